@@ -1,0 +1,70 @@
+"""Loss, top-1 and top-5 over all images of a set, counted exactly."""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import paddle
+
+from bit_paddle import parallel
+from bit_paddle.models import ResNetV2
+
+
+@dataclass
+class Tally:
+    """Sums over images; tallies of parts add up to the tally of the whole."""
+
+    images: int = 0
+    loss_sum: float = 0.0
+    top1_count: int = 0
+    top5_count: int = 0
+
+    def add(self, logits: np.ndarray, labels: np.ndarray) -> None:
+        """Count ``logits`` [N, K] and ``labels`` [N], in float64.
+
+        Equal logits rank by class number, as a stable sort ranks them; an image with a logit that is
+        not a number counts as wrong.
+        """
+        logits = logits.astype(np.float64)
+        true = np.take_along_axis(logits, labels[:, None], axis=1)  # [N, 1]
+        ahead = (logits > true) | ((logits == true) & (np.arange(logits.shape[1]) < labels[:, None]))
+        rank = np.where(np.isfinite(logits).all(axis=1), ahead.sum(axis=1), logits.shape[1])
+        with np.errstate(invalid="ignore"):  # infinities give a loss that is not a number, as they should
+            highest = logits.max(axis=1, keepdims=True)
+            losses = highest + np.log(np.exp(logits - highest).sum(axis=1, keepdims=True)) - true
+        self.images += len(labels)
+        self.loss_sum += float(losses.sum())
+        self.top1_count += int((rank < 1).sum())
+        self.top5_count += int((rank < min(5, logits.shape[1])).sum())
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy."""
+        return self.loss_sum / self.images
+
+    @property
+    def top1(self) -> float:
+        """Share of images whose class ranks first."""
+        return self.top1_count / self.images
+
+    @property
+    def top5(self) -> float:
+        """Share of images whose class ranks among the first five (all, where there are fewer)."""
+        return self.top5_count / self.images
+
+
+def evaluate(model: ResNetV2, batches: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]],
+             progress: Callable[[int], object] = lambda images: None) -> Tally:
+    """Return the tally of ``model`` over ``batches`` (pixels [N, 3, H, W], labels [N], indices [N]).
+
+    ``progress`` hears of each batch's size.
+    """
+    tally = Tally()
+    model.eval()
+    with paddle.no_grad(), model.standardized_once():
+        for pixels, labels, _ in batches:
+            tally.add(model(parallel.to_device(pixels)).numpy(), labels)
+            progress(len(labels))
+    model.train()
+    return tally

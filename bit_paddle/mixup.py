@@ -1,0 +1,34 @@
+"""MixUp (arXiv 1710.09412) as BiT applies it: one lambda an optimizer step, partners within a micro-batch."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor
+
+
+def draw(alpha: float, sizes: Sequence[int],
+         generator: np.random.Generator) -> tuple[float, list[np.ndarray]]:
+    """Return lambda ~ Beta(alpha, alpha), and for each micro-batch of ``sizes`` images its partners.
+
+    Without MixUp (``alpha`` 0) lambda is 1, which changes nothing.
+    """
+    lam = float(generator.beta(alpha, alpha)) if alpha else 1.0
+    return lam, [generator.permutation(size) for size in sizes]
+
+
+def mix(images: Tensor, partners: np.ndarray, lam: float) -> Tensor:
+    """Return lam x image + (1 - lam) x partner's image, [N, C, H, W]."""
+    if lam == 1.0:
+        return images
+    return lam * images + (1 - lam) * paddle.gather(images, paddle.to_tensor(partners))
+
+
+def loss(logits: Tensor, labels: np.ndarray, partners: np.ndarray, lam: float) -> Tensor:
+    """Return the mean cross-entropy, mixed: lam x CE(labels) + (1 - lam) x CE(partners' labels)."""
+    own = F.cross_entropy(logits, paddle.to_tensor(labels))
+    if lam == 1.0:
+        return own
+    return lam * own + (1 - lam) * F.cross_entropy(logits, paddle.to_tensor(labels[partners]))

@@ -1,0 +1,52 @@
+"""Devices: the only module that knows where tensors live."""
+from __future__ import annotations
+
+import numpy as np
+import paddle
+from paddle import Tensor
+
+from bit_paddle import environment
+from bit_paddle.errors import ConfigError
+
+
+def select_device(name: str = "auto") -> str:
+    """Make ``name`` Paddle's device and return it; "auto" takes the GPU where there is one.
+
+    Raises `ConfigError` where there is no GPU, or one that the installed build has no code for.
+    """
+    count = paddle.device.cuda.device_count() if paddle.device.is_compiled_with_cuda() else 0
+    if name == "auto":
+        name = "gpu" if count else "cpu"
+    if name == "gpu":
+        if not count:
+            build = "sees no GPU" if paddle.device.is_compiled_with_cuda() else "is the CPU build"
+            raise ConfigError(f"--device gpu: Paddle {paddle.__version__} {build}; install "
+                              "paddlepaddle-gpu and its driver, or use --device cpu")
+        major, minor = paddle.device.cuda.get_device_capability()
+        if major >= 9 and paddle.__version__.startswith("2."):
+            raise ConfigError(f"--device gpu: this GPU has compute capability {major}.{minor}, and "
+                              f"paddlepaddle-gpu {paddle.__version__} has no code beyond 8.9; install "
+                              "a Paddle 3 GPU build from Paddle's own package index")
+    paddle.device.set_device(name)
+    return name
+
+
+def activation_memory(device: str) -> int:
+    """Return the bytes to plan with for activations: a share of the GPU's memory, or of the machine's.
+
+    The rest is for weights, gradients, momentum, workspaces and, on a CPU, for other programs.
+    """
+    if device == "gpu":
+        return int(0.7 * paddle.device.cuda.get_device_properties().total_memory)
+    return int(0.3 * environment.memory_bytes())
+
+
+def to_device(images: np.ndarray) -> Tensor:
+    """Return ``images`` [N, C, H, W] on the device in Paddle's default type: uint8 as x / 127.5 - 1.
+
+    Floating-point images are taken as they are. Divided by a tensor, because Paddle 2 multiplies by the
+    reciprocal of a number, which rounds twice.
+    """
+    dtype = paddle.get_default_dtype()
+    tensor = paddle.to_tensor(images).astype(dtype)
+    return tensor / paddle.full([], 127.5, dtype) - 1 if images.dtype == np.uint8 else tensor

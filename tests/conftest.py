@@ -1,0 +1,103 @@
+"""Shared parts of the tests: checkpoints rebuilt from their seeds, small images, real commands."""
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+GOLDEN = ROOT / "tests" / "golden"
+SHARED = Path(os.environ.get("BIT_PADDLE_SHARED", ROOT.parent / "shared"))
+
+_spec = importlib.util.spec_from_file_location("make_checkpoint", GOLDEN / "make_checkpoint.py")
+make_checkpoint = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(make_checkpoint)
+
+
+def arrays_of(layers: int, width: int, classes: int, seed: int) -> dict[str, np.ndarray]:
+    """Return the pseudo-random checkpoint that the goldens were computed from."""
+    return make_checkpoint.checkpoint(make_checkpoint.UNITS[layers], width, classes, seed)
+
+
+class Golden:
+    """A golden file, and the model and checkpoint arrays that belong to it."""
+
+    def __init__(self, name: str):
+        self.values = dict(np.load(GOLDEN / f"{name}.npz"))
+        self.arrays = arrays_of(*(int(self.values[key]) for key in ("layers", "width", "classes", "seed")))
+        assert make_checkpoint.digest(self.arrays) == self.values["digest"]
+
+    def __getitem__(self, key: str):
+        value = self.values[key]
+        return value if value.ndim else value.item()
+
+    def model(self, tmp_path: Path):
+        from bit_paddle import create_model
+
+        path = tmp_path / "golden.npz"
+        np.savez(path, **self.arrays)
+        return create_model(path)
+
+    def images(self, dtype: str) -> np.ndarray:
+        random = np.random.default_rng(self["image_seed"])
+        return random.uniform(-1, 1, self["input_shape"]).astype(np.float32).astype(dtype)
+
+
+def in_checkpoint_layout(parameter_name: str, value: np.ndarray) -> np.ndarray:
+    """Parameter or gradient -> the layout of the checkpoint, flattened."""
+    if value.ndim == 4:
+        value = value.transpose(2, 3, 1, 0)
+    return value.ravel()
+
+
+def golden_sample(flat: np.ndarray) -> np.ndarray:
+    return flat[np.linspace(0, flat.size - 1, min(16, flat.size)).astype(np.int64)]
+
+
+@pytest.fixture(params=["float64", "float32"])
+def dtype(request):
+    """Paddle's default type for the length of a test."""
+    import paddle
+
+    before = paddle.get_default_dtype()
+    paddle.set_default_dtype(request.param)
+    yield request.param
+    paddle.set_default_dtype(before)
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory) -> Path:
+    """R14x1 with a head of 10 outputs, as an .npz file."""
+    path = tmp_path_factory.mktemp("checkpoints") / "small.npz"
+    np.savez(path, **arrays_of(14, 1, 10, 0))
+    return path
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory) -> Path:
+    """train/ with 12 and val/ with 5 images of each of three classes, told apart by their colour."""
+    from PIL import Image
+
+    root = tmp_path_factory.mktemp("images")
+    random = np.random.default_rng(0)
+    for part, count in (("train", 12), ("val", 5)):
+        for label, name in enumerate(("amber", "blue", "coral")):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for k in range(count):
+                pixels = random.integers(0, 120, (40 + k, 50, 3))
+                pixels[..., label] += 120
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{k}.png")
+    return root
+
+
+def run_train(*arguments: object, timeout: float = 300, **options) -> subprocess.CompletedProcess:
+    """Run ``python -m bit_paddle.train`` as a user would and return what it printed."""
+    return subprocess.run([sys.executable, "-W", "ignore", "-m", "bit_paddle.train", *map(str, arguments)],
+                          capture_output=True, text=True, timeout=timeout,
+                          **{"cwd": ROOT, **options})
