@@ -227,7 +227,7 @@ def _cifar_value(layout: _CifarLayout, content: dict, member: str, key: bytes) -
 # --- Digits --------------------------------------------------------------------------------------
 
 def _open_digits(name: str, datadir: str | None) -> Dataset:
-    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels; every fifth image is for validation."""
+    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels; every fifth of a class is for validation."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -236,8 +236,10 @@ def _open_digits(name: str, datadir: str | None) -> Dataset:
     digits = load_digits()
     grey = np.round(digits.images * (255 / 16)).astype(np.uint8)  # 17 levels, 0 … 16
     pixels = np.repeat(grey[..., None], 3, axis=3)
-    held_out = np.arange(len(pixels)) % 5 == 4
     classes = [str(digit) for digit in digits.target_names]
+    held_out = np.zeros(len(pixels), bool)
+    for label in range(len(classes)):
+        held_out[np.flatnonzero(digits.target == label)[4::5]] = True
     return Dataset(ArrayImages(pixels[~held_out], digits.target[~held_out], classes, "digits train"),
                    ArrayImages(pixels[held_out], digits.target[held_out], classes, "digits val"))
 

@@ -1,0 +1,323 @@
+"""Readers, few-shot subsets, transforms and the loader."""
+import io
+import pickle
+import shutil
+import subprocess
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+from conftest import SHARED
+from PIL import Image
+
+from bit_paddle.data import fewshot, loader, readers, transforms
+from bit_paddle.errors import ConfigError, DataError, MissingFileError
+from bit_paddle.hyperrule import Resolution
+
+
+# --- CIFAR: small archives in exactly the official structure -----------------------------------------
+
+def write_cifar(path, name, per_batch=4, **changes):
+    """Write an official-looking archive; return {part: (pixels [N, H, W, 3], labels)}."""
+    layout = readers._CIFAR[name]
+    random = np.random.default_rng(0)
+    classes = 10 if name == "cifar10" else 100
+    members = {layout.meta: {layout.names: [f"class {k}".encode() for k in range(classes)]}}
+    expected = {}
+    for part, names in (("train", layout.train), ("val", layout.val)):
+        pixels = random.integers(0, 256, (len(names), per_batch, 3, 32, 32)).astype(np.uint8)
+        labels = random.integers(0, classes, (len(names), per_batch))
+        for member, some, theirs in zip(names, pixels, labels):
+            members[member] = {b"data": some.reshape(per_batch, 3072), layout.labels: theirs.tolist(),
+                               b"filenames": [b"x.png"] * per_batch, b"batch_label": member.encode()}
+            if name == "cifar100":
+                members[member][b"coarse_labels"] = [0] * per_batch
+        expected[part] = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels.ravel()
+    for member, content in changes.items():
+        if content is None:
+            del members[member]
+        else:
+            members[member] = {**members[member], **content} if isinstance(content, dict) else content
+    with tarfile.open(path / layout.archive, "w:gz") as archive:
+        for member, content in members.items():
+            blob = pickle.dumps(content, protocol=2)
+            info = tarfile.TarInfo(f"{layout.folder}/{member}")
+            info.size = len(blob)
+            archive.addfile(info, io.BytesIO(blob))
+    return expected
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+@pytest.mark.parametrize("where", ["archive", "folder", "in the folder", "the archive itself"])
+def test_cifar(name, where, tmp_path):
+    expected = write_cifar(tmp_path, name)
+    layout = readers._CIFAR[name]
+    datadir = tmp_path
+    if where in ("folder", "in the folder"):
+        shutil.unpack_archive(tmp_path / layout.archive, tmp_path / "unpacked")
+        datadir = tmp_path / "unpacked" / (layout.folder if where == "in the folder" else "")
+    elif where == "the archive itself":
+        datadir = tmp_path / layout.archive
+    dataset = readers.open_dataset(name, str(datadir))
+    for images, part in zip(dataset, ("train", "val")):
+        pixels, labels = expected[part]
+        assert np.array_equal(images.labels, labels) and images.labels.dtype == np.int64
+        assert len(images) == len(labels)
+        assert np.array_equal(np.asarray(images.image(1)), pixels[1])
+        assert images.size(0) == (32, 32)
+        assert images.classes[:2] == ["class 0", "class 1"]
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("code from the archive ran",)
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"test_batch": None}, "lacks test_batch"),
+    ({"test_batch": {b"labels": [0, 1, 2, 10]}}, r"label.* outside 0 … 9.* is 10 of image 3"),
+    ({"test_batch": {b"labels": [0]}}, "4 images, but 1 labels"),
+    ({"data_batch_2": {b"data": np.zeros((4, 3071), np.uint8)}}, r"expected uint8 \[N, 3072\]"),
+    ({"data_batch_2": {b"data": Evil()}}, "asks for .*print"),
+    ({"batches.meta": ["a list"]}, "holds a list, expected a dictionary"),
+    ({"data_batch_1": {b"data": None}}, "expected uint8"),
+])
+def test_cifar_faults(changes, words, tmp_path, capsys):
+    write_cifar(tmp_path, "cifar10", **changes)
+    with pytest.raises(DataError, match=words):
+        readers.open_dataset("cifar10", str(tmp_path))
+    assert "code from the archive" not in capsys.readouterr().out
+
+
+def test_cifar_without_label_names(tmp_path):
+    write_cifar(tmp_path, "cifar10")
+    (tmp_path / "cifar-10-python.tar.gz").rename(tmp_path / "cifar-100-python.tar.gz")
+    with pytest.raises(DataError, match="lacks meta"):
+        readers.open_dataset("cifar100", str(tmp_path))
+
+
+def test_cifar_archive_cut_short(tmp_path):
+    write_cifar(tmp_path, "cifar10")
+    path = tmp_path / "cifar-10-python.tar.gz"
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(DataError, match="cannot be read as a .tar.gz"):
+        readers.open_dataset("cifar10", str(tmp_path))
+
+
+def test_cifar_datadir_without_cifar(tmp_path):
+    with pytest.raises(MissingFileError, match="holds neither cifar-10-python.tar.gz"):
+        readers.open_dataset("cifar10", str(tmp_path))
+
+
+@pytest.mark.skipif(not (SHARED / "data" / "make_cifar10.py").exists(), reason="needs ../shared/data")
+def test_real_cifar10_images(tmp_path):
+    subprocess.run([sys.executable, SHARED / "data" / "make_cifar10.py", tmp_path, "--per-class", "10"], check=True)
+    train, val = readers.open_dataset("cifar10", str(tmp_path))
+    assert (len(train), len(val)) == (100, 20)
+    assert np.bincount(train.labels).tolist() == [10] * 10
+    assert train.classes[0] == "airplane" and train.classes[9] == "truck"
+    assert 20 < np.asarray(train.image(0)).std() < 110  # a photograph, not noise and not blank
+
+
+# --- Digits and folders ------------------------------------------------------------------------------
+
+def test_digits():
+    pytest.importorskip("sklearn")
+    train, val = readers.open_dataset("digits")
+    assert (len(train), len(val)) == (1442, 355)
+    assert train.classes == [str(k) for k in range(10)] and train.size(0) == (8, 8)
+    assert train.pixels.max() == 255 and set(np.bincount(val.labels)) <= {34, 35, 36}
+    assert not {some.tobytes() for some in train.pixels} & {some.tobytes() for some in val.pixels}
+
+
+def test_folder(image_folder):
+    train, val = readers.open_dataset("folder", str(image_folder))
+    assert (len(train), len(val)) == (36, 15) and train.classes == val.classes == ["amber", "blue", "coral"]
+    assert train.labels.tolist() == sorted(train.labels.tolist())
+    assert train.size(0) == (40, 50) and train.image(0).mode == "RGB"
+    assert train.name(0).endswith("train/amber/0.png")
+    assert readers.median_size(train) == (46, 50)
+
+
+@pytest.fixture
+def copied_folder(image_folder, tmp_path):
+    shutil.copytree(image_folder, tmp_path / "images")
+    return tmp_path / "images"
+
+
+def test_folder_ignores_what_is_no_image(copied_folder):
+    (copied_folder / "train" / "amber" / "notes.txt").write_text("x")
+    (copied_folder / "train" / "amber" / ".0.png").write_text("x")
+    (copied_folder / "train" / ".cache").mkdir()
+    (copied_folder / "train" / "amber" / "0.png").rename(copied_folder / "train" / "amber" / "0.PNG")
+    assert len(readers.open_dataset("folder", str(copied_folder)).train) == 36
+
+
+def remove_images(folder):
+    for path in folder.glob("*.png"):
+        path.unlink()
+
+
+@pytest.mark.parametrize("damage, error, words", [
+    (lambda root: shutil.rmtree(root), MissingFileError, "no such folder"),
+    (lambda root: [shutil.rmtree(part) for part in root.iterdir()], MissingFileError, "has no train/.*found nothing"),
+    (lambda root: shutil.rmtree(root / "val"), MissingFileError, "has no val/.*found train"),
+    (lambda root: [shutil.rmtree(root / "train" / name) for name in ("blue", "coral")], DataError,
+     r"1 class folders \(amber\); expected two"),
+    (lambda root: [shutil.rmtree(part) for part in (root / "train").iterdir()], DataError, "0 class folders"),
+    (lambda root: (root / "val" / "blu").mkdir(), DataError, "'blu' is not in train/ .did you mean blue"),
+    (lambda root: remove_images(root / "train" / "blue"), DataError, "no images in blue"),
+    (lambda root: [remove_images(root / "val" / name) for name in ("amber", "blue", "coral")], DataError,
+     "val: no images"),
+])
+def test_folder_faults(damage, error, words, copied_folder):
+    damage(copied_folder)
+    with pytest.raises(error, match=words):
+        readers.open_dataset("folder", str(copied_folder))
+
+
+def test_folder_needs_datadir():
+    with pytest.raises(ConfigError, match="needs --datadir"):
+        readers.open_dataset("folder")
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", "cut"])
+def test_broken_image_is_named(content, copied_folder):
+    path = copied_folder / "train" / "amber" / "0.png"
+    path.write_bytes(path.read_bytes()[:2000] if content == "cut" else content)
+    train = readers.open_dataset("folder", str(copied_folder)).train
+    with pytest.raises(DataError, match="amber/0.png"):
+        train.image(0)
+
+
+def test_unknown_dataset():
+    with pytest.raises(ConfigError, match="did you mean cifar100 or cifar10"):
+        readers.open_dataset("cifar_100")
+
+
+# --- Few-shot ----------------------------------------------------------------------------------------
+
+def test_fewshot_is_balanced_and_depends_on_its_seed():
+    labels = np.random.default_rng(0).integers(0, 5, 200)
+    classes = list("abcde")
+    chosen = fewshot.select(labels, 7, 0, classes)
+    assert np.bincount(labels[chosen]).tolist() == [7] * 5
+    assert len(set(chosen)) == 35 and (np.diff(chosen) > 0).all()
+    assert np.array_equal(chosen, fewshot.select(labels, 7, 0, classes))
+    assert not np.array_equal(chosen, fewshot.select(labels, 7, 1, classes))
+
+
+def test_fewshot_of_too_few():
+    with pytest.raises(DataError, match="b has 1, c has 0; the most that works is 0"):
+        fewshot.select(np.array([0, 0, 1]), 2, 0, ["a", "b", "c"])
+
+
+# --- Transforms --------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("size", [(32, 32), (500, 300), (97, 1024)])
+def test_views_are_pillows_own(size):
+    """Bit for bit: resize, crop, flip."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8))
+    expected = np.asarray(image.resize((160, 160), Image.BILINEAR).crop((7, 3, 135, 131))
+                          .transpose(Image.FLIP_LEFT_RIGHT)).transpose(2, 0, 1)
+    assert np.array_equal(transforms.training_view(image, 160, 128, top=3, left=7, flip=True), expected)
+    expected = np.asarray(image.resize((128, 128), Image.BILINEAR)).transpose(2, 0, 1)
+    assert np.array_equal(transforms.evaluation_view(image, 128), expected)
+
+
+def test_scaling_to_the_network_is_exact():
+    """x / 127.5 - 1 as NumPy divides, in float32, on every version of Paddle."""
+    from bit_paddle import parallel
+
+    pixels = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16)
+    found = parallel.to_device(pixels).numpy()
+    assert found.dtype == np.float32
+    assert np.array_equal(found, pixels / np.float32(127.5) - np.float32(1))
+
+
+# --- The loader --------------------------------------------------------------------------------------
+
+@pytest.fixture
+def noise():
+    random = np.random.default_rng(0)
+    return readers.ArrayImages(random.integers(0, 256, (23, 8, 8, 3)).astype(np.uint8),
+                               random.integers(0, 3, 23), list("abc"), "noise")
+
+
+def steps_of(images, count, workers=0, batch=6, split=3, seed=0, start=0, subset=None):
+    subset = np.arange(len(images)) if subset is None else subset
+    batches = loader.training_batches(images, subset, Resolution(10, 8), batch, split, seed, workers, start)
+    return [next(batches) for _ in range(count)]
+
+
+def flat(steps):
+    return [np.concatenate([getattr(part, name) for part in step]) for step in steps
+            for name in ("images", "labels", "indices")]
+
+
+def test_every_image_once_an_epoch(noise):
+    """23 images in batches of 6: three full ones and one of 5, in parts as equal as can be."""
+    steps = steps_of(noise, 8)
+    assert [[len(part.labels) for part in step] for step in steps[:4]] == [[2, 2, 2]] * 3 + [[2, 2, 1]]
+    for epoch in (steps[:4], steps[4:]):
+        assert sorted(np.concatenate(flat(epoch)[2::3])) == list(range(23))
+    assert not np.array_equal(flat(steps[:1])[2], flat(steps[4:5])[2])
+    for step in steps:
+        for part in step:
+            assert np.array_equal(part.labels, noise.labels[part.indices])
+            assert part.images.dtype == np.uint8 and part.images.shape[1:] == (3, 8, 8)
+
+
+def test_a_last_batch_smaller_than_the_split(noise):
+    steps = steps_of(noise, 2, batch=22, split=11)
+    assert [len(step) for step in steps] == [11, 1]
+
+
+def test_the_data_do_not_depend_on_workers_split_or_start(noise):
+    plain = flat(steps_of(noise, 9))
+    for other in (steps_of(noise, 9, workers=1), steps_of(noise, 9, workers=4),
+                  steps_of(noise, 9, split=1), steps_of(noise, 9, split=6, workers=2)):
+        assert all(np.array_equal(a, b) for a, b in zip(plain, flat(other)))
+    resumed = flat(steps_of(noise, 4, start=5, workers=2))
+    assert all(np.array_equal(a, b) for a, b in zip(plain[15:], resumed))
+    assert not np.array_equal(plain[0], flat(steps_of(noise, 1, seed=1))[0])
+
+
+def test_fewer_images_than_the_batch_are_sampled_with_replacement(noise):
+    steps = steps_of(noise, 200, batch=8, split=2, subset=np.array([3, 5, 7]))
+    counts = np.bincount(np.concatenate(flat(steps)[2::3]), minlength=23)
+    assert all(sum(len(part.labels) for part in step) == 8 for step in steps)
+    assert set(np.flatnonzero(counts)) == {3, 5, 7}
+    assert abs(counts[[3, 5, 7]] - 1600 / 3).max() < 5 * np.sqrt(1600 * 2 / 9)  # five standard deviations
+
+
+def test_crops_and_flips_are_uniform():
+    """Over a picture whose pixels tell where they come from."""
+    ramp = np.zeros((1, 10, 10, 3), np.uint8)
+    ramp[0, ..., 0] = np.arange(10)[:, None]
+    ramp[0, ..., 1] = np.arange(10)[None, :]
+    images = readers.ArrayImages(ramp, [0], ["a"], "ramp")
+    views = np.concatenate([part.images for step in steps_of(images, 50, batch=36, split=1) for part in step])
+    tops, lefts = views[:, 0, 0, 0], views[:, 1].min(axis=(1, 2))
+    flips = views[:, 1, 0, 0] > views[:, 1, 0, -1]
+    n = len(views)
+    for values in (tops, lefts):  # 0, 1, 2 for 10 -> 8
+        assert np.abs(np.bincount(values, minlength=3) - n / 3).max() < 5 * np.sqrt(n * 2 / 9)
+    assert abs(flips.sum() - n / 2) < 5 * np.sqrt(n / 4)
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_evaluation_covers_every_image_in_order(noise, workers):
+    batches = list(loader.evaluation_batches(noise, 8, 5, workers))
+    assert [len(batch.labels) for batch in batches] == [5, 5, 5, 5, 3]
+    assert np.concatenate([batch.indices for batch in batches]).tolist() == list(range(23))
+    assert np.array_equal(batches[4].images[2], noise.pixels[22].transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_breaks_reaches_the_caller(workers, copied_folder):
+    (copied_folder / "train" / "blue" / "3.png").write_bytes(b"broken")
+    train = readers.open_dataset("folder", str(copied_folder)).train
+    with pytest.raises(DataError, match="blue/3.png"):
+        steps_of(train, 6, workers=workers)

@@ -1,0 +1,98 @@
+"""The architecture: who may import whom, and what must not load Paddle."""
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+import bit_paddle
+
+FLOORS = {
+    "errors": 0, "environment": 0, "interrupt": 0,
+    "hyperrule": 1, "catalog": 1, "logbook": 1, "download": 1,
+    "config": 2, "npz": 2, "data.readers": 2, "data.fewshot": 2, "data.transforms": 2,
+    "models": 3, "mixup": 3, "parallel": 3, "sgd": 3,
+    "data.loader": 4, "checkpoint": 4, "metrics": 4,
+    "train": 5,
+}
+WITHOUT_PADDLE = {name for name, floor in FLOORS.items() if floor <= 2} | {"data.loader"}
+MODULES = {".".join(path.relative_to(ROOT / "bit_paddle").with_suffix("").parts): path
+           for path in (ROOT / "bit_paddle").rglob("*.py") if path.name != "__init__.py"}
+
+
+def imports(path: Path) -> set:
+    """Every module that a file imports anywhere, but for type checking alone."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_every_module_has_a_floor():
+    assert set(MODULES) == set(FLOORS)
+
+
+@pytest.mark.parametrize("name", sorted(FLOORS))
+def test_imports_come_from_floors_below(name):
+    for other, floor in FLOORS.items():
+        if f"bit_paddle.{other}" in imports(MODULES[name]):
+            assert floor < FLOORS[name], f"{name} imports {other}"
+
+
+@pytest.mark.parametrize("name", sorted(WITHOUT_PADDLE))
+def test_no_paddle_on_the_lower_floors(name):
+    assert not {module for module in imports(MODULES[name]) if module.split(".")[0] == "paddle"}
+
+
+def test_the_rule_is_plain_python():
+    assert imports(MODULES["hyperrule"]) == {"__future__", "__future__.annotations", "dataclasses",
+                                             "dataclasses.dataclass"}
+
+
+def test_importing_the_package_is_quick_and_lazy():
+    code = ("import sys, bit_paddle; assert 'create_model' in dir(bit_paddle); "
+            "assert not {'paddle', 'numpy', 'PIL'} & set(sys.modules), sorted(sys.modules); "
+            "from bit_paddle import create_model; assert 'paddle' in sys.modules")
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, check=True)
+
+
+def test_unknown_attribute():
+    with pytest.raises(AttributeError, match="create_modle"):
+        bit_paddle.create_modle
+
+
+@pytest.mark.parametrize("arguments, status, words", [
+    (["--help"], 0, "--examples_per_class_seed"),
+    (["--model", "BiT-M-R50x1", "--dataset", "cifar01", "--from_scratch"], 2, "did you mean cifar10"),
+    (["--model", "nowhere/x.npz", "--dataset", "digits"], 2, "nowhere/x.npz: no such checkpoint"),
+    (["--model", "BiT-M-R50x1", "--dataset", "digits"], 2, "download https://"),
+    (["--modle", "BiT-M-R50x1", "--dataset", "digits"], 2, "did you mean --model"),
+])
+def test_answers_without_paddle(arguments, status, words, tmp_path):
+    """In under a second too: the quickest of three runs, as the machine may be busy."""
+    code = ("import sys; from bit_paddle import errors, train; "
+            "sys.argv[0] = 'train'\n"
+            "try: status = errors.run_command(train.main, sys.argv[1:])\n"
+            "except SystemExit as done: status = done.code\n"
+            "assert 'paddle' not in sys.modules; sys.exit(status)")
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=tmp_path, text=True,
+                              capture_output=True,
+                              env={"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(tmp_path)})
+        seconds.append(time.perf_counter() - start)
+    assert done.returncode == status, done.stderr
+    assert words in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert min(seconds) < 1

@@ -1,0 +1,48 @@
+"""Loss, top-1 and top-5, against scikit-learn, and where counting is easily wrong."""
+import numpy as np
+import pytest
+
+from bit_paddle.metrics import Tally
+
+
+def test_against_scikit_learn():
+    sklearn = pytest.importorskip("sklearn.metrics")
+    random = np.random.default_rng(0)
+    logits, labels = random.normal(size=(101, 12)), random.integers(0, 12, 101)
+    whole, parts = Tally(), Tally()
+    whole.add(logits, labels)
+    for start in range(0, 101, 25):
+        parts.add(logits[start:start + 25], labels[start:start + 25])
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    every = range(12)
+    assert whole.loss == pytest.approx(sklearn.log_loss(labels, probabilities, labels=every), rel=1e-12)
+    assert whole.top1 == sklearn.accuracy_score(labels, logits.argmax(axis=1))
+    assert whole.top5 == pytest.approx(sklearn.top_k_accuracy_score(labels, logits, k=5, labels=every))
+    assert (parts.images, parts.top1, parts.top5) == (101, whole.top1, whole.top5)
+    assert parts.loss == pytest.approx(whole.loss, rel=1e-14)
+
+
+def test_a_zero_head_is_guessing():
+    """Equal logits are not all right at once: class 0 ranks first, as argmax has it."""
+    tally = Tally()
+    tally.add(np.zeros((20, 10)), np.arange(20) % 10)
+    assert (tally.top1, tally.top5) == (0.1, 0.5)
+    assert tally.loss == pytest.approx(np.log(10))
+
+
+def test_not_a_number_is_wrong():
+    tally = Tally()
+    tally.add(np.array([[np.nan, 1, 2], [np.inf, 1, 2], [3.0, 1, 2]]), np.array([0, 0, 0]))
+    assert tally.top1_count == 1 and not np.isfinite(tally.loss)
+
+
+def test_fewer_than_five_classes():
+    tally = Tally()
+    tally.add(np.array([[1.0, 2.0, 3.0]]), np.array([0]))
+    assert (tally.top1, tally.top5) == (0.0, 1.0)
+
+
+def test_large_logits_do_not_overflow():
+    tally = Tally()
+    tally.add(np.array([[1000.0, 0.0]], np.float32), np.array([1]))
+    assert tally.loss == 1000.0
