@@ -1,4 +1,35 @@
-"""Packaging of bit_paddle: ``pip install '.[cpu,digits]'`` or ``pip install '.[gpu]'``."""
-from setuptools import setup
+"""Packaging: ``pip install '.[cpu,digits]'``, or ``'.[gpu]'`` where there is a GPU."""
 
-setup()
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "bit_paddle/__init__.py").read_text())[1]
+
+setup(
+    name="bit_paddle",
+    version=VERSION,
+    description="Big Transfer (BiT) in PaddlePaddle: fine-tuning exactly as published",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.9",
+    packages=find_packages(include=["bit_paddle", "bit_paddle.*"]),
+    install_requires=[
+        "filelock",
+        "numpy",
+        "pillow>=9.1",
+        "pyyaml",
+        "requests",
+        "tqdm",
+        "visualdl",
+    ],
+    extras_require={
+        "cpu": ["paddlepaddle>=2.6.2"],
+        "gpu": ["paddlepaddle-gpu>=2.6.2"],
+        "digits": ["scikit-learn"],
+        "dev": ["pytest", "ruff"],
+    },
+)

@@ -3,6 +3,7 @@
 ``create_model``, ``load_npz`` and ``save_npz`` load Paddle when they are first used; importing the
 package does not.
 """
+
 from __future__ import annotations
 
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from bit_paddle import environment
 
 __version__ = "0.1.0"
-__all__ = ["create_model", "load_npz", "save_npz", "__version__"]
+__all__ = ["__version__", "create_model", "load_npz", "save_npz"]
 
 environment.prepare()  # here because it must come before Paddle is imported, by whomever
 

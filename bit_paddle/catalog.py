@@ -3,6 +3,7 @@
 Names, files and heads are those of https://storage.googleapis.com/bit_models/ and of the
 distillation paper (arXiv 2106.05237).
 """
+
 from __future__ import annotations
 
 import os
@@ -14,7 +15,13 @@ from bit_paddle.errors import ConfigError, MissingFileError, did_you_mean
 
 BASE_URL = "https://storage.googleapis.com/bit_models/"
 
-UNITS = {14: (1, 1, 1, 1), 26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+UNITS = {
+    14: (1, 1, 1, 1),
+    26: (2, 2, 2, 2),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
 GROUPS = 32  # of every GroupNorm
 FEATURES_PER_WIDTH = 2048  # channels of the pre-logits of a network of width 1
 
@@ -30,8 +37,10 @@ class Architecture:
         if len(self.units) != 4 or not all(isinstance(n, int) and n > 0 for n in self.units):
             raise ConfigError(f"units {self.units}: expected four positive numbers, one a block")
         if self.width <= 0 or (64 * self.width) % GROUPS:
-            raise ConfigError(f"width {self.width:g}: its {64 * self.width:g} root channels do not "
-                              f"divide into the {GROUPS} groups of GroupNorm; take a multiple of 0.5")
+            raise ConfigError(
+                f"width {self.width:g}: its {64 * self.width:g} root channels do not "
+                f"divide into the {GROUPS} groups of GroupNorm; take a multiple of 0.5"
+            )
 
     @property
     def name(self) -> str:
@@ -48,19 +57,21 @@ class Architecture:
         return int(FEATURES_PER_WIDTH * self.width)
 
     def activations(self, crop: int) -> int:
-        """Return how many numbers a training pass keeps for the backward one, an image of side ``crop``.
+        """Return how many numbers a training pass keeps of an image of side ``crop``.
 
         Every GroupNorm's and ReLU's output, every convolution's, and every sum.
         """
         side, channels = -(-crop // 4), self.root_channels
-        total = 8 * channels * side ** 2 + channels * side ** 2  # the root's at stride 2, padded, pooled
+        total = (
+            8 * channels * side**2 + channels * side**2
+        )  # the root's at stride 2, padded, pooled
         for block, units in enumerate(self.units):
-            middle = self.root_channels * 2 ** block
+            middle = self.root_channels * 2**block
             for unit in range(units):
-                before = side ** 2
+                before = side**2
                 if block and not unit:
                     side = -(-side // 2)
-                after = side ** 2
+                after = side**2
                 total += before * (2 * channels + 3 * middle) + after * (3 * middle + 8 * middle)
                 total += 4 * middle * after * (unit == 0)  # the projection
                 channels = 4 * middle
@@ -75,7 +86,7 @@ class Architecture:
         return cls(UNITS[int(match[1])], float(match[2]))
 
 
-#: Parameters of each published architecture without its head; a head of K classes adds (features + 1) K.
+#: Parameters of each published architecture without its head, which adds (features + 1) classes.
 PARAMETERS = {
     "R50x1": 23_500_352,
     "R50x3": 211_174_080,
@@ -105,12 +116,16 @@ def _entries() -> list[Entry]:
     entries = []
     for upstream, classes in (("S", 1000), ("M", 21843)):
         for name, architecture in architectures.items():
-            entries.append(Entry(f"BiT-{upstream}-{name}", architecture, classes,
-                                 f"BiT-{upstream}-{name}.npz"))
+            entries.append(
+                Entry(f"BiT-{upstream}-{name}", architecture, classes, f"BiT-{upstream}-{name}.npz")
+            )
     for name, architecture in architectures.items():
-        entries.append(Entry(f"BiT-M-{name}-ILSVRC2012", architecture, 1000,
-                             f"BiT-M-{name}-ILSVRC2012.npz"))
-    entries.append(Entry("BiT-M-R50x1-CIFAR10", architectures["R50x1"], 10, "BiT-M-R50x1-CIFAR10.npz"))
+        entries.append(
+            Entry(f"BiT-M-{name}-ILSVRC2012", architecture, 1000, f"BiT-M-{name}-ILSVRC2012.npz")
+        )
+    entries.append(
+        Entry("BiT-M-R50x1-CIFAR10", architectures["R50x1"], 10, "BiT-M-R50x1-CIFAR10.npz")
+    )
     return entries
 
 
@@ -118,12 +133,14 @@ CATALOG = {entry.name: entry for entry in _entries()}
 
 
 def find(name: str) -> Entry:
-    """Return the entry called ``name``; raise `ConfigError` with the nearest names if there is none."""
+    """Return the entry called ``name``; a `ConfigError` names the nearest if there is none."""
     if name in CATALOG:
         return CATALOG[name]
     if name.startswith("BiT-L"):
-        raise ConfigError(f"{name}: BiT-L was pre-trained on JFT-300M, which is not public, and was "
-                          "never released; the largest that can be had is BiT-M-R152x4")
+        raise ConfigError(
+            f"{name}: BiT-L was pre-trained on JFT-300M, which is not public, and was "
+            "never released; the largest that can be had is BiT-M-R152x4"
+        )
     raise ConfigError(f"unknown model {name!r}: {did_you_mean(name, CATALOG)}")
 
 
@@ -133,7 +150,7 @@ def cache_dir() -> Path:
 
 
 def locate(entry: Entry, directory: str | os.PathLike | None = None) -> Path:
-    """Return where the file of ``entry`` is: in ``directory``, or in the working and the cache folder.
+    """Return where the file of ``entry`` is: in ``directory``, else the working or cache folder.
 
     Raises `MissingFileError`, with the address to download it from.
     """
@@ -142,9 +159,11 @@ def locate(entry: Entry, directory: str | os.PathLike | None = None) -> Path:
     for folder in folders:
         if (folder / file).is_file():
             return folder / file
-    raise MissingFileError(f"{entry.name}: {file} is not in {' or '.join(map(str, folders))}; "
-                           f"download {entry.url} into it, or name another folder with "
-                           "--bit_pretrained_dir")
+    raise MissingFileError(
+        f"{entry.name}: {file} is not in {' or '.join(map(str, folders))}; "
+        f"download {entry.url} into it, or name another folder with "
+        "--bit_pretrained_dir"
+    )
 
 
 def is_path(model: str) -> bool:
@@ -152,8 +171,9 @@ def is_path(model: str) -> bool:
     return model.endswith(".npz") or os.sep in model
 
 
-def resolve(model: str, directory: str | os.PathLike | None = None,
-            pretrained: bool = True) -> tuple[Architecture | None, Path | None]:
+def resolve(
+    model: str, directory: str | os.PathLike | None = None, pretrained: bool = True
+) -> tuple[Architecture | None, Path | None]:
     """Return (architecture, checkpoint file) for a path, a published name or ``R<layers>x<width>``.
 
     The architecture of a path is None: the file tells it. The file is None where random weights are
@@ -169,8 +189,9 @@ def resolve(model: str, directory: str | os.PathLike | None = None,
         return entry.architecture, locate(entry, directory) if pretrained else None
     if pretrained:
         published = [name for name in CATALOG if architecture.name in name.split("-")]
-        raise ConfigError(f"{model} is an architecture, without weights: "
-                          + (f"take a checkpoint ({', '.join(published[:2])} …), or "
-                             if published else "")
-                          + "ask for random weights with --from_scratch")
+        raise ConfigError(
+            f"{model} is an architecture, without weights: "
+            + (f"take a checkpoint ({', '.join(published[:2])} …), or " if published else "")
+            + "ask for random weights with --from_scratch"
+        )
     return architecture, None

@@ -2,6 +2,7 @@
 
 A model is filled array by array, so that loading needs little more memory than the model itself.
 """
+
 from __future__ import annotations
 
 import os
@@ -18,8 +19,14 @@ from bit_paddle.models import ResNetV2
 HEAD = (npz.HEAD_KERNEL, npz.HEAD_BIAS)
 
 
-def create_model(name: str | os.PathLike, num_classes: int | None = None, pretrained: bool = False,
-                 *, directory: str | os.PathLike | None = None, seed: int = 0) -> ResNetV2:
+def create_model(
+    name: str | os.PathLike,
+    num_classes: int | None = None,
+    pretrained: bool = False,
+    *,
+    directory: str | os.PathLike | None = None,
+    seed: int = 0,
+) -> ResNetV2:
     """Return a network by its published name, by ``R<layers>x<width>``, or by an ``.npz`` file.
 
     A path reads the architecture off the file and loads its weights. ``num_classes`` None keeps the
@@ -33,13 +40,16 @@ def create_model(name: str | os.PathLike, num_classes: int | None = None, pretra
     architecture, path = catalog.resolve(name, directory, pretrained)
     if path is not None:
         with npz.CheckpointFile(path) as file:
-            model = ResNetV2(file.architecture(), file.classes if num_classes is None else num_classes)
+            model = ResNetV2(
+                file.architecture(), file.classes if num_classes is None else num_classes
+            )
             _fill(model, file, head="load" if num_classes is None else "zero")
         return model
     if num_classes is None:
         if name not in catalog.CATALOG:
-            raise ConfigError(f"{name}: an architecture has no head of its own; give num_classes "
-                              "(0 for features)")
+            raise ConfigError(
+                f"{name}: an architecture has no head of its own; give num_classes (0 for features)"
+            )
         num_classes = catalog.find(name).classes
     model = ResNetV2(architecture, num_classes)
     model.reset_parameters(seed)
@@ -47,10 +57,11 @@ def create_model(name: str | os.PathLike, num_classes: int | None = None, pretra
 
 
 def load_npz(model: ResNetV2, path: str | os.PathLike, head: str = "load") -> None:
-    """Fill ``model`` from a checkpoint in any layout that `bit_paddle.npz` reads, float16 or float32.
+    """Fill ``model`` from a checkpoint, float16 or float32, in any layout of `bit_paddle.npz`.
 
-    ``head`` is "load", or "zero" for a new task; a model without a head takes none. The whole file is
-    checked before the first parameter changes. Errors: `MissingFileError`, `CheckpointError`.
+    ``head`` is "load", or "zero" for a new task; a model without a head takes none. The whole
+    file is checked before the first parameter changes. Errors: `MissingFileError`,
+    `CheckpointError`.
     """
     with npz.CheckpointFile(path) as file:
         _fill(model, file, head)
@@ -73,7 +84,9 @@ def _fill(model: ResNetV2, file: npz.CheckpointFile, head: str) -> None:
         file.check(model.architecture, model.num_classes, ignore=() if load_head else HEAD)
     except CheckpointError as error:
         if load_head and file.classes != model.num_classes:
-            raise CheckpointError(f"{error}\nFor a new head of zeros, load with head='zero'.") from None
+            raise CheckpointError(
+                f"{error}\nFor a new head of zeros, load with head='zero'."
+            ) from None
         raise
     parameters = dict(model.named_parameters())
     for key, _ in npz.shapes(model.architecture, model.num_classes):

@@ -1,4 +1,5 @@
-"""The settings of a run: one frozen dataclass, from a YAML file and flags, with all faults at once."""
+"""The settings of a run: a frozen dataclass, from a YAML file and flags; all faults at once."""
+
 from __future__ import annotations
 
 import argparse
@@ -38,6 +39,7 @@ def _whole(least: int) -> Callable[[str], int]:
         if value < least:
             raise ValueError(f"is {value}, expected at least {least}")
         return value
+
     return parse
 
 
@@ -56,6 +58,7 @@ def _one_of(*choices: str) -> Callable[[str], str]:
         if word not in choices:
             raise ValueError(f"is {word!r}: {did_you_mean(word, choices)}")
         return word
+
     return parse
 
 
@@ -71,51 +74,100 @@ def _setting(group: str, parse: Callable[[str], Any], help: str, default: Any = 
 class Settings:
     """What a run is asked to do. Names are those of the flags and of the YAML keys."""
 
-    model: str = _setting("what", _text, "published name (BiT-M-R50x1), an .npz file, or with "
-                          "--from_scratch R<layers>x<width> too")
+    model: str = _setting(
+        "what",
+        _text,
+        "published name (BiT-M-R50x1), an .npz file, or with --from_scratch R<layers>x<width> too",
+    )
     dataset: str = _setting("what", _text, "cifar10, cifar100, digits, or folder (with --datadir)")
-    datadir: str | None = _setting("what", _text, "where the data is: the CIFAR archive or its folder, or "
-                                   "a folder with train/<class>/* and val/<class>/*", None)
+    datadir: str | None = _setting(
+        "what",
+        _text,
+        "where the data is: the CIFAR archive or its folder, or "
+        "a folder with train/<class>/* and val/<class>/*",
+        None,
+    )
     bit_pretrained_dir: str | None = _setting(
-        "what", _text, "folder of the published .npz files (default: the working folder, then the cache: "
-        "$BIT_PADDLE_HOME or ~/.cache/bit_paddle)", None)
-    from_scratch: bool = _setting("what", _switch, "start from random weights instead of a checkpoint",
-                                  False)
-    examples_per_class: int | None = _setting("what", _whole(1), "few-shot: train on this many images of "
-                                              "each class", None)
+        "what",
+        _text,
+        "folder of the published .npz files (default: the working folder, then the cache: "
+        "$BIT_PADDLE_HOME or ~/.cache/bit_paddle)",
+        None,
+    )
+    from_scratch: bool = _setting(
+        "what", _switch, "start from random weights instead of a checkpoint", False
+    )
+    examples_per_class: int | None = _setting(
+        "what", _whole(1), "few-shot: train on this many images of each class", None
+    )
     examples_per_class_seed: int = _setting("what", _whole(0), "which few-shot images", 0)
 
-    rule: str = _setting("how", _one_of(*hyperrule.RULES), "BiT-HyperRule as the published code has it, "
-                         "which made the published numbers, or as the paper's text", "code")
+    rule: str = _setting(
+        "how",
+        _one_of(*hyperrule.RULES),
+        "BiT-HyperRule as the published code has it, "
+        "which made the published numbers, or as the paper's text",
+        "code",
+    )
     batch: int = _setting("how", _whole(1), "images an optimizer step", hyperrule.BATCH)
-    batch_split: int | str = _setting("how", _auto_or_whole, "micro-batches a batch is computed in; the "
-                                      "result is the same, the memory is not. auto: what fits by estimate",
-                                      AUTO)
-    base_lr: float = _setting("how", _positive, "learning rate after the warm-up", hyperrule.BASE_LR)
-    steps: int | None = _setting("how", _whole(1), "length of the run; the rule's schedule is scaled to "
-                                 "it in its own proportions (default: the rule's)", None)
-    precrop: int | None = _setting("how", _whole(1), "side that training images are resized to, with "
-                                   "--crop (default: the rule's)", None)
-    crop: int | None = _setting("how", _whole(32), "side of the random crop, and of validation images "
-                                "(default: the rule's)", None)
-    seed: int = _setting("how", _whole(0), "of the data's order, crops, flips and MixUp, and of random "
-                         "weights", 0)
+    batch_split: int | str = _setting(
+        "how",
+        _auto_or_whole,
+        "micro-batches a batch is computed in; the "
+        "result is the same, the memory is not. auto: what fits by estimate",
+        AUTO,
+    )
+    base_lr: float = _setting(
+        "how", _positive, "learning rate after the warm-up", hyperrule.BASE_LR
+    )
+    steps: int | None = _setting(
+        "how",
+        _whole(1),
+        "length of the run; the rule's schedule is scaled to "
+        "it in its own proportions (default: the rule's)",
+        None,
+    )
+    precrop: int | None = _setting(
+        "how",
+        _whole(1),
+        "side that training images are resized to, with --crop (default: the rule's)",
+        None,
+    )
+    crop: int | None = _setting(
+        "how",
+        _whole(32),
+        "side of the random crop, and of validation images (default: the rule's)",
+        None,
+    )
+    seed: int = _setting(
+        "how", _whole(0), "of the data's order, crops, flips and MixUp, and of random weights", 0
+    )
 
-    name: str | None = _setting("run", _text, "name of the run's folder (default: made of model and "
-                                "dataset, numbered where it exists)", None)
+    name: str | None = _setting(
+        "run",
+        _text,
+        "name of the run's folder (default: made of model and dataset, numbered where it exists)",
+        None,
+    )
     logdir: str = _setting("run", _text, "folder of the runs' folders", "bit_logs")
-    eval_every: int | None = _setting("run", _whole(1), "validate every so many steps; always at the end",
-                                      None)
+    eval_every: int | None = _setting(
+        "run", _whole(1), "validate every so many steps; always at the end", None
+    )
     save: bool = _setting("run", _switch, "do not save the model at the end", True)
-    workers: int = _setting("run", _whole(0), "threads that decode images; 0: none",
-                            min(8, os.cpu_count() or 1))
-    device: str = _setting("run", _one_of("auto", "cpu", "gpu"), "cpu, gpu, or auto: the GPU if there is "
-                           "one", "auto")
+    workers: int = _setting(
+        "run", _whole(0), "threads that decode images; 0: none", min(8, os.cpu_count() or 1)
+    )
+    device: str = _setting(
+        "run", _one_of("auto", "cpu", "gpu"), "cpu, gpu, or auto: the GPU if there is one", "auto"
+    )
 
 
 _FIELDS: dict[str, Field] = {item.name: item for item in fields(Settings)}
-_GROUPS = {"what": "what to train on what", "how": "how: by the rule, unless told otherwise",
-           "run": "the run"}
+_GROUPS = {
+    "what": "what to train on what",
+    "how": "how: by the rule, unless told otherwise",
+    "run": "the run",
+}
 _EPILOG = """\
 examples:
   python -m bit_paddle.train --model BiT-M-R50x1 --dataset cifar10
@@ -139,12 +191,19 @@ class _Parser(argparse.ArgumentParser):
 
 def parser(prog: str) -> argparse.ArgumentParser:
     """Return the command's parser; its values are words, which `settings` checks all at once."""
-    result = _Parser(prog=prog, allow_abbrev=False, epilog=_EPILOG,
-                     formatter_class=argparse.RawDescriptionHelpFormatter,
-                     description="Fine-tune a Big Transfer (BiT) model on images, by BiT-HyperRule.")
+    result = _Parser(
+        prog=prog,
+        allow_abbrev=False,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Fine-tune a Big Transfer (BiT) model on images, by BiT-HyperRule.",
+    )
     groups = {key: result.add_argument_group(title) for key, title in _GROUPS.items()}
-    groups["what"].add_argument("--config", metavar="FILE.yaml", help="settings from a file, such as the "
-                                "config.yaml of an earlier run; flags win")
+    groups["what"].add_argument(
+        "--config",
+        metavar="FILE.yaml",
+        help="settings from a file, such as the config.yaml of an earlier run; flags win",
+    )
     for name, item in _FIELDS.items():
         text, parse = item.metadata["help"], item.metadata["parse"]
         if item.default is MISSING:
@@ -153,48 +212,74 @@ def parser(prog: str) -> argparse.ArgumentParser:
             text += f" (default: {item.default})"
         if parse is _switch:
             flag, value = (f"--no-{name}", "false") if item.default else (f"--{name}", "true")
-            groups[item.metadata["group"]].add_argument(flag, dest=name, action="store_const",
-                                                        const=value, help=text)
+            groups[item.metadata["group"]].add_argument(
+                flag, dest=name, action="store_const", const=value, help=text
+            )
         else:
             metavar = {_text: "WORD", _positive: "X"}.get(parse, "N")
             groups[item.metadata["group"]].add_argument(
-                f"--{name}", help=text,
-                metavar="|".join(hyperrule.RULES) if name == "rule" else
-                "auto|cpu|gpu" if name == "device" else metavar)
-    groups["run"].add_argument("--dry-run", action="store_true", help="print the whole plan and stop")
-    groups["run"].add_argument("--traceback", action="store_true", help="show where an error came from")
+                f"--{name}",
+                help=text,
+                metavar="|".join(hyperrule.RULES)
+                if name == "rule"
+                else "auto|cpu|gpu"
+                if name == "device"
+                else metavar,
+            )
+    groups["run"].add_argument(
+        "--dry-run", action="store_true", help="print the whole plan and stop"
+    )
+    groups["run"].add_argument(
+        "--traceback", action="store_true", help="show where an error came from"
+    )
     return result
 
 
 def parse(arguments: Sequence[str], prog: str, datasets: Iterable[str]) -> tuple[Settings, bool]:
-    """Return the settings that ``arguments`` (and their --config) ask for, and whether it is a dry run.
+    """Return the settings that ``arguments`` and their --config ask for, and whether to run dry.
 
-    ``datasets`` are the names that --dataset may have. Raises one `ConfigError` or `MissingFileError`
-    that lists every fault.
+    ``datasets`` are the names that --dataset may have. Raises one `ConfigError` or
+    `MissingFileError` that lists every fault.
     """
     command = parser(prog)
     known, unknown = command.parse_known_args(list(arguments))
     flags = {option for action in command._actions for option in action.option_strings}
-    faults = [f"{word}: no such flag; {did_you_mean(word.split('=')[0], flags)}" if word.startswith("-")
-              else f"{word!r}: does not belong to a flag" for word in unknown]
+    faults = [
+        f"{word}: no such flag; {did_you_mean(word.split('=')[0], flags)}"
+        if word.startswith("-")
+        else f"{word!r}: does not belong to a flag"
+        for word in unknown
+    ]
     given: dict[str, tuple[str, str]] = {}  # name -> (where from, word)
     if known.config is not None:
         given.update(_read_yaml(known.config, faults))
-    given.update({name: (f"--{name}", getattr(known, name)) for name in _FIELDS
-                  if getattr(known, name) is not None})
+    given.update(
+        {
+            name: (f"--{name}", getattr(known, name))
+            for name in _FIELDS
+            if getattr(known, name) is not None
+        }
+    )
     values: dict[str, Any] = {}
     for name, (source, word) in given.items():
         try:
             values[name] = _FIELDS[name].metadata["parse"](word)
         except ValueError as fault:
             faults.append(f"{source}: {fault}")
-    faults += [f"--{name}: is required" for name, item in _FIELDS.items()
-               if item.default is MISSING and name not in given]
-    faults += _combined_faults({**{name: item.default for name, item in _FIELDS.items()}, **values},
-                               datasets)
+    faults += [
+        f"--{name}: is required"
+        for name, item in _FIELDS.items()
+        if item.default is MISSING and name not in given
+    ]
+    faults += _combined_faults(
+        {**{name: item.default for name, item in _FIELDS.items()}, **values}, datasets
+    )
     if faults:
-        raise ConfigError("; ".join(faults) if len(faults) == 1 else
-                          f"{len(faults)} faults\n  " + "\n  ".join(faults))
+        raise ConfigError(
+            "; ".join(faults)
+            if len(faults) == 1
+            else f"{len(faults)} faults\n  " + "\n  ".join(faults)
+        )
     return Settings(**values), known.dry_run
 
 
@@ -206,23 +291,33 @@ def _combined_faults(values: dict[str, Any], datasets: Iterable[str]) -> list[st
         faults.append(f"--dataset: is {dataset!r}: {did_you_mean(dataset, datasets)}")
     if model is not MISSING:
         try:
-            catalog.resolve(model, values["bit_pretrained_dir"], pretrained=not values["from_scratch"])
+            catalog.resolve(
+                model, values["bit_pretrained_dir"], pretrained=not values["from_scratch"]
+            )
             if values["from_scratch"] and catalog.is_path(model):
-                faults.append(f"--model: {model} is a checkpoint file, which --from_scratch would not "
-                              "read; give an architecture such as R50x1")
+                faults.append(
+                    f"--model: {model} is a checkpoint file, which --from_scratch would not "
+                    "read; give an architecture such as R50x1"
+                )
         except BitPaddleError as fault:
             faults.append(f"--model: {fault}")
     batch, split = values["batch"], values["batch_split"]
     if split != AUTO and batch % split:
         divisors = [n for n in range(1, batch + 1) if batch % n == 0]
         near = sorted(divisors, key=lambda n: abs(n - split))[:3]
-        faults.append(f"--batch_split: is {split}, which does not divide --batch {batch}; "
-                      f"{' or '.join(map(str, sorted(near)))} would")
+        faults.append(
+            f"--batch_split: is {split}, which does not divide --batch {batch}; "
+            f"{' or '.join(map(str, sorted(near)))} would"
+        )
     precrop, crop = values["precrop"], values["crop"]
     if (precrop is None) != (crop is None):
-        faults.append("--precrop and --crop: only one is given; they replace the rule's pair together")
+        faults.append(
+            "--precrop and --crop: only one is given; they replace the rule's pair together"
+        )
     elif crop is not None and precrop < crop:
-        faults.append(f"--precrop: is {precrop}, smaller than --crop {crop}, which is cut out of it")
+        faults.append(
+            f"--precrop: is {precrop}, smaller than --crop {crop}, which is cut out of it"
+        )
     name = values["name"]
     if name is not None and (Path(name).name != name or name in (".", "..")):
         faults.append(f"--name: is {name!r}, expected a folder's name, without {os.sep}")
@@ -230,18 +325,22 @@ def _combined_faults(values: dict[str, Any], datasets: Iterable[str]) -> list[st
 
 
 def _read_yaml(path: str, faults: list[str]) -> dict[str, tuple[str, str]]:
-    """Return {setting: (where from, word)} of a YAML file; add what is wrong with it to ``faults``."""
+    """Return {setting: (where from, word)} of a YAML file; add its mistakes to ``faults``."""
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise MissingFileError(f"--config {path}: no such file") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"--config {path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
+        raise ConfigError(
+            f"--config {path}: cannot be read as YAML ({' '.join(str(error).split())})"
+        ) from error
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise ConfigError(f"--config {path}: holds a {type(content).__name__}, expected lines such as "
-                          "'model: BiT-M-R50x1'")
+        raise ConfigError(
+            f"--config {path}: holds a {type(content).__name__}, expected lines such as "
+            "'model: BiT-M-R50x1'"
+        )
     result = {}
     for key, value in content.items():
         if key not in _FIELDS:

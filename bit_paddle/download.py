@@ -1,8 +1,10 @@
 """Download a file so that it is either whole and verified under its name, or not there at all.
 
-Bytes go to ``<name>.part``; whatever interrupts the transfer, the next attempt or the next process asks
-the server for the rest alone. Proxies are taken from the environment, as `requests` does.
+Bytes go to ``<name>.part``; whatever interrupts the transfer, the next attempt or the next
+process asks the server for the rest alone. Proxies are taken from the environment, as `requests`
+does.
 """
+
 from __future__ import annotations
 
 import base64
@@ -28,9 +30,9 @@ class _TryAgain(Exception):
 def fetch(url: str, path: str | os.PathLike, md5: str | None = None) -> Path:
     """Return ``path``, downloaded from ``url`` if it is not there yet.
 
-    The result is checked against the server's length, against ``md5`` (hexadecimal) and against the
-    md5 in the server's ``x-goog-hash`` where they are given. Processes that ask for one file wait for
-    one download. Raises `DownloadError`; nothing is then left under ``path``.
+    The result is checked against the server's length, against ``md5`` (hexadecimal) and against
+    the md5 in the server's ``x-goog-hash`` where they are given. Processes that ask for one file
+    wait for one download. Raises `DownloadError`; nothing is then left under ``path``.
     """
     from filelock import FileLock  # both imported here: most commands download nothing
     from requests import RequestException
@@ -49,9 +51,11 @@ def fetch(url: str, path: str | os.PathLike, md5: str | None = None) -> Path:
                     return _attempt(url, path, md5)
                 except (_TryAgain, RequestException) as error:
                     if attempt == ATTEMPTS:
-                        raise DownloadError(f"{url}: gave up after {ATTEMPTS} attempts, the last: {error}; "
-                                            "what has arrived is kept, run the command again to go "
-                                            "on") from error
+                        raise DownloadError(
+                            f"{url}: gave up after {ATTEMPTS} attempts, the last: {error}; "
+                            "what has arrived is kept, run the command again to go "
+                            "on"
+                        ) from error
                 time.sleep(pause)
                 pause *= 2
     except DownloadError:
@@ -68,26 +72,34 @@ def _attempt(url: str, path: Path, md5: str | None) -> Path:
     partial = path.with_name(f"{path.name}.part")
     start = partial.stat().st_size if partial.exists() else 0
     headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={start}-"} if start else {})}
-    with requests.get(url, headers=headers, stream=True,
-                      timeout=(CONNECT_TIMEOUT, READ_TIMEOUT)) as answer:
+    with requests.get(
+        url, headers=headers, stream=True, timeout=(CONNECT_TIMEOUT, READ_TIMEOUT)
+    ) as answer:
         if answer.status_code == 416:  # nothing beyond what is there: it may be another file's
             partial.unlink()
             raise _TryAgain("the partial file did not belong to the server's; starting over")
         if answer.status_code >= 500 or answer.status_code in (408, 429):
             raise _TryAgain(f"the server answered {answer.status_code} {answer.reason}")
         if answer.status_code not in (200, 206):
-            raise DownloadError(f"{url}: the server answered {answer.status_code} {answer.reason}; "
-                                "check the address and your proxy")
+            raise DownloadError(
+                f"{url}: the server answered {answer.status_code} {answer.reason}; "
+                "check the address and your proxy"
+            )
         if answer.status_code == 200:  # the server ignores Range
             start = 0
         total = _total_length(answer.headers, start, answer.status_code)
         if total is not None and total - start > shutil.disk_usage(path.parent).free:
-            raise DownloadError(f"{path.parent}: too little space: {path.name} needs "
-                                f"{(total - start) / 1e9:.2f} GB more, "
-                                f"{shutil.disk_usage(path.parent).free / 1e9:.2f} GB are free")
-        with open(partial, "r+b" if start else "wb") as stream, \
-                tqdm(desc=path.name, total=total, initial=start, unit="B", unit_scale=True,
-                     disable=None) as bar:
+            raise DownloadError(
+                f"{path.parent}: too little space: {path.name} needs "
+                f"{(total - start) / 1e9:.2f} GB more, "
+                f"{shutil.disk_usage(path.parent).free / 1e9:.2f} GB are free"
+            )
+        with (
+            open(partial, "r+b" if start else "wb") as stream,
+            tqdm(
+                desc=path.name, total=total, initial=start, unit="B", unit_scale=True, disable=None
+            ) as bar,
+        ):
             stream.seek(start)
             for chunk in answer.iter_content(_CHUNK):
                 stream.write(chunk)
@@ -130,6 +142,8 @@ def _verify(partial: Path, url: str, *expected: str | None) -> None:
     for value in expected:
         if digest.hexdigest() != value:
             partial.unlink()
-            raise DownloadError(f"{url}: what arrived has md5 {digest.hexdigest()}, expected {value}; "
-                                "it was removed. Something on the way changes files (a proxy?), or the "
-                                "published file has changed")
+            raise DownloadError(
+                f"{url}: what arrived has md5 {digest.hexdigest()}, expected {value}; "
+                "it was removed. Something on the way changes files (a proxy?), or the "
+                "published file has changed"
+            )

@@ -1,4 +1,5 @@
 """What the machine grants this process, and the settings that must precede the import of Paddle."""
+
 from __future__ import annotations
 
 import math
@@ -11,10 +12,10 @@ _CGROUP = Path("/sys/fs/cgroup")
 def prepare() -> None:
     """Let Paddle's matrix products use every core, and the processor's best instructions.
 
-    Both are read by Paddle's MKL at its first product; what the user has set is left alone. Without
-    them Paddle gives MKL one thread, and its MKL takes its slowest path on processors that are not
-    Intel's: a product of 2048 on two cores of an AMD EPYC ran at 37 GFLOP/s without the second setting
-    and at 154 with it (`scripts/bench_matmul.sh`).
+    Both are read by Paddle's MKL at its first product; what the user has set is left alone.
+    Without them Paddle gives MKL one thread, and its MKL takes its slowest path on processors
+    that are not Intel's: a product of 2048 on two cores of an AMD EPYC ran at 37 GFLOP/s without
+    the second setting and at 154 with it (`scripts/bench_environment.py`).
     """
     if "OMP_NUM_THREADS" not in os.environ:
         os.environ.setdefault("MKL_NUM_THREADS", str(cpu_count()))
@@ -32,7 +33,7 @@ def _is_amd_with_avx2() -> bool:
 
 
 def cpu_count() -> int:
-    """Return the number of processors this process may use: by affinity and by its cgroup's quota."""
+    """Return how many processors this process may use, by affinity and by cgroup quota."""
     affinity = getattr(os, "sched_getaffinity", None)
     count = len(affinity(0)) if affinity else os.cpu_count() or 1
     quota = _read_cgroup("cpu.max").split()

@@ -3,6 +3,7 @@
 Every error says what was found, what was expected and what to do. ``exit_status`` is what a
 command leaves with: 2 for the user's mistake, 1 for a failure (a disk, a network, a diverged run).
 """
+
 from __future__ import annotations
 
 import difflib
@@ -53,7 +54,7 @@ class NonFiniteError(BitPaddleError, ArithmeticError):
 
 
 def did_you_mean(name: str, choices: Iterable[str], most: int = 5) -> str:
-    """Return what to say of an unknown ``name``: its nearest choices, nearest first, or all of a few."""
+    """Return what to say of an unknown ``name``: its nearest choices, or all of a few."""
     choices = list(choices)
     by_lower_case = {choice.lower(): choice for choice in reversed(choices)}
     near = difflib.get_close_matches(name.lower(), by_lower_case, n=most, cutoff=0.6)
@@ -84,6 +85,9 @@ def run_command(command: Callable[[list[str]], int], arguments: list[str]) -> in
         if isinstance(error, OSError):  # a full disk, a lost folder: says enough by itself
             print(f"error: {error}", file=sys.stderr)
             return 1
-        print(f"error: unexpected {type(error).__name__}: {error}\n"
-              "This looks like a defect of bit_paddle; --traceback shows where.", file=sys.stderr)
+        print(
+            f"error: unexpected {type(error).__name__}: {error}\n"
+            "This looks like a defect of bit_paddle; --traceback shows where.",
+            file=sys.stderr,
+        )
         return 1

@@ -8,6 +8,7 @@ Big Transfer (arXiv 1912.11370), section 3.3. There are two versions, and both a
     What the paper's text says: drops at 30, 60 and 90 % for every size, no warm-up, and
     448/384 instead of 512/480 for large images unless the model is R152x4.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ SMALL_TASK, MEDIUM_TASK = 20_000, 500_000  # a task is small, or medium, below t
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up from 0, then a learning rate that falls tenfold after each step of ``drops``."""
+    """Linear warm-up from 0, then a learning rate that falls tenfold after each of ``drops``."""
 
     warmup: int
     drops: tuple[int, ...]
@@ -30,6 +31,7 @@ class Schedule:
 
     def scaled(self, steps: int) -> Schedule:
         """Return this schedule stretched or shrunk to ``steps`` steps, in its own proportions."""
+
         def scale(step: int) -> int:
             return (step * steps + self.steps // 2) // self.steps
 
@@ -54,7 +56,7 @@ class Resolution:
 
 
 def schedule(dataset_size: int, rule: str = "code") -> Schedule:
-    """Return the schedule for ``dataset_size`` training images, counted after few-shot selection."""
+    """Return the schedule for ``dataset_size`` images, counted after few-shot selection."""
     steps = 500 if dataset_size < SMALL_TASK else 10_000 if dataset_size < MEDIUM_TASK else 20_000
     if rule == "paper":
         return Schedule(0, tuple(steps * percent // 100 for percent in (30, 60, 90)), steps)

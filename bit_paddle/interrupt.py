@@ -1,4 +1,5 @@
 """SIGINT and SIGTERM end a run in good order: at the next step's end instead of at once."""
+
 from __future__ import annotations
 
 import os
@@ -7,7 +8,7 @@ from types import FrameType
 
 
 class Interrupt:
-    """Within ``with Interrupt() as stop``, a first signal sets ``stop.signal``; a second one kills."""
+    """In ``with Interrupt() as stop``, a first signal sets ``stop.signal``; a second one kills."""
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

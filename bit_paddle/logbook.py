@@ -1,4 +1,5 @@
 """The run's folder: a log for people, a line of JSON a step, VisualDL scalars, and timings."""
+
 from __future__ import annotations
 
 import json
@@ -16,7 +17,7 @@ from bit_paddle.errors import ConfigError
 
 
 def create_folder(logdir: str, name: str | None, default: str) -> Path:
-    """Make and return a new folder for a run: ``logdir/name``, or ``logdir/default`` numbered if taken.
+    """Make a new folder for a run: ``logdir/name``, or ``logdir/default``, numbered if taken.
 
     Raises `ConfigError` where ``name`` is taken or the folder cannot be made or written.
     """
@@ -31,12 +32,17 @@ def create_folder(logdir: str, name: str | None, default: str) -> Path:
             if folder.is_dir() and not any(folder.iterdir()):
                 return folder
             if not folder.is_dir():
-                raise ConfigError(f"--logdir {logdir}: {folder} cannot be made, a file is in its "
-                                  "place") from None
+                raise ConfigError(
+                    f"--logdir {logdir}: {folder} cannot be made, a file is in its place"
+                ) from None
         except OSError as error:
-            raise ConfigError(f"--logdir {logdir}: {folder} cannot be written ({error.strerror}); "
-                              "name another with --logdir") from error
-    raise ConfigError(f"--name {name}: {folder} already holds a run; take another name, or remove it")
+            raise ConfigError(
+                f"--logdir {logdir}: {folder} cannot be written ({error.strerror}); "
+                "name another with --logdir"
+            ) from error
+    raise ConfigError(
+        f"--name {name}: {folder} already holds a run; take another name, or remove it"
+    )
 
 
 class Logbook:
@@ -74,7 +80,9 @@ class Logbook:
 
         ``step`` counts the updates made so far. A value that is not finite is written as null.
         """
-        finite = {name: value if abs(value) < float("inf") else None for name, value in values.items()}
+        finite = {
+            name: value if abs(value) < float("inf") else None for name, value in values.items()
+        }
         self._metrics.write(json.dumps({"kind": kind, "step": step, **finite}) + "\n")
         self._metrics.flush()
         for name, value in finite.items():
@@ -91,11 +99,12 @@ class Logbook:
             self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
 
     def timings(self) -> str:
-        """Return the parts timed so far as a line, longest first, with the time of the whole run."""
+        """Return the parts timed so far as a line, longest first, after the time of the run."""
         whole = time.perf_counter() - self._started
         parts = sorted(self.seconds.items(), key=lambda item: -item[1])
         return f"{whole:.1f} s in all: " + ", ".join(
-            f"{part} {seconds:.1f} s ({seconds / whole:.0%})" for part, seconds in parts)
+            f"{part} {seconds:.1f} s ({seconds / whole:.0%})" for part, seconds in parts
+        )
 
     def write_text(self, name: str, text: str) -> None:
         """Write a small file of the run's folder, whole or not at all."""

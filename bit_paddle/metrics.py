@@ -1,4 +1,5 @@
 """Loss, top-1 and top-5 over all images of a set, counted exactly."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
@@ -23,14 +24,18 @@ class Tally:
     def add(self, logits: np.ndarray, labels: np.ndarray) -> None:
         """Count ``logits`` [N, K] and ``labels`` [N], in float64.
 
-        Equal logits rank by class number, as a stable sort ranks them; an image with a logit that is
-        not a number counts as wrong.
+        Equal logits rank by class number, as a stable sort ranks them; an image with a logit that
+        is not a number counts as wrong.
         """
         logits = logits.astype(np.float64)
         true = np.take_along_axis(logits, labels[:, None], axis=1)  # [N, 1]
-        ahead = (logits > true) | ((logits == true) & (np.arange(logits.shape[1]) < labels[:, None]))
+        ahead = (logits > true) | (
+            (logits == true) & (np.arange(logits.shape[1]) < labels[:, None])
+        )
         rank = np.where(np.isfinite(logits).all(axis=1), ahead.sum(axis=1), logits.shape[1])
-        with np.errstate(invalid="ignore"):  # infinities give a loss that is not a number, as they should
+        with np.errstate(
+            invalid="ignore"
+        ):  # infinities give a loss that is not a number, as they should
             highest = logits.max(axis=1, keepdims=True)
             losses = highest + np.log(np.exp(logits - highest).sum(axis=1, keepdims=True)) - true
         self.images += len(labels)
@@ -54,9 +59,12 @@ class Tally:
         return self.top5_count / self.images
 
 
-def evaluate(model: ResNetV2, batches: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]],
-             progress: Callable[[int], object] = lambda images: None) -> Tally:
-    """Return the tally of ``model`` over ``batches`` (pixels [N, 3, H, W], labels [N], indices [N]).
+def evaluate(
+    model: ResNetV2,
+    batches: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    progress: Callable[[int], object] = lambda images: None,
+) -> Tally:
+    """Return the tally over ``batches`` of (pixels [N, 3, H, W], labels [N], indices [N]).
 
     ``progress`` hears of each batch's size.
     """

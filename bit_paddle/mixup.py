@@ -1,4 +1,5 @@
-"""MixUp (arXiv 1710.09412) as BiT applies it: one lambda an optimizer step, partners within a micro-batch."""
+"""MixUp (arXiv 1710.09412) as BiT does it: one lambda a step, partners within a micro-batch."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -8,9 +9,10 @@ import paddle
 from paddle import Tensor
 
 
-def draw(alpha: float, sizes: Sequence[int],
-         generator: np.random.Generator) -> tuple[float, list[np.ndarray]]:
-    """Return lambda ~ Beta(alpha, alpha), and for each micro-batch of ``sizes`` images its partners.
+def draw(
+    alpha: float, sizes: Sequence[int], generator: np.random.Generator
+) -> tuple[float, list[np.ndarray]]:
+    """Return lambda ~ Beta(alpha, alpha), and partners for micro-batches of ``sizes`` images.
 
     Without MixUp (``alpha`` 0) lambda is 1, which changes nothing.
     """
@@ -36,8 +38,8 @@ def loss(logits: Tensor, labels: np.ndarray, partners: np.ndarray, lam: float) -
 def cross_entropy(logits: Tensor, labels: np.ndarray) -> Tensor:
     """Return the mean of log(sum(exp(logits))) - logits[label], of [N, K] and [N].
 
-    Not Paddle's own, which on a CPU lets no probability fall below exp(-64): its loss stays finite, and
-    quietly wrong, where a run has diverged.
+    Not Paddle's own, which on a CPU lets no probability fall below exp(-64): its loss stays
+    finite, and quietly wrong, where a run has diverged.
     """
     true = paddle.take_along_axis(logits, paddle.to_tensor(labels[:, None]), axis=1)
     return (paddle.logsumexp(logits, axis=1) - true.squeeze(1)).mean()

@@ -2,6 +2,7 @@
 
 Activations are [N, C, H, W], kernels [O, I, H, W]. Written in the order in which data flows.
 """
+
 from __future__ import annotations
 
 import zlib
@@ -16,14 +17,17 @@ from paddle import Tensor, nn
 from bit_paddle.catalog import GROUPS, Architecture
 
 STANDARDIZATION_EPSILON = 1e-10  # timm and Hugging Face use 1e-8
-_ZEROS = nn.initializer.Constant(0.0)  # parameters are filled from a checkpoint or by `reset_parameters`
+_ZEROS = nn.initializer.Constant(
+    0.0
+)  # parameters are filled from a checkpoint or by `reset_parameters`
 
 
 def standardize(weight: Tensor) -> Tensor:
     """Return ``weight`` [O, I, H, W] with mean 0 and variance 1 over each output's [I, H, W].
 
-    One fused operation, eleven times as fast on a CPU as its formula, (w - mean) / sqrt(var + 1e-10)
-    with the biased variance. The epsilon underflows in half precision, so that is widened to float32.
+    One fused operation, eleven times as fast on a CPU as its formula, (w - mean) / sqrt(var +
+    1e-10) with the biased variance. The epsilon underflows in half precision, so that is widened
+    to float32.
     """
     if weight.dtype in (paddle.float16, paddle.bfloat16):
         weight = weight.astype("float32")
@@ -37,8 +41,9 @@ class StdConv2D(nn.Layer):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1):
         super().__init__()
         self.stride, self.padding = stride, kernel_size // 2
-        self.weight = self.create_parameter([out_channels, in_channels, kernel_size, kernel_size],
-                                            default_initializer=_ZEROS)
+        self.weight = self.create_parameter(
+            [out_channels, in_channels, kernel_size, kernel_size], default_initializer=_ZEROS
+        )
         self.standardized: Tensor | None = None  # set within ResNetV2.standardized_once
 
     def forward(self, x: Tensor) -> Tensor:
@@ -64,7 +69,9 @@ class RootBlock(nn.Layer):
         self.conv = StdConv2D(3, channels, kernel_size=7, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.pad(self.conv(x), [1, 1, 1, 1])  # zeros compete in the pool; max_pool2d's padding would not
+        x = F.pad(
+            self.conv(x), [1, 1, 1, 1]
+        )  # zeros compete in the pool; max_pool2d's padding would not
         return F.max_pool2d(x, kernel_size=3, stride=2)
 
 
@@ -105,15 +112,17 @@ class Bottleneck(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         activated = self.a.norm(x)
-        shortcut = self.proj(activated) if self.project else x  # the projection sees the activated input
+        shortcut = (
+            self.proj(activated) if self.project else x
+        )  # the projection sees the activated input
         return self.c(self.b(self.a.conv(activated))) + shortcut
 
 
 class ResNetV2(nn.Layer):
     """The network of ``architecture`` with a linear head of ``num_classes`` outputs (0: no head).
 
-    ``model(images)`` gives logits [N, num_classes], or the features [N, C] without a head; images are
-    [N, 3, H, W], RGB in [-1, 1], of any size from 32 x 32 on. Kernels are zero until
+    ``model(images)`` gives logits [N, num_classes], or the features [N, C] without a head; images
+    are [N, 3, H, W], RGB in [-1, 1], of any size from 32 x 32 on. Kernels are zero until
     `reset_parameters` or a checkpoint fills them.
     """
 
@@ -123,12 +132,13 @@ class ResNetV2(nn.Layer):
         channels = architecture.root_channels
         self.root_block = RootBlock(channels)
         for block, units in enumerate(architecture.units):
-            middle = architecture.root_channels * 2 ** block
+            middle = architecture.root_channels * 2**block
             layers = nn.Sequential()
             for unit in range(units):
                 stride = 2 if block > 0 and unit == 0 else 1
-                layers.add_sublayer(f"unit{unit + 1:02d}",
-                                    Bottleneck(channels, middle, stride, project=unit == 0))
+                layers.add_sublayer(
+                    f"unit{unit + 1:02d}", Bottleneck(channels, middle, stride, project=unit == 0)
+                )
                 channels = 4 * middle
             self.add_sublayer(f"block{block + 1}", layers)
         self.norm = GroupNormReLU(channels)
@@ -136,16 +146,16 @@ class ResNetV2(nn.Layer):
             self.head = nn.Linear(channels, num_classes, weight_attr=_ZEROS, bias_attr=_ZEROS)
 
     def forward_stages(self, x: Tensor) -> list[Tensor]:
-        """Return the outputs of the four blocks, at strides 4, 8, 16 and 32, before any activation."""
+        """Return the outputs of the four blocks, at strides 4, 8, 16 and 32, not activated."""
         stages = []
         x = self.root_block(x)  # [N, 64 w, H/4, W/4]
         for block in (self.block1, self.block2, self.block3, self.block4):
-            x = block(x)        # [N, 256 w, H/4, W/4] … [N, 2048 w, H/32, W/32]
+            x = block(x)  # [N, 256 w, H/4, W/4] … [N, 2048 w, H/32, W/32]
             stages.append(x)
         return stages
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Return the pre-logits [N, C]: the last block's output, activated and averaged over space."""
+        """Return the pre-logits [N, C]: the last stage, activated and averaged over space."""
         return self.norm(self.forward_stages(x)[-1]).mean(axis=[2, 3])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -157,9 +167,9 @@ class ResNetV2(nn.Layer):
         """Standardize every kernel once for all passes inside, instead of once a pass.
 
         Backward passes inside add up their gradients at the standardized kernels; on leaving, one
-        pass back through the standardization takes the sums to the kernels themselves. The result is
-        that of the plain passes, as the standardization depends on the kernels alone. The kernels must
-        not change inside. After an exception the gradients inside are dropped.
+        pass back through the standardization takes the sums to the kernels themselves. The result
+        is that of the plain passes, as the standardization depends on the kernels alone. The
+        kernels must not change inside. After an exception the gradients inside are dropped.
         """
         convolutions = [layer for layer in self.sublayers() if isinstance(layer, StdConv2D)]
         standardized = [standardize(convolution.weight) for convolution in convolutions]
@@ -172,8 +182,11 @@ class ResNetV2(nn.Layer):
         finally:
             for convolution in convolutions:
                 convolution.standardized = None
-        pairs = [(kernel, leaf.grad) for kernel, leaf in zip(standardized, leaves)
-                 if leaf.grad is not None]
+        pairs = [
+            (kernel, leaf.grad)
+            for kernel, leaf in zip(standardized, leaves)
+            if leaf.grad is not None
+        ]
         if pairs:
             paddle.autograd.backward(*(list(column) for column in zip(*pairs)))
 
@@ -184,15 +197,18 @@ class ResNetV2(nn.Layer):
         """
         for name, parameter in self.named_parameters():
             if name.startswith("head."):
-                parameter.set_value(np.zeros(parameter.shape, np.float32).astype(_numpy_type(parameter)))
+                parameter.set_value(
+                    np.zeros(parameter.shape, np.float32).astype(_numpy_type(parameter))
+                )
             elif name.endswith("conv.weight"):
                 generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
                 values = generator.standard_normal(parameter.shape, np.float32)
                 values *= np.float32(np.sqrt(2.0 / np.prod(parameter.shape[1:])))
                 parameter.set_value(values.astype(_numpy_type(parameter)))
             else:
-                parameter.set_value(np.full(parameter.shape, name.endswith("weight"),
-                                            _numpy_type(parameter)))
+                parameter.set_value(
+                    np.full(parameter.shape, name.endswith("weight"), _numpy_type(parameter))
+                )
 
 
 def _numpy_type(parameter: Tensor) -> str:

@@ -2,14 +2,17 @@
 
 Three layouts are read, and translated to the first one:
 
-- ``resnet/block1/unit01/a/standardized_conv2d/kernel``: the published files, written from TensorFlow;
+- ``resnet/block1/unit01/a/standardized_conv2d/kernel``: the published files, written from
+  TensorFlow;
 - the same with numbered layers (``standardized_conv2d_7``), as some of those files have them;
-- ``block1/unit01/conv1/kernel``, ``…/gn1/scale``, ``norm-pre-head/bias``, ``conv_head/kernel``: trees of
-  the JAX code, whose GroupNorm arrays are [1, 1, 1, C] and whose head is [C, K].
+- ``block1/unit01/conv1/kernel``, ``…/gn1/scale``, ``norm-pre-head/bias``, ``conv_head/kernel``:
+  trees of the JAX code, whose GroupNorm arrays are [1, 1, 1, C] and whose head is [C, K].
 
-Kernels are HWIO on disk. Arrays are read one at a time, so that a 4 GB file needs no more memory than
-its largest array. Keys below ``bit_paddle/`` are this package's own notes; other readers ignore them.
+Kernels are HWIO on disk. Arrays are read one at a time, so that a 4 GB file needs no more memory
+than its largest array. Keys below ``bit_paddle/`` are this package's own notes; other readers
+ignore them.
 """
+
 from __future__ import annotations
 
 import json
@@ -31,24 +34,36 @@ from bit_paddle.errors import CheckpointError, MissingFileError, WriteError
 NOTES = "bit_paddle/notes"
 HEAD_KERNEL, HEAD_BIAS = "resnet/head/conv2d/kernel", "resnet/head/conv2d/bias"
 _ROOT_KERNEL = "resnet/root_block/standardized_conv2d/kernel"
-_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, NotImplementedError,
-           RuntimeError, SyntaxError, tokenize.TokenError)  # what a damaged zip or .npy header raises
+_BROKEN = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    ValueError,
+    OSError,
+    NotImplementedError,
+    RuntimeError,
+    SyntaxError,
+    tokenize.TokenError,
+)  # what a damaged zip or .npy header raises
 
 # (pattern of the JAX tree, published key), applied in order to keys that have no "resnet/" prefix
-_FROM_JAX = [(re.compile(pattern), replacement) for pattern, replacement in (
-    (r"root_block/conv_root/kernel", "root_block/standardized_conv2d/kernel"),
-    (r"/conv_proj/kernel", "/a/proj/standardized_conv2d/kernel"),
-    (r"/conv1/kernel", "/a/standardized_conv2d/kernel"),
-    (r"/conv2/kernel", "/b/standardized_conv2d/kernel"),
-    (r"/conv3/kernel", "/c/standardized_conv2d/kernel"),
-    (r"/gn1/", "/a/group_norm/"),
-    (r"/gn2/", "/b/group_norm/"),
-    (r"/gn3/", "/c/group_norm/"),
-    (r"^norm-pre-head/", "group_norm/"),
-    (r"^(conv_)?head/(?=kernel|bias)", "head/conv2d/"),
-    (r"group_norm/scale$", "group_norm/gamma"),
-    (r"group_norm/bias$", "group_norm/beta"),
-)]
+_FROM_JAX = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"root_block/conv_root/kernel", "root_block/standardized_conv2d/kernel"),
+        (r"/conv_proj/kernel", "/a/proj/standardized_conv2d/kernel"),
+        (r"/conv1/kernel", "/a/standardized_conv2d/kernel"),
+        (r"/conv2/kernel", "/b/standardized_conv2d/kernel"),
+        (r"/conv3/kernel", "/c/standardized_conv2d/kernel"),
+        (r"/gn1/", "/a/group_norm/"),
+        (r"/gn2/", "/b/group_norm/"),
+        (r"/gn3/", "/c/group_norm/"),
+        (r"^norm-pre-head/", "group_norm/"),
+        (r"^(conv_)?head/(?=kernel|bias)", "head/conv2d/"),
+        (r"group_norm/scale$", "group_norm/gamma"),
+        (r"group_norm/bias$", "group_norm/beta"),
+    )
+]
 
 
 def shapes(architecture: Architecture, classes: int) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -64,8 +79,11 @@ def shapes(architecture: Architecture, classes: int) -> Iterator[tuple[str, tupl
             prefix = f"resnet/block{block}/unit{unit:02d}"
             if unit == 1:
                 yield f"{prefix}/a/proj/standardized_conv2d/kernel", (1, 1, channels, 4 * middle)
-            for letter, shape in (("a", (1, 1, channels, middle)), ("b", (3, 3, middle, middle)),
-                                  ("c", (1, 1, middle, 4 * middle))):
+            for letter, shape in (
+                ("a", (1, 1, channels, middle)),
+                ("b", (3, 3, middle, middle)),
+                ("c", (1, 1, middle, 4 * middle)),
+            ):
                 yield f"{prefix}/{letter}/group_norm/gamma", (shape[2],)
                 yield f"{prefix}/{letter}/group_norm/beta", (shape[2],)
                 yield f"{prefix}/{letter}/standardized_conv2d/kernel", shape
@@ -92,9 +110,13 @@ def parameter_name(key: str) -> str:
 
     ``resnet/block1/unit01/a/group_norm/gamma`` is ``block1.unit01.a.norm.weight``.
     """
-    key = key[len("resnet/"):].replace("/a/proj/", "/proj/").replace("head/conv2d/", "head/")
-    for found, name in (("group_norm/gamma", "norm/weight"), ("group_norm/beta", "norm/bias"),
-                        ("standardized_conv2d/kernel", "conv/weight"), ("kernel", "weight")):
+    key = key[len("resnet/") :].replace("/a/proj/", "/proj/").replace("head/conv2d/", "head/")
+    for found, name in (
+        ("group_norm/gamma", "norm/weight"),
+        ("group_norm/beta", "norm/bias"),
+        ("standardized_conv2d/kernel", "conv/weight"),
+        ("kernel", "weight"),
+    ):
         key = key.replace(found, name)
     return key.replace("/", ".")
 
@@ -126,8 +148,10 @@ class CheckpointFile:
         except _BROKEN as error:
             if isinstance(error, CheckpointError):
                 raise
-            raise CheckpointError(f"{path}: not a readable .npz file ({_reason(error)}); "
-                                  "it may be cut short: download or copy it again") from error
+            raise CheckpointError(
+                f"{path}: not a readable .npz file ({_reason(error)}); "
+                "it may be cut short: download or copy it again"
+            ) from error
         try:
             self._members = {}  # published key -> (key in the file, shape in the file, dtype)
             for member in self._npz.zip.namelist():
@@ -135,16 +159,23 @@ class CheckpointFile:
                     raise CheckpointError(f"{path}: holds {member!r}, which is not an array")
                 with self._reading(member), self._npz.zip.open(member) as stream:
                     version = np.lib.format.read_magic(stream)
-                    read_header = (np.lib.format.read_array_header_1_0 if version == (1, 0)
-                                   else np.lib.format.read_array_header_2_0)
+                    read_header = (
+                        np.lib.format.read_array_header_1_0
+                        if version == (1, 0)
+                        else np.lib.format.read_array_header_2_0
+                    )
                     shape, _, dtype = read_header(stream)
-                name = member[:-len(".npy")]
+                name = member[: -len(".npy")]
                 if dtype.hasobject:
-                    raise CheckpointError(f"{path}: {name} holds Python objects, which are never "
-                                          "loaded; expected arrays of numbers")
+                    raise CheckpointError(
+                        f"{path}: {name} holds Python objects, which are never "
+                        "loaded; expected arrays of numbers"
+                    )
                 key = canonical(name)
                 if key in self._members:
-                    raise CheckpointError(f"{path}: {name} and {self._members[key][0]} are both {key}")
+                    raise CheckpointError(
+                        f"{path}: {name} and {self._members[key][0]} are both {key}"
+                    )
                 self._members[key] = (name, shape, dtype)
         except BaseException:
             self.close()
@@ -157,8 +188,10 @@ class CheckpointFile:
         except _BROKEN as error:
             if isinstance(error, CheckpointError):
                 raise
-            raise CheckpointError(f"{self.path}: {name} is damaged ({_reason(error)}); "
-                                  "download or copy the file again") from error
+            raise CheckpointError(
+                f"{self.path}: {name} is damaged ({_reason(error)}); "
+                "download or copy the file again"
+            ) from error
 
     def __enter__(self) -> CheckpointFile:
         return self
@@ -172,8 +205,11 @@ class CheckpointFile:
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """{published key: published shape} of every array but this package's notes."""
-        return {key: _canonical_shape(key, shape) for key, (_, shape, _) in self._members.items()
-                if not key.startswith("bit_paddle/")}
+        return {
+            key: _canonical_shape(key, shape)
+            for key, (_, shape, _) in self._members.items()
+            if not key.startswith("bit_paddle/")
+        }
 
     def array(self, key: str) -> np.ndarray:
         """Return the array of a published key in its published shape, as it is on disk."""
@@ -182,7 +218,7 @@ class CheckpointFile:
             return self._npz[name].reshape(_canonical_shape(key, shape))
 
     def notes(self) -> dict[str, Any]:
-        """Return what `write` was given as notes (class names and the like); empty for other files."""
+        """Return what `write` was given as notes (class names, say); nothing for other files."""
         if NOTES not in self._members:
             return {}
         with self._reading(NOTES):
@@ -204,9 +240,11 @@ class CheckpointFile:
         root = found.get(_ROOT_KERNEL, ())
         if len(root) != 4 or not all(units):
             some = ", ".join(list(found)[:3]) or "nothing"
-            raise CheckpointError(f"{self.path}: not a BiT checkpoint. Expected arrays such as "
-                                  f"{_ROOT_KERNEL} [7, 7, 3, C] and units of block1 to block4; "
-                                  f"found {len(found)} arrays: {some} …")
+            raise CheckpointError(
+                f"{self.path}: not a BiT checkpoint. Expected arrays such as "
+                f"{_ROOT_KERNEL} [7, 7, 3, C] and units of block1 to block4; "
+                f"found {len(found)} arrays: {some} …"
+            )
         return Architecture(tuple(units), root[3] / 64)
 
     def check(self, architecture: Architecture, classes: int, ignore: Iterable[str] = ()) -> None:
@@ -221,31 +259,45 @@ class CheckpointFile:
         for title, keys, describe in (
             ("missing", expected.keys() - found.keys(), lambda key: f"{key} {list(expected[key])}"),
             ("unexpected", found.keys() - expected.keys(), lambda key: f"{key} {list(found[key])}"),
-            ("wrong shape", [key for key in expected if found.get(key, expected[key]) != expected[key]],
-             lambda key: f"{key}: found {list(found[key])}, expected {list(expected[key])}"),
-            ("not numbers", [key for key in expected if key in found
-                             and self._members[key][2].kind != "f"],
-             lambda key: f"{key}: found {self._members[key][2]}, expected float16 or float32"),
+            (
+                "wrong shape",
+                [key for key in expected if found.get(key, expected[key]) != expected[key]],
+                lambda key: f"{key}: found {list(found[key])}, expected {list(expected[key])}",
+            ),
+            (
+                "not numbers",
+                [key for key in expected if key in found and self._members[key][2].kind != "f"],
+                lambda key: f"{key}: found {self._members[key][2]}, expected float16 or float32",
+            ),
         ):
             if keys:
                 report.append(f"  {title} ({len(keys)}):")
                 report.extend(f"    {describe(key)}" for key in sorted(keys))
         if report:
             head = f"{classes} outputs" if classes else "no head"
-            raise CheckpointError("\n".join([
-                f"{self.path}: its arrays are not those of {architecture.name} with {head}", *report]))
+            raise CheckpointError(
+                "\n".join(
+                    [
+                        f"{self.path}: its arrays are not those of {architecture.name} with {head}",
+                        *report,
+                    ]
+                )
+            )
 
 
 def _reason(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def write(path: str | os.PathLike, arrays: Iterable[tuple[str, np.ndarray]],
-          notes: dict[str, Any] | None = None) -> None:
-    """Write (published key, array) pairs as an uncompressed ``.npz``, one array in memory at a time.
+def write(
+    path: str | os.PathLike,
+    arrays: Iterable[tuple[str, np.ndarray]],
+    notes: dict[str, Any] | None = None,
+) -> None:
+    """Write (published key, array) pairs as an ``.npz``, with one array in memory at a time.
 
-    The file appears under its name only when it is complete and on the disk; an older one stays until
-    then. ``notes`` must be JSON. Raises `WriteError`.
+    The file appears under its name only when it is complete and on the disk; an older one stays
+    until then. ``notes`` must be JSON. Raises `WriteError`.
     """
     path = Path(path)
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")

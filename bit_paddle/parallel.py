@@ -1,4 +1,5 @@
 """Devices: the only module that knows where tensors live."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -20,19 +21,23 @@ def select_device(name: str = "auto") -> str:
     if name == "gpu":
         if not count:
             build = "sees no GPU" if paddle.device.is_compiled_with_cuda() else "is the CPU build"
-            raise ConfigError(f"--device gpu: Paddle {paddle.__version__} {build}; install "
-                              "paddlepaddle-gpu and its driver, or use --device cpu")
+            raise ConfigError(
+                f"--device gpu: Paddle {paddle.__version__} {build}; install "
+                "paddlepaddle-gpu and its driver, or use --device cpu"
+            )
         major, minor = paddle.device.cuda.get_device_capability()
         if major >= 9 and paddle.__version__.startswith("2."):
-            raise ConfigError(f"--device gpu: this GPU has compute capability {major}.{minor}, and "
-                              f"paddlepaddle-gpu {paddle.__version__} has no code beyond 8.9; install "
-                              "a Paddle 3 GPU build from Paddle's own package index")
+            raise ConfigError(
+                f"--device gpu: this GPU has compute capability {major}.{minor}, and "
+                f"paddlepaddle-gpu {paddle.__version__} has no code beyond 8.9; install "
+                "a Paddle 3 GPU build from Paddle's own package index"
+            )
     paddle.device.set_device(name)
     return name
 
 
 def activation_memory(device: str) -> int:
-    """Return the bytes to plan with for activations: a share of the GPU's memory, or of the machine's.
+    """Return the bytes to plan with for activations: a share of the GPU's or machine's memory.
 
     The rest is for weights, gradients, momentum, workspaces and, on a CPU, for other programs.
     """
@@ -42,10 +47,10 @@ def activation_memory(device: str) -> int:
 
 
 def to_device(images: np.ndarray) -> Tensor:
-    """Return ``images`` [N, C, H, W] on the device in Paddle's default type: uint8 as x / 127.5 - 1.
+    """Return ``images`` [N, C, H, W] on the device, uint8 scaled to x / 127.5 - 1.
 
-    Floating-point images are taken as they are. Divided by a tensor, because Paddle 2 multiplies by the
-    reciprocal of a number, which rounds twice.
+    The result has Paddle's default type; floating-point images are taken as they are. Divided by a
+    tensor, because Paddle 2 multiplies by the reciprocal of a number, which rounds twice.
     """
     dtype = paddle.get_default_dtype()
     tensor = paddle.to_tensor(images).astype(dtype)

@@ -1,12 +1,12 @@
 """Fine-tune BiT: ``python -m bit_paddle.train --model BiT-M-R50x1 --dataset cifar10``.
 
-This file tells a run from top to bottom: what to do (`make_plan`), one update (`update`), all of them
-(`run`). Paddle is imported inside `run` and not above, because it takes seconds to load: help, a bad
-flag, a missing file and broken data are answered before that.
+This file tells a run from top to bottom: what to do (`make_plan`), one update (`update`), all of
+them (`run`). Paddle is imported inside `run` and not above, because it takes seconds to load:
+help, a bad flag, a missing file and broken data are answered before that.
 """
+
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 import time
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 PROG = "python -m bit_paddle.train"
 
 
-# --- The plan ------------------------------------------------------------------------------------
+# --- The plan -----------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -37,10 +38,10 @@ class Plan:
 
     settings: config.Settings
     architecture: catalog.Architecture
-    checkpoint: Path | None            # None: random weights
+    checkpoint: Path | None  # None: random weights
     data: readers.Dataset
-    subset: np.ndarray                 # indices of the training images that are used
-    image_size: tuple[int, int]        # median (height, width) of the originals
+    subset: np.ndarray  # indices of the training images that are used
+    image_size: tuple[int, int]  # median (height, width) of the originals
     resolution: hyperrule.Resolution
     schedule: hyperrule.Schedule
     mixup_alpha: float
@@ -58,51 +59,65 @@ class Plan:
         settings, resolution, schedule = self.settings, self.resolution, self.schedule
         classes = self.data.train.classes
         height, width = self.image_size
-        few = (f", {settings.examples_per_class} a class by seed {settings.examples_per_class_seed}"
-               if settings.examples_per_class else "")
+        few = (
+            f", {settings.examples_per_class} a class by seed {settings.examples_per_class_seed}"
+            if settings.examples_per_class
+            else ""
+        )
         drops = ", ".join(map(str, schedule.drops))
         own = "" if settings.steps is None else " (--steps; the rule's proportions)"
-        by = "--precrop and --crop" if settings.crop else (
-            f"the {settings.rule} rule for originals of {height} x {width}")
+        by = (
+            "--precrop and --crop"
+            if settings.crop
+            else (f"the {settings.rule} rule for originals of {height} x {width}")
+        )
         rows = {
-            "model": f"{self.architecture.name}, {self.architecture.features} features, a new head of "
-                     f"{len(classes)} outputs starting at zero",
+            "model": f"{self.architecture.name}, {self.architecture.features} features, "
+            f"a new head of {len(classes)} outputs starting at zero",
             "weights": str(self.checkpoint or f"random, by seed {settings.seed}"),
             "data": f"{settings.dataset}{f' in {settings.datadir}' if settings.datadir else ''}: "
-                    f"{len(self.subset):,} training images{few}, {len(self.data.val):,} validation "
-                    f"images, {len(classes)} classes ({', '.join(classes[:4])}"
-                    f"{', …' if len(classes) > 4 else ''})",
+            f"{len(self.subset):,} training images{few}, {len(self.data.val):,} validation "
+            f"images, {len(classes)} classes ({', '.join(classes[:4])}"
+            f"{', …' if len(classes) > 4 else ''})",
             "resolution": f"resize to {resolution.precrop}, crop {resolution.crop}, by {by}",
-            "preprocessing": "training: resize to a square (bilinear), random crop, random flip, x / 127.5 "
-                             f"- 1; validation: resize to {resolution.crop}, x / 127.5 - 1",
-            "schedule": f"{schedule.steps:,} steps{own}: warm-up {schedule.warmup}, a tenth after each of "
-                        f"{drops}; base learning rate {settings.base_lr:g}",
+            "preprocessing": "training: resize to a square (bilinear), random crop, random flip, "
+            f"x / 127.5 - 1; validation: resize to {resolution.crop}, x / 127.5 - 1",
+            "schedule": f"{schedule.steps:,} steps{own}: warm-up {schedule.warmup}, "
+            f"a tenth after each of {drops}; base learning rate {settings.base_lr:g}",
             "batch": f"{settings.batch} images a step, split: {settings.batch_split}"
-                     + (", sampled with replacement: there are fewer training images"
-                        if len(self.subset) < settings.batch else ""),
-            "MixUp": f"Beta({self.mixup_alpha}, {self.mixup_alpha})" if self.mixup_alpha else
-                     f"none below {hyperrule.SMALL_TASK:,} training images",
+            + (
+                ", sampled with replacement: there are fewer training images"
+                if len(self.subset) < settings.batch
+                else ""
+            ),
+            "MixUp": f"Beta({self.mixup_alpha}, {self.mixup_alpha})"
+            if self.mixup_alpha
+            else f"none below {hyperrule.SMALL_TASK:,} training images",
             "optimizer": f"SGD, momentum {hyperrule.MOMENTUM}, no weight decay",
             "validation": (f"every {settings.eval_every} steps and " if settings.eval_every else "")
-                          + "at the end, on all validation images",
+            + "at the end, on all validation images",
             "files": f"{Path(settings.logdir, settings.name or self.default_name)}/: train.log, "
-                     "metrics.jsonl, VisualDL, config.yaml" + (", model.npz" if settings.save else ""),
+            "metrics.jsonl, VisualDL, config.yaml" + (", model.npz" if settings.save else ""),
         }
         return "\n".join(f"{title:14}{text}" for title, text in rows.items())
 
     @property
     def default_name(self) -> str:
         """The run's folder where --name gives none: the model's and the data's names."""
-        data = (Path(self.settings.datadir).resolve().name if self.settings.dataset == "folder"
-                else self.settings.dataset)
+        data = (
+            Path(self.settings.datadir).resolve().name
+            if self.settings.dataset == "folder"
+            else self.settings.dataset
+        )
         few = f"-{self.settings.examples_per_class}shot" if self.settings.examples_per_class else ""
         return f"{Path(self.settings.model).name.replace('.npz', '')}-{data}{few}"
 
 
 def make_plan(settings: config.Settings) -> Plan:
-    """Resolve ``settings``: open checkpoint and data, select images, apply the rule. Loads no Paddle."""
-    architecture, checkpoint = catalog.resolve(settings.model, settings.bit_pretrained_dir,
-                                               pretrained=not settings.from_scratch)
+    """Resolve ``settings``: open checkpoint and data, select images, apply the rule; no Paddle."""
+    architecture, checkpoint = catalog.resolve(
+        settings.model, settings.bit_pretrained_dir, pretrained=not settings.from_scratch
+    )
     if checkpoint is not None:  # the whole list of arrays is checked here, before any data is read
         with npz.CheckpointFile(checkpoint) as file:
             architecture = architecture or file.architecture()
@@ -111,8 +126,12 @@ def make_plan(settings: config.Settings) -> Plan:
     train = data.train
     subset = np.arange(len(train))
     if settings.examples_per_class is not None:
-        subset = fewshot.select(train.labels, settings.examples_per_class,
-                                settings.examples_per_class_seed, train.classes)
+        subset = fewshot.select(
+            train.labels,
+            settings.examples_per_class,
+            settings.examples_per_class_seed,
+            train.classes,
+        )
     size = readers.median_size(train)
     resolution = hyperrule.resolution(*size, settings.rule, architecture.name)
     if settings.crop is not None:
@@ -120,19 +139,35 @@ def make_plan(settings: config.Settings) -> Plan:
     schedule = hyperrule.schedule(len(subset), settings.rule)
     if settings.steps is not None:
         schedule = schedule.scaled(settings.steps)
-    return Plan(settings, architecture, checkpoint, data, subset, size, resolution, schedule,
-                hyperrule.mixup_alpha(len(subset)))
+    return Plan(
+        settings,
+        architecture,
+        checkpoint,
+        data,
+        subset,
+        size,
+        resolution,
+        schedule,
+        hyperrule.mixup_alpha(len(subset)),
+    )
 
 
-# --- One update ----------------------------------------------------------------------------------
+# --- One update ---------------------------------------------------------------------------------
 
-def update(model: ResNetV2, optimizer: Optimizer, micro_batches: Sequence[loader.MicroBatch],
-           partners: Sequence[np.ndarray], lam: float, lr: float) -> list[float]:
+
+def update(
+    model: ResNetV2,
+    optimizer: Optimizer,
+    micro_batches: Sequence[loader.MicroBatch],
+    partners: Sequence[np.ndarray],
+    lam: float,
+    lr: float,
+) -> list[float]:
     """Make one optimizer step and return the loss of each micro-batch.
 
-    The gradients of the micro-batches, weighted by their sizes, add up to that of the mean loss over
-    all their images. ``partners`` and ``lam`` are MixUp's. Raises `NonFiniteError`, with the weights
-    as they were, if a loss is not a finite number.
+    The gradients of the micro-batches, weighted by their sizes, add up to that of the mean loss
+    over all their images. ``partners`` and ``lam`` are MixUp's. Raises `NonFiniteError`, with the
+    weights as they were, if a loss is not a finite number.
     """
     from bit_paddle import mixup, parallel
 
@@ -154,7 +189,8 @@ def update(model: ResNetV2, optimizer: Optimizer, micro_batches: Sequence[loader
     return losses
 
 
-# --- The run -------------------------------------------------------------------------------------
+# --- The run ------------------------------------------------------------------------------------
+
 
 def run(plan: Plan, log: logbook.Logbook) -> int:
     """Carry out ``plan`` and return the command's exit status."""
@@ -170,8 +206,10 @@ def run(plan: Plan, log: logbook.Logbook) -> int:
     memory = parallel.activation_memory(device)
     micro_batch = plan.micro_batch(memory)
     batch_split = settings.batch // micro_batch
-    log.say(f"bit_paddle {__version__}, Paddle {paddle.__version__} on {device}, "
-            f"{environment.cpu_count()} processors; {batch_split} x {micro_batch} images a step")
+    log.say(
+        f"bit_paddle {__version__}, Paddle {paddle.__version__} on {device}, "
+        f"{environment.cpu_count()} processors; {batch_split} x {micro_batch} images a step"
+    )
 
     # --- Model: the checkpoint's weights, or random ones; the head is new and zero either way ---
     classes = plan.data.train.classes
@@ -185,16 +223,29 @@ def run(plan: Plan, log: logbook.Logbook) -> int:
     def evaluate(step: int) -> None:
         """Measure the model on all validation images, and log it."""
         batches = loader.evaluation_batches(plan.data.val, crop, micro_batch, settings.workers)
-        with log.timed("validation"), logbook.progress_bar(desc="validation", unit="img",
-                                                           total=len(plan.data.val)) as bar:
+        with (
+            log.timed("validation"),
+            logbook.progress_bar(desc="validation", unit="img", total=len(plan.data.val)) as bar,
+        ):
             tally = metrics.evaluate(model, batches, bar.update)
-        log.metrics("val", step, loss=tally.loss, top1=tally.top1, top5=tally.top5, images=tally.images)
-        log.say(f"step {step}: validation loss {tally.loss:.4f}, top-1 {tally.top1:.2%}, "
-                f"top-5 {tally.top5:.2%} ({tally.images:,} images)")
+        log.metrics(
+            "val", step, loss=tally.loss, top1=tally.top1, top5=tally.top5, images=tally.images
+        )
+        log.say(
+            f"step {step}: validation loss {tally.loss:.4f}, top-1 {tally.top1:.2%}, "
+            f"top-5 {tally.top5:.2%} ({tally.images:,} images)"
+        )
 
     # --- Training ---
-    batches = loader.training_batches(plan.data.train, plan.subset, plan.resolution, settings.batch,
-                                      batch_split, settings.seed, settings.workers)
+    batches = loader.training_batches(
+        plan.data.train,
+        plan.subset,
+        plan.resolution,
+        settings.batch,
+        batch_split,
+        settings.seed,
+        settings.workers,
+    )
     step = evaluated = 0
     with Interrupt() as stop, logbook.progress_bar(desc="training", total=schedule.steps) as bar:
         while step < schedule.steps and not stop.signal:
@@ -202,23 +253,31 @@ def run(plan: Plan, log: logbook.Logbook) -> int:
             with log.timed("waiting for data"):
                 micro_batches = next(batches)
             sizes = [len(batch.labels) for batch in micro_batches]
-            lam, partners = mixup.draw(plan.mixup_alpha, sizes,
-                                       loader.generator(settings.seed, loader.MIXUP, step))
+            lam, partners = mixup.draw(
+                plan.mixup_alpha, sizes, loader.generator(settings.seed, loader.MIXUP, step)
+            )
             lr = schedule.learning_rate(step, settings.base_lr)
             try:
                 with log.timed("training"):
                     losses = update(model, optimizer, micro_batches, partners, lam, lr)
             except errors.NonFiniteError as error:
-                names = [plan.data.train.name(index) for batch in micro_batches for index in batch.indices]
+                names = [
+                    plan.data.train.name(index)
+                    for batch in micro_batches
+                    for index in batch.indices
+                ]
                 raise errors.NonFiniteError(
-                    f"step {step}, learning rate {lr:g}: {error}; the update was not made. Try a smaller "
-                    f"--base_lr. The batch: {', '.join(names[:8])}"
-                    f"{f' and {len(names) - 8} more' if len(names) > 8 else ''}") from None
+                    f"step {step}, learning rate {lr:g}: {error}; the update was not made. "
+                    f"Try a smaller --base_lr. The batch: {', '.join(names[:8])}"
+                    f"{f' and {len(names) - 8} more' if len(names) > 8 else ''}"
+                ) from None
             step += 1
             loss = float(np.average(losses, weights=sizes))
             speed = sum(sizes) / (time.perf_counter() - start)
             log.metrics("train", step, loss=loss, lr=lr, images_per_second=round(speed, 2))
-            log.say(f"step {step}: loss {loss:.5f}, lr {lr:.3g}, {speed:.1f} images/s", console=False)
+            log.say(
+                f"step {step}: loss {loss:.5f}, lr {lr:.3g}, {speed:.1f} images/s", console=False
+            )
             bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.2g}, {speed:.1f} img/s", refresh=False)
             bar.update()
             if settings.eval_every and step % settings.eval_every == 0:
@@ -233,9 +292,17 @@ def run(plan: Plan, log: logbook.Logbook) -> int:
         if settings.save:
             with log.timed("saving"):
                 path = log.folder / "model.npz"
-                checkpoint.save_npz(model, path, notes={
-                    "bit_paddle": __version__, "classes": list(classes), "crop": crop,
-                    "steps": step, "settings": config.to_dict(settings)})
+                checkpoint.save_npz(
+                    model,
+                    path,
+                    notes={
+                        "bit_paddle": __version__,
+                        "classes": list(classes),
+                        "crop": crop,
+                        "steps": step,
+                        "settings": config.to_dict(settings),
+                    },
+                )
             log.say(f"model saved to {path}")
         if evaluated != step or step == 0:
             evaluate(step)

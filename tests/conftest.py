@@ -1,4 +1,5 @@
 """Shared parts of the tests: checkpoints rebuilt from their seeds, small images, real commands."""
+
 from __future__ import annotations
 
 import importlib.util
@@ -29,7 +30,9 @@ class Golden:
 
     def __init__(self, name: str):
         self.values = dict(np.load(GOLDEN / f"{name}.npz"))
-        self.arrays = arrays_of(*(int(self.values[key]) for key in ("layers", "width", "classes", "seed")))
+        self.arrays = arrays_of(
+            *(int(self.values[key]) for key in ("layers", "width", "classes", "seed"))
+        )
         assert make_checkpoint.digest(self.arrays) == self.values["digest"]
 
     def __getitem__(self, key: str):
@@ -80,7 +83,7 @@ def small_checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory) -> Path:
-    """train/ with 12 and val/ with 5 images of each of three classes, told apart by their colour."""
+    """train/ with 12 and val/ with 5 images of each of three classes, told apart by colour."""
     from PIL import Image
 
     root = tmp_path_factory.mktemp("images")
@@ -98,6 +101,10 @@ def image_folder(tmp_path_factory) -> Path:
 
 def run_train(*arguments: object, timeout: float = 300, **options) -> subprocess.CompletedProcess:
     """Run ``python -m bit_paddle.train`` as a user would and return what it printed."""
-    return subprocess.run([sys.executable, "-W", "ignore", "-m", "bit_paddle.train", *map(str, arguments)],
-                          capture_output=True, text=True, timeout=timeout,
-                          **{"cwd": ROOT, **options})
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "bit_paddle.train", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        **{"cwd": ROOT, **options},
+    )

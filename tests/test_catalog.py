@@ -1,4 +1,5 @@
 """Names, architectures and parameter counts of the published models."""
+
 import numpy as np
 import paddle
 import pytest
@@ -22,7 +23,10 @@ def test_parameter_count(name):
     with paddle.LazyGuard():  # shapes without memory: R152x4 would need 4 GB
         model = ResNetV2(architecture, num_classes=1000)
     head = (architecture.features + 1) * 1000
-    assert sum(int(np.prod(parameter.shape)) for parameter in model.parameters()) == PARAMETERS[name] + head
+    assert (
+        sum(int(np.prod(parameter.shape)) for parameter in model.parameters())
+        == PARAMETERS[name] + head
+    )
     layers, width = (int(number) for number in name[1:].split("x"))
     theirs = dict(make_checkpoint.shapes(make_checkpoint.UNITS[layers], width, 1000))
     assert dict(npz.shapes(architecture, 1000)) == theirs
@@ -33,19 +37,29 @@ def test_published_names():
     for upstream in "SM":
         for name in PARAMETERS:
             assert CATALOG[f"BiT-{upstream}-{name}"].classes == {"S": 1000, "M": 21843}[upstream]
-    assert catalog.find("BiT-M-R50x1").url == "https://storage.googleapis.com/bit_models/BiT-M-R50x1.npz"
+    assert (
+        catalog.find("BiT-M-R50x1").url
+        == "https://storage.googleapis.com/bit_models/BiT-M-R50x1.npz"
+    )
 
 
-@pytest.mark.parametrize("name, expected", [
-    ("BiT-M-R50x2", "BiT-M-R50x1"), ("bit-m-r152x4", "BiT-M-R152x4"), ("BiT-L-R152x4", "never released"),
-])
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("BiT-M-R50x2", "BiT-M-R50x1"),
+        ("bit-m-r152x4", "BiT-M-R152x4"),
+        ("BiT-L-R152x4", "never released"),
+    ],
+)
 def test_unknown_names_say_what_to_take(name, expected):
     with pytest.raises(ConfigError, match=expected):
         catalog.find(name)
 
 
-@pytest.mark.parametrize("units, width", [((1, 1, 1), 1), ((1, 0, 1, 1), 1), ((1, 1, 1, 1), 0.3),
-                                          ((1, 1, 1, 1), 0), ((1, 1, 1, 1), -1)])
+@pytest.mark.parametrize(
+    "units, width",
+    [((1, 1, 1), 1), ((1, 0, 1, 1), 1), ((1, 1, 1, 1), 0.3), ((1, 1, 1, 1), 0), ((1, 1, 1, 1), -1)],
+)
 def test_impossible_architectures(units, width):
     with pytest.raises(ConfigError):
         Architecture(units, width)

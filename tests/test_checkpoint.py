@@ -1,4 +1,5 @@
 """Checkpoints: every layout, every fault, and the way back to the reference code."""
+
 import io
 import resource
 import signal
@@ -32,6 +33,7 @@ def numbered(arrays):
         for layer in ("standardized_conv2d", "group_norm", "conv2d"):
             name = name.replace(f"/{layer}/", f"/{layer}_{next(numbers)}/")
         return name
+
     return {key(name): value for name, value in arrays.items()}
 
 
@@ -39,12 +41,12 @@ def jax_tree(arrays, head="conv_head", prefix=""):
     """As the JAX code saves them: GroupNorm [1, 1, 1, C], a head of [C, K]."""
     result = {}
     for key, value in arrays.items():
-        key = key[len("resnet/"):].replace("a/proj/standardized_conv2d", "conv_proj")
+        key = key[len("resnet/") :].replace("a/proj/standardized_conv2d", "conv_proj")
         key = key.replace("root_block/standardized_conv2d", "root_block/conv_root")
         for number, letter in enumerate("abc", 1):
             key = key.replace(f"/{letter}/standardized_conv2d", f"/conv{number}")
             key = key.replace(f"/{letter}/group_norm", f"/gn{number}")
-        key = "norm-pre-head" + key[len("group_norm"):] if key.startswith("group_norm") else key
+        key = "norm-pre-head" + key[len("group_norm") :] if key.startswith("group_norm") else key
         key = key.replace("head/conv2d", head).replace("gamma", "scale").replace("beta", "bias")
         if "gn" in key or "norm-pre-head" in key:
             value = value[None, None, None]
@@ -108,9 +110,13 @@ def test_create_model_head(classes, expected, arrays, small_checkpoint):
 def test_head_is_never_zeroed_silently(small_checkpoint):
     model = create_model("R14x1", num_classes=7)
     before = model.block1.unit01.a.conv.weight.numpy()
-    with pytest.raises(CheckpointError, match=r"(?s)head/conv2d/bias: found \[10\], expected \[7\].*head='zero'"):
+    with pytest.raises(
+        CheckpointError, match=r"(?s)head/conv2d/bias: found \[10\], expected \[7\].*head='zero'"
+    ):
         load_npz(model, small_checkpoint)
-    assert np.array_equal(before, model.block1.unit01.a.conv.weight.numpy())  # checked before filling
+    assert np.array_equal(
+        before, model.block1.unit01.a.conv.weight.numpy()
+    )  # checked before filling
     load_npz(model, small_checkpoint, head="zero")
     assert not np.array_equal(before, model.block1.unit01.a.conv.weight.numpy())
 
@@ -125,15 +131,25 @@ def test_a_head_of_the_right_size_is_zeroed_on_demand(small_checkpoint):
 
 def test_one_error_lists_missing_unexpected_and_misshapen(arrays, tmp_path):
     wrong = dict(arrays)
-    wrong["resnet/block2/unit01/b/renamed/kernel"] = wrong.pop("resnet/block2/unit01/b/standardized_conv2d/kernel")
+    wrong["resnet/block2/unit01/b/renamed/kernel"] = wrong.pop(
+        "resnet/block2/unit01/b/standardized_conv2d/kernel"
+    )
     wrong["resnet/group_norm/gamma"] = np.zeros(5, np.float32)
     wrong["resnet/group_norm/beta"] = np.zeros(2048, np.int64)
     np.savez(tmp_path / "x.npz", **wrong)
     with pytest.raises(CheckpointError) as caught:
         create_model(tmp_path / "x.npz")
-    for words in ("x.npz", "missing (1)", "block2/unit01/b/standardized_conv2d/kernel [3, 3, 128, 128]",
-                  "unexpected (1)", "block2/unit01/b/renamed/kernel", "wrong shape (1)",
-                  "group_norm/gamma: found [5], expected [2048]", "not numbers (1)", "int64"):
+    for words in (
+        "x.npz",
+        "missing (1)",
+        "block2/unit01/b/standardized_conv2d/kernel [3, 3, 128, 128]",
+        "unexpected (1)",
+        "block2/unit01/b/renamed/kernel",
+        "wrong shape (1)",
+        "group_norm/gamma: found [5], expected [2048]",
+        "not numbers (1)",
+        "int64",
+    ):
         assert words in str(caught.value), words
 
 
@@ -155,9 +171,17 @@ def broken_files(good: bytes):
     other = io.BytesIO()
     np.savez(other, weight=np.zeros(3), bias=np.zeros(1))
     header = good.replace(b"'descr': '<f4'", b"'descr': '<!!'", 1)
-    return {"empty": b"", "text": b"not a zip", "cut short": good[:len(good) // 3], "one bit": bytes(flipped),
-            "pickled": pickled.getvalue(), ".npy": single.getvalue(), "zip of text": text.getvalue(),
-            "another model": other.getvalue(), "header": header}
+    return {
+        "empty": b"",
+        "text": b"not a zip",
+        "cut short": good[: len(good) // 3],
+        "one bit": bytes(flipped),
+        "pickled": pickled.getvalue(),
+        ".npy": single.getvalue(),
+        "zip of text": text.getvalue(),
+        "another model": other.getvalue(),
+        "header": header,
+    }
 
 
 @pytest.mark.parametrize("fault", broken_files(b"'descr': '<f4'"))
@@ -228,8 +252,13 @@ def test_loading_streams(tmp_path):
     """Peak memory over the model's own: the largest array a few times, not the file again."""
     random = np.random.default_rng(0)
     path = tmp_path / "r50x1.npz"
-    npz.write(path, ((key, random.standard_normal(shape, np.float32))
-                     for key, shape in npz.shapes(Architecture.parse("R50x1"), 21843)))
+    npz.write(
+        path,
+        (
+            (key, random.standard_normal(shape, np.float32))
+            for key, shape in npz.shapes(Architecture.parse("R50x1"), 21843)
+        ),
+    )
     size = path.stat().st_size
     code = f"""
 import resource, bit_paddle
@@ -241,8 +270,15 @@ before = peak()
 bit_paddle.load_npz(model, {str(path)!r})
 print(peak() - before)
 """
-    grown = int(subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, check=True,
-                               capture_output=True, text=True).stdout.split()[-1])
+    grown = int(
+        subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code],
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.split()[-1]
+    )
     largest = 2048 * 21843 * 4
     assert size > 250e6
     assert grown <= 2.5 * largest + 40e6

@@ -1,4 +1,5 @@
 """Settings from files and flags; every fault in one message."""
+
 import dataclasses
 
 import pytest
@@ -16,28 +17,75 @@ def parse(*arguments):
 
 def test_model_and_dataset_are_enough():
     settings = parse(*BASE)
-    assert (settings.batch, settings.base_lr, settings.rule, settings.save) == (512, 0.003, "code", True)
+    assert (settings.batch, settings.base_lr, settings.rule, settings.save) == (
+        512,
+        0.003,
+        "code",
+        True,
+    )
 
 
 def test_every_flag_of_the_reference_code():
-    settings = parse(*BASE, "--name", "n", "--logdir", "l", "--bit_pretrained_dir", "p", "--datadir", "d",
-                     "--examples_per_class", 3, "--examples_per_class_seed", 4, "--batch", 64,
-                     "--batch_split", 2, "--base_lr", "1e-2", "--eval_every", 5, "--workers", 0, "--no-save")
-    assert dataclasses.astuple(settings) == dataclasses.astuple(config.Settings(
-        "R50x1", "digits", from_scratch=True, name="n", logdir="l", bit_pretrained_dir="p", datadir="d",
-        examples_per_class=3, examples_per_class_seed=4, batch=64, batch_split=2, base_lr=0.01,
-        eval_every=5, workers=0, save=False))
+    settings = parse(
+        *BASE,
+        "--name",
+        "n",
+        "--logdir",
+        "l",
+        "--bit_pretrained_dir",
+        "p",
+        "--datadir",
+        "d",
+        "--examples_per_class",
+        3,
+        "--examples_per_class_seed",
+        4,
+        "--batch",
+        64,
+        "--batch_split",
+        2,
+        "--base_lr",
+        "1e-2",
+        "--eval_every",
+        5,
+        "--workers",
+        0,
+        "--no-save",
+    )
+    assert dataclasses.astuple(settings) == dataclasses.astuple(
+        config.Settings(
+            "R50x1",
+            "digits",
+            from_scratch=True,
+            name="n",
+            logdir="l",
+            bit_pretrained_dir="p",
+            datadir="d",
+            examples_per_class=3,
+            examples_per_class_seed=4,
+            batch=64,
+            batch_split=2,
+            base_lr=0.01,
+            eval_every=5,
+            workers=0,
+            save=False,
+        )
+    )
 
 
 def test_flags_win_over_the_file(tmp_path):
     file = tmp_path / "c.yaml"
-    file.write_text("model: R50x1\nfrom_scratch: true\ndataset: digits\nbatch: 64\nbase_lr: 1e-3\nsave: false\n")
+    file.write_text(
+        "model: R50x1\nfrom_scratch: true\ndataset: digits\nbatch: 64\nbase_lr: 1e-3\nsave: false\n"
+    )
     settings = parse("--config", file, "--batch", 32)
     assert (settings.batch, settings.base_lr, settings.save) == (32, 0.001, False)
 
 
 def test_written_settings_come_back(tmp_path):
-    settings = parse(*BASE, "--batch", 96, "--batch_split", 3, "--steps", 7, "--name", "123", "--no-save")
+    settings = parse(
+        *BASE, "--batch", 96, "--batch_split", 3, "--steps", 7, "--name", "123", "--no-save"
+    )
     file = tmp_path / "c.yaml"
     file.write_text("# a comment\n" + config.to_yaml(settings))
     assert parse("--config", file) == settings
@@ -47,29 +95,61 @@ def test_all_faults_at_once(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text("bacth: 3\nworkers: -1\nbase_lr: [1]\n")
     with pytest.raises(ConfigError) as caught:
-        parse("--config", file, "--modle", "x", "--dataset", "cifar-10", "--batch", "10", "--batch_split", "4",
-              "--rule", "papr", "--steps", "0", "--base_lr", "nan", "--crop", "64", "--seed", "one")
+        parse(
+            "--config",
+            file,
+            "--modle",
+            "x",
+            "--dataset",
+            "cifar-10",
+            "--batch",
+            "10",
+            "--batch_split",
+            "4",
+            "--rule",
+            "papr",
+            "--steps",
+            "0",
+            "--base_lr",
+            "nan",
+            "--crop",
+            "64",
+            "--seed",
+            "one",
+        )
     message = str(caught.value)
-    for words in ("--modle: no such flag; did you mean --model", "'bacth' is no setting; did you mean batch",
-                  "workers: is -1, expected at least 0", "base_lr is [1], expected one value",
-                  "did you mean cifar10", "--batch_split: is 4, which does not divide --batch 10; 1 or 2 or 5",
-                  "--rule: is 'papr': did you mean paper", "--steps: is 0, expected at least 1",
-                  "--base_lr: is nan, expected a positive number", "--precrop and --crop: only one",
-                  "--seed: is 'one', expected a whole number", "--model: is required", "13 faults"):
+    for words in (
+        "--modle: no such flag; did you mean --model",
+        "'bacth' is no setting; did you mean batch",
+        "workers: is -1, expected at least 0",
+        "base_lr is [1], expected one value",
+        "did you mean cifar10",
+        "--batch_split: is 4, which does not divide --batch 10; 1 or 2 or 5",
+        "--rule: is 'papr': did you mean paper",
+        "--steps: is 0, expected at least 1",
+        "--base_lr: is nan, expected a positive number",
+        "--precrop and --crop: only one",
+        "--seed: is 'one', expected a whole number",
+        "--model: is required",
+        "13 faults",
+    ):
         assert words in message, words
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["--batch"], "expected one argument"),
-    (["--precrop", 32, "--crop", 64], "smaller than --crop 64"),
-    (["--name", "a/b"], "expected a folder's name"),
-    (["--name", ""], "is empty"),
-    (["stray"], "does not belong to a flag"),
-    (["--model", "R50x1.3"], "do not divide into the 32 groups"),
-    (["--model", "R51x1"], "unknown model"),
-    (["--model", "x.npz"], "no such checkpoint file"),
-    (["--device", "tpu"], "is 'tpu'"),
-])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--batch"], "expected one argument"),
+        (["--precrop", 32, "--crop", 64], "smaller than --crop 64"),
+        (["--name", "a/b"], "expected a folder's name"),
+        (["--name", ""], "is empty"),
+        (["stray"], "does not belong to a flag"),
+        (["--model", "R50x1.3"], "do not divide into the 32 groups"),
+        (["--model", "R51x1"], "unknown model"),
+        (["--model", "x.npz"], "no such checkpoint file"),
+        (["--device", "tpu"], "is 'tpu'"),
+    ],
+)
 def test_faults(arguments, words):
     with pytest.raises(ConfigError, match=words):
         parse(*BASE, *arguments)
@@ -85,7 +165,10 @@ def test_a_checkpoint_is_not_scratch(small_checkpoint):
         parse("--model", small_checkpoint, "--dataset", "digits", "--from_scratch")
 
 
-@pytest.mark.parametrize("content", ["- a\n- b", "just words", "a: [", "\x00", "a: {b: c}\nb: !!python/object:os.system {}"])
+@pytest.mark.parametrize(
+    "content",
+    ["- a\n- b", "just words", "a: [", "\x00", "a: {b: c}\nb: !!python/object:os.system {}"],
+)
 def test_files_that_are_no_settings(content, tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text(content)

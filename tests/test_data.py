@@ -1,26 +1,32 @@
 """Readers, few-shot subsets, transforms and the loader."""
+
+import functools
+import hashlib
+import http.server
 import io
 import pickle
 import shutil
 import subprocess
 import sys
 import tarfile
+import threading
 
 import numpy as np
 import pytest
 from conftest import SHARED
 from PIL import Image
 
-from bit_paddle.data import fewshot, loader, readers, transforms
-from bit_paddle.errors import ConfigError, DataError, MissingFileError
+from bit_paddle.data import cifar, fewshot, loader, readers, transforms
+from bit_paddle.data.images import ArrayImages
+from bit_paddle.errors import ConfigError, DataError, DownloadError, MissingFileError
 from bit_paddle.hyperrule import Resolution
 
+# --- CIFAR: small archives in exactly the official structure ------------------------------------
 
-# --- CIFAR: small archives in exactly the official structure -----------------------------------------
 
 def write_cifar(path, name, per_batch=4, **changes):
     """Write an official-looking archive; return {part: (pixels [N, H, W, 3], labels)}."""
-    layout = readers._CIFAR[name]
+    layout = cifar.LAYOUTS[name]
     random = np.random.default_rng(0)
     classes = 10 if name == "cifar10" else 100
     members = {layout.meta: {layout.names: [f"class {k}".encode() for k in range(classes)]}}
@@ -29,8 +35,12 @@ def write_cifar(path, name, per_batch=4, **changes):
         pixels = random.integers(0, 256, (len(names), per_batch, 3, 32, 32)).astype(np.uint8)
         labels = random.integers(0, classes, (len(names), per_batch))
         for member, some, theirs in zip(names, pixels, labels):
-            members[member] = {b"data": some.reshape(per_batch, 3072), layout.labels: theirs.tolist(),
-                               b"filenames": [b"x.png"] * per_batch, b"batch_label": member.encode()}
+            members[member] = {
+                b"data": some.reshape(per_batch, 3072),
+                layout.labels: theirs.tolist(),
+                b"filenames": [b"x.png"] * per_batch,
+                b"batch_label": member.encode(),
+            }
             if name == "cifar100":
                 members[member][b"coarse_labels"] = [0] * per_batch
         expected[part] = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels.ravel()
@@ -38,7 +48,9 @@ def write_cifar(path, name, per_batch=4, **changes):
         if content is None:
             del members[member]
         else:
-            members[member] = {**members[member], **content} if isinstance(content, dict) else content
+            members[member] = (
+                {**members[member], **content} if isinstance(content, dict) else content
+            )
     with tarfile.open(path / layout.archive, "w:gz") as archive:
         for member, content in members.items():
             blob = pickle.dumps(content, protocol=2)
@@ -52,7 +64,7 @@ def write_cifar(path, name, per_batch=4, **changes):
 @pytest.mark.parametrize("where", ["archive", "folder", "in the folder", "the archive itself"])
 def test_cifar(name, where, tmp_path):
     expected = write_cifar(tmp_path, name)
-    layout = readers._CIFAR[name]
+    layout = cifar.LAYOUTS[name]
     datadir = tmp_path
     if where in ("folder", "in the folder"):
         shutil.unpack_archive(tmp_path / layout.archive, tmp_path / "unpacked")
@@ -74,20 +86,54 @@ class Evil:
         return print, ("code from the archive ran",)
 
 
-@pytest.mark.parametrize("changes, words", [
-    ({"test_batch": None}, "lacks test_batch"),
-    ({"test_batch": {b"labels": [0, 1, 2, 10]}}, r"label.* outside 0 … 9.* is 10 of image 3"),
-    ({"test_batch": {b"labels": [0]}}, "4 images, but 1 labels"),
-    ({"data_batch_2": {b"data": np.zeros((4, 3071), np.uint8)}}, r"expected uint8 \[N, 3072\]"),
-    ({"data_batch_2": {b"data": Evil()}}, "asks for .*print"),
-    ({"batches.meta": ["a list"]}, "holds a list, expected a dictionary"),
-    ({"data_batch_1": {b"data": None}}, "expected uint8"),
-])
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"test_batch": None}, "lacks test_batch"),
+        ({"test_batch": {b"labels": [0, 1, 2, 10]}}, r"label.* outside 0 … 9.* is 10 of image 3"),
+        ({"test_batch": {b"labels": [0]}}, "4 images, but 1 labels"),
+        ({"data_batch_2": {b"data": np.zeros((4, 3071), np.uint8)}}, r"expected uint8 \[N, 3072\]"),
+        ({"data_batch_2": {b"data": Evil()}}, "asks for .*print"),
+        ({"batches.meta": ["a list"]}, "holds a list, expected a dictionary"),
+        ({"data_batch_1": {b"data": None}}, "expected uint8"),
+    ],
+)
 def test_cifar_faults(changes, words, tmp_path, capsys):
     write_cifar(tmp_path, "cifar10", **changes)
     with pytest.raises(DataError, match=words):
         readers.open_dataset("cifar10", str(tmp_path))
     assert "code from the archive" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_cifar_is_downloaded_from_where_paddle_has_it(name):
+    from paddle.vision.datasets import cifar as paddle_cifar
+
+    number = name[len("cifar") :]
+    assert cifar.URL + cifar.LAYOUTS[name].archive == getattr(paddle_cifar, f"CIFAR{number}_URL")
+    assert cifar.LAYOUTS[name].md5 == getattr(paddle_cifar, f"CIFAR{number}_MD5")
+
+
+def test_cifar_is_downloaded_into_the_cache_once(tmp_path, monkeypatch):
+    """From a real server, checked by md5, and found there by the next run."""
+    published = tmp_path / "published"
+    published.mkdir()
+    write_cifar(published, "cifar10")
+    archive = published / cifar.LAYOUTS["cifar10"].archive
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=published)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("BIT_PADDLE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(cifar, "URL", f"http://127.0.0.1:{server.server_port}/")
+    with pytest.raises(DownloadError, match="md5"):
+        readers.open_dataset("cifar10")
+    digest = hashlib.md5(archive.read_bytes()).hexdigest()
+    monkeypatch.setitem(cifar.LAYOUTS, "cifar10", cifar.LAYOUTS["cifar10"]._replace(md5=digest))
+    assert len(readers.open_dataset("cifar10").train) == 20
+    server.shutdown()
+    server.server_close()
+    assert len(readers.open_dataset("cifar10").train) == 20
 
 
 def test_cifar_without_label_names(tmp_path):
@@ -110,9 +156,14 @@ def test_cifar_datadir_without_cifar(tmp_path):
         readers.open_dataset("cifar10", str(tmp_path))
 
 
-@pytest.mark.skipif(not (SHARED / "data" / "make_cifar10.py").exists(), reason="needs ../shared/data")
+@pytest.mark.skipif(
+    not (SHARED / "data" / "make_cifar10.py").exists(), reason="needs ../shared/data"
+)
 def test_real_cifar10_images(tmp_path):
-    subprocess.run([sys.executable, SHARED / "data" / "make_cifar10.py", tmp_path, "--per-class", "10"], check=True)
+    subprocess.run(
+        [sys.executable, SHARED / "data" / "make_cifar10.py", tmp_path, "--per-class", "10"],
+        check=True,
+    )
     train, val = readers.open_dataset("cifar10", str(tmp_path))
     assert (len(train), len(val)) == (100, 20)
     assert np.bincount(train.labels).tolist() == [10] * 10
@@ -120,7 +171,8 @@ def test_real_cifar10_images(tmp_path):
     assert 20 < np.asarray(train.image(0)).std() < 110  # a photograph, not noise and not blank
 
 
-# --- Digits and folders ------------------------------------------------------------------------------
+# --- Digits and folders -------------------------------------------------------------------------
+
 
 def test_digits():
     pytest.importorskip("sklearn")
@@ -133,7 +185,11 @@ def test_digits():
 
 def test_folder(image_folder):
     train, val = readers.open_dataset("folder", str(image_folder))
-    assert (len(train), len(val)) == (36, 15) and train.classes == val.classes == ["amber", "blue", "coral"]
+    assert (len(train), len(val)) == (36, 15) and train.classes == val.classes == [
+        "amber",
+        "blue",
+        "coral",
+    ]
     assert train.labels.tolist() == sorted(train.labels.tolist())
     assert train.size(0) == (40, 50) and train.image(0).mode == "RGB"
     assert train.name(0).endswith("train/amber/0.png")
@@ -150,7 +206,9 @@ def test_folder_ignores_what_is_no_image(copied_folder):
     (copied_folder / "train" / "amber" / "notes.txt").write_text("x")
     (copied_folder / "train" / "amber" / ".0.png").write_text("x")
     (copied_folder / "train" / ".cache").mkdir()
-    (copied_folder / "train" / "amber" / "0.png").rename(copied_folder / "train" / "amber" / "0.PNG")
+    (copied_folder / "train" / "amber" / "0.png").rename(
+        copied_folder / "train" / "amber" / "0.PNG"
+    )
     assert len(readers.open_dataset("folder", str(copied_folder)).train) == 36
 
 
@@ -159,18 +217,41 @@ def remove_images(folder):
         path.unlink()
 
 
-@pytest.mark.parametrize("damage, error, words", [
-    (lambda root: shutil.rmtree(root), MissingFileError, "no such folder"),
-    (lambda root: [shutil.rmtree(part) for part in root.iterdir()], MissingFileError, "has no train/.*found nothing"),
-    (lambda root: shutil.rmtree(root / "val"), MissingFileError, "has no val/.*found train"),
-    (lambda root: [shutil.rmtree(root / "train" / name) for name in ("blue", "coral")], DataError,
-     r"1 class folders \(amber\); expected two"),
-    (lambda root: [shutil.rmtree(part) for part in (root / "train").iterdir()], DataError, "0 class folders"),
-    (lambda root: (root / "val" / "blu").mkdir(), DataError, "'blu' is not in train/ .did you mean blue"),
-    (lambda root: remove_images(root / "train" / "blue"), DataError, "no images in blue"),
-    (lambda root: [remove_images(root / "val" / name) for name in ("amber", "blue", "coral")], DataError,
-     "val: no images"),
-])
+@pytest.mark.parametrize(
+    "damage, error, words",
+    [
+        (lambda root: shutil.rmtree(root), MissingFileError, "no such folder"),
+        (
+            lambda root: [shutil.rmtree(part) for part in root.iterdir()],
+            MissingFileError,
+            "has no train/.*found nothing",
+        ),
+        (lambda root: shutil.rmtree(root / "val"), MissingFileError, "has no val/.*found train"),
+        (
+            lambda root: [shutil.rmtree(root / "train" / name) for name in ("blue", "coral")],
+            DataError,
+            r"1 class folders \(amber\); expected two",
+        ),
+        (
+            lambda root: [shutil.rmtree(part) for part in (root / "train").iterdir()],
+            DataError,
+            "0 class folders",
+        ),
+        (
+            lambda root: (root / "val" / "blu").mkdir(),
+            DataError,
+            "'blu' is not in train/ .did you mean blue",
+        ),
+        (lambda root: remove_images(root / "train" / "blue"), DataError, "no images in blue"),
+        (
+            lambda root: [
+                remove_images(root / "val" / name) for name in ("amber", "blue", "coral")
+            ],
+            DataError,
+            "val: no images",
+        ),
+    ],
+)
 def test_folder_faults(damage, error, words, copied_folder):
     damage(copied_folder)
     with pytest.raises(error, match=words):
@@ -196,7 +277,8 @@ def test_unknown_dataset():
         readers.open_dataset("cifar_100")
 
 
-# --- Few-shot ----------------------------------------------------------------------------------------
+# --- Few-shot -----------------------------------------------------------------------------------
+
 
 def test_fewshot_is_balanced_and_depends_on_its_seed():
     labels = np.random.default_rng(0).integers(0, 5, 200)
@@ -213,15 +295,21 @@ def test_fewshot_of_too_few():
         fewshot.select(np.array([0, 0, 1]), 2, 0, ["a", "b", "c"])
 
 
-# --- Transforms --------------------------------------------------------------------------------------
+# --- Transforms ---------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("size", [(32, 32), (500, 300), (97, 1024)])
 def test_views_are_pillows_own(size):
     """Bit for bit: resize, crop, flip."""
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8))
-    expected = np.asarray(image.resize((160, 160), Image.BILINEAR).crop((7, 3, 135, 131))
-                          .transpose(Image.FLIP_LEFT_RIGHT)).transpose(2, 0, 1)
-    assert np.array_equal(transforms.training_view(image, 160, 128, top=3, left=7, flip=True), expected)
+    expected = np.asarray(
+        image.resize((160, 160), Image.BILINEAR)
+        .crop((7, 3, 135, 131))
+        .transpose(Image.FLIP_LEFT_RIGHT)
+    ).transpose(2, 0, 1)
+    assert np.array_equal(
+        transforms.training_view(image, 160, 128, top=3, left=7, flip=True), expected
+    )
     expected = np.asarray(image.resize((128, 128), Image.BILINEAR)).transpose(2, 0, 1)
     assert np.array_equal(transforms.evaluation_view(image, 128), expected)
 
@@ -236,30 +324,42 @@ def test_scaling_to_the_network_is_exact():
     assert np.array_equal(found, pixels / np.float32(127.5) - np.float32(1))
 
 
-# --- The loader --------------------------------------------------------------------------------------
+# --- The loader ---------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def noise():
     random = np.random.default_rng(0)
-    return readers.ArrayImages(random.integers(0, 256, (23, 8, 8, 3)).astype(np.uint8),
-                               random.integers(0, 3, 23), list("abc"), "noise")
+    return ArrayImages(
+        random.integers(0, 256, (23, 8, 8, 3)).astype(np.uint8),
+        random.integers(0, 3, 23),
+        list("abc"),
+        "noise",
+    )
 
 
 def steps_of(images, count, workers=0, batch=6, split=3, seed=0, start=0, subset=None):
     subset = np.arange(len(images)) if subset is None else subset
-    batches = loader.training_batches(images, subset, Resolution(10, 8), batch, split, seed, workers, start)
+    batches = loader.training_batches(
+        images, subset, Resolution(10, 8), batch, split, seed, workers, start
+    )
     return [next(batches) for _ in range(count)]
 
 
 def flat(steps):
-    return [np.concatenate([getattr(part, name) for part in step]) for step in steps
-            for name in ("images", "labels", "indices")]
+    return [
+        np.concatenate([getattr(part, name) for part in step])
+        for step in steps
+        for name in ("images", "labels", "indices")
+    ]
 
 
 def test_every_image_once_an_epoch(noise):
     """23 images in batches of 6: three full ones and one of 5, in parts as equal as can be."""
     steps = steps_of(noise, 8)
-    assert [[len(part.labels) for part in step] for step in steps[:4]] == [[2, 2, 2]] * 3 + [[2, 2, 1]]
+    assert [[len(part.labels) for part in step] for step in steps[:4]] == [[2, 2, 2]] * 3 + [
+        [2, 2, 1]
+    ]
     for epoch in (steps[:4], steps[4:]):
         assert sorted(np.concatenate(flat(epoch)[2::3])) == list(range(23))
     assert not np.array_equal(flat(steps[:1])[2], flat(steps[4:5])[2])
@@ -276,8 +376,12 @@ def test_a_last_batch_smaller_than_the_split(noise):
 
 def test_the_data_do_not_depend_on_workers_split_or_start(noise):
     plain = flat(steps_of(noise, 9))
-    for other in (steps_of(noise, 9, workers=1), steps_of(noise, 9, workers=4),
-                  steps_of(noise, 9, split=1), steps_of(noise, 9, split=6, workers=2)):
+    for other in (
+        steps_of(noise, 9, workers=1),
+        steps_of(noise, 9, workers=4),
+        steps_of(noise, 9, split=1),
+        steps_of(noise, 9, split=6, workers=2),
+    ):
         assert all(np.array_equal(a, b) for a, b in zip(plain, flat(other)))
     resumed = flat(steps_of(noise, 4, start=5, workers=2))
     assert all(np.array_equal(a, b) for a, b in zip(plain[15:], resumed))
@@ -289,7 +393,9 @@ def test_fewer_images_than_the_batch_are_sampled_with_replacement(noise):
     counts = np.bincount(np.concatenate(flat(steps)[2::3]), minlength=23)
     assert all(sum(len(part.labels) for part in step) == 8 for step in steps)
     assert set(np.flatnonzero(counts)) == {3, 5, 7}
-    assert abs(counts[[3, 5, 7]] - 1600 / 3).max() < 5 * np.sqrt(1600 * 2 / 9)  # five standard deviations
+    assert abs(counts[[3, 5, 7]] - 1600 / 3).max() < 5 * np.sqrt(
+        1600 * 2 / 9
+    )  # five standard deviations
 
 
 def test_crops_and_flips_are_uniform():
@@ -297,8 +403,10 @@ def test_crops_and_flips_are_uniform():
     ramp = np.zeros((1, 10, 10, 3), np.uint8)
     ramp[0, ..., 0] = np.arange(10)[:, None]
     ramp[0, ..., 1] = np.arange(10)[None, :]
-    images = readers.ArrayImages(ramp, [0], ["a"], "ramp")
-    views = np.concatenate([part.images for step in steps_of(images, 50, batch=36, split=1) for part in step])
+    images = ArrayImages(ramp, [0], ["a"], "ramp")
+    views = np.concatenate(
+        [part.images for step in steps_of(images, 50, batch=36, split=1) for part in step]
+    )
     tops, lefts = views[:, 0, 0, 0], views[:, 1].min(axis=(1, 2))
     flips = views[:, 1, 0, 0] > views[:, 1, 0, -1]
     n = len(views)

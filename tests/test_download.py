@@ -1,4 +1,5 @@
 """Downloads from a real server on 127.0.0.1 that misbehaves in every way we could think of."""
+
 import base64
 import hashlib
 import http.server
@@ -58,7 +59,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
-        start = int(wanted[len("bytes="):-1]) if wanted and fault != "ignore range" else 0
+        start = int(wanted[len("bytes=") : -1]) if wanted and fault != "ignore range" else 0
         if start >= len(CONTENT):
             self.send_response(416)
             self.send_header("Content-Length", "0")
@@ -70,12 +71,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}")
         self.send_header("Content-Length", str(len(body)))
         if fault == "wrong hash":
-            self.send_header("x-goog-hash", "crc32c=AAAAAA==,md5=" + base64.b64encode(bytes(16)).decode())
+            self.send_header(
+                "x-goog-hash", "crc32c=AAAAAA==,md5=" + base64.b64encode(bytes(16)).decode()
+            )
         else:
             self.send_header("x-goog-hash", "md5=" + base64.b64encode(bytes.fromhex(MD5)).decode())
         self.end_headers()
         if fault == "drop":
-            body = body[:len(body) // 2]
+            body = body[: len(body) // 2]
         if fault == "wrong bytes":
             body = bytes(len(body))
         if fault == "silent":
@@ -84,8 +87,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             time.sleep(3)
             return
         for place in range(0, len(body), 1 << 16):
-            self.wfile.write(body[place:place + (1 << 16)])
-            server.bytes_sent += len(body[place:place + (1 << 16)])
+            self.wfile.write(body[place : place + (1 << 16)])
+            server.bytes_sent += len(body[place : place + (1 << 16)])
             time.sleep(server.chunk_pause)
         if fault == "drop":
             self.close_connection = True
@@ -111,10 +114,17 @@ def test_a_good_server(server, tmp_path):
     assert not path.with_name("file.npz.part").exists()
 
 
-@pytest.mark.parametrize("faults, requests", [
-    ([500, 503], 3), ([429], 2), (["redirect"], 2), (["drop"], 2), (["drop", "drop", 500, "drop"], 5),
-    (["drop", "ignore range"], 2),
-])
+@pytest.mark.parametrize(
+    "faults, requests",
+    [
+        ([500, 503], 3),
+        ([429], 2),
+        (["redirect"], 2),
+        (["drop"], 2),
+        (["drop", "drop", 500, "drop"], 5),
+        (["drop", "ignore range"], 2),
+    ],
+)
 def test_faults_that_pass(server, faults, requests, tmp_path):
     server.faults = list(faults)
     assert download.fetch(server.url, tmp_path / "x", md5=MD5).read_bytes() == CONTENT
@@ -125,7 +135,7 @@ def test_only_the_rest_is_asked_for(server, tmp_path):
     server.faults = ["drop"]
     download.fetch(server.url, tmp_path / "x")
     first, second = server.requests
-    assert first is None and int(second[len("bytes="):-1]) >= len(CONTENT) // 4
+    assert first is None and int(second[len("bytes=") : -1]) >= len(CONTENT) // 4
     assert server.bytes_sent < len(CONTENT) * 1.3
 
 
@@ -140,10 +150,16 @@ def test_a_partial_file_of_something_longer(server, tmp_path):
     assert download.fetch(server.url, tmp_path / "x", md5=MD5).read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize("faults, words", [
-    ([404], "answered 404"), ([403], "answered 403"), (["wrong hash"], "md5"), (["wrong bytes"], "expected " + MD5),
-    ([500] * 99, "gave up after 6 attempts.*500"),
-])
+@pytest.mark.parametrize(
+    "faults, words",
+    [
+        ([404], "answered 404"),
+        ([403], "answered 403"),
+        (["wrong hash"], "md5"),
+        (["wrong bytes"], "expected " + MD5),
+        ([500] * 99, "gave up after 6 attempts.*500"),
+    ],
+)
 def test_faults_that_stay(server, faults, words, tmp_path):
     server.faults = list(faults)
     with pytest.raises(DownloadError, match=words):
@@ -180,7 +196,9 @@ def _fetch(url, path):
 def test_many_processes_share_one_download(server, tmp_path):
     server.chunk_pause = 0.02
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_fetch, args=(server.url, tmp_path / "x")) for _ in range(4)]
+    processes = [
+        context.Process(target=_fetch, args=(server.url, tmp_path / "x")) for _ in range(4)
+    ]
     for process in processes:
         process.start()
     for process in processes:
@@ -191,11 +209,15 @@ def test_many_processes_share_one_download(server, tmp_path):
 
 def test_killed_in_the_middle(server, tmp_path):
     server.chunk_pause = 0.1
-    code = f"from bit_paddle import download; download.fetch({server.url!r}, {str(tmp_path / 'x')!r})"
+    code = (
+        f"from bit_paddle import download; download.fetch({server.url!r}, {str(tmp_path / 'x')!r})"
+    )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     partial = tmp_path / "x.part"
     deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and not (partial.exists() and partial.stat().st_size > 1 << 18):
+    while time.monotonic() < deadline and not (
+        partial.exists() and partial.stat().st_size > 1 << 18
+    ):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()

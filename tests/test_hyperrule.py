@@ -1,4 +1,5 @@
 """The rule against the reference code's, step by step, and the paper's against its text."""
+
 import numpy as np
 import pytest
 from conftest import GOLDEN
@@ -28,7 +29,9 @@ def test_paper_rule():
     schedule = hyperrule.schedule(1_000, "paper")
     assert (schedule.warmup, schedule.drops, schedule.steps) == (0, (150, 300, 450), 500)
     assert schedule.learning_rate(0) == 0.003
-    assert schedule.learning_rate(150) == 0.003 and schedule.learning_rate(151) == pytest.approx(0.0003)
+    assert schedule.learning_rate(150) == 0.003 and schedule.learning_rate(151) == pytest.approx(
+        0.0003
+    )
     assert hyperrule.schedule(500_000, "paper").drops == (6000, 12000, 18000)
     assert hyperrule.resolution(300, 300, "paper") == hyperrule.Resolution(448, 384)
     assert hyperrule.resolution(300, 300, "paper", "R152x4") == hyperrule.Resolution(512, 480)

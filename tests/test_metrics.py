@@ -1,4 +1,5 @@
 """Loss, top-1 and top-5, against scikit-learn, and where counting is easily wrong."""
+
 import numpy as np
 import pytest
 
@@ -12,12 +13,16 @@ def test_against_scikit_learn():
     whole, parts = Tally(), Tally()
     whole.add(logits, labels)
     for start in range(0, 101, 25):
-        parts.add(logits[start:start + 25], labels[start:start + 25])
+        parts.add(logits[start : start + 25], labels[start : start + 25])
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     every = range(12)
-    assert whole.loss == pytest.approx(sklearn.log_loss(labels, probabilities, labels=every), rel=1e-12)
+    assert whole.loss == pytest.approx(
+        sklearn.log_loss(labels, probabilities, labels=every), rel=1e-12
+    )
     assert whole.top1 == sklearn.accuracy_score(labels, logits.argmax(axis=1))
-    assert whole.top5 == pytest.approx(sklearn.top_k_accuracy_score(labels, logits, k=5, labels=every))
+    assert whole.top5 == pytest.approx(
+        sklearn.top_k_accuracy_score(labels, logits, k=5, labels=every)
+    )
     assert (parts.images, parts.top1, parts.top5) == (101, whole.top1, whole.top5)
     assert parts.loss == pytest.approx(whole.loss, rel=1e-14)
 

@@ -1,4 +1,5 @@
 """MixUp and its loss, against their formulas in NumPy."""
+
 import numpy as np
 import paddle
 import pytest

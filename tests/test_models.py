@@ -1,4 +1,5 @@
 """The network's parts where the goldens do not look."""
+
 import numpy as np
 import paddle
 import pytest
@@ -10,11 +11,12 @@ from bit_paddle.models import ResNetV2, StdConv2D, standardize
 
 
 def formula(weight):
-    """(w - mean) / sqrt(var + 1e-10), in float64, but for the 1e-10: Paddle's operators keep it in float32."""
+    """(w - mean) / sqrt(var + 1e-10) in float64, but for 1e-10: Paddle keeps that in float32."""
     weight = weight.astype(np.float64)
     axes = (1, 2, 3)
-    return ((weight - weight.mean(axes, keepdims=True))
-            / np.sqrt(weight.var(axes, keepdims=True) + np.float32(1e-10)))
+    return (weight - weight.mean(axes, keepdims=True)) / np.sqrt(
+        weight.var(axes, keepdims=True) + np.float32(1e-10)
+    )
 
 
 @pytest.mark.parametrize("shape", [(64, 3, 7, 7), (128, 64, 3, 3), (64, 256, 1, 1), (1, 32, 1, 1)])
@@ -36,14 +38,19 @@ def test_standardize_widens_half_precision():
 
 def test_standardized_once_gives_the_gradients_of_plain_passes(dtype):
     """Two micro-batches, and the second step after a change of the weights."""
+
     def gradients(once):
         model = ResNetV2(Architecture((1, 1, 1, 1), 0.5), 3)
         model.reset_parameters(1)
-        model.head.weight.set_value(np.random.default_rng(1).normal(0, 0.1, (1024, 3)).astype(dtype))
+        model.head.weight.set_value(
+            np.random.default_rng(1).normal(0, 0.1, (1024, 3)).astype(dtype)
+        )
         random = np.random.default_rng(2)
         results = []
         for _ in range(2):
-            images = [paddle.to_tensor(random.uniform(-1, 1, (2, 3, 32, 32)).astype(dtype)) for _ in "ab"]
+            images = [
+                paddle.to_tensor(random.uniform(-1, 1, (2, 3, 32, 32)).astype(dtype)) for _ in "ab"
+            ]
             if once:
                 with model.standardized_once():
                     for part in images:
@@ -83,8 +90,12 @@ def test_standardized_once_after_an_error():
     with pytest.raises(KeyError), model.standardized_once():
         model(paddle.zeros([1, 3, 32, 32])).sum().backward()
         raise KeyError
-    assert all(layer.standardized is None for layer in model.sublayers() if isinstance(layer, StdConv2D))
-    assert all(layer.weight.grad is None for layer in model.sublayers() if isinstance(layer, StdConv2D))
+    assert all(
+        layer.standardized is None for layer in model.sublayers() if isinstance(layer, StdConv2D)
+    )
+    assert all(
+        layer.weight.grad is None for layer in model.sublayers() if isinstance(layer, StdConv2D)
+    )
 
 
 @pytest.mark.parametrize("units, width, classes", [((1, 2, 1, 1), 1.5, 7), ((2, 1, 1, 3), 0.5, 1)])
@@ -96,19 +107,27 @@ def test_any_units_width_and_head(units, width, classes):
     assert list(model.forward_features(images).shape) == [2, 2048 * width]
     stages = model.forward_stages(images)
     assert [list(stage.shape) for stage in stages] == [
-        [2, 256 * width * 2 ** k, 64 // 2 ** (k + 2), 96 // 2 ** (k + 2)] for k in range(4)]
+        [2, 256 * width * 2**k, 64 // 2 ** (k + 2), 96 // 2 ** (k + 2)] for k in range(4)
+    ]
 
 
 def test_without_a_head_the_features_are_the_output():
     model = create_model("R14x0.5", num_classes=0)
-    images = paddle.to_tensor(np.random.default_rng(0).uniform(-1, 1, (1, 3, 40, 40)).astype(np.float32))
+    images = paddle.to_tensor(
+        np.random.default_rng(0).uniform(-1, 1, (1, 3, 40, 40)).astype(np.float32)
+    )
     assert np.array_equal(model(images).numpy(), model.forward_features(images).numpy())
 
 
 def test_random_weights_depend_on_their_seed_alone():
     def weights(seed):
-        return np.concatenate([parameter.numpy().ravel() for parameter in
-                               create_model("R14x0.5", num_classes=2, seed=seed).parameters()])
+        return np.concatenate(
+            [
+                parameter.numpy().ravel()
+                for parameter in create_model("R14x0.5", num_classes=2, seed=seed).parameters()
+            ]
+        )
+
     assert np.array_equal(weights(0), weights(0))
     assert not np.array_equal(weights(0), weights(1))
     assert not create_model("R14x0.5", num_classes=2).head.weight.numpy().any()

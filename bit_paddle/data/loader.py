@@ -1,10 +1,11 @@
 """Micro-batches for training and evaluation, decoded ahead by a pool of threads.
 
 Pillow decodes and resizes without Python's lock, so threads use the cores, share memory without
-``/dev/shm``, and end with the process. Every random number depends on (seed, step) and the position in
-the step's batch alone: the number of workers changes nothing, and any step can be made without the
-ones before it.
+``/dev/shm``, and end with the process. Every random number depends on (seed, step) and the
+position in the step's batch alone: the number of workers changes nothing, and any step can be
+made without the ones before it.
 """
+
 from __future__ import annotations
 
 import itertools
@@ -18,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from bit_paddle.data.readers import Images
+from bit_paddle.data.images import Images
 from bit_paddle.data.transforms import evaluation_view, training_view
 from bit_paddle.hyperrule import Resolution
 
@@ -28,7 +29,7 @@ View = Callable[[Image.Image], np.ndarray]  # -> uint8 [3, crop, crop]
 
 
 class MicroBatch(NamedTuple):
-    """``images`` uint8 [N, 3, crop, crop], ``labels`` int64 [N], ``indices`` [N] into the reader."""
+    """``images`` uint8 [N, 3, crop, crop], ``labels`` int64 [N], reader's ``indices`` [N]."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -48,22 +49,30 @@ def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
 def step_positions(dataset_size: int, batch: int, seed: int, step: int) -> np.ndarray:
     """Return which of ``dataset_size`` images make the batch of ``step``.
 
-    Each epoch is a new permutation; its last batch is what is left of it. A set smaller than the batch
-    is sampled with replacement, so that few-shot runs train on full batches as in the paper.
+    Each epoch is a new permutation; its last batch is what is left of it. A set smaller than the
+    batch is sampled with replacement, so that few-shot runs train on full batches as in the
+    paper.
     """
     if dataset_size < batch:
         return generator(seed, ORDER, step).integers(0, dataset_size, batch)
     epoch, place = divmod(step, -(-dataset_size // batch))
-    return _permutation(dataset_size, seed, epoch)[place * batch:(place + 1) * batch]
+    return _permutation(dataset_size, seed, epoch)[place * batch : (place + 1) * batch]
 
 
-def training_batches(images: Images, subset: np.ndarray, resolution: Resolution, batch: int,
-                     batch_split: int, seed: int, workers: int,
-                     start: int = 0) -> Iterator[list[MicroBatch]]:
+def training_batches(
+    images: Images,
+    subset: np.ndarray,
+    resolution: Resolution,
+    batch: int,
+    batch_split: int,
+    seed: int,
+    workers: int,
+    start: int = 0,
+) -> Iterator[list[MicroBatch]]:
     """Yield, without end, the micro-batches of each optimizer step from step ``start`` on.
 
-    A batch of ``subset`` (indices into ``images``) is cut into ``batch_split`` parts of equal size; the
-    smaller batch that ends an epoch into nearly equal ones, as many as have an image.
+    A batch of ``subset`` (indices into ``images``) is cut into ``batch_split`` parts of equal
+    size; the smaller batch that ends an epoch into nearly equal ones, as many as have an image.
     """
     precrop, crop = resolution.precrop, resolution.crop
 
@@ -72,10 +81,14 @@ def training_batches(images: Images, subset: np.ndarray, resolution: Resolution,
         random = generator(seed, VIEW, step)
         corners = random.integers(0, precrop - crop + 1, (len(indices), 2))
         flips = random.random(len(indices)) < 0.5
-        views = [partial(training_view, precrop=precrop, crop=crop, top=top, left=left, flip=flip)
-                 for (top, left), flip in zip(corners, flips)]
-        return [(indices[part], [views[k] for k in part]) for part in
-                np.array_split(np.arange(len(indices)), min(batch_split, len(indices)))]
+        views = [
+            partial(training_view, precrop=precrop, crop=crop, top=top, left=left, flip=flip)
+            for (top, left), flip in zip(corners, flips)
+        ]
+        return [
+            (indices[part], [views[k] for k in part])
+            for part in np.array_split(np.arange(len(indices)), min(batch_split, len(indices)))
+        ]
 
     steps, again = itertools.tee(map(step_jobs, itertools.count(start)))
     every_job = itertools.chain.from_iterable(steps)
@@ -85,16 +98,23 @@ def training_batches(images: Images, subset: np.ndarray, resolution: Resolution,
 
 
 def evaluation_batches(images: Images, crop: int, batch: int, workers: int) -> Iterator[MicroBatch]:
-    """Yield all of ``images`` once, in order, ``batch`` at a time; the last batch may be smaller."""
+    """Yield all of ``images`` in order, ``batch`` at a time; the last batch may be smaller."""
     view = partial(evaluation_view, crop=crop)
-    jobs = ((part, [view] * len(part)) for part in
-            (np.arange(start, min(start + batch, len(images))) for start in range(0, len(images), batch)))
+    jobs = (
+        (part, [view] * len(part))
+        for part in (
+            np.arange(start, min(start + batch, len(images)))
+            for start in range(0, len(images), batch)
+        )
+    )
     return _decoded(images, jobs, workers, ahead=2)
 
 
-def _decoded(images: Images, jobs: Iterable[tuple[np.ndarray, list[View]]], workers: int,
-             ahead: int) -> Iterator[MicroBatch]:
+def _decoded(
+    images: Images, jobs: Iterable[tuple[np.ndarray, list[View]]], workers: int, ahead: int
+) -> Iterator[MicroBatch]:
     """Yield the micro-batch of each (indices, views), keeping ``ahead`` of them under way."""
+
     def decode(indices: np.ndarray, views: list[View]) -> list[np.ndarray]:
         return [view(images.image(index)) for index, view in zip(indices, views)]
 
@@ -111,8 +131,15 @@ def _decoded(images: Images, jobs: Iterable[tuple[np.ndarray, list[View]]], work
     try:
         for indices, views in jobs:
             chunks = np.array_split(np.arange(len(indices)), min(workers, len(indices)))
-            under_way.append((indices, [pool.submit(decode, indices[chunk], [views[k] for k in chunk])
-                                        for chunk in chunks]))
+            under_way.append(
+                (
+                    indices,
+                    [
+                        pool.submit(decode, indices[chunk], [views[k] for k in chunk])
+                        for chunk in chunks
+                    ],
+                )
+            )
             if len(under_way) > ahead:
                 done, futures = under_way.popleft()
                 yield batch(done, (future.result() for future in futures))

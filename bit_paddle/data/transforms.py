@@ -1,18 +1,21 @@
 """From an image to the pixels that the network sees; whatever is random is passed in.
 
-Both views resize to a square and ignore the aspect ratio, with Pillow's antialiased bilinear filter,
-as BiT does. Results are uint8 [3, crop, crop]; `parallel.to_device` scales them to [-1, 1].
+Both views resize to a square and ignore the aspect ratio, with Pillow's antialiased bilinear
+filter, as BiT does. Results are uint8 [3, crop, crop]; `parallel.to_device` scales them to [-1,
+1].
 """
+
 from __future__ import annotations
 
 import numpy as np
 from PIL import Image
 
 
-def training_view(image: Image.Image, precrop: int, crop: int,
-                  top: int, left: int, flip: bool) -> np.ndarray:
-    """Resize to ``precrop``, cut the square of side ``crop`` at (``top``, ``left``), perhaps mirror it."""
-    pixels = _resized(image, precrop)[top:top + crop, left:left + crop]
+def training_view(
+    image: Image.Image, precrop: int, crop: int, top: int, left: int, flip: bool
+) -> np.ndarray:
+    """Resize to ``precrop``, cut the ``crop`` at (``top``, ``left``), and ``flip`` it or not."""
+    pixels = _resized(image, precrop)[top : top + crop, left : left + crop]
     return (pixels[:, ::-1] if flip else pixels).transpose(2, 0, 1)
 
 

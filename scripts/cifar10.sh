@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# The published CIFAR-10 recipe: downloads CIFAR-10, expects the checkpoint (BiT-M-<model>.npz) in the
+# working folder or in ~/.cache/bit_paddle. Further flags are passed on.
+#
+#   scripts/cifar10.sh                                   BiT-M-R50x1, all images: 97.4 % expected
+#   scripts/cifar10.sh R152x2 --examples_per_class 5     BiT-M-R152x2, few-shot
+set -euo pipefail
+cd "$(dirname "$0")/.."
+model=R50x1
+case "${1:-}" in R*) model=$1; shift ;; esac
+python=.venv/bin/python
+[ -x "$python" ] || python=python3
+exec "$python" -m bit_paddle.train --config "configs/cifar10_$model.yaml" "$@"
