@@ -18,6 +18,7 @@ setup(
     python_requires=">=3.9",
     packages=find_packages(include=["bit_paddle", "bit_paddle.*"]),
     install_requires=[
+        "crc32c",
         "filelock",
         "numpy",
         "pillow>=9.1",

@@ -1,90 +1,32 @@
-"""Every published BiT checkpoint: name, architecture, outputs and file.
+"""Every published BiT checkpoint: name, architecture, outputs, file and preprocessing.
 
-Names, files and heads are those of https://storage.googleapis.com/bit_models/ and of the
-distillation paper (arXiv 2106.05237).
+    python -m bit_paddle.catalog              all of them
+    python -m bit_paddle.catalog R50x1 vtab   those with both words
+
+Names, files and heads are those of https://storage.googleapis.com/bit_models/. Accuracies are
+top-1 on ILSVRC-2012's validation set in %: of BiT as timm measures them (its crops of 448, R152x4's
+of 480, not squashing), of the distillation paper's models (arXiv 2106.05237) as released.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from bit_paddle.errors import ConfigError, MissingFileError, did_you_mean
+from bit_paddle.architecture import Architecture
+from bit_paddle.errors import ConfigError, MissingFileError, did_you_mean, run_command
 
-BASE_URL = "https://storage.googleapis.com/bit_models/"
-
-UNITS = {
-    14: (1, 1, 1, 1),
-    26: (2, 2, 2, 2),
-    50: (3, 4, 6, 3),
-    101: (3, 4, 23, 3),
-    152: (3, 8, 36, 3),
+BASE_URL = "https://storage.googleapis.com/bit_models/"  # BIT_PADDLE_BASE_URL replaces it
+LEMMAS = {
+    "ilsvrc2012": "ilsvrc2012_wordnet_lemmas.txt",
+    "imagenet21k": "imagenet21k_wordnet_lemmas.txt",
 }
-GROUPS = 32  # of every GroupNorm
-FEATURES_PER_WIDTH = 2048  # channels of the pre-logits of a network of width 1
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """A ResNetV2: bottleneck units in each of its four blocks, and a factor on every width."""
-
-    units: tuple[int, ...]
-    width: float = 1
-
-    def __post_init__(self) -> None:
-        if len(self.units) != 4 or not all(isinstance(n, int) and n > 0 for n in self.units):
-            raise ConfigError(f"units {self.units}: expected four positive numbers, one a block")
-        if self.width <= 0 or (64 * self.width) % GROUPS:
-            raise ConfigError(
-                f"width {self.width:g}: its {64 * self.width:g} root channels do not "
-                f"divide into the {GROUPS} groups of GroupNorm; take a multiple of 0.5"
-            )
-
-    @property
-    def name(self) -> str:
-        """``R50x1`` and so on; layers are counted as the field does, root and head included."""
-        return f"R{3 * sum(self.units) + 2}x{self.width:g}"
-
-    @property
-    def root_channels(self) -> int:
-        return int(64 * self.width)
-
-    @property
-    def features(self) -> int:
-        """Channels of the pre-logits."""
-        return int(FEATURES_PER_WIDTH * self.width)
-
-    def activations(self, crop: int) -> int:
-        """Return how many numbers a training pass keeps of an image of side ``crop``.
-
-        Every GroupNorm's and ReLU's output, every convolution's, and every sum.
-        """
-        side, channels = -(-crop // 4), self.root_channels
-        total = (
-            8 * channels * side**2 + channels * side**2
-        )  # the root's at stride 2, padded, pooled
-        for block, units in enumerate(self.units):
-            middle = self.root_channels * 2**block
-            for unit in range(units):
-                before = side**2
-                if block and not unit:
-                    side = -(-side // 2)
-                after = side**2
-                total += before * (2 * channels + 3 * middle) + after * (3 * middle + 8 * middle)
-                total += 4 * middle * after * (unit == 0)  # the projection
-                channels = 4 * middle
-        return total
-
-    @classmethod
-    def parse(cls, name: str) -> Architecture | None:
-        """Return the architecture that ``R<layers>x<width>`` names, or None if it names none."""
-        match = re.fullmatch(r"R(\d+)x(\d+(?:\.\d+)?)", name)
-        if match is None or int(match[1]) not in UNITS:
-            return None
-        return cls(UNITS[int(match[1])], float(match[2]))
-
 
 #: Parameters of each published architecture without its head, which adds (features + 1) classes.
 PARAMETERS = {
@@ -98,42 +40,171 @@ PARAMETERS = {
 
 
 @dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes a square of side ``crop``, by Pillow's antialiased bilinear filter.
+
+    ``resize`` None squashes it, as BiT does; a number scales its shorter side to that, and cuts the
+    centre out.
+    """
+
+    crop: int
+    resize: int | None = None
+
+    def __str__(self) -> str:
+        return (
+            f"squash {self.crop}" if self.resize is None else f"{self.resize}, centre {self.crop}"
+        )
+
+
+@dataclass(frozen=True)
 class Entry:
-    """One published file."""
+    """One published file. ``data`` is what its head was last trained on."""
 
     name: str
     architecture: Architecture
     classes: int
     file: str
+    data: str
+    preprocessing: Preprocessing
+    accuracy: float | None = None
+    aliases: tuple[str, ...] = ()
 
     @property
     def url(self) -> str:
-        return BASE_URL + self.file
+        return download_url(self.file)
+
+    @property
+    def parameters(self) -> int:
+        head = (self.architecture.features + 1) * self.classes
+        return PARAMETERS[self.architecture.name] + head
+
+    @property
+    def bytes(self) -> int:
+        """Size of the file, but for some kilobytes of names: its parameters in float32."""
+        return 4 * self.parameters
 
 
-def _entries() -> list[Entry]:
-    architectures = {name: Architecture.parse(name) for name in PARAMETERS}
-    entries = []
-    for upstream, classes in (("S", 1000), ("M", 21843)):
-        for name, architecture in architectures.items():
-            entries.append(
-                Entry(f"BiT-{upstream}-{name}", architecture, classes, f"BiT-{upstream}-{name}.npz")
-            )
-    for name, architecture in architectures.items():
-        entries.append(
-            Entry(f"BiT-M-{name}-ILSVRC2012", architecture, 1000, f"BiT-M-{name}-ILSVRC2012.npz")
+@dataclass(frozen=True)
+class VtabTask:
+    """A VTAB-1k task as BiT fine-tuned on it; ``small`` means a crop of 128, not 480."""
+
+    name: str
+    classes: int
+    small: bool = False
+
+
+VTAB_TASKS = (
+    VtabTask("caltech101", 102),
+    VtabTask("cifar100", 100, small=True),
+    VtabTask("dtd", 47),
+    VtabTask("oxford_flowers102", 102),
+    VtabTask("oxford_iiit_pet", 37),
+    VtabTask("sun397", 397),
+    VtabTask("svhn", 10, small=True),
+    VtabTask("patch_camelyon", 2),
+    VtabTask("eurosat", 10, small=True),
+    VtabTask("resisc45", 45),
+    VtabTask("diabetic_retinopathy", 5),
+    VtabTask("clevr-count", 8),
+    VtabTask("clevr-distance", 6),
+    VtabTask("dmlab", 6),
+    VtabTask("kitti-distance", 4),
+    VtabTask("dsprites-xpos", 16, small=True),
+    VtabTask("dsprites-orientation", 16, small=True),
+    VtabTask("smallnorb-azimuth", 18),
+    VtabTask("smallnorb-elevation", 9),
+)
+VTAB_MODELS = ("R50x1", "R101x1", "R50x3", "R101x3", "R152x4")
+VTAB_RUNS = (0, 1, 2)
+
+_UPSTREAM = Preprocessing(224, resize=256)  # 0.875, as timm has it for these files
+_LARGE, _SMALL = Preprocessing(480), Preprocessing(128)
+_ILSVRC_ACCURACY = {
+    "R50x1": 80.386,
+    "R101x1": 82.332,
+    "R50x3": 83.982,
+    "R101x3": 84.430,
+    "R152x2": 84.468,
+    "R152x4": 84.936,
+}
+_DISTILLATION = (  # file, architecture, classes, data, preprocessing, accuracy, timm's name
+    ("R50x1_224", "R50x1", 1000, "ilsvrc2012", _UPSTREAM, 82.8, "50x1_bit.goog_distilled_in1k"),
+    ("R50x1_160", "R50x1", 1000, "ilsvrc2012", Preprocessing(160, resize=183), 80.5, None),
+    (
+        "R152x2_T_224",
+        "R152x2",
+        1000,
+        "ilsvrc2012",
+        _UPSTREAM,
+        83.0,
+        "152x2_bit.goog_teacher_in21k_ft_in1k",
+    ),
+    (
+        "R152x2_T_384",
+        "R152x2",
+        1000,
+        "ilsvrc2012",
+        Preprocessing(384, resize=384),
+        84.3,
+        "152x2_bit.goog_teacher_in21k_ft_in1k_384",
+    ),
+    ("R152x2_T_flowers128", "R152x2", 102, "oxford_flowers102", _SMALL, None, None),
+    ("R152x2_T_pet128", "R152x2", 37, "oxford_iiit_pet", _SMALL, None, None),
+    ("R152x2_T_food128", "R152x2", 101, "food101", _SMALL, None, None),
+    ("R152x2_T_sun128", "R152x2", 397, "sun397", _SMALL, None, None),
+)
+
+
+def _entries() -> Iterator[Entry]:
+    networks = {name: Architecture.parse(name) for name in PARAMETERS}
+
+    def plain(name: str, *rest: Any, folder: str = "", **more: Any) -> Entry:
+        return Entry(
+            name,
+            networks[re.search(r"R\d+x\d", name)[0]],
+            rest[0],
+            f"{folder}{name}.npz",
+            *rest[1:],
+            **more,
         )
-    entries.append(
-        Entry("BiT-M-R50x1-CIFAR10", architectures["R50x1"], 10, "BiT-M-R50x1-CIFAR10.npz")
-    )
-    return entries
+
+    for name in networks:
+        yield plain(f"BiT-S-{name}", 1000, "ilsvrc2012", _UPSTREAM)
+    for name in networks:
+        timm = f"resnetv2_{name[1:]}_bit.goog_in21k"
+        yield plain(f"BiT-M-{name}", 21843, "imagenet21k", _UPSTREAM, aliases=(timm,))
+    for name in networks:
+        timm = f"resnetv2_{name[1:]}_bit.goog_in21k_ft_in1k"
+        accuracy = _ILSVRC_ACCURACY[name]
+        yield plain(f"BiT-M-{name}-ILSVRC2012", 1000, "ilsvrc2012", _LARGE, accuracy, (timm,))
+    yield plain("BiT-M-R50x1-CIFAR10", 10, "cifar10", _SMALL)
+    for name, _, classes, data, preprocessing, accuracy, timm in _DISTILLATION:
+        aliases = (f"resnetv2_{timm}",) if timm else ()
+        yield plain(name, classes, data, preprocessing, accuracy, aliases, folder="distill/")
+    for name in VTAB_MODELS:
+        for run in VTAB_RUNS:
+            for task in VTAB_TASKS:
+                yield plain(
+                    f"BiT-M-{name}-run{run}-{task.name}",
+                    task.classes,
+                    f"vtab {task.name}",
+                    _SMALL if task.small else _LARGE,
+                    folder="vtab/",
+                )
 
 
 CATALOG = {entry.name: entry for entry in _entries()}
+ALIASES = {alias: entry.name for entry in CATALOG.values() for alias in entry.aliases}
+
+
+def download_url(file: str) -> str:
+    """Return the address of a published file."""
+    return (os.environ.get("BIT_PADDLE_BASE_URL") or BASE_URL).rstrip("/") + "/" + file
 
 
 def find(name: str) -> Entry:
-    """Return the entry called ``name``; a `ConfigError` names the nearest if there is none."""
+    """Return the entry called ``name`` (or timm's name); a `ConfigError` names the nearest."""
+    name = ALIASES.get(name, name)
     if name in CATALOG:
         return CATALOG[name]
     if name.startswith("BiT-L"):
@@ -141,7 +212,7 @@ def find(name: str) -> Entry:
             f"{name}: BiT-L was pre-trained on JFT-300M, which is not public, and was "
             "never released; the largest that can be had is BiT-M-R152x4"
         )
-    raise ConfigError(f"unknown model {name!r}: {did_you_mean(name, CATALOG)}")
+    raise ConfigError(f"unknown model {name!r}: {did_you_mean(name, [*CATALOG, *ALIASES])}")
 
 
 def cache_dir() -> Path:
@@ -149,49 +220,79 @@ def cache_dir() -> Path:
     return Path(os.environ.get("BIT_PADDLE_HOME") or Path.home() / ".cache" / "bit_paddle")
 
 
-def locate(entry: Entry, directory: str | os.PathLike | None = None) -> Path:
-    """Return where the file of ``entry`` is: in ``directory``, else the working or cache folder.
-
-    Raises `MissingFileError`, with the address to download it from.
-    """
-    folders = [Path(directory)] if directory else [Path("."), cache_dir()]
-    file = Path(entry.file).name
-    for folder in folders:
-        if (folder / file).is_file():
-            return folder / file
-    raise MissingFileError(
-        f"{entry.name}: {file} is not in {' or '.join(map(str, folders))}; "
-        f"download {entry.url} into it, or name another folder with "
-        "--bit_pretrained_dir"
-    )
-
-
 def is_path(model: str) -> bool:
     """Tell whether ``model`` is a file's path rather than a name."""
     return model.endswith(".npz") or os.sep in model
 
 
-def resolve(
-    model: str, directory: str | os.PathLike | None = None, pretrained: bool = True
-) -> tuple[Architecture | None, Path | None]:
-    """Return (architecture, checkpoint file) for a path, a published name or ``R<layers>x<width>``.
+def resolve(model: str, pretrained: bool = True) -> Path | Entry | Architecture:
+    """Return what ``model`` names: an existing checkpoint file, a published one, an architecture.
 
-    The architecture of a path is None: the file tells it. The file is None where random weights are
-    asked for. Errors: `ConfigError`, `MissingFileError`.
+    An architecture (``R<layers>x<width>``) has no weights: with ``pretrained`` it is an error.
+    Errors: `ConfigError`, `MissingFileError`.
     """
     if is_path(model):
         if not Path(model).is_file():
             raise MissingFileError(f"{model}: no such checkpoint file")
-        return None, Path(model)
+        return Path(model)
     architecture = Architecture.parse(model)
     if architecture is None:
-        entry = find(model)
-        return entry.architecture, locate(entry, directory) if pretrained else None
+        return find(model)
     if pretrained:
         published = [name for name in CATALOG if architecture.name in name.split("-")]
+        take = f"take a checkpoint ({', '.join(published[:2])} …), or " if published else ""
         raise ConfigError(
-            f"{model} is an architecture, without weights: "
-            + (f"take a checkpoint ({', '.join(published[:2])} …), or " if published else "")
-            + "ask for random weights with --from_scratch"
+            f"{model} is an architecture, without weights: {take}ask for random weights "
+            "with --from_scratch"
         )
-    return architecture, None
+    return architecture
+
+
+def table(words: Iterable[str] = ()) -> str:
+    """Return the entries whose row has all of ``words``, in any case, as aligned lines."""
+    rows = [("name", "classes", "of", "GB", "preprocessing", "top-1", "timm's name")]
+    for entry in CATALOG.values():
+        row = (
+            entry.name,
+            f"{entry.classes:,}",
+            entry.data,
+            f"{entry.bytes / 1e9:.2f}",
+            str(entry.preprocessing),
+            f"{entry.accuracy:.1f}" if entry.accuracy else "",
+            " ".join(entry.aliases),
+        )
+        if all(word.lower() in " ".join(row).lower() for word in words):
+            rows.append(row)
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    right = (1, 3, 5)  # numbers
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if k in right else cell.ljust(width)
+            for k, (cell, width) in enumerate(zip(row, widths))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def main(arguments: Sequence[str]) -> int:
+    """List the catalogue, filtered by words."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bit_paddle.catalog",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__,
+    )
+    parser.add_argument("words", nargs="*", help="show entries with all of these words alone")
+    words = parser.parse_args(arguments).words
+    lines = table(words)
+    if "\n" not in lines:
+        known = {word for name in [*CATALOG, *ALIASES] for word in (name, *name.split("-"))}
+        raise ConfigError(
+            f"nothing in the catalogue has {' and '.join(map(repr, words))}; "
+            f"{did_you_mean(words[-1], sorted(known))}"
+        )
+    print(lines)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:]))

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from paddle import Tensor
 
-from bit_paddle import catalog, npz
+from bit_paddle import catalog, download, npz
 from bit_paddle.errors import CheckpointError, ConfigError
 from bit_paddle.models import ResNetV2
 
@@ -31,27 +32,27 @@ def create_model(
 
     A path reads the architecture off the file and loads its weights. ``num_classes`` None keeps the
     file's head (of a name: its published size), a number gives a new head of zeros, 0 gives none.
-    A name is filled from its file, searched as `catalog.locate` does, if ``pretrained``, and with
-    random weights that ``seed`` alone decides otherwise.
+    With ``pretrained`` a name is filled from its file, in ``directory`` or as `download.locate` has
+    it, which is downloaded if it is missing; else with random weights that ``seed`` alone decides.
 
-    Errors: `ConfigError` for an unknown name, `MissingFileError`, `CheckpointError`.
+    Errors: `ConfigError` (an unknown name), `MissingFileError`, `CheckpointError`, `DownloadError`.
     """
-    name = os.fspath(name)
-    architecture, path = catalog.resolve(name, directory, pretrained)
-    if path is not None:
-        with npz.CheckpointFile(path) as file:
-            model = ResNetV2(
-                file.architecture(), file.classes if num_classes is None else num_classes
-            )
+    found = catalog.resolve(os.fspath(name), pretrained)
+    if isinstance(found, catalog.Entry) and pretrained:
+        found = download.obtain(found, directory)
+    if isinstance(found, Path):
+        with npz.CheckpointFile(found) as file:
+            classes = file.classes if num_classes is None else num_classes
+            model = ResNetV2(file.architecture(), classes)
             _fill(model, file, head="load" if num_classes is None else "zero")
         return model
     if num_classes is None:
-        if name not in catalog.CATALOG:
+        if not isinstance(found, catalog.Entry):
             raise ConfigError(
                 f"{name}: an architecture has no head of its own; give num_classes (0 for features)"
             )
-        num_classes = catalog.find(name).classes
-    model = ResNetV2(architecture, num_classes)
+        num_classes = found.classes
+    model = ResNetV2(getattr(found, "architecture", found), num_classes)
     model.reset_parameters(seed)
     return model
 

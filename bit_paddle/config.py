@@ -18,26 +18,32 @@ from bit_paddle.errors import BitPaddleError, ConfigError, MissingFileError, did
 AUTO = "auto"
 
 
+class BadValue(ValueError, argparse.ArgumentTypeError):
+    """A word that a setting cannot have; argparse shows its text too."""
+
+
 def _text(word: str) -> str:
     if not word:
-        raise ValueError("is empty")
+        raise BadValue("is empty")
     return word
 
 
 def _switch(word: str) -> bool:
     if word.lower() not in ("true", "false"):
-        raise ValueError(f"is {word!r}, expected true or false")
+        raise BadValue(f"is {word!r}, expected true or false")
     return word.lower() == "true"
 
 
-def _whole(least: int) -> Callable[[str], int]:
+def whole(least: int) -> Callable[[str], int]:
+    """Return a parser of whole numbers from ``least`` on, whose `ValueError` says what is wrong."""
+
     def parse(word: str) -> int:
         try:
             value = int(word)
         except ValueError:
-            raise ValueError(f"is {word!r}, expected a whole number") from None
+            raise BadValue(f"is {word!r}, expected a whole number") from None
         if value < least:
-            raise ValueError(f"is {value}, expected at least {least}")
+            raise BadValue(f"is {value}, expected at least {least}")
         return value
 
     return parse
@@ -47,23 +53,23 @@ def _positive(word: str) -> float:
     try:
         value = float(word)
     except ValueError:
-        raise ValueError(f"is {word!r}, expected a number") from None
+        raise BadValue(f"is {word!r}, expected a number") from None
     if not 0 < value < math.inf:
-        raise ValueError(f"is {word}, expected a positive number")
+        raise BadValue(f"is {word}, expected a positive number")
     return value
 
 
 def _one_of(*choices: str) -> Callable[[str], str]:
     def parse(word: str) -> str:
         if word not in choices:
-            raise ValueError(f"is {word!r}: {did_you_mean(word, choices)}")
+            raise BadValue(f"is {word!r}: {did_you_mean(word, choices)}")
         return word
 
     return parse
 
 
 def _auto_or_whole(word: str) -> int | str:
-    return AUTO if word == AUTO else _whole(1)(word)
+    return AUTO if word == AUTO else whole(1)(word)
 
 
 def _setting(group: str, parse: Callable[[str], Any], help: str, default: Any = MISSING) -> Any:
@@ -90,7 +96,7 @@ class Settings:
     bit_pretrained_dir: str | None = _setting(
         "what",
         _text,
-        "folder of the published .npz files (default: the working folder, then the cache: "
+        "folder of the published .npz files, which are downloaded if missing (default: the cache, "
         "$BIT_PADDLE_HOME or ~/.cache/bit_paddle)",
         None,
     )
@@ -98,9 +104,9 @@ class Settings:
         "what", _switch, "start from random weights instead of a checkpoint", False
     )
     examples_per_class: int | None = _setting(
-        "what", _whole(1), "few-shot: train on this many images of each class", None
+        "what", whole(1), "few-shot: train on this many images of each class", None
     )
-    examples_per_class_seed: int = _setting("what", _whole(0), "which few-shot images", 0)
+    examples_per_class_seed: int = _setting("what", whole(0), "which few-shot images", 0)
 
     rule: str = _setting(
         "how",
@@ -109,7 +115,7 @@ class Settings:
         "which made the published numbers, or as the paper's text",
         "code",
     )
-    batch: int = _setting("how", _whole(1), "images an optimizer step", hyperrule.BATCH)
+    batch: int = _setting("how", whole(1), "images an optimizer step", hyperrule.BATCH)
     batch_split: int | str = _setting(
         "how",
         _auto_or_whole,
@@ -122,25 +128,25 @@ class Settings:
     )
     steps: int | None = _setting(
         "how",
-        _whole(1),
+        whole(1),
         "length of the run; the rule's schedule is scaled to "
         "it in its own proportions (default: the rule's)",
         None,
     )
     precrop: int | None = _setting(
         "how",
-        _whole(1),
+        whole(1),
         "side that training images are resized to, with --crop (default: the rule's)",
         None,
     )
     crop: int | None = _setting(
         "how",
-        _whole(32),
+        whole(32),
         "side of the random crop, and of validation images (default: the rule's)",
         None,
     )
     seed: int = _setting(
-        "how", _whole(0), "of the data's order, crops, flips and MixUp, and of random weights", 0
+        "how", whole(0), "of the data's order, crops, flips and MixUp, and of random weights", 0
     )
 
     name: str | None = _setting(
@@ -151,11 +157,11 @@ class Settings:
     )
     logdir: str = _setting("run", _text, "folder of the runs' folders", "bit_logs")
     eval_every: int | None = _setting(
-        "run", _whole(1), "validate every so many steps; always at the end", None
+        "run", whole(1), "validate every so many steps; always at the end", None
     )
     save: bool = _setting("run", _switch, "do not save the model at the end", True)
     workers: int = _setting(
-        "run", _whole(0), "threads that decode images; 0: none", min(8, os.cpu_count() or 1)
+        "run", whole(0), "threads that decode images; 0: none", min(8, os.cpu_count() or 1)
     )
     device: str = _setting(
         "run", _one_of("auto", "cpu", "gpu"), "cpu, gpu, or auto: the GPU if there is one", "auto"
@@ -184,14 +190,21 @@ SIGINT (Ctrl-C) or SIGTERM ends it after the current step, with the model saved 
 """
 
 
-class _Parser(argparse.ArgumentParser):
+def help_of(name: str) -> str:
+    """Return the help of a setting, for another command that has it too."""
+    return _FIELDS[name].metadata["help"]
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises `ConfigError` instead of leaving."""
+
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; {self.prog} --help lists the flags")
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
     """Return the command's parser; its values are words, which `settings` checks all at once."""
-    result = _Parser(
+    result = Parser(
         prog=prog,
         allow_abbrev=False,
         epilog=_EPILOG,
@@ -291,10 +304,8 @@ def _combined_faults(values: dict[str, Any], datasets: Iterable[str]) -> list[st
         faults.append(f"--dataset: is {dataset!r}: {did_you_mean(dataset, datasets)}")
     if model is not MISSING:
         try:
-            catalog.resolve(
-                model, values["bit_pretrained_dir"], pretrained=not values["from_scratch"]
-            )
-            if values["from_scratch"] and catalog.is_path(model):
+            found = catalog.resolve(model, pretrained=not values["from_scratch"])
+            if values["from_scratch"] and isinstance(found, Path):
                 faults.append(
                     f"--model: {model} is a checkpoint file, which --from_scratch would not "
                     "read; give an architecture such as R50x1"

@@ -13,8 +13,11 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Callable, NamedTuple
 
+from bit_paddle import catalog
 from bit_paddle.errors import DownloadError
 
 ATTEMPTS = 6
@@ -27,12 +30,35 @@ class _TryAgain(Exception):
     """The transfer broke off, or the server may do better next time."""
 
 
-def fetch(url: str, path: str | os.PathLike, md5: str | None = None) -> Path:
+def locate(entry: catalog.Entry, directory: str | os.PathLike | None = None) -> Path:
+    """Return where the file of a published checkpoint is, or would be downloaded to.
+
+    That is ``directory``; without one the working folder if it is there, else the cache folder.
+    """
+    name = Path(entry.file).name
+    if directory is not None:
+        return Path(directory) / name
+    return Path(name) if Path(name).is_file() else catalog.cache_dir() / name
+
+
+def obtain(entry: catalog.Entry, directory: str | os.PathLike | None = None) -> Path:
+    """Return the file of a published checkpoint, downloaded if it is missing. `DownloadError`."""
+    return fetch(entry.url, locate(entry, directory))
+
+
+def fetch(
+    url: str,
+    path: str | os.PathLike,
+    md5: str | None = None,
+    progress: Callable[[int, int | None], object] | None = None,
+) -> Path:
     """Return ``path``, downloaded from ``url`` if it is not there yet.
 
-    The result is checked against the server's length, against ``md5`` (hexadecimal) and against
-    the md5 in the server's ``x-goog-hash`` where they are given. Processes that ask for one file
-    wait for one download. Raises `DownloadError`; nothing is then left under ``path``.
+    The result is checked against the server's length, against ``md5`` (hexadecimal) and against the
+    server's ``x-goog-hash`` (md5 and crc32c) where they are given. Processes that ask for one file
+    wait for one download. ``progress(bytes so far, bytes in all or None)`` is called as they
+    arrive, instead of a progress bar; what it raises ends the transfer. Raises `DownloadError`;
+    nothing is then left under ``path``.
     """
     from filelock import FileLock  # both imported here: most commands download nothing
     from requests import RequestException
@@ -48,13 +74,18 @@ def fetch(url: str, path: str | os.PathLike, md5: str | None = None) -> Path:
                 if path.is_file():  # another process was faster
                     return path
                 try:
-                    return _attempt(url, path, md5)
+                    return _attempt(url, path, md5, progress)
                 except (_TryAgain, RequestException) as error:
+                    if attempt == 1 and _never_answered(error):
+                        raise DownloadError(
+                            f"{url}: cannot be reached ({_root_cause(error)}); is there a network, "
+                            "or a proxy to name in HTTPS_PROXY? A file downloaded elsewhere goes "
+                            f"to {path}"
+                        ) from error
                     if attempt == ATTEMPTS:
                         raise DownloadError(
                             f"{url}: gave up after {ATTEMPTS} attempts, the last: {error}; "
-                            "what has arrived is kept, run the command again to go "
-                            "on"
+                            "what has arrived is kept, run the command again to go on"
                         ) from error
                 time.sleep(pause)
                 pause *= 2
@@ -65,17 +96,52 @@ def fetch(url: str, path: str | os.PathLike, md5: str | None = None) -> Path:
     raise AssertionError("the loop returns or raises")
 
 
-def _attempt(url: str, path: Path, md5: str | None) -> Path:
+class Answer(NamedTuple):
+    """What the server says of a file without sending it."""
+
+    bytes: int | None
+    hashes: dict[str, str]  # as `published_hashes` has them
+
+
+def ask(url: str) -> Answer:
+    """Return length and hashes of a file. Raises `DownloadError` if the server has it not."""
+    import requests
+
+    try:
+        answer = requests.head(
+            url,
+            headers={"Accept-Encoding": "identity"},
+            allow_redirects=True,
+            timeout=(CONNECT_TIMEOUT, READ_TIMEOUT),
+        )
+    except requests.RequestException as error:
+        raise DownloadError(f"{url}: cannot be reached ({_root_cause(error)})") from error
+    if answer.status_code != 200:
+        raise DownloadError(f"{url}: the server answered {answer.status_code} {answer.reason}")
+    length = answer.headers.get("Content-Length", "")
+    return Answer(int(length) if length.isdigit() else None, published_hashes(answer.headers))
+
+
+def partial_file(path: Path) -> Path:
+    """Return where a download of ``path`` that is under way, or was interrupted, is."""
+    return path.with_name(f"{path.name}.part")
+
+
+def _attempt(url: str, path: Path, md5: str | None, progress: Callable | None) -> Path:
     import requests
     from tqdm import tqdm
 
-    partial = path.with_name(f"{path.name}.part")
+    partial = partial_file(path)
     start = partial.stat().st_size if partial.exists() else 0
     headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={start}-"} if start else {})}
     with requests.get(
         url, headers=headers, stream=True, timeout=(CONNECT_TIMEOUT, READ_TIMEOUT)
     ) as answer:
-        if answer.status_code == 416:  # nothing beyond what is there: it may be another file's
+        if answer.status_code == 416:  # nothing beyond what is there: all of it, or another file
+            if answer.headers.get("Content-Range") == f"bytes */{start}":
+                _verify(partial, url, md5, answer.headers, resumed=True)
+                os.replace(partial, path)
+                return path
             partial.unlink()
             raise _TryAgain("the partial file did not belong to the server's; starting over")
         if answer.status_code >= 500 or answer.status_code in (408, 429):
@@ -94,25 +160,42 @@ def _attempt(url: str, path: Path, md5: str | None) -> Path:
                 f"{(total - start) / 1e9:.2f} GB more, "
                 f"{shutil.disk_usage(path.parent).free / 1e9:.2f} GB are free"
             )
-        with (
-            open(partial, "r+b" if start else "wb") as stream,
-            tqdm(
-                desc=path.name, total=total, initial=start, unit="B", unit_scale=True, disable=None
-            ) as bar,
-        ):
+        bar = tqdm(
+            desc=path.name,
+            total=total,
+            initial=start,
+            unit="B",
+            unit_scale=True,
+            disable=True if progress else None,  # None: on a terminal alone
+        )
+        with bar, open(partial, "r+b" if start else "wb") as stream:
             stream.seek(start)
             for chunk in answer.iter_content(_CHUNK):
                 stream.write(chunk)
                 bar.update(len(chunk))
+                if progress:
+                    progress(stream.tell(), total)
             stream.truncate()
             stream.flush()
             os.fsync(stream.fileno())
             size = stream.tell()
         if total is not None and size != total:
             raise _TryAgain(f"{size:,} of {total:,} bytes arrived")
-        _verify(partial, url, md5, _goog_md5(answer.headers))
+        _verify(partial, url, md5, answer.headers, resumed=start > 0)
     os.replace(partial, path)
     return path
+
+
+def _never_answered(error: BaseException) -> bool:
+    """Tell whether there was no connection at all: waiting would not help."""
+    from urllib3.exceptions import NewConnectionError, ProxyError
+
+    reason = getattr(error.args[0], "reason", None) if error.args else None
+    return isinstance(reason, (NewConnectionError, ProxyError))
+
+
+def _root_cause(error: BaseException) -> str:
+    return str(getattr(error.args[0], "reason", error)).split(": ", 1)[-1]
 
 
 def _total_length(headers: dict[str, str], start: int, status: int) -> int | None:
@@ -126,24 +209,40 @@ def _total_length(headers: dict[str, str], start: int, status: int) -> int | Non
     return int(length) if length.isdigit() else None
 
 
-def _goog_md5(headers: dict[str, str]) -> str | None:
-    match = re.search(r"md5=([A-Za-z0-9+/=]+)", headers.get("x-goog-hash", ""))
-    return base64.b64decode(match[1]).hex() if match else None
+def published_hashes(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return {"md5": …, "crc32c": …} in hexadecimal, as far as ``x-goog-hash`` tells them."""
+    pairs = re.findall(r"(md5|crc32c)=([A-Za-z0-9+/=]+)", headers.get("x-goog-hash", ""))
+    return {kind: base64.b64decode(value).hex() for kind, value in pairs}
 
 
-def _verify(partial: Path, url: str, *expected: str | None) -> None:
-    expected = [value for value in expected if value]
-    if not expected:
-        return
-    digest = hashlib.md5()
-    with open(partial, "rb") as stream:
+def wrong_hash(path: Path, expected: Mapping[str, str]) -> str | None:
+    """Return what is wrong with a file of ``expected`` "md5" and "crc32c"; None if nothing."""
+    import crc32c
+
+    md5, crc = hashlib.md5(), 0
+    with open(path, "rb") as stream:
         for chunk in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(chunk)
-    for value in expected:
-        if digest.hexdigest() != value:
-            partial.unlink()
-            raise DownloadError(
-                f"{url}: what arrived has md5 {digest.hexdigest()}, expected {value}; "
-                "it was removed. Something on the way changes files (a proxy?), or the "
-                "published file has changed"
-            )
+            md5.update(chunk)
+            crc = crc32c.crc32c(chunk, crc)
+    found = {"md5": md5.hexdigest(), "crc32c": f"{crc:08x}"}
+    for kind, value in expected.items():
+        if found[kind] != value:
+            return f"its {kind} is {found[kind]}, expected {value}"
+    return None
+
+
+def _verify(
+    partial: Path, url: str, md5: str | None, headers: Mapping[str, str], resumed: bool
+) -> None:
+    """Remove ``partial`` and raise if its hash is wrong; what was resumed may be a mixture."""
+    hashes = [published_hashes(headers), {"md5": md5} if md5 else {}]
+    faults = [wrong_hash(partial, some) for some in hashes if some]
+    if any(faults):
+        partial.unlink()
+        if resumed:
+            raise _TryAgain("the resumed file did not fit together; starting over")
+        raise DownloadError(
+            f"{url}: what arrived is not what was published, {next(filter(None, faults))}; "
+            "it was removed. Something on the way changes files (a proxy?), or the published file "
+            "has changed"
+        )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -105,12 +104,6 @@ class Logbook:
         return f"{whole:.1f} s in all: " + ", ".join(
             f"{part} {seconds:.1f} s ({seconds / whole:.0%})" for part, seconds in parts
         )
-
-    def write_text(self, name: str, text: str) -> None:
-        """Write a small file of the run's folder, whole or not at all."""
-        partial = self.folder / f"{name}.part"
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, self.folder / name)
 
 
 def progress_bar(**options: Any) -> tqdm:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,20 +59,31 @@ class Tally:
         return self.top5_count / self.images
 
 
+def outputs(
+    model: ResNetV2, batches: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield (what ``model`` gives, labels [N], indices [N]) of each of ``batches``.
+
+    These hold (pixels [N, 3, H, W], labels [N], indices [N]). Kernels are standardized once.
+    """
+    model.eval()
+    with paddle.no_grad(), model.standardized_once():
+        for pixels, labels, indices in batches:
+            yield model(parallel.to_device(pixels)).numpy(), labels, indices
+    model.train()
+
+
 def evaluate(
     model: ResNetV2,
     batches: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]],
     progress: Callable[[int], object] = lambda images: None,
 ) -> Tally:
-    """Return the tally over ``batches`` of (pixels [N, 3, H, W], labels [N], indices [N]).
+    """Return the tally of ``model`` over ``batches``, which are those of `outputs`.
 
     ``progress`` hears of each batch's size.
     """
     tally = Tally()
-    model.eval()
-    with paddle.no_grad(), model.standardized_once():
-        for pixels, labels, _ in batches:
-            tally.add(model(parallel.to_device(pixels)).numpy(), labels)
-            progress(len(labels))
-    model.train()
+    for logits, labels, _ in outputs(model, batches):
+        tally.add(logits, labels)
+        progress(len(labels))
     return tally

@@ -14,7 +14,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from bit_paddle.catalog import GROUPS, Architecture
+from bit_paddle.architecture import GROUPS, Architecture
 
 STANDARDIZATION_EPSILON = 1e-10  # timm and Hugging Face use 1e-8
 _ZEROS = nn.initializer.Constant(

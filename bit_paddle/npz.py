@@ -24,12 +24,13 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from bit_paddle.catalog import Architecture
-from bit_paddle.errors import CheckpointError, MissingFileError, WriteError
+from bit_paddle import files
+from bit_paddle.architecture import Architecture
+from bit_paddle.errors import CheckpointError, MissingFileError
 
 NOTES = "bit_paddle/notes"
 HEAD_KERNEL, HEAD_BIAS = "resnet/head/conv2d/kernel", "resnet/head/conv2d/bias"
@@ -299,22 +300,15 @@ def write(
     The file appears under its name only when it is complete and on the disk; an older one stays
     until then. ``notes`` must be JSON. Raises `WriteError`.
     """
-    path = Path(path)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with open(partial, "wb") as stream:
-            with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
-                for key, array in arrays:
-                    with archive.open(f"{key}.npy", "w", force_zip64=True) as member:
-                        np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
-                if notes:
-                    text = np.frombuffer(json.dumps(notes).encode(), np.uint8)
-                    with archive.open(f"{NOTES}.npy", "w") as member:
-                        np.lib.format.write_array(member, text, allow_pickle=False)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        raise WriteError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        partial.unlink(missing_ok=True)
+
+    def fill(stream: BinaryIO) -> None:
+        with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+            for key, array in arrays:
+                with archive.open(f"{key}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
+            if notes:
+                text = np.frombuffer(json.dumps(notes).encode(), np.uint8)
+                with archive.open(f"{NOTES}.npy", "w") as member:
+                    np.lib.format.write_array(member, text, allow_pickle=False)
+
+    files.write(path, fill)

@@ -17,7 +17,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bit_paddle import __version__, catalog, config, environment, errors, hyperrule, logbook, npz
+from bit_paddle import (
+    __version__,
+    catalog,
+    config,
+    download,
+    environment,
+    errors,
+    files,
+    hyperrule,
+    logbook,
+    npz,
+)
+from bit_paddle.architecture import Architecture
 from bit_paddle.data import fewshot, loader, readers
 from bit_paddle.interrupt import Interrupt
 
@@ -37,7 +49,7 @@ class Plan:
     """Everything that a run has decided before it starts."""
 
     settings: config.Settings
-    architecture: catalog.Architecture
+    architecture: Architecture
     checkpoint: Path | None  # None: random weights
     data: readers.Dataset
     subset: np.ndarray  # indices of the training images that are used
@@ -74,7 +86,7 @@ class Plan:
         rows = {
             "model": f"{self.architecture.name}, {self.architecture.features} features, "
             f"a new head of {len(classes)} outputs starting at zero",
-            "weights": str(self.checkpoint or f"random, by seed {settings.seed}"),
+            "weights": self._weights(),
             "data": f"{settings.dataset}{f' in {settings.datadir}' if settings.datadir else ''}: "
             f"{len(self.subset):,} training images{few}, {len(self.data.val):,} validation "
             f"images, {len(classes)} classes ({', '.join(classes[:4])}"
@@ -101,6 +113,14 @@ class Plan:
         }
         return "\n".join(f"{title:14}{text}" for title, text in rows.items())
 
+    def _weights(self) -> str:
+        if self.checkpoint is None:
+            return f"random, by seed {self.settings.seed}"
+        if self.checkpoint.is_file():
+            return str(self.checkpoint)
+        entry = catalog.find(self.settings.model)
+        return f"{self.checkpoint}, to be downloaded: {entry.bytes / 1e9:.2f} GB from {entry.url}"
+
     @property
     def default_name(self) -> str:
         """The run's folder where --name gives none: the model's and the data's names."""
@@ -113,14 +133,20 @@ class Plan:
         return f"{Path(self.settings.model).name.replace('.npz', '')}-{data}{few}"
 
 
-def make_plan(settings: config.Settings) -> Plan:
-    """Resolve ``settings``: open checkpoint and data, select images, apply the rule; no Paddle."""
-    architecture, checkpoint = catalog.resolve(
-        settings.model, settings.bit_pretrained_dir, pretrained=not settings.from_scratch
-    )
-    if checkpoint is not None:  # the whole list of arrays is checked here, before any data is read
-        with npz.CheckpointFile(checkpoint) as file:
-            architecture = architecture or file.architecture()
+def make_plan(settings: config.Settings, fetch: bool = True) -> Plan:
+    """Resolve ``settings``: open checkpoint and data, select images, apply the rule; no Paddle.
+
+    Without ``fetch`` a published checkpoint that is not there yet is not downloaded.
+    """
+    model = catalog.resolve(settings.model, pretrained=not settings.from_scratch)
+    checkpoint = model if isinstance(model, Path) else None
+    if isinstance(model, catalog.Entry) and not settings.from_scratch:
+        obtain = download.obtain if fetch else download.locate
+        checkpoint = obtain(model, settings.bit_pretrained_dir)
+    architecture = getattr(model, "architecture", model)
+    if checkpoint is not None and checkpoint.is_file():
+        with npz.CheckpointFile(checkpoint) as file:  # all its arrays, before any data is read
+            architecture = file.architecture()
             file.check(architecture, file.classes)
     data = readers.open_dataset(settings.dataset, settings.datadir)
     train = data.train
@@ -313,7 +339,7 @@ def run(plan: Plan, log: logbook.Logbook) -> int:
 def main(arguments: Sequence[str]) -> int:
     """Run the command ``arguments``; `bit_paddle.errors` says what it raises."""
     settings, dry_run = config.parse(arguments, PROG, readers.READERS)
-    plan = make_plan(settings)
+    plan = make_plan(settings, fetch=not dry_run)
     if dry_run:
         print(plan.describe())
         return 0
@@ -322,7 +348,7 @@ def main(arguments: Sequence[str]) -> int:
     plan = replace(plan, settings=settings)
     with logbook.Logbook(folder) as log:
         command = shlex.join([*PROG.split(), *arguments])
-        log.write_text("config.yaml", f"# {command}\n{config.to_yaml(settings)}")
+        files.write_text(folder / "config.yaml", f"# {command}\n{config.to_yaml(settings)}")
         log.say(f"{command}\n{plan.describe()}")
         try:
             return run(plan, log)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from bit_paddle import npz
-from bit_paddle.catalog import Architecture
+from bit_paddle.architecture import Architecture
 
 PEAK = "import resource\npeak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
 STEP = (

@@ -1,13 +1,16 @@
 """Names, architectures and parameter counts of the published models."""
 
+from pathlib import Path
+
 import numpy as np
 import paddle
 import pytest
 from conftest import make_checkpoint
 
-from bit_paddle import catalog, npz
-from bit_paddle.catalog import CATALOG, PARAMETERS, Architecture
-from bit_paddle.errors import ConfigError, MissingFileError
+from bit_paddle import catalog, download, npz
+from bit_paddle.architecture import Architecture
+from bit_paddle.catalog import CATALOG, PARAMETERS
+from bit_paddle.errors import ConfigError
 from bit_paddle.models import ResNetV2
 
 
@@ -70,18 +73,82 @@ def test_parse():
     assert Architecture.parse("R27x1") is None and Architecture.parse("ResNet") is None
 
 
-def test_locate_searches_folders_in_order(tmp_path, monkeypatch):
-    entry = catalog.find("BiT-M-R50x1")
-    cache, own = tmp_path / "cache", tmp_path / "own"
-    monkeypatch.setenv("BIT_PADDLE_HOME", str(cache))
+def test_locate(tmp_path, monkeypatch):
+    entry = catalog.find("BiT-M-R50x1-run0-dtd")
+    monkeypatch.setenv("BIT_PADDLE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(MissingFileError, match="storage.googleapis.com/bit_models/BiT-M-R50x1.npz"):
-        catalog.locate(entry)
-    cache.mkdir()
-    (cache / "BiT-M-R50x1.npz").touch()
-    assert catalog.locate(entry) == cache / "BiT-M-R50x1.npz"
-    with pytest.raises(MissingFileError):
-        catalog.locate(entry, own)
-    own.mkdir()
-    (own / "BiT-M-R50x1.npz").touch()
-    assert catalog.locate(entry, own) == own / "BiT-M-R50x1.npz"
+    assert download.locate(entry) == tmp_path / "cache" / "BiT-M-R50x1-run0-dtd.npz"
+    assert download.locate(entry, "own") == Path("own/BiT-M-R50x1-run0-dtd.npz")
+    (tmp_path / "BiT-M-R50x1-run0-dtd.npz").touch()
+    assert download.locate(entry) == Path("BiT-M-R50x1-run0-dtd.npz")
+
+
+def test_every_published_file_is_listed():
+    """12 pre-trained, 6 + 1 fine-tuned, 285 of VTAB, 8 of the distillation paper."""
+    assert len(CATALOG) == 12 + 6 + 1 + 285 + 8
+    assert len({entry.file for entry in CATALOG.values()}) == len(CATALOG)
+    vtab = [entry for entry in CATALOG.values() if entry.file.startswith("vtab/")]
+    assert len(vtab) == 285
+    assert sum(entry.bytes for entry in vtab) == pytest.approx(0.36e12, rel=0.02)
+    for name, size in (("BiT-M-R50x1", 0.27), ("BiT-M-R152x4", 4.43), ("BiT-S-R101x3", 1.55)):
+        assert CATALOG[name].bytes / 1e9 == pytest.approx(size, abs=0.006)
+
+
+@pytest.mark.parametrize(
+    "name, classes, file, preprocessing, accuracy",
+    [
+        (
+            "BiT-M-R101x3-run0-caltech101",
+            102,
+            "vtab/BiT-M-R101x3-run0-caltech101.npz",
+            (480, None),
+            None,
+        ),
+        (
+            "BiT-M-R50x1-run2-dsprites-xpos",
+            16,
+            "vtab/BiT-M-R50x1-run2-dsprites-xpos.npz",
+            (128, None),
+            None,
+        ),
+        ("R50x1_224", 1000, "distill/R50x1_224.npz", (224, 256), 82.8),
+        ("R152x2_T_pet128", 37, "distill/R152x2_T_pet128.npz", (128, None), None),
+        ("BiT-M-R152x4-ILSVRC2012", 1000, "BiT-M-R152x4-ILSVRC2012.npz", (480, None), 84.936),
+        ("resnetv2_50x1_bit.goog_in21k", 21843, "BiT-M-R50x1.npz", (224, 256), None),
+        (
+            "resnetv2_152x2_bit.goog_teacher_in21k_ft_in1k_384",
+            1000,
+            "distill/R152x2_T_384.npz",
+            (384, 384),
+            84.3,
+        ),
+    ],
+)
+def test_entries(name, classes, file, preprocessing, accuracy):
+    entry = catalog.find(name)
+    assert (entry.classes, entry.file, entry.accuracy) == (classes, file, accuracy)
+    assert (entry.preprocessing.crop, entry.preprocessing.resize) == preprocessing
+
+
+def test_another_base_address(monkeypatch):
+    monkeypatch.setenv("BIT_PADDLE_BASE_URL", "http://127.0.0.1:8000/mirror")
+    assert catalog.find("R50x1_160").url == "http://127.0.0.1:8000/mirror/distill/R50x1_160.npz"
+
+
+def test_table(capsys):
+    assert catalog.main(["R50x1", "IMAGENET21K"]) == 0
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split() == [
+        "name",
+        "classes",
+        "of",
+        "GB",
+        "preprocessing",
+        "top-1",
+        "timm's",
+        "name",
+    ]
+    assert row.split()[:4] == ["BiT-M-R50x1", "21,843", "imagenet21k", "0.27"]
+    assert len(catalog.table().splitlines()) == 1 + len(CATALOG)
+    with pytest.raises(ConfigError, match="did you mean .*caltech101"):
+        catalog.main(["caltech-101"])

@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT, arrays_of
 
 from bit_paddle import create_model, load_npz, npz, save_npz
-from bit_paddle.catalog import Architecture
+from bit_paddle.architecture import Architecture
 from bit_paddle.errors import CheckpointError, MissingFileError, WriteError
 from bit_paddle.models import ResNetV2
 
@@ -263,7 +263,7 @@ def test_loading_streams(tmp_path):
     code = f"""
 import resource, bit_paddle
 from bit_paddle.models import ResNetV2
-from bit_paddle.catalog import Architecture
+from bit_paddle.architecture import Architecture
 model = ResNetV2(Architecture.parse("R50x1"), 21843)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()

@@ -5,7 +5,7 @@ import paddle
 import pytest
 
 from bit_paddle import create_model
-from bit_paddle.catalog import Architecture
+from bit_paddle.architecture import Architecture
 from bit_paddle.errors import ConfigError
 from bit_paddle.models import ResNetV2, StdConv2D, standardize
 

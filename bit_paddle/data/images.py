@@ -10,6 +10,8 @@ from PIL import Image, UnidentifiedImageError
 
 from bit_paddle.errors import DataError, MissingFileError
 
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
+
 
 class Images(Protocol):
     """What the loader needs to know of a set of images."""

@@ -97,9 +97,14 @@ def training_batches(
             yield list(itertools.islice(stream, len(jobs)))
 
 
-def evaluation_batches(images: Images, crop: int, batch: int, workers: int) -> Iterator[MicroBatch]:
-    """Yield all of ``images`` in order, ``batch`` at a time; the last batch may be smaller."""
-    view = partial(evaluation_view, crop=crop)
+def evaluation_batches(
+    images: Images, crop: int, batch: int, workers: int, resize: int | None = None
+) -> Iterator[MicroBatch]:
+    """Yield all of ``images`` in order, ``batch`` at a time; the last batch may be smaller.
+
+    ``crop`` and ``resize`` are those of `transforms.evaluation_view`.
+    """
+    view = partial(evaluation_view, crop=crop, resize=resize)
     jobs = (
         (part, [view] * len(part))
         for part in (

@@ -12,11 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from bit_paddle.data.cifar import open_cifar
-from bit_paddle.data.images import ArrayImages, Dataset, FileImages, Images
+from bit_paddle.data.images import SUFFIXES, ArrayImages, Dataset, FileImages, Images
 from bit_paddle.errors import ConfigError, DataError, MissingFileError, did_you_mean
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
-
 
 # --- Digits -------------------------------------------------------------------------------------
 

@@ -19,9 +19,15 @@ def training_view(
     return (pixels[:, ::-1] if flip else pixels).transpose(2, 0, 1)
 
 
-def evaluation_view(image: Image.Image, crop: int) -> np.ndarray:
-    """Resize straight to ``crop``."""
-    return _resized(image, crop).transpose(2, 0, 1)
+def evaluation_view(image: Image.Image, crop: int, resize: int | None = None) -> np.ndarray:
+    """Resize straight to ``crop``; or the shorter side to ``resize``, and cut the centre out."""
+    if resize is None:
+        return _resized(image, crop).transpose(2, 0, 1)
+    scale = resize / min(image.size)
+    width, height = (max(resize, round(side * scale)) for side in image.size)
+    pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+    top, left = (height - crop) // 2, (width - crop) // 2
+    return pixels[top : top + crop, left : left + crop].transpose(2, 0, 1)
 
 
 def _resized(image: Image.Image, side: int) -> np.ndarray:

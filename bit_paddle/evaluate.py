@@ -1,0 +1,157 @@
+"""Measure a trained model on all images of a data set: ``python -m bit_paddle.evaluate --help``.
+
+Top-1, top-5 and loss, the accuracy of each class and the confusion matrix, with the preprocessing
+that belongs to the checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from bit_paddle import config, errors, files, logbook, source
+from bit_paddle.data import loader, readers
+from bit_paddle.data.images import Images
+
+_EPILOG = """\
+writes into --output: metrics.json, per_class.csv, confusion.csv (a row a class, a column a
+prediction) and confusion.png
+
+examples:
+  python -m bit_paddle.evaluate --model BiT-M-R50x1-CIFAR10 --dataset cifar10
+  python -m bit_paddle.evaluate --model bit_logs/pets/model.npz --dataset folder --datadir pets
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command ``arguments``; `bit_paddle.errors` says what it raises."""
+    flags = _parse(arguments)
+    trained = source.find(flags.model, flags.bit_pretrained_dir, flags.crop)
+    view = source.required_preprocessing(trained)
+    images = getattr(readers.open_dataset(flags.dataset, flags.datadir), flags.split)
+    outputs = match_classes(trained, images)
+    names = trained.classes or list(images.classes)
+    model_name = trained.path.stem if trained.path.stem != "model" else trained.path.parent.name
+    folder = Path(flags.output or f"bit_logs/evaluate-{model_name}-{flags.dataset}")
+    files.make_folder(folder, "--output")
+
+    from bit_paddle import checkpoint, metrics, parallel
+
+    parallel.select_device(flags.device)
+    model = checkpoint.create_model(trained.path)
+    batches = loader.evaluation_batches(images, view.crop, flags.batch, flags.workers, view.resize)
+    tally = metrics.Tally()
+    confusion = np.zeros((len(names), len(names)), np.int64)  # [class, prediction]
+    with logbook.progress_bar(desc="evaluation", unit="img", total=len(images)) as bar:
+        for logits, labels, _ in metrics.outputs(model, batches):
+            tally.add(logits, outputs[labels])
+            np.add.at(confusion, (outputs[labels], logits.argmax(axis=1)), 1)
+            bar.update(len(labels))
+
+    summary = {
+        "model": str(trained.path),
+        "dataset": flags.dataset,
+        "split": flags.split,
+        "preprocessing": asdict(view),
+        "top1": tally.top1,
+        "top5": tally.top5,
+        "loss": tally.loss,
+        "images": tally.images,
+    }
+    files.write_text(folder / "metrics.json", json.dumps(summary, indent=2) + "\n")
+    counts, right = confusion.sum(axis=1), confusion.diagonal()
+    accuracies = (f"{hits / count:.4f}" if count else "" for hits, count in zip(right, counts))
+    rows = zip(names, counts, right, accuracies)
+    table = [("class", "images", "right", "accuracy"), *rows]
+    files.write_text(folder / "per_class.csv", "".join(map(files.csv_line, table)))
+    rows = ((name, *row) for name, row in zip(names, confusion))
+    table = [("class", *names), *rows]
+    files.write_text(folder / "confusion.csv", "".join(map(files.csv_line, table)))
+    draw_confusion(confusion, names, folder / "confusion.png")
+    print(
+        f"{trained.path} on {flags.dataset} {flags.split} ({view}): top-1 {tally.top1:.2%}, "
+        f"top-5 {tally.top5:.2%}, loss {tally.loss:.4f} ({tally.images:,} images)\n"
+        f"results are in {folder}"
+    )
+    return 0
+
+
+def match_classes(trained: source.Source, images: Images) -> np.ndarray:
+    """Return the model's output for each label of ``images``.
+
+    By name for a model of `bit_paddle.train`; the outputs of others are taken to have the order of
+    the data's classes. Raises `ConfigError` where the two do not fit.
+    """
+    if trained.trained_here:
+        outputs = {name: output for output, name in enumerate(trained.classes)}
+        strangers = [name for name in images.classes if name not in outputs]
+        if strangers:
+            raise errors.ConfigError(
+                f"{trained.path}: was not trained on {len(strangers)} classes of the data, the "
+                f"first is {strangers[0]!r}; {errors.did_you_mean(strangers[0], outputs)}"
+            )
+        return np.array([outputs[name] for name in images.classes])
+    if len(images.classes) != trained.outputs:
+        raise errors.ConfigError(
+            f"{trained.path}: its head has {trained.outputs} outputs, but the data have "
+            f"{len(images.classes)} classes ({', '.join(images.classes[:4])} …)"
+        )
+    return np.arange(len(images.classes))
+
+
+def draw_confusion(confusion: np.ndarray, names: Sequence[str], path: Path) -> None:
+    """Draw ``confusion`` [class, prediction] as shares of each class, with names where they fit."""
+    from matplotlib.figure import Figure
+
+    side = min(14, 4 + 0.25 * len(names))
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.add_subplot()
+    shares = confusion / np.maximum(1, confusion.sum(axis=1, keepdims=True))
+    picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_xlabel("prediction")
+    axes.set_ylabel("class")
+    if len(names) <= 40:
+        axes.set_xticks(range(len(names)), names, rotation=90)
+        axes.set_yticks(range(len(names)), names)
+    if len(names) <= 20:
+        for (row, column), share in np.ndenumerate(shares):
+            if share >= 0.005:
+                axes.text(
+                    column,
+                    row,
+                    f"{100 * share:.0f}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="white" if share > 0.5 else "black",
+                )
+    figure.colorbar(picture, shrink=0.7, label="share of the class")
+    files.write(path, lambda stream: figure.savefig(stream, format="png", dpi=120))
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = config.Parser(
+        prog="python -m bit_paddle.evaluate",
+        description=__doc__.split(":")[0] + ".",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    source.add_flags(parser)
+    parser.add_argument("--dataset", required=True, help=config.help_of("dataset"))
+    parser.add_argument("--datadir", help=config.help_of("datadir"))
+    parser.add_argument("--split", choices=("val", "train"), default="val")
+    parser.add_argument(
+        "--output", metavar="DIR", help="folder of the results (default: below bit_logs)"
+    )
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run_command(main, sys.argv[1:]))

@@ -1,0 +1,51 @@
+"""Files that are whole or not there: written beside their place, synced, and renamed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import BinaryIO
+
+from bit_paddle.errors import ConfigError, WriteError
+
+
+def write(path: str | os.PathLike, fill: Callable[[BinaryIO], object]) -> None:
+    """Let ``fill`` write a binary stream, which then takes the place of ``path``.
+
+    An older file stays until the new one is complete and on the disk. Raises `WriteError`.
+    """
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with open(partial, "wb") as stream:
+            fill(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        raise WriteError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write ``text`` in UTF-8, whole or not at all. Raises `WriteError`."""
+    write(path, lambda stream: stream.write(text.encode()))
+
+
+def csv_line(cells: Iterable[object]) -> str:
+    """Return ``cells`` as a line of CSV, quoted where that is needed."""
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerow(cells)
+    return stream.getvalue()
+
+
+def make_folder(folder: Path, flag: str) -> None:
+    """Make ``folder``, which ``flag`` names, unless it is there. Raises `ConfigError`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{flag} {folder}: cannot be made ({error.strerror})") from error

@@ -1,0 +1,114 @@
+"""Where a trained model comes from: its file, the preprocessing that belongs to it, its classes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from bit_paddle import catalog, config, download, environment, npz
+from bit_paddle.catalog import Preprocessing
+from bit_paddle.errors import CheckpointError, ConfigError, DownloadError
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint file. ``classes`` are the names of its ``outputs``, or None where unknown."""
+
+    path: Path
+    outputs: int
+    preprocessing: Preprocessing | None
+    classes: list[str] | None
+    trained_here: bool  # by `bit_paddle.train`, which wrote the names of the classes into the file
+
+    def class_name(self, index: int) -> str:
+        """Return the name of an output, or its number."""
+        return self.classes[index] if self.classes else str(index)
+
+
+def find(model: str, directory: str | os.PathLike | None = None, crop: int | None = None) -> Source:
+    """Return the source of a published name, downloaded if missing, or of an ``.npz`` file.
+
+    Files written by `bit_paddle.train` say themselves how to preprocess and what the classes are;
+    published ones are known by their name; for others ``crop`` (squash to that side) is needed, and
+    it replaces what is known. Loads no Paddle. Errors: those of `catalog.resolve`,
+    `download.obtain` and `npz.CheckpointFile`.
+    """
+    found = catalog.resolve(model)
+    entry = found if isinstance(found, catalog.Entry) else catalog.CATALOG.get(Path(found).stem)
+    path = found if isinstance(found, Path) else download.obtain(found, directory)
+    with npz.CheckpointFile(path) as file:
+        file.check(file.architecture(), file.classes)
+        outputs, notes = file.classes, file.notes()
+    classes = notes.get("classes")
+    if "crop" in notes:
+        preprocessing = Preprocessing(notes["crop"])
+    elif entry is not None:
+        preprocessing = entry.preprocessing
+        if entry.data in catalog.LEMMAS and outputs == entry.classes:
+            classes = _lemmas(catalog.LEMMAS[entry.data])
+    else:
+        preprocessing = None
+    if crop is not None:
+        preprocessing = Preprocessing(crop)
+    if classes is not None and len(classes) != outputs:
+        raise CheckpointError(
+            f"{path}: its head has {outputs} outputs, but there are {len(classes)} class names"
+        )
+    return Source(path, outputs, preprocessing, classes, trained_here="classes" in notes)
+
+
+def required_preprocessing(source: Source) -> Preprocessing:
+    """Return the preprocessing of ``source``; raise `ConfigError` if nobody knows it."""
+    if source.preprocessing is None:
+        raise ConfigError(
+            f"{source.path}: neither a published checkpoint nor one of `bit_paddle.train`, so its "
+            "resolution is unknown; give the side of its images with --crop"
+        )
+    return source.preprocessing
+
+
+def _lemmas(file: str) -> list[str] | None:
+    """Return the published class names, one a line; None, with a warning, if they cannot be had."""
+    try:
+        path = download.fetch(catalog.download_url(file), catalog.cache_dir() / file)
+    except DownloadError as error:
+        print(f"warning: classes are shown by number: {error}", file=sys.stderr)
+        return None
+    return [line.replace("_", " ") for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of every command that runs a trained model."""
+    parser.add_argument(
+        "--model",
+        required=True,
+        help="published name (python -m bit_paddle.catalog lists them), or an .npz file",
+    )
+    parser.add_argument(
+        "--bit_pretrained_dir", metavar="DIR", help=config.help_of("bit_pretrained_dir")
+    )
+    parser.add_argument(
+        "--crop",
+        type=config.whole(32),
+        metavar="N",
+        help="squash images to this side (default: what belongs to the checkpoint)",
+    )
+    parser.add_argument(
+        "--batch",
+        type=config.whole(1),
+        default=32,
+        metavar="N",
+        help="images at once (default: 32)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=config.whole(0),
+        default=min(8, environment.cpu_count()),
+        metavar="N",
+        help=config.help_of("workers"),
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
+    parser.add_argument("--traceback", action="store_true", help="show where an error came from")

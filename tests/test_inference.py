@@ -1,0 +1,385 @@
+"""The commands that use trained models: evaluate and predict, in real processes."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT, SHARED, arrays_of
+from PIL import Image
+from servers import Server
+
+from bit_paddle import catalog, create_model, npz, save_npz, source
+from bit_paddle.data import transforms
+from bit_paddle.errors import CheckpointError, ConfigError
+
+
+def run(command, *arguments, **environment):
+    words = [sys.executable, "-W", "ignore", "-m", f"bit_paddle.{command}", *map(str, arguments)]
+    return subprocess.run(
+        words,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.fixture(scope="module")
+def colour_model(tmp_path_factory):
+    """A model that tells the three colours of ``image_folder`` apart, as `train` would save it."""
+    model = create_model("R14x0.5", num_classes=3, seed=1)
+    random = np.random.default_rng(0)
+    model.head.weight.set_value(random.normal(0, 1, (1024, 3)).astype(np.float32))
+    path = tmp_path_factory.mktemp("trained") / "model.npz"
+    save_npz(model, path, notes={"classes": ["amber", "blue", "coral"], "crop": 32})
+    return path
+
+
+def logits_of(path, images, crop=32):
+    """What the model gives, computed here step by step."""
+    import paddle
+
+    pixels = np.stack(
+        [
+            np.asarray(Image.open(image).convert("RGB").resize((crop, crop), Image.BILINEAR))
+            for image in images
+        ]
+    )
+    with paddle.no_grad():
+        return create_model(path)(
+            paddle.to_tensor(pixels.transpose(0, 3, 1, 2) / np.float32(127.5) - np.float32(1))
+        ).numpy()
+
+
+# --- evaluate ------------------------------------------------------------------------------------
+
+
+def test_evaluate(colour_model, image_folder, tmp_path):
+    done = run(
+        "evaluate",
+        "--model",
+        colour_model,
+        "--dataset",
+        "folder",
+        "--datadir",
+        image_folder,
+        "--output",
+        tmp_path / "out",
+        "--batch",
+        4,
+    )
+    assert done.returncode == 0, done.stderr
+    images = sorted((image_folder / "val").rglob("*.png"))
+    labels = np.array([("amber", "blue", "coral").index(path.parent.name) for path in images])
+    best = logits_of(colour_model, images).argmax(axis=1)
+    summary = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert summary["top1"] == np.mean(best == labels) and summary["images"] == 15
+    assert summary["preprocessing"] == {"crop": 32, "resize": None}
+    assert f"top-1 {summary['top1']:.2%}" in done.stdout
+    header, *rows = csv.reader(open(tmp_path / "out" / "confusion.csv"))
+    assert header == ["class", "amber", "blue", "coral"]
+    expected = np.zeros((3, 3), int)
+    np.add.at(expected, (labels, best), 1)
+    assert [list(map(int, row[1:])) for row in rows] == expected.tolist()
+    per_class = list(csv.DictReader(open(tmp_path / "out" / "per_class.csv")))
+    assert [float(row["accuracy"]) for row in per_class] == [
+        pytest.approx(expected[k, k] / 5, abs=1e-4) for k in range(3)
+    ]
+    with Image.open(tmp_path / "out" / "confusion.png") as picture:
+        assert picture.width > 300 and len(set(picture.convert("L").getdata())) > 10
+
+
+def test_evaluate_maps_classes_by_name(colour_model, image_folder, tmp_path):
+    """Data of two of the three classes: their labels are 0 and 1, the model's outputs 1 and 2."""
+    import shutil
+
+    for part in ("train", "val"):
+        for name in ("blue", "coral"):
+            shutil.copytree(image_folder / part / name, tmp_path / "two" / part / name)
+    done = run(
+        "evaluate",
+        "--model",
+        colour_model,
+        "--dataset",
+        "folder",
+        "--datadir",
+        tmp_path / "two",
+        "--output",
+        tmp_path / "out",
+    )
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader(open(tmp_path / "out" / "per_class.csv")))
+    assert [(row["class"], row["images"]) for row in rows] == [
+        ("amber", "0"),
+        ("blue", "5"),
+        ("coral", "5"),
+    ]
+    images = sorted((tmp_path / "two" / "val").rglob("*.png"))
+    best = logits_of(colour_model, images).argmax(axis=1)
+    assert [int(row["right"]) for row in rows] == [0, (best[:5] == 1).sum(), (best[5:] == 2).sum()]
+
+
+def test_evaluate_refuses_other_classes(colour_model, small_checkpoint):
+    pytest.importorskip("sklearn")
+    done = run("evaluate", "--model", colour_model, "--dataset", "digits")
+    assert done.returncode == 2 and "was not trained on 10 classes of the data" in done.stderr
+
+
+# --- predict -------------------------------------------------------------------------------------
+
+
+def test_predict_formats(colour_model, image_folder, tmp_path):
+    paths = [image_folder / "val" / "blue" / "0.png", image_folder / "val" / "coral" / "3.png"]
+    logits = logits_of(colour_model, paths).astype(np.float64)
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    names = np.array(["amber", "blue", "coral"])
+    done = run(
+        "predict",
+        *paths,
+        "--model",
+        colour_model,
+        "--top",
+        2,
+        "--format",
+        "json",
+        "--sheet",
+        tmp_path / "sheet.png",
+    )
+    assert done.returncode == 0, done.stderr
+    for result, path, row in zip(json.loads(done.stdout), paths, probabilities):
+        order = np.argsort(-row)[:2]
+        assert result["image"] == str(path)
+        assert [one["class"] for one in result["classes"]] == names[order].tolist()
+        assert [one["probability"] for one in result["classes"]] == pytest.approx(
+            row[order], rel=1e-4
+        )
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (2 * 160, 188)
+    table = run("predict", *paths, "--model", colour_model, "--top", 1).stdout.splitlines()
+    assert [line.split()[-1] for line in table] == names[probabilities.argmax(axis=1)].tolist()
+    done = run(
+        "predict",
+        image_folder / "val",
+        "--model",
+        colour_model,
+        "--format",
+        "csv",
+        "--output",
+        tmp_path / "x.csv",
+    )
+    assert done.returncode == 0 and done.stdout == ""
+    rows = list(csv.DictReader(open(tmp_path / "x.csv")))
+    assert len(rows) == 15 * 3 and rows[0]["rank"] == "1"
+    assert [row["image"] for row in rows[::3]] == [
+        str(path) for path in sorted((image_folder / "val").rglob("*.png"))
+    ]
+
+
+def test_predict_features(colour_model, image_folder, tmp_path):
+    import paddle
+
+    done = run(
+        "predict",
+        image_folder / "val",
+        "--model",
+        colour_model,
+        "--features",
+        tmp_path / "f.npz",
+        "--batch",
+        4,
+    )
+    assert done.returncode == 0, done.stderr
+    found = np.load(tmp_path / "f.npz")
+    images = sorted((image_folder / "val").rglob("*.png"))
+    assert found["names"].tolist() == [str(path) for path in images]
+    assert found["features"].shape == (15, 1024) and found["features"].dtype == np.float32
+    view = transforms.evaluation_view(Image.open(images[7]).convert("RGB"), 32)
+    with paddle.no_grad():
+        expected = create_model(colour_model, 0)(
+            paddle.to_tensor(view[None] / np.float32(127.5) - np.float32(1))
+        )
+    np.testing.assert_allclose(found["features"][7], expected.numpy()[0], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("what", ["classes", "features"])
+def test_unreadable_images_are_named_and_the_rest_is_done(
+    what, colour_model, image_folder, tmp_path
+):
+    import shutil
+
+    shutil.copytree(image_folder / "val", tmp_path / "images")
+    for name in ("blue/1.png", "coral/4.png"):
+        (tmp_path / "images" / name).write_bytes(b"no image")
+    arguments = (
+        ["--features", tmp_path / "f.npz"]
+        if what == "features"
+        else ["--format", "csv", "--top", 1]
+    )
+    done = run("predict", tmp_path / "images", "--model", colour_model, *arguments)
+    assert done.returncode == 1
+    assert (
+        "blue/1.png" in done.stderr
+        and "coral/4.png" in done.stderr
+        and "Traceback" not in done.stderr
+    )
+    if what == "features":
+        found = np.load(tmp_path / "f.npz")
+        assert len(found["features"]) == len(found["names"]) == 13
+        assert not [name for name in found["names"] if name.endswith(("blue/1.png", "coral/4.png"))]
+    else:
+        assert len(done.stdout.splitlines()) == 1 + 13
+
+
+def test_predict_memory_does_not_grow(colour_model, image_folder, tmp_path):
+    """Peak memory for 3,000 images beside that for 300: both long past the start."""
+    source_image = (image_folder / "val" / "blue" / "0.png").read_bytes()
+    peaks = []
+    for count in (300, 3000):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        for k in range(count):
+            (folder / f"{k}.png").write_bytes(source_image)
+        code = (
+            "import resource, sys; from bit_paddle import predict; "
+            "status = predict.main(sys.argv[1:]); "
+            "print(status, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        )
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-W",
+                "ignore",
+                "-c",
+                code,
+                folder,
+                "--model",
+                colour_model,
+                "--features",
+                tmp_path / f"{count}.npz",
+            ],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        status, peak = map(int, done.stdout.split()[-2:])
+        assert status == 0 and len(np.load(tmp_path / f"{count}.npz")["features"]) == count
+        peaks.append(peak)
+    assert peaks[1] - peaks[0] < 30_000  # kB; the views alone would be 300 MB
+
+
+def test_predict_fetches_images_checkpoint_and_class_names(image_folder, tmp_path):
+    """A published model by name, an image by address: all from one real server."""
+    names = [f"class_{k}, alias" for k in range(1000)]
+    npz.write(tmp_path / "x.npz", arrays_of(50, 1, 1000, 0).items())
+    server = Server(
+        {
+            "/BiT-M-R50x1-ILSVRC2012.npz": (tmp_path / "x.npz").read_bytes(),
+            "/ilsvrc2012_wordnet_lemmas.txt": "\n".join(names).encode(),
+            "/photo": (image_folder / "val" / "blue" / "0.png").read_bytes(),
+        }
+    )
+    environment = {
+        "NO_PROXY": "127.0.0.1",
+        "BIT_PADDLE_BASE_URL": server.address,
+        "BIT_PADDLE_HOME": str(tmp_path / "home"),
+    }
+    for _ in range(2):
+        done = run(
+            "predict",
+            f"{server.address}/photo",
+            "--model",
+            "BiT-M-R50x1-ILSVRC2012",
+            "--top",
+            1,
+            "--crop",
+            64,
+            **environment,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(f"{server.address}/photo ") and "class " in done.stdout
+    asked = [path for path, _ in server.requests]
+    assert (
+        asked.count("/BiT-M-R50x1-ILSVRC2012.npz")
+        == asked.count("/ilsvrc2012_wordnet_lemmas.txt")
+        == 1
+    )
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["nowhere.png"], "nowhere.png: no such image"),
+        (["README.md", "--features", "x", "--sheet", "y"], "goes without"),
+        (["configs"], "no images in configs"),
+    ],
+)
+def test_predict_mistakes(arguments, words, colour_model):
+    done = run("predict", *arguments, "--model", colour_model)
+    assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
+
+
+# --- where a model comes from -----------------------------------------------------------------
+
+
+def test_source_of_our_own(colour_model):
+    found = source.find(str(colour_model))
+    assert found.classes == ["amber", "blue", "coral"] and found.trained_here
+    assert found.preprocessing == catalog.Preprocessing(32) and found.class_name(2) == "coral"
+
+
+def test_source_of_an_unknown_file(small_checkpoint):
+    found = source.find(str(small_checkpoint))
+    assert found.class_name(3) == "3"
+    with pytest.raises(ConfigError, match="--crop"):
+        source.required_preprocessing(found)
+    found = source.find(str(small_checkpoint), crop=64)
+    assert source.required_preprocessing(found) == catalog.Preprocessing(64)
+
+
+def test_source_with_too_few_names(small_checkpoint, tmp_path):
+    save_npz(
+        create_model(small_checkpoint), tmp_path / "x.npz", notes={"classes": ["a"], "crop": 32}
+    )
+    with pytest.raises(CheckpointError, match="10 outputs, but there are 1 class names"):
+        source.find(str(tmp_path / "x.npz"))
+
+
+@pytest.mark.parametrize("name, count", [("ilsvrc2012", 1000), ("imagenet21k", 21843)])
+@pytest.mark.skipif(not (SHARED / "labels").exists(), reason="needs ../shared/labels")
+def test_published_class_names_fit_their_heads(name, count, monkeypatch, tmp_path):
+    """Lists in the published form have a line an output, in the order of the head."""
+    file = catalog.LEMMAS[name]
+    content = (SHARED / "labels" / file.replace(".txt", ".derived.txt")).read_bytes()
+    server = Server({f"/{file}": content})
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("BIT_PADDLE_BASE_URL", server.address)
+    monkeypatch.setenv("BIT_PADDLE_HOME", str(tmp_path))
+    names = source._lemmas(file)
+    assert len(names) == count and names[0] in ("tench, Tinca tinca", "organism, being")
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("size", [(300, 200), (200, 301), (224, 224), (90, 40)])
+def test_centre_crop_view(size):
+    """Shorter side to 256, then the middle 224, as Pillow has it."""
+    width, height = size
+    image = Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    )
+    scale = 256 / min(size)
+    large = image.resize(
+        (max(256, round(width * scale)), max(256, round(height * scale))), Image.BILINEAR
+    )
+    left, top = (large.width - 224) // 2, (large.height - 224) // 2
+    expected = np.asarray(large.crop((left, top, left + 224, top + 224))).transpose(2, 0, 1)
+    found = transforms.evaluation_view(image, 224, 256)
+    assert found.shape == (3, 224, 224) and np.array_equal(found, expected)
