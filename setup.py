@@ -20,6 +20,7 @@ setup(
     install_requires=[
         "crc32c",
         "filelock",
+        "matplotlib",
         "numpy",
         "pillow>=9.1",
         "pyyaml",

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Memory of loading a checkpoint, and of a training step beside the estimate that splits batches.
+"""Memory: of a training step beside the estimate that splits batches, of loading, of prediction.
 
     python scripts/bench_memory.py step R50x1 128        # two steps, of 8 and of 32 images
     python scripts/bench_memory.py load R152x4 21843     # writes a file of 4.4 GB first
+    python scripts/bench_memory.py features R14x0.5 10000   # predict --features, that many images
 
 Peaks are of the resident memory of processes of their own.
 """
@@ -13,8 +14,9 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from bit_paddle import npz
+from bit_paddle import create_model, npz, save_npz
 from bit_paddle.architecture import Architecture
 
 PEAK = "import resource\npeak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
@@ -42,6 +44,16 @@ from bit_paddle import create_model
 start = peak()
 create_model(sys.argv[1])
 print(peak() - start)
+"""
+)
+
+FEATURES = (
+    PEAK
+    + """
+import sys
+from bit_paddle import predict
+assert predict.main(sys.argv[1:]) == 0
+print(peak())
 """
 )
 
@@ -79,5 +91,21 @@ def load(name: str, classes: int) -> None:
         )
 
 
+def features(name: str, count: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder, "model.npz")
+        save_npz(create_model(name, num_classes=2), model)
+        for images in (count // 10, count):
+            photos = Path(folder, str(images))
+            photos.mkdir()
+            for k in range(images):
+                pixels = np.random.default_rng(k).integers(0, 256, (32, 32, 3), np.uint8)
+                Image.fromarray(pixels).save(photos / f"{k}.png")
+            peak = run(
+                FEATURES, photos, "--model", model, "--crop", 32, "--features", f"{folder}/f.npz"
+            )
+            print(f"predict --features, {images:,} images: {peak / 1e6:.0f} MB at the peak")
+
+
 if __name__ == "__main__":
-    {"step": step, "load": load}[sys.argv[1]](sys.argv[2], int(sys.argv[3]))
+    {"step": step, "load": load, "features": features}[sys.argv[1]](sys.argv[2], int(sys.argv[3]))

@@ -19,8 +19,7 @@ FLOORS = {
             "files hyperrule architecture logbook data.images data.fewshot data.transforms",
             "catalog npz",
             "config download",
-            "source",
-            "data.cifar models mixup sgd parallel",
+            "source data.cifar models mixup sgd parallel",
             "data.readers data.loader checkpoint metrics",
             "train evaluate predict bulk export",
         )
