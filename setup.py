@@ -32,6 +32,8 @@ setup(
         "cpu": ["paddlepaddle>=2.6.2"],
         "gpu": ["paddlepaddle-gpu>=2.6.2"],
         "digits": ["scikit-learn"],
+        "export": ["safetensors"],
+        "onnx": ["onnx", "onnxruntime"],
         "dev": ["pytest", "ruff"],
     },
 )

@@ -53,6 +53,12 @@ class NonFiniteError(BitPaddleError, ArithmeticError):
     exit_status = 1
 
 
+class DifferenceError(BitPaddleError, ArithmeticError):
+    """An export that does not compute what the model computes."""
+
+    exit_status = 1
+
+
 def did_you_mean(name: str, choices: Iterable[str], most: int = 5) -> str:
     """Return what to say of an unknown ``name``: its nearest choices, or all of a few."""
     choices = list(choices)

@@ -20,7 +20,8 @@ FLOORS = {
             "catalog npz",
             "config download",
             "source data.cifar models mixup sgd parallel",
-            "data.readers data.loader checkpoint metrics",
+            "data.readers data.loader checkpoint metrics onnx_graph",
+            "formats",
             "train evaluate predict bulk export",
         )
     )

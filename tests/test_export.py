@@ -1,0 +1,449 @@
+"""Exports: every format computes what the model computes, or leaves nothing behind."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import paddle
+import pytest
+from conftest import ROOT
+
+from bit_paddle import errors, export, formats, npz, save_npz, source
+from bit_paddle.architecture import Architecture
+from bit_paddle.catalog import Preprocessing
+from bit_paddle.errors import ConfigError, DifferenceError, WriteError
+from bit_paddle.models import ResNetV2
+
+NETWORKS = {
+    "R14x0.5, 10 outputs": ((1, 1, 1, 1), 0.5, 10),
+    "odd, 1 output": ((1, 2, 1, 1), 1.5, 1),
+    "no head": ((2, 1, 1, 1), 0.5, 0),
+}
+SIZES = [(1, 3, 32, 32), (3, 3, 49, 86)]
+CLASSES = [f"ü{k}" for k in range(10)]
+
+
+def make(units, width, classes):
+    """A network all of whose parameters are random, in eval mode."""
+    model = ResNetV2(Architecture(units, width), classes)
+    random = np.random.default_rng(7)
+    for name, parameter in model.named_parameters():
+        values = 0.3 * random.standard_normal(parameter.shape)
+        if name.endswith("norm.weight"):
+            values += 1
+        parameter.set_value(values.astype(np.float32))
+    model.eval()
+    return model
+
+
+def outputs(run, shape):
+    images = np.random.default_rng(5).uniform(-1, 1, shape).astype(np.float32)
+    with paddle.no_grad():
+        return run(paddle.to_tensor(images)).numpy() if isinstance(run, ResNetV2) else run(images)
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def network(request, tmp_path_factory):
+    """(model, its source): a checkpoint as training writes it."""
+    units, width, classes = NETWORKS[request.param]
+    model = make(units, width, classes)
+    path = tmp_path_factory.mktemp("export") / "model.npz"
+    notes = {"crop": 160, "classes": CLASSES} if classes == 10 else {"crop": 160}
+    save_npz(model, path, notes)
+    return model, source.find(str(path))
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    model = make((1, 1, 1, 1), 0.5, 10)
+    path = tmp_path_factory.mktemp("export") / "small.npz"
+    save_npz(model, path, {"crop": 160, "classes": CLASSES})
+    return model, source.find(str(path))
+
+
+def need(format):
+    for package in (*formats.FORMATS[format].packages, *(["onnxruntime"] * (format == "onnx"))):
+        pytest.importorskip(package)
+
+
+@pytest.mark.parametrize("format", formats.FORMATS)
+def test_an_export_computes_the_same(format, network, tmp_path):
+    need(format)
+    model, trained = network
+    verified = export.export(model, trained, format, tmp_path / "out")
+    assert verified.difference < export.LIMIT
+    run = formats.FORMATS[format].read(tmp_path / "out", model)
+    for shape in SIZES:
+        expected = outputs(model, shape)
+        assert np.abs(expected).max() > 0.1
+        assert export.relative_difference(outputs(run, shape), expected) < 1e-5
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_paddle_export_has_plain_layers_alone(small, tmp_path):
+    model, trained = small
+    export.export(model, trained, "paddle", tmp_path / "out")
+    loaded = paddle.jit.load(str(tmp_path / "out" / "inference"))
+    program = loaded.program()  # kept, as it owns the block
+    operators = program.global_block().ops
+    kinds = [op.type if hasattr(op, "type") else op.name()[len("pd_op.") :] for op in operators]
+    assert kinds.count("conv2d") == 17 and kinds.count("group_norm") == 13
+    assert not {"instance_norm", "sqrt", "rsqrt"} & set(kinds)
+
+
+def test_folding_leaves_the_model_alone(small):
+    model, _ = small
+    before = {name: value.numpy().copy() for name, value in model.state_dict().items()}
+    kernel = formats.folded(model).block1.unit01.b.conv.weight.numpy()
+    assert np.allclose(kernel.mean(axis=(1, 2, 3)), 0, atol=1e-6)
+    assert np.allclose(kernel.var(axis=(1, 2, 3)), 1, atol=1e-5)
+    assert all(
+        np.array_equal(value.numpy(), before[name]) for name, value in model.state_dict().items()
+    )
+
+
+def test_pdparams_are_the_raw_parameters(small, tmp_path):
+    model, trained = small
+    export.export(model, trained, "pdparams", tmp_path / "x.pdparams")
+    loaded = paddle.load(str(tmp_path / "x.pdparams"))
+    assert set(loaded) == set(model.state_dict())
+    for name, value in model.state_dict().items():
+        assert np.array_equal(loaded[name].numpy(), value.numpy())
+
+
+def test_npz_is_the_published_layout_with_its_notes(small, tmp_path):
+    model, trained = small
+    export.export(model, trained, "npz", tmp_path / "x.npz")
+    with npz.CheckpointFile(tmp_path / "x.npz") as file:
+        assert file.notes() == {"crop": 160, "classes": CLASSES}
+    with np.load(tmp_path / "x.npz") as found, np.load(trained.path) as expected:
+        assert set(found.files) == set(expected.files)
+        assert all(np.array_equal(found[key], expected[key]) for key in found.files)
+
+
+# --- ONNX ---
+
+
+def test_onnx_takes_any_size_and_survives_optimizers(small, tmp_path):
+    """onnxruntime merges a zero padding with the max-pool behind it, which is wrong."""
+    onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    model, trained = small
+    export.export(model, trained, "onnx", tmp_path / "x.onnx")
+    (images,) = onnx.load(tmp_path / "x.onnx").graph.input
+    dimensions = images.type.tensor_type.shape.dim
+    assert [d.dim_param or d.dim_value for d in dimensions] == ["batch", 3, "height", "width"]
+    for level in ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_ALL"):
+        options = runtime.SessionOptions()
+        options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, level)
+        session = runtime.InferenceSession(
+            str(tmp_path / "x.onnx"), options, providers=["CPUExecutionProvider"]
+        )
+        for shape in SIZES:
+            found = outputs(lambda images: session.run(None, {"images": images})[0], shape)  # noqa: B023
+            assert export.relative_difference(found, outputs(model, shape)) < 1e-5
+
+
+def test_onnx_has_a_largest_size(small, tmp_path, monkeypatch):
+    pytest.importorskip("onnx")
+    monkeypatch.setattr(formats, "_ONNX_BYTES", 1 << 20)
+    with pytest.raises(ConfigError, match=r"2 GB at most.*--format paddle"):
+        export.export(*small, "onnx", tmp_path / "x.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_onnx_without_onnxruntime_is_checked_alone(small, tmp_path, monkeypatch):
+    pytest.importorskip("onnx")
+    monkeypatch.setattr(formats, "installed", lambda package: package != "onnxruntime")
+    assert export.export(*small, "onnx", tmp_path / "x.onnx") is None
+    assert (tmp_path / "x.onnx").is_file()
+
+
+# --- Other libraries' names ---
+
+UNIT = "resnet/block3/unit02/"
+NAMES = {  # published: (timm's, transformers')
+    "resnet/root_block/standardized_conv2d/kernel": (
+        "stem.conv.weight",
+        "bit.embedder.convolution.weight",
+    ),
+    "resnet/block1/unit01/a/proj/standardized_conv2d/kernel": (
+        "stages.0.blocks.0.downsample.conv.weight",
+        "bit.encoder.stages.0.layers.0.downsample.conv.weight",
+    ),
+    f"{UNIT}a/standardized_conv2d/kernel": (
+        "stages.2.blocks.1.conv1.weight",
+        "bit.encoder.stages.2.layers.1.conv1.weight",
+    ),
+    f"{UNIT}b/standardized_conv2d/kernel": (
+        "stages.2.blocks.1.conv2.weight",
+        "bit.encoder.stages.2.layers.1.conv2.weight",
+    ),
+    f"{UNIT}c/standardized_conv2d/kernel": (
+        "stages.2.blocks.1.conv3.weight",
+        "bit.encoder.stages.2.layers.1.conv3.weight",
+    ),
+    f"{UNIT}a/group_norm/gamma": (
+        "stages.2.blocks.1.norm1.weight",
+        "bit.encoder.stages.2.layers.1.norm1.weight",
+    ),
+    f"{UNIT}c/group_norm/beta": (
+        "stages.2.blocks.1.norm3.bias",
+        "bit.encoder.stages.2.layers.1.norm3.bias",
+    ),
+    "resnet/block3/unit23/b/group_norm/beta": (
+        "stages.2.blocks.22.norm2.bias",
+        "bit.encoder.stages.2.layers.22.norm2.bias",
+    ),
+    "resnet/group_norm/gamma": ("norm.weight", "bit.norm.weight"),
+    "resnet/group_norm/beta": ("norm.bias", "bit.norm.bias"),
+    npz.HEAD_KERNEL: ("head.fc.weight", "classifier.1.weight"),
+    npz.HEAD_BIAS: ("head.fc.bias", "classifier.1.bias"),
+}
+
+
+@pytest.mark.parametrize("key", NAMES)
+def test_names(key):
+    assert (formats.timm_name(key), formats.huggingface_name(key)) == NAMES[key]
+
+
+def test_timm_file_holds_raw_kernels_of_torch_shape(small, tmp_path):
+    numpy = pytest.importorskip("safetensors.numpy")
+    model, trained = small
+    export.export(model, trained, "safetensors-timm", tmp_path / "x.safetensors")
+    arrays = numpy.load_file(tmp_path / "x.safetensors")
+    assert len(arrays) == len(model.state_dict())
+    assert arrays["stem.conv.weight"].shape == (32, 3, 7, 7)
+    assert arrays["head.fc.weight"].shape == (10, 1024, 1, 1)
+    assert np.array_equal(arrays["head.fc.weight"][:, :, 0, 0], model.head.weight.numpy().T)
+    kernel = model.block2.unit01.b.conv.weight.numpy()
+    assert np.array_equal(arrays["stages.1.blocks.0.conv2.weight"], kernel)
+
+
+def test_huggingface_configuration(network, tmp_path):
+    need("huggingface")
+    model, trained = network
+    export.export(model, trained, "huggingface", tmp_path / "out")
+    read = {path.name: path for path in (tmp_path / "out").iterdir()}
+    assert set(read) == {"config.json", "preprocessor_config.json", "model.safetensors"}
+    config = json.loads(read["config.json"].read_text(encoding="utf-8"))
+    root = model.architecture.root_channels
+    assert config["embedding_size"] == root and config["depths"] == list(model.architecture.units)
+    assert config["hidden_sizes"] == [4 * root, 8 * root, 16 * root, 32 * root]
+    assert config["global_padding"] is None and config["layer_type"] == "preactivation"
+    expected = {10: CLASSES, 1: ["LABEL_0"], 0: []}[model.num_classes]
+    assert config["id2label"] == {str(index): name for index, name in enumerate(expected)}
+    assert config["label2id"] == {name: index for index, name in enumerate(expected)}
+    view = json.loads(read["preprocessor_config.json"].read_text())
+    assert view["size"] == {"height": 160, "width": 160} and view["resample"] == 2
+    assert not view["do_center_crop"] and view["image_mean"] == view["image_std"] == [0.5] * 3
+
+
+def test_huggingface_crops_where_the_checkpoint_was_measured_so():
+    view = formats.huggingface_preprocessing(Preprocessing(224, resize=256))
+    assert view["size"] == {"shortest_edge": 256} and view["do_center_crop"]
+    assert view["crop_size"] == {"height": 224, "width": 224}
+
+
+def test_transformers_reads_it(network, tmp_path):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    model, trained = network
+    export.export(model, trained, "huggingface", tmp_path / "out")
+    theirs, report = transformers.BitForImageClassification.from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
+    assert not any(report.values()), report
+
+    def run(images):
+        with torch.no_grad():
+            return theirs.eval()(torch.from_numpy(images)).logits.numpy()
+
+    for shape in SIZES:
+        assert export.relative_difference(outputs(run, shape), outputs(model, shape)) < 1e-5
+
+
+# --- What must not happen ---
+
+
+def damaged(format):
+    """``format``, whose file is written from a model with one number changed."""
+    entry = formats.FORMATS[format]
+
+    def write(model, trained, path):
+        other = make(model.architecture.units, model.architecture.width, model.num_classes)
+        other.norm.bias.set_value(other.norm.bias.numpy() + np.eye(1, 1024, dtype=np.float32)[0])
+        entry.write(other, trained, path)
+
+    return entry._replace(write=write)
+
+
+@pytest.mark.parametrize("format", formats.FORMATS)
+def test_a_wrong_export_is_removed(format, small, tmp_path, monkeypatch):
+    need(format)
+    monkeypatch.setitem(formats.FORMATS, format, damaged(format))
+    with pytest.raises(DifferenceError, match="nothing was kept") as caught:
+        export.export(*small, format, tmp_path / "out")
+    assert caught.value.exit_status == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda y: y * np.nan, lambda y: y[:, :1], lambda y: y + 2e-5 * np.abs(y).max()],
+    ids=["NaN", "shape", "2e-5"],
+)
+def test_verify_refuses(spoil, small):
+    model, _ = small
+    run = formats.as_run(model)
+    assert export.verify(run, model).difference == 0
+    with pytest.raises(DifferenceError):
+        export.verify(lambda images: spoil(run(images)), model)
+
+
+def test_verify_allows_what_float32_explains(small, monkeypatch):
+    """An export that is nearer to float64 than the model is passes; twice as far does not."""
+    model, _ = small
+    exact = formats.as_run(export._in_float64(model))
+    monkeypatch.setattr(export, "LIMIT", 1e-9)
+    verified = export.verify(lambda images: exact(images.astype(np.float64)), model)
+    assert verified.inexact == 0 and 1e-9 < verified.rounding < 1e-5
+    assert verified.difference == pytest.approx(verified.rounding, rel=1e-3)
+    assert "float64" in str(verified)
+    with pytest.raises(DifferenceError):
+        export.verify(lambda images: exact(images.astype(np.float64)) * (1 + 1e-5), model)
+
+
+def test_an_interrupted_export_leaves_nothing(small, tmp_path, monkeypatch):
+    def write(model, trained, path):
+        path.mkdir()
+        (path / "half").write_text("")
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(formats.FORMATS, "paddle", formats.FORMATS["paddle"]._replace(write=write))
+    with pytest.raises(KeyboardInterrupt):
+        export.export(*small, "paddle", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_unwritable_output(small, tmp_path):
+    with pytest.raises(WriteError, match="nowhere"):
+        export.export(*small, "npz", tmp_path / "nowhere" / "x")
+
+
+# --- The command ---
+
+
+@pytest.mark.parametrize("format", ["npz", "huggingface"])
+def test_the_command(format, small, tmp_path, capsys):
+    need(format)
+    words = ["--model", str(small[1].path), "--format", format, "--output", str(tmp_path / "out")]
+    assert errors.run_command(export.main, words) == 0
+    printed = capsys.readouterr().out
+    assert f"R14x0.5 as {format}" in printed and " MB" in printed
+    assert "loaded back" in printed and "0.0e+00" in printed
+    assert (tmp_path / "out").exists()
+
+
+def test_the_command_fails_loudly(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(formats.FORMATS, "npz", damaged("npz"))
+    words = ["--model", str(small[1].path), "--format", "npz", "--output", str(tmp_path / "out")]
+    assert errors.run_command(export.main, words) == 1
+    assert "norm.bias is not what it was" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_package_names_the_extra(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "installed", lambda package: False)
+    words = ["--model", str(small[1].path), "--output", str(tmp_path / "out"), "--format"]
+    for format, extra in (("onnx", "onnx"), ("huggingface", "export")):
+        with pytest.raises(ConfigError, match=rf"pip install 'bit_paddle\[{extra}\]'"):
+            export.main([*words, format])
+
+
+def test_huggingface_needs_a_resolution(tmp_path):
+    need("huggingface")
+    save_npz(make((1, 1, 1, 1), 0.5, 2), tmp_path / "x.npz")
+    words = ["--model", str(tmp_path / "x.npz"), "--format", "huggingface"]
+    with pytest.raises(ConfigError, match="--crop"):
+        export.main([*words, "--output", str(tmp_path / "out")])
+    assert export.main([*words, "--output", str(tmp_path / "out"), "--crop", "96"]) == 0
+    view = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
+    assert view["size"] == {"height": 96, "width": 96}
+
+
+def test_an_existing_output_stays(small, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    words = ["--model", str(small[1].path), "--format", "npz", "--output", str(tmp_path / "out")]
+    with pytest.raises(ConfigError, match="exists"):
+        export.main(words)
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "arguments, status, words",
+    [
+        (["--help"], 0, ["safetensors-timm", "examples:"]),
+        (["--model", "x.npz", "--format", "npz"], 2, ["--output", "--help"]),
+        (["--modle", "x.npz", "--format", "npz", "--output", "y"], 2, ["--model"]),
+        (
+            ["--model", "gone.npz", "--format", "hugingface", "--output", "no/y"],
+            2,
+            ["3 faults", "did you mean huggingface", "no is not a folder", "gone.npz: no such"],
+        ),
+        (["--model", "BiT-M-R50x", "--format", "npz", "--output", "y"], 2, ["BiT-M-R50x1"]),
+    ],
+)
+def test_answers_without_paddle(arguments, status, words, tmp_path):
+    """In under a second too: the quickest of three runs, as the machine may be busy."""
+    code = (
+        "import sys; from bit_paddle import errors, export\n"
+        "try: status = errors.run_command(export.main, sys.argv[1:])\n"
+        "except SystemExit as done: status = done.code\n"
+        "assert 'paddle' not in sys.modules; sys.exit(status)"
+    )
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            cwd=tmp_path,
+            text=True,
+            capture_output=True,
+            env={"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(tmp_path)},
+        )
+        seconds.append(time.perf_counter() - start)
+    assert done.returncode == status, done.stderr
+    assert all(word in done.stdout + done.stderr for word in words), done.stderr
+    assert "Traceback" not in done.stderr
+    assert min(seconds) < 1
+
+
+# --- paddle.hub ---
+
+
+def test_hub_lists_networks_alone():
+    names = paddle.hub.list(str(ROOT), source="local")
+    assert set(names) == {"bit", "R50x1", "R50x3", "R101x1", "R101x3", "R152x2", "R152x4"}
+    assert "num_classes" in paddle.hub.help(str(ROOT), "bit", source="local")
+
+
+def test_hub_loads(small):
+    model = paddle.hub.load(str(ROOT), "bit", source="local", name=str(small[1].path))
+    assert np.array_equal(outputs(model, SIZES[0]), outputs(small[0], SIZES[0]))
+    features = paddle.hub.load(str(ROOT), "bit", source="local", name="R14x0.5")
+    assert outputs(features, SIZES[1]).shape == (3, 1024)
+    with pytest.raises(ConfigError, match="BiT-M-R50x1"):
+        paddle.hub.load(str(ROOT), "bit", source="local", name="BiT-M-R50x")
+
+
+@pytest.mark.parametrize("name", ["R50x1", "R50x3", "R101x1", "R101x3", "R152x2", "R152x4"])
+def test_hub_names_are_the_published_ones(name, monkeypatch):
+    """Without building networks of gigabytes."""
+    spec = importlib.util.spec_from_file_location("hubconf_of_test", ROOT / "hubconf.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "_create_model", lambda *arguments: arguments)
+    assert getattr(module, name)(num_classes=3, pretrained=True) == (f"BiT-M-{name}", 3, True)
+    assert getattr(module, name)() == (f"BiT-M-{name}", None, False)
