@@ -133,12 +133,18 @@ def fetch_all(
             seen = done
 
         try:
-            download.fetch(entry.url, download.locate(entry, folder), progress=progress)
+            download.fetch(
+                entry.url,
+                download.locate(entry, folder),
+                progress=progress,
+                fault_of=download.fault_of_npz,
+            )
         finally:
             bar.close()
             places.append(place)
 
-    with total, ThreadPoolExecutor(jobs) as pool:
+    pool = ThreadPoolExecutor(jobs)
+    with total:
         running = {pool.submit(fetch, entry): entry for entry in entries}
         try:
             for future in as_completed(running):
@@ -146,10 +152,9 @@ def fetch_all(
                     future.result()
                 except errors.DownloadError as error:
                     faults[running[future].name] = str(error)
-        except BaseException:  # Ctrl-C: end the transfers, whose parts stay
+        finally:  # after Ctrl-C: `command.py` leaves without waiting for a server that is silent
             stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+            pool.shutdown(wait=False, cancel_futures=True)
     return faults
 
 

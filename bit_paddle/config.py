@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from bit_paddle import catalog, hyperrule
+from bit_paddle import catalog, environment, hyperrule
 from bit_paddle.errors import BitPaddleError, ConfigError, MissingFileError, did_you_mean
 
 AUTO = "auto"
@@ -161,7 +161,7 @@ class Settings:
     )
     save: bool = _setting("run", _switch, "do not save the model at the end", True)
     workers: int = _setting(
-        "run", whole(0), "threads that decode images; 0: none", min(8, os.cpu_count() or 1)
+        "run", whole(0), "threads that decode images; 0: none", min(8, environment.cpu_count())
     )
     device: str = _setting(
         "run", _one_of("auto", "cpu", "gpu"), "cpu, gpu, or auto: the GPU if there is one", "auto"
@@ -224,10 +224,16 @@ def parser(prog: str) -> argparse.ArgumentParser:
         elif item.default is not None and parse is not _switch:
             text += f" (default: {item.default})"
         if parse is _switch:
-            flag, value = (f"--no-{name}", "false") if item.default else (f"--{name}", "true")
-            groups[item.metadata["group"]].add_argument(
-                flag, dest=name, action="store_const", const=value, help=text
-            )
+            group, opposite = groups[item.metadata["group"]], "the opposite, where a file has it"
+            for flag, value in ((f"--{name}", "true"), (f"--no-{name}", "false")):
+                usual = (value == "true") != item.default
+                group.add_argument(
+                    flag,
+                    dest=name,
+                    action="store_const",
+                    const=value,
+                    help=text if usual else opposite,
+                )
         else:
             metavar = {_text: "WORD", _positive: "X"}.get(parse, "N")
             groups[item.metadata["group"]].add_argument(
@@ -276,7 +282,9 @@ def parse(arguments: Sequence[str], prog: str, datasets: Iterable[str]) -> tuple
     values: dict[str, Any] = {}
     for name, (source, word) in given.items():
         try:
-            values[name] = _FIELDS[name].metadata["parse"](word)
+            item = _FIELDS[name]
+            unset = item.default is None and word.lower() == "none"  # a file's value taken back
+            values[name] = None if unset else item.metadata["parse"](word)
         except ValueError as fault:
             faults.append(f"{source}: {fault}")
     faults += [
@@ -314,8 +322,9 @@ def _combined_faults(values: dict[str, Any], datasets: Iterable[str]) -> list[st
             faults.append(f"--model: {fault}")
     batch, split = values["batch"], values["batch_split"]
     if split != AUTO and batch % split:
-        divisors = [n for n in range(1, batch + 1) if batch % n == 0]
-        near = sorted(divisors, key=lambda n: abs(n - split))[:3]
+        below = next(n for n in range(min(split, batch), 0, -1) if batch % n == 0)
+        above = [n for n in range(split, min(batch, 2 * split) + 1) if batch % n == 0][:1]
+        near = [below, *above]
         faults.append(
             f"--batch_split: is {split}, which does not divide --batch {batch}; "
             f"{' or '.join(map(str, sorted(near)))} would"
@@ -329,6 +338,10 @@ def _combined_faults(values: dict[str, Any], datasets: Iterable[str]) -> list[st
         faults.append(
             f"--precrop: is {precrop}, smaller than --crop {crop}, which is cut out of it"
         )
+    if dataset == "digits" and values["datadir"] is not None:
+        faults.append("--datadir: is not for --dataset digits, which comes with scikit-learn")
+    if dataset == "folder" and values["datadir"] is None:
+        faults.append("--datadir: is required by --dataset folder: a folder with train/ and val/")
     name = values["name"]
     if name is not None and (Path(name).name != name or name in (".", "..")):
         faults.append(f"--name: is {name!r}, expected a folder's name, without {os.sep}")

@@ -43,7 +43,14 @@ def locate(entry: catalog.Entry, directory: str | os.PathLike | None = None) -> 
 
 def obtain(entry: catalog.Entry, directory: str | os.PathLike | None = None) -> Path:
     """Return the file of a published checkpoint, downloaded if it is missing. `DownloadError`."""
-    return fetch(entry.url, locate(entry, directory))
+    return fetch(entry.url, locate(entry, directory), fault_of=fault_of_npz)
+
+
+def fault_of_npz(path: Path) -> str | None:
+    """Return what is wrong with the start of an ``.npz`` (a web page, say); None if nothing."""
+    with open(path, "rb") as stream:
+        start = stream.read(20)
+    return None if start.startswith(b"PK") else f"it is no .npz file, it starts with {start!r}"
 
 
 def fetch(
@@ -51,14 +58,16 @@ def fetch(
     path: str | os.PathLike,
     md5: str | None = None,
     progress: Callable[[int, int | None], object] | None = None,
+    fault_of: Callable[[Path], str | None] = lambda path: None,
 ) -> Path:
     """Return ``path``, downloaded from ``url`` if it is not there yet.
 
     The result is checked against the server's length, against ``md5`` (hexadecimal) and against the
     server's ``x-goog-hash`` (md5 and crc32c) where they are given. Processes that ask for one file
     wait for one download. ``progress(bytes so far, bytes in all or None)`` is called as they
-    arrive, instead of a progress bar; what it raises ends the transfer. Raises `DownloadError`;
-    nothing is then left under ``path``.
+    arrive, instead of a progress bar; what it raises ends the transfer. Where there is no hash,
+    ``fault_of`` says what is wrong with the content. Raises `DownloadError`; nothing is then left
+    under ``path``.
     """
     from filelock import FileLock  # both imported here: most commands download nothing
     from requests import RequestException
@@ -74,7 +83,7 @@ def fetch(
                 if path.is_file():  # another process was faster
                     return path
                 try:
-                    return _attempt(url, path, md5, progress)
+                    return _attempt(url, path, md5, progress, fault_of)
                 except (_TryAgain, RequestException) as error:
                     if attempt == 1 and _never_answered(error):
                         raise DownloadError(
@@ -127,7 +136,13 @@ def partial_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.part")
 
 
-def _attempt(url: str, path: Path, md5: str | None, progress: Callable | None) -> Path:
+def _attempt(
+    url: str,
+    path: Path,
+    md5: str | None,
+    progress: Callable | None,
+    fault_of: Callable[[Path], str | None],
+) -> Path:
     import requests
     from tqdm import tqdm
 
@@ -182,6 +197,13 @@ def _attempt(url: str, path: Path, md5: str | None, progress: Callable | None) -
         if total is not None and size != total:
             raise _TryAgain(f"{size:,} of {total:,} bytes arrived")
         _verify(partial, url, md5, answer.headers, resumed=start > 0)
+        fault = None if md5 or published_hashes(answer.headers) else fault_of(partial)
+        if fault:
+            partial.unlink()
+            raise DownloadError(
+                f"{url}: what arrived is not what was asked for, {fault}; it was removed. "
+                "Is there a login page or a proxy on the way?"
+            )
     os.replace(partial, path)
     return path
 

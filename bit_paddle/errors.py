@@ -7,6 +7,7 @@ command leaves with: 2 for the user's mistake, 1 for a failure (a disk, a networ
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 import traceback
 from collections.abc import Iterable
@@ -77,6 +78,9 @@ def run_command(command: Callable[[list[str]], int], arguments: list[str]) -> in
     ``--traceback`` among the arguments prints the traceback too.
     """
     wants_traceback = "--traceback" in arguments
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a file's name may be in no encoding
+            stream.reconfigure(errors="backslashreplace")
     try:
         return command([word for word in arguments if word != "--traceback"])
     except KeyboardInterrupt:
@@ -85,6 +89,9 @@ def run_command(command: Callable[[list[str]], int], arguments: list[str]) -> in
     except Exception as error:
         if wants_traceback:
             traceback.print_exc()
+        if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
         if isinstance(error, BitPaddleError):
             print(f"error: {error}", file=sys.stderr)
             return error.exit_status

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bit_paddle import config, errors, files, logbook, source
+from bit_paddle import catalog, config, errors, files, logbook, source
 from bit_paddle.data import loader, readers
 from bit_paddle.data.images import Images
 
@@ -32,14 +32,14 @@ examples:
 def main(arguments: Sequence[str]) -> int:
     """Run the command ``arguments``; `bit_paddle.errors` says what it raises."""
     flags = _parse(arguments)
+    catalog.resolve(flags.model)  # a wrong name is answered before anything is read or fetched
+    images = getattr(readers.open_dataset(flags.dataset, flags.datadir), flags.split)
+    if flags.output:
+        files.make_folder(Path(flags.output), "--output")
     trained = source.find(flags.model, flags.bit_pretrained_dir, flags.crop)
     view = source.required_preprocessing(trained)
-    images = getattr(readers.open_dataset(flags.dataset, flags.datadir), flags.split)
     outputs = match_classes(trained, images)
     names = trained.classes or list(images.classes)
-    model_name = trained.path.stem if trained.path.stem != "model" else trained.path.parent.name
-    folder = Path(flags.output or f"bit_logs/evaluate-{model_name}-{flags.dataset}")
-    files.make_folder(folder, "--output")
 
     from bit_paddle import checkpoint, metrics, parallel
 
@@ -54,6 +54,10 @@ def main(arguments: Sequence[str]) -> int:
             np.add.at(confusion, (outputs[labels], logits.argmax(axis=1)), 1)
             bar.update(len(labels))
 
+    path = trained.path.resolve()
+    model_name = path.stem if path.stem != "model" else path.parent.name
+    default = f"evaluate-{model_name}-{flags.dataset}-{flags.split}"
+    folder = Path(flags.output or logbook.create_folder("bit_logs", None, default, "metrics.json"))
     summary = {
         "model": str(trained.path),
         "dataset": flags.dataset,

@@ -150,7 +150,8 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command ``arguments``; `bit_paddle.errors` says what it raises."""
     flags = _parse(arguments)
     output = Path(flags.output)
-    trained = source.find(flags.model, flags.bit_pretrained_dir, flags.crop)
+    wants_names = flags.format == "huggingface"
+    trained = source.find(flags.model, flags.bit_pretrained_dir, flags.crop, wants_names)
     if flags.format == "huggingface":
         source.required_preprocessing(trained)
     os.environ.setdefault("GLOG_minloglevel", "2")  # Paddle's executors announce themselves

@@ -33,7 +33,7 @@ def write(path: str | os.PathLike, fill: Callable[[BinaryIO], object]) -> None:
 
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Write ``text`` in UTF-8, whole or not at all. Raises `WriteError`."""
-    write(path, lambda stream: stream.write(text.encode()))
+    write(path, lambda stream: stream.write(text.encode(errors="backslashreplace")))
 
 
 def csv_line(cells: Iterable[object]) -> str:

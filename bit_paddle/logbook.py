@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -15,21 +17,23 @@ from tqdm import tqdm
 from bit_paddle.errors import ConfigError
 
 
-def create_folder(logdir: str, name: str | None, default: str) -> Path:
+def create_folder(
+    logdir: str, name: str | None, default: str, first_file: str = "train.log"
+) -> Path:
     """Make a new folder for a run: ``logdir/name``, or ``logdir/default``, numbered if taken.
 
-    Raises `ConfigError` where ``name`` is taken or the folder cannot be made or written.
+    Of several processes that ask at once each gets its own: whoever makes ``first_file`` in it has
+    it. Raises `ConfigError` where ``name`` is
+    taken or the folder cannot be made or written.
     """
-    for candidate in [name] if name else (default, *(f"{default}-{n}" for n in range(2, 10_000))):
+    for candidate in [name] if name else _numbered(default):
         folder = Path(logdir, candidate)
         try:
-            folder.mkdir(parents=True)
-            probe = folder / "train.log"
-            probe.touch()
-            return folder
-        except FileExistsError:
-            if folder.is_dir() and not any(folder.iterdir()):
+            folder.mkdir(parents=True, exist_ok=True)
+            if not any(folder.iterdir()):
+                os.close(os.open(folder / first_file, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
                 return folder
+        except FileExistsError:
             if not folder.is_dir():
                 raise ConfigError(
                     f"--logdir {logdir}: {folder} cannot be made, a file is in its place"
@@ -39,9 +43,25 @@ def create_folder(logdir: str, name: str | None, default: str) -> Path:
                 f"--logdir {logdir}: {folder} cannot be written ({error.strerror}); "
                 "name another with --logdir"
             ) from error
-    raise ConfigError(
-        f"--name {name}: {folder} already holds a run; take another name, or remove it"
-    )
+    raise ConfigError(taken(Path(logdir, name)))
+
+
+def next_folder(logdir: str, name: str | None, default: str) -> Path:
+    """Return the folder that `create_folder` would make. Raises `ConfigError` if it is taken."""
+    for candidate in [name] if name else _numbered(default):
+        folder = Path(logdir, candidate)
+        if not folder.is_dir() or not any(folder.iterdir()):
+            return folder
+    raise ConfigError(taken(Path(logdir, name)))
+
+
+def taken(folder: Path) -> str:
+    """Say that ``folder`` holds a run."""
+    return f"--name {folder.name}: {folder} already holds a run; take another name, or remove it"
+
+
+def _numbered(name: str) -> Iterator[str]:
+    return itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
 
 
 class Logbook:
@@ -53,7 +73,7 @@ class Logbook:
         self.folder = folder
         self.seconds: dict[str, float] = {}
         self._started = time.perf_counter()
-        self._log = open(folder / "train.log", "a", encoding="utf-8")
+        self._log = open(folder / "train.log", "a", encoding="utf-8", errors="backslashreplace")
         self._metrics = open(folder / "metrics.jsonl", "a", encoding="utf-8")
         self._scalars = LogWriter(str(folder))
 

@@ -142,13 +142,16 @@ class CheckpointFile:
         self.path = Path(path)
         if not self.path.is_file():
             raise MissingFileError(f"{path}: no such checkpoint file")
+        if not zipfile.is_zipfile(self.path):
+            with open(self.path, "rb") as stream:
+                start = stream.read(20)
+            raise CheckpointError(
+                f"{path}: not a readable .npz file, it starts with {start!r}; it may be cut short, "
+                "or something else: remove it, and download or copy it again"
+            )
         try:
             self._npz = np.load(self.path, allow_pickle=False)
-            if not isinstance(self._npz, np.lib.npyio.NpzFile):
-                raise CheckpointError(f"{path}: a single array (.npy), not an .npz checkpoint")
         except _BROKEN as error:
-            if isinstance(error, CheckpointError):
-                raise
             raise CheckpointError(
                 f"{path}: not a readable .npz file ({_reason(error)}); "
                 "it may be cut short: download or copy it again"

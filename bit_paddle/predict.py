@@ -20,9 +20,9 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from bit_paddle import config, download, errors, files, logbook, source
+from bit_paddle import catalog, config, download, errors, files, logbook, source
 from bit_paddle.data import loader
-from bit_paddle.data.images import SUFFIXES, FileImages
+from bit_paddle.data.images import SUFFIXES, FileImages, to_rgb
 from bit_paddle.files import csv_line
 
 SHEET_COLUMNS, SHEET_MOST, TILE = 6, 60, 160  # of the contact sheet; pixels
@@ -55,13 +55,16 @@ class ReadableImages(FileImages):
 def main(arguments: Sequence[str]) -> int:
     """Run the command ``arguments``; `bit_paddle.errors` says what it raises."""
     flags = _parse(arguments)
-    trained = source.find(flags.model, flags.bit_pretrained_dir, flags.crop)
-    view = source.required_preprocessing(trained)
-    if not trained.outputs and not flags.features:
-        raise errors.ConfigError(f"{trained.path}: has no head; --features takes its pre-logits")
     with tempfile.TemporaryDirectory() as temporary:
-        names, paths = find_images(flags.images, Path(temporary))
+        names, paths, unreachable = find_images(flags.images, Path(temporary))
         images = ReadableImages(paths)
+        wants_names = not flags.features
+        trained = source.find(flags.model, flags.bit_pretrained_dir, flags.crop, wants_names)
+        view = source.required_preprocessing(trained)
+        if wants_names and not trained.outputs:
+            raise errors.ConfigError(
+                f"{trained.path}: has no head; --features takes its pre-logits"
+            )
 
         from bit_paddle import checkpoint, metrics, parallel
 
@@ -93,28 +96,33 @@ def main(arguments: Sequence[str]) -> int:
                     sys.stdout.write(piece)
             if flags.sheet:
                 draw_sheet(flags.sheet, first, dict(zip(names, paths)))
-    for fault in images.broken.values():
+    faults = [*unreachable, *images.broken.values()]
+    for fault in faults:
         print(f"not read: {fault}", file=sys.stderr)
-    return 1 if images.broken else 0
+    return 1 if faults else 0
 
 
-def find_images(words: Sequence[str], temporary: Path) -> tuple[list[str], list[str]]:
-    """Return (what to call them, paths) of the images that ``words`` name; addresses are fetched.
+def find_images(words: Sequence[str], temporary: Path) -> tuple[list[str], list[str], list[str]]:
+    """Return (what to call them, paths, faults) of the images that ``words`` name.
 
-    Errors: `MissingFileError`; `ConfigError` where there is none at all; `DownloadError`.
+    Addresses are fetched into ``temporary``; the faults are of those that could not be. Errors:
+    `MissingFileError`; `ConfigError` where there is none at all.
     """
-    names, paths = [], []
+    names, paths, faults = [], [], []
     for word in words:
         if word.startswith(("http://", "https://")):
-            names.append(word)
-            paths.append(str(download.fetch(word, temporary / str(len(paths)))))
+            try:
+                paths.append(str(download.fetch(word, temporary / str(len(paths)))))
+                names.append(word)
+            except errors.DownloadError as error:
+                faults.append(str(error))
         elif Path(word).is_dir():
             for folder, inner, entries in os.walk(word):
                 inner.sort()
                 found = [
                     os.path.join(folder, entry)
                     for entry in sorted(entries)
-                    if os.path.splitext(entry)[1].lower() in SUFFIXES
+                    if os.path.splitext(entry)[1].lower() in SUFFIXES and entry[0] != "."
                 ]
                 names += found
                 paths += found
@@ -123,11 +131,11 @@ def find_images(words: Sequence[str], temporary: Path) -> tuple[list[str], list[
             paths.append(word)
         else:
             raise errors.MissingFileError(f"{word}: no such image or folder")
-    if not paths:
+    if not paths and not faults:
         raise errors.ConfigError(
             f"no images in {', '.join(words)}; they end in {' '.join(sorted(SUFFIXES))}"
         )
-    return names, paths
+    return names, paths, faults
 
 
 def classify(
@@ -152,7 +160,7 @@ def classify(
 
 
 def _as_table(results: Iterable[dict], names: Sequence[str]) -> Iterator[str]:
-    width = max(map(len, names))
+    width = max(map(len, names), default=0)
     for result in results:
         for rank, one in enumerate(result["classes"]):
             name = "" if rank else result["image"]
@@ -186,7 +194,7 @@ def _keep(results: Iterable[dict], kept: list[dict], most: int) -> Iterator[dict
 
 def _write_pieces(stream: BinaryIO, pieces: Iterable[str]) -> None:
     for piece in pieces:
-        stream.write(piece.encode())
+        stream.write(piece.encode(errors="surrogateescape"))
 
 
 def write_features(
@@ -200,7 +208,7 @@ def write_features(
     Batch by batch, through a temporary file: N is known at the end alone.
     """
     written: list[int] = []
-    with tempfile.TemporaryFile() as rows:
+    with tempfile.TemporaryFile(dir=Path(path).parent) as rows:
         for features, indices in outputs:
             rows.write(np.ascontiguousarray(features, dtype="<f4").tobytes())
             written += indices.tolist()
@@ -230,7 +238,7 @@ def draw_sheet(path: str, results: Sequence[dict], paths: Mapping[str, str]) -> 
     for place, result in enumerate(results):
         left, top = place % columns * TILE, place // columns * (TILE + 28)
         with Image.open(paths[result["image"]]) as image:
-            tile = image.convert("RGB")
+            tile = to_rgb(image)
         tile.thumbnail((TILE - 4, TILE - 4))
         sheet.paste(tile, (left + (TILE - tile.width) // 2, top + (TILE - tile.height) // 2))
         best = result["classes"][0]
@@ -265,6 +273,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         raise errors.ConfigError(
             "--features: goes without --output and --sheet, which are of classes"
         )
+    for flag in ("output", "sheet", "features"):
+        path = getattr(flags, flag)
+        if path and not Path(path).parent.is_dir():
+            raise errors.ConfigError(f"--{flag} {path}: {Path(path).parent} is not a folder")
+    catalog.resolve(flags.model)  # a wrong name is answered before anything is read or fetched
     return flags
 
 

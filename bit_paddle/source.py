@@ -28,13 +28,18 @@ class Source:
         return self.classes[index] if self.classes else str(index)
 
 
-def find(model: str, directory: str | os.PathLike | None = None, crop: int | None = None) -> Source:
+def find(
+    model: str,
+    directory: str | os.PathLike | None = None,
+    crop: int | None = None,
+    names: bool = True,
+) -> Source:
     """Return the source of a published name, downloaded if missing, or of an ``.npz`` file.
 
     Files written by `bit_paddle.train` say themselves how to preprocess and what the classes are;
-    published ones are known by their name; for others ``crop`` (squash to that side) is needed, and
-    it replaces what is known. Loads no Paddle. Errors: those of `catalog.resolve`,
-    `download.obtain` and `npz.CheckpointFile`.
+    published ones are known by their name, and their classes are fetched if ``names``; for others
+    ``crop`` (squash to that side) is needed, and it replaces what is known. Loads no Paddle.
+    Errors: those of `catalog.resolve`, `download.obtain` and `npz.CheckpointFile`.
     """
     found = catalog.resolve(model)
     entry = found if isinstance(found, catalog.Entry) else catalog.CATALOG.get(Path(found).stem)
@@ -47,8 +52,8 @@ def find(model: str, directory: str | os.PathLike | None = None, crop: int | Non
         preprocessing = Preprocessing(notes["crop"])
     elif entry is not None:
         preprocessing = entry.preprocessing
-        if entry.data in catalog.LEMMAS and outputs == entry.classes:
-            classes = _lemmas(catalog.LEMMAS[entry.data])
+        if names and entry.data in catalog.LEMMAS and outputs == entry.classes:
+            classes = _lemmas(catalog.LEMMAS[entry.data], outputs)
     else:
         preprocessing = None
     if crop is not None:
@@ -70,10 +75,18 @@ def required_preprocessing(source: Source) -> Preprocessing:
     return source.preprocessing
 
 
-def _lemmas(file: str) -> list[str] | None:
+def _lemmas(file: str, count: int) -> list[str] | None:
     """Return the published class names, one a line; None, with a warning, if they cannot be had."""
+
+    def fault_of(path: Path) -> str | None:
+        lines = len(path.read_bytes().splitlines())
+        return (
+            None if lines == count else f"it has {lines} lines, not one for each of {count} classes"
+        )
+
     try:
-        path = download.fetch(catalog.download_url(file), catalog.cache_dir() / file)
+        path = catalog.cache_dir() / file
+        download.fetch(catalog.download_url(file), path, fault_of=fault_of)
     except DownloadError as error:
         print(f"warning: classes are shown by number: {error}", file=sys.stderr)
         return None

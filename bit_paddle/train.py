@@ -8,10 +8,11 @@ help, a bad flag, a missing file and broken data are answered before that.
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,13 +59,12 @@ class Plan:
     schedule: hyperrule.Schedule
     mixup_alpha: float
 
-    def micro_batch(self, memory: int) -> int:
-        """Return how many images to compute at once where ``memory`` bytes are for activations."""
-        batch, split = self.settings.batch, self.settings.batch_split
-        if split != config.AUTO:
-            return batch // split
-        fits = max(1, memory // (4 * self.architecture.activations(self.resolution.crop)))
-        return max(size for size in range(1, min(batch, fits) + 1) if batch % size == 0)
+    def batch_split(self, memory: int) -> int:
+        """Return in how many parts to compute a batch, with ``memory`` bytes for activations."""
+        if self.settings.batch_split != config.AUTO:
+            return self.settings.batch_split
+        fits = memory // (4 * self.architecture.activations(self.resolution.crop))
+        return -(-self.settings.batch // min(max(1, fits), self.settings.batch))
 
     def describe(self) -> str:
         """Return the plan as aligned lines."""
@@ -108,7 +108,7 @@ class Plan:
             "optimizer": f"SGD, momentum {hyperrule.MOMENTUM}, no weight decay",
             "validation": (f"every {settings.eval_every} steps and " if settings.eval_every else "")
             + "at the end, on all validation images",
-            "files": f"{Path(settings.logdir, settings.name or self.default_name)}/: train.log, "
+            "files": f"{self.next_folder()}/: train.log, "
             "metrics.jsonl, VisualDL, config.yaml" + (", model.npz" if settings.save else ""),
         }
         return "\n".join(f"{title:14}{text}" for title, text in rows.items())
@@ -120,6 +120,10 @@ class Plan:
             return str(self.checkpoint)
         entry = catalog.find(self.settings.model)
         return f"{self.checkpoint}, to be downloaded: {entry.bytes / 1e9:.2f} GB from {entry.url}"
+
+    def next_folder(self) -> Path:
+        """Return the folder that the run would get now. Raises `ConfigError` if it is taken."""
+        return logbook.next_folder(self.settings.logdir, self.settings.name, self.default_name)
 
     @property
     def default_name(self) -> str:
@@ -136,18 +140,18 @@ class Plan:
 def make_plan(settings: config.Settings, fetch: bool = True) -> Plan:
     """Resolve ``settings``: open checkpoint and data, select images, apply the rule; no Paddle.
 
-    Without ``fetch`` a published checkpoint that is not there yet is not downloaded.
+    A published checkpoint that is not there is downloaded last, when all else is known to be
+    right, and only with ``fetch``.
     """
     model = catalog.resolve(settings.model, pretrained=not settings.from_scratch)
+    architecture = getattr(model, "architecture", model)
     checkpoint = model if isinstance(model, Path) else None
     if isinstance(model, catalog.Entry) and not settings.from_scratch:
-        obtain = download.obtain if fetch else download.locate
-        checkpoint = obtain(model, settings.bit_pretrained_dir)
-    architecture = getattr(model, "architecture", model)
+        checkpoint = download.locate(model, settings.bit_pretrained_dir)
     if checkpoint is not None and checkpoint.is_file():
-        with npz.CheckpointFile(checkpoint) as file:  # all its arrays, before any data is read
-            architecture = file.architecture()
-            file.check(architecture, file.classes)
+        architecture = _checked(checkpoint)
+    if settings.name:
+        logbook.next_folder(settings.logdir, settings.name, settings.name)
     data = readers.open_dataset(settings.dataset, settings.datadir)
     train = data.train
     subset = np.arange(len(train))
@@ -165,6 +169,8 @@ def make_plan(settings: config.Settings, fetch: bool = True) -> Plan:
     schedule = hyperrule.schedule(len(subset), settings.rule)
     if settings.steps is not None:
         schedule = schedule.scaled(settings.steps)
+    if checkpoint is not None and not checkpoint.is_file() and fetch:
+        _checked(download.obtain(model, settings.bit_pretrained_dir))
     return Plan(
         settings,
         architecture,
@@ -176,6 +182,14 @@ def make_plan(settings: config.Settings, fetch: bool = True) -> Plan:
         schedule,
         hyperrule.mixup_alpha(len(subset)),
     )
+
+
+def _checked(checkpoint: Path) -> Architecture:
+    """Return the architecture of a file whose arrays are all as they should be."""
+    with npz.CheckpointFile(checkpoint) as file:
+        architecture = file.architecture()
+        file.check(architecture, file.classes)
+    return architecture
 
 
 # --- One update ---------------------------------------------------------------------------------
@@ -229,12 +243,12 @@ def run(plan: Plan, log: logbook.Logbook) -> int:
 
     # --- Device ---
     device = parallel.select_device(settings.device)
-    memory = parallel.activation_memory(device)
-    micro_batch = plan.micro_batch(memory)
-    batch_split = settings.batch // micro_batch
+    batch_split = plan.batch_split(parallel.activation_memory(device))
+    micro_batch = -(-settings.batch // batch_split)
     log.say(
         f"bit_paddle {__version__}, Paddle {paddle.__version__} on {device}, "
-        f"{environment.cpu_count()} processors; {batch_split} x {micro_batch} images a step"
+        f"{environment.cpu_count()} processors; {settings.batch} images a step, in {batch_split} "
+        f"part{'s' if batch_split > 1 else ''}"
     )
 
     # --- Model: the checkpoint's weights, or random ones; the head is new and zero either way ---
@@ -262,6 +276,20 @@ def run(plan: Plan, log: logbook.Logbook) -> int:
             f"top-5 {tally.top5:.2%} ({tally.images:,} images)"
         )
 
+    def save(step: int) -> None:
+        """Save the model as it is after ``step`` updates."""
+        path = log.folder / "model.npz"
+        notes = {
+            "bit_paddle": __version__,
+            "classes": list(classes),
+            "crop": crop,
+            "steps": step,
+            "settings": config.to_dict(settings),
+        }
+        with log.timed("saving"):
+            checkpoint.save_npz(model, path, notes)
+        log.say(f"model after step {step} saved to {path}")
+
     # --- Training ---
     batches = loader.training_batches(
         plan.data.train,
@@ -273,67 +301,59 @@ def run(plan: Plan, log: logbook.Logbook) -> int:
         settings.workers,
     )
     step = evaluated = 0
-    with Interrupt() as stop, logbook.progress_bar(desc="training", total=schedule.steps) as bar:
-        while step < schedule.steps and not stop.signal:
-            start = time.perf_counter()
-            with log.timed("waiting for data"):
-                micro_batches = next(batches)
-            sizes = [len(batch.labels) for batch in micro_batches]
-            lam, partners = mixup.draw(
-                plan.mixup_alpha, sizes, loader.generator(settings.seed, loader.MIXUP, step)
-            )
-            lr = schedule.learning_rate(step, settings.base_lr)
-            try:
-                with log.timed("training"):
-                    losses = update(model, optimizer, micro_batches, partners, lam, lr)
-            except errors.NonFiniteError as error:
-                names = [
-                    plan.data.train.name(index)
-                    for batch in micro_batches
-                    for index in batch.indices
-                ]
-                raise errors.NonFiniteError(
-                    f"step {step}, learning rate {lr:g}: {error}; the update was not made. "
-                    f"Try a smaller --base_lr. The batch: {', '.join(names[:8])}"
-                    f"{f' and {len(names) - 8} more' if len(names) > 8 else ''}"
-                ) from None
-            step += 1
-            loss = float(np.average(losses, weights=sizes))
-            speed = sum(sizes) / (time.perf_counter() - start)
-            log.metrics("train", step, loss=loss, lr=lr, images_per_second=round(speed, 2))
-            log.say(
-                f"step {step}: loss {loss:.5f}, lr {lr:.3g}, {speed:.1f} images/s", console=False
-            )
-            bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.2g}, {speed:.1f} img/s", refresh=False)
-            bar.update()
-            if settings.eval_every and step % settings.eval_every == 0:
-                evaluate(step)
-                evaluated = step
-        batches.close()
-        bar.close()
-
-        # --- The end, reached or asked for: first save, then measure ---
-        if stop.signal:
-            log.say(f"{stop.signal.name}: ending after step {step} of {schedule.steps}")
-        if settings.save:
-            with log.timed("saving"):
-                path = log.folder / "model.npz"
-                checkpoint.save_npz(
-                    model,
-                    path,
-                    notes={
-                        "bit_paddle": __version__,
-                        "classes": list(classes),
-                        "crop": crop,
-                        "steps": step,
-                        "settings": config.to_dict(settings),
-                    },
-                )
-            log.say(f"model saved to {path}")
+    with Interrupt() as stop:
+        try:
+            with logbook.progress_bar(desc="training", total=schedule.steps) as bar:
+                while step < schedule.steps and not stop.signal:
+                    start = time.perf_counter()
+                    with log.timed("waiting for data"):
+                        micro_batches = next(batches)
+                    sizes = [len(batch.labels) for batch in micro_batches]
+                    random = loader.generator(settings.seed, loader.MIXUP, step)
+                    lam, partners = mixup.draw(plan.mixup_alpha, sizes, random)
+                    lr = schedule.learning_rate(step, settings.base_lr)
+                    try:
+                        with log.timed("training"):
+                            losses = update(model, optimizer, micro_batches, partners, lam, lr)
+                    except errors.NonFiniteError as error:
+                        raise _diverged(error, step, lr, plan, micro_batches) from None
+                    step += 1
+                    loss = float(np.average(losses, weights=sizes))
+                    speed = sum(sizes) / (time.perf_counter() - start)
+                    log.metrics("train", step, loss=loss, lr=lr, images_per_second=round(speed, 2))
+                    line = f"loss {loss:.5f}, lr {lr:.3g}, {speed:.1f} images/s"
+                    log.say(f"step {step}: {line}", console=False)
+                    bar.set_postfix_str(line, refresh=False)
+                    bar.update()
+                    if settings.eval_every and step % settings.eval_every == 0:
+                        evaluate(step)
+                        evaluated = step
+        finally:  # reached, asked for, or forced by an error: what has been learned is kept
+            batches.close()
+            if stop.signal:
+                log.say(f"{stop.signal.name}: ending after step {step} of {schedule.steps}")
+            if settings.save and step:
+                save(step)
         if evaluated != step or step == 0:
             evaluate(step)
     log.say(f"{log.timings()}\nlogs are in {log.folder}")
     return stop.exit_status
+
+
+def _diverged(
+    error: errors.NonFiniteError,
+    step: int,
+    lr: float,
+    plan: Plan,
+    micro_batches: Sequence[loader.MicroBatch],
+) -> errors.NonFiniteError:
+    """Return ``error`` with where it happened: the step, the learning rate, the images."""
+    names = [plan.data.train.name(index) for batch in micro_batches for index in batch.indices]
+    return errors.NonFiniteError(
+        f"step {step}, learning rate {lr:g}: {error}; the update was not made. Try a smaller "
+        f"--base_lr. The batch: {', '.join(names[:8])}"
+        f"{f' and {len(names) - 8} more' if len(names) > 8 else ''}"
+    )
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -343,15 +363,17 @@ def main(arguments: Sequence[str]) -> int:
     if dry_run:
         print(plan.describe())
         return 0
+    described = plan.describe()
     folder = logbook.create_folder(settings.logdir, settings.name, plan.default_name)
-    settings = replace(settings, name=folder.name)
-    plan = replace(plan, settings=settings)
     with logbook.Logbook(folder) as log:
         command = shlex.join([*PROG.split(), *arguments])
         files.write_text(folder / "config.yaml", f"# {command}\n{config.to_yaml(settings)}")
-        log.say(f"{command}\n{plan.describe()}")
+        log.say(f"{command}\n{described}")
         try:
             return run(plan, log)
+        except errors.ConfigError:  # such as a GPU that is not there: nothing has been done
+            shutil.rmtree(folder)
+            raise
         except Exception as error:
             log.say(f"{type(error).__name__}: {error}", console=False)
             raise

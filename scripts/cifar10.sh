@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# The published CIFAR-10 recipe: downloads CIFAR-10, expects the checkpoint (BiT-M-<model>.npz) in the
-# working folder or in ~/.cache/bit_paddle. Further flags are passed on.
+# The published CIFAR-10 recipe: downloads CIFAR-10 and the checkpoint, once. Further flags are passed on.
 #
 #   scripts/cifar10.sh                                   BiT-M-R50x1, all images: 97.4 % expected
 #   scripts/cifar10.sh R152x2 --examples_per_class 5     BiT-M-R152x2, few-shot

@@ -17,6 +17,7 @@ class Server(http.server.ThreadingHTTPServer):
     def __init__(self, published: dict[str, bytes]):
         super().__init__(("127.0.0.1", 0), Handler)
         self.published, self.faults, self.chunk_pause = published, [], 0.0
+        self.no_hashes = False
         self.requests: list[tuple[str, str | None]] = []  # of GET: (path, Range)
         self.bytes_sent: dict[str, int] = dict.fromkeys(published, 0)
         threading.Thread(target=self.serve_forever, daemon=True).start()
@@ -72,6 +73,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         body = content[start:]
         told = {"wrong md5": goog_hash(b""), "wrong crc32c": "crc32c=AAAAAA=="}
         headers = {"x_goog_hash": told.get(fault, goog_hash(content)), "Content_Length": len(body)}
+        if server.no_hashes:
+            del headers["x_goog_hash"]
         if start:
             headers["Content_Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         self.answer(206 if start else 200, **headers)
@@ -87,7 +90,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         for place in range(0, len(body), 1 << 16):
             self.wfile.write(body[place : place + (1 << 16)])
-            server.bytes_sent[self.path] += len(body[place : place + (1 << 16)])
+            server.bytes_sent[self.path] = server.bytes_sent.get(self.path, 0) + len(
+                body[place : place + (1 << 16)]
+            )
             time.sleep(server.chunk_pause)
         if fault == "drop":
             self.close_connection = True

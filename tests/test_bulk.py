@@ -79,6 +79,18 @@ def test_all_files_interrupted_once(number, server, tmp_path):
     assert not list(tmp_path.glob("*.part"))
 
 
+def test_interrupted_while_the_server_is_silent(server, tmp_path):
+    server.faults = ["silent"] * 100
+    process = command(tmp_path, "--jobs", 2)
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and not list(tmp_path.glob("*.part")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    start = time.monotonic()
+    process.communicate(timeout=30)
+    assert process.returncode == 130 and time.monotonic() - start < 2
+
+
 def test_filters_and_dry_run(server, tmp_path):
     chosen = ("--models", "R50x1", "R152x4", "--runs", 1, "--tasks", "svhn", "clevr-count")
     process = command(tmp_path / "new", *chosen, "--dry-run")

@@ -1,7 +1,5 @@
 """Settings from files and flags; every fault in one message."""
 
-import dataclasses
-
 import pytest
 
 from bit_paddle import config
@@ -26,50 +24,27 @@ def test_model_and_dataset_are_enough():
 
 
 def test_every_flag_of_the_reference_code():
-    settings = parse(
-        *BASE,
-        "--name",
-        "n",
-        "--logdir",
-        "l",
-        "--bit_pretrained_dir",
-        "p",
-        "--datadir",
-        "d",
-        "--examples_per_class",
-        3,
-        "--examples_per_class_seed",
-        4,
-        "--batch",
-        64,
-        "--batch_split",
-        2,
-        "--base_lr",
-        "1e-2",
-        "--eval_every",
-        5,
-        "--workers",
-        0,
-        "--no-save",
+    words = (
+        "--model R50x1 --from_scratch --dataset cifar10 --name n --logdir l --bit_pretrained_dir p "
+        "--datadir d --examples_per_class 3 --examples_per_class_seed 4 --batch 64 --batch_split 2 "
+        "--base_lr 1e-2 --eval_every 5 --workers 0 --no-save"
     )
-    assert dataclasses.astuple(settings) == dataclasses.astuple(
-        config.Settings(
-            "R50x1",
-            "digits",
-            from_scratch=True,
-            name="n",
-            logdir="l",
-            bit_pretrained_dir="p",
-            datadir="d",
-            examples_per_class=3,
-            examples_per_class_seed=4,
-            batch=64,
-            batch_split=2,
-            base_lr=0.01,
-            eval_every=5,
-            workers=0,
-            save=False,
-        )
+    assert parse(*words.split()) == config.Settings(
+        "R50x1",
+        "cifar10",
+        from_scratch=True,
+        name="n",
+        logdir="l",
+        bit_pretrained_dir="p",
+        datadir="d",
+        examples_per_class=3,
+        examples_per_class_seed=4,
+        batch=64,
+        batch_split=2,
+        base_lr=0.01,
+        eval_every=5,
+        workers=0,
+        save=False,
     )
 
 
@@ -124,7 +99,7 @@ def test_all_faults_at_once(tmp_path):
         "workers: is -1, expected at least 0",
         "base_lr is [1], expected one value",
         "did you mean cifar10",
-        "--batch_split: is 4, which does not divide --batch 10; 1 or 2 or 5",
+        "--batch_split: is 4, which does not divide --batch 10; 2 or 5",
         "--rule: is 'papr': did you mean paper",
         "--steps: is 0, expected at least 1",
         "--base_lr: is nan, expected a positive number",
@@ -179,3 +154,30 @@ def test_files_that_are_no_settings(content, tmp_path):
 def test_missing_config(tmp_path):
     with pytest.raises(MissingFileError, match="nothing.yaml"):
         parse("--config", tmp_path / "nothing.yaml")
+
+
+def test_flags_win_over_the_file_both_ways(tmp_path):
+    """A switch can be turned back, and an optional value taken back."""
+    file = tmp_path / "c.yaml"
+    file.write_text("model: R50x1\nfrom_scratch: true\ndataset: digits\nsave: false\nsteps: 5\n")
+    settings = parse("--config", file, "--save", "--steps", "none")
+    assert settings.save and settings.steps is None and settings.from_scratch
+    with pytest.raises(ConfigError, match="without weights"):
+        parse("--config", file, "--no-from_scratch")
+
+
+def test_divisors_of_a_huge_batch_are_found_at_once():
+    with pytest.raises(ConfigError, match="5 or 8 would"):
+        parse(*BASE, "--batch", 10**12, "--batch_split", 7)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--dataset", "folder"], "is required by --dataset folder"),
+        (["--datadir", "x"], "comes with scikit-learn"),
+    ],
+)
+def test_data_folders_belong_to_data_sets(arguments, words):
+    with pytest.raises(ConfigError, match=words):
+        parse(*BASE, *arguments)

@@ -17,7 +17,7 @@ from conftest import SHARED
 from PIL import Image
 
 from bit_paddle.data import cifar, fewshot, loader, readers, transforms
-from bit_paddle.data.images import ArrayImages
+from bit_paddle.data.images import ArrayImages, FileImages
 from bit_paddle.errors import ConfigError, DataError, DownloadError, MissingFileError
 from bit_paddle.hyperrule import Resolution
 
@@ -270,6 +270,22 @@ def test_broken_image_is_named(content, copied_folder):
     train = readers.open_dataset("folder", str(copied_folder)).train
     with pytest.raises(DataError, match="amber/0.png"):
         train.image(0)
+
+
+def test_sixteen_bits_keep_their_range(tmp_path):
+    """0 … 65535 becomes 0 … 255; Pillow alone would clip all above 255."""
+    ramp = np.linspace(0, 65535, 256 * 4).reshape(4, 256).round().astype(np.uint16)
+    for suffix in ("png", "tiff"):
+        Image.fromarray(ramp).save(tmp_path / f"x.{suffix}")
+        found = np.asarray(FileImages([str(tmp_path / f"x.{suffix}")], [0], ["a"]).image(0))
+        assert found.shape == (4, 256, 3)
+        assert np.array_equal(found[..., 0], np.round(ramp / 257).astype(np.uint8))
+
+
+def test_pixels_without_a_range_are_refused(tmp_path):
+    Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "x.tiff")
+    with pytest.raises(DataError, match="x.tiff.*no known range"):
+        FileImages([str(tmp_path / "x.tiff")], [0], ["a"]).image(0)
 
 
 def test_unknown_dataset():

@@ -106,11 +106,15 @@ def test_unknown_attribute():
             2,
             "nowhere/x.npz: no such checkpoint",
         ),
-        (["--model", "BiT-M-R50x1", "--dataset", "digits"], 1, "cannot be reached"),
+        (
+            ["--model", "BiT-M-R50x1", "--dataset", "folder", "--datadir", "."],
+            1,
+            "cannot be reached",
+        ),
         (["--modle", "BiT-M-R50x1", "--dataset", "digits"], 2, "did you mean --model"),
     ],
 )
-def test_answers_without_paddle(arguments, status, words, tmp_path):
+def test_answers_without_paddle(arguments, status, words, image_folder, tmp_path):
     """In under a second too: the quickest of three runs, as the machine may be busy."""
     code = (
         "import sys; from bit_paddle import errors, train; "
@@ -124,10 +128,16 @@ def test_answers_without_paddle(arguments, status, words, tmp_path):
         start = time.perf_counter()
         done = subprocess.run(
             [sys.executable, "-c", code, *arguments],
-            cwd=tmp_path,
+            cwd=image_folder,
             text=True,
             capture_output=True,
-            env={"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(tmp_path)},
+            env={
+                "PYTHONPATH": str(ROOT),
+                "PATH": "",
+                "HOME": str(tmp_path),
+                "BIT_PADDLE_BASE_URL": "http://127.0.0.1:9",
+                "NO_PROXY": "*",
+            },
         )
         seconds.append(time.perf_counter() - start)
     assert done.returncode == status, done.stderr

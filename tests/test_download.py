@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 from servers import Server
 
-from bit_paddle import download
+from bit_paddle import catalog, download
 from bit_paddle.errors import DownloadError
 
 CONTENT = os.urandom(1 << 20) + b"the end"
@@ -86,6 +86,16 @@ def test_a_partial_file_of_something_else_is_replaced(server, tmp_path):
     (tmp_path / "x.part").write_bytes(bytes(1000))
     assert download.fetch(server.url, tmp_path / "x").read_bytes() == CONTENT
     assert [wanted for _, wanted in server.requests] == ["bytes=1000-", None]
+
+
+def test_a_web_page_instead_of_a_checkpoint(server, tmp_path, monkeypatch):
+    """From a mirror without hashes: not kept, so that the next run can do better."""
+    server.published["/BiT-M-R50x1.npz"] = b"<html>Please log in</html>"
+    server.no_hashes = True
+    monkeypatch.setenv("BIT_PADDLE_BASE_URL", server.address)
+    with pytest.raises(DownloadError, match="it starts with b'<html>Please"):
+        download.obtain(catalog.find("BiT-M-R50x1"), tmp_path)
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == []
 
 
 def test_progress_is_told_and_can_stop(server, tmp_path):

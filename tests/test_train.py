@@ -1,6 +1,9 @@
 """The command as users run it: real processes, real files."""
 
+import dataclasses
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -244,7 +247,7 @@ def test_divergence_stops_before_the_weights(tmp_path):
     )
     assert done.returncode == 1
     assert "the update was not made" in done.stderr and "digits train image" in done.stderr
-    assert not (tmp_path / "run" / "model.npz").exists()
+    assert create_model(tmp_path / "run" / "model.npz").num_classes == 10  # of the step before
     assert "NonFiniteError" in (tmp_path / "run" / "train.log").read_text()
 
 
@@ -366,10 +369,10 @@ def outcome(image_folder):
             def timings(self):
                 return ""
 
-        plan = train.replace(plan, settings=train.replace(plan.settings, save=False))
-        micro = plan.micro_batch(1 << 30)
+        plan = dataclasses.replace(plan, settings=dataclasses.replace(plan.settings, save=False))
+        split = plan.batch_split(1 << 30)
         train.run(plan, Log())
-        return [line for line in shown if "images/s" not in line], micro
+        return [line for line in shown if "images/s" not in line], split
 
     return run
 
@@ -382,18 +385,47 @@ def test_every_setting_changes_something(name, outcome):
     assert outcome(**{name: CHANGES[name]}) != outcome()
 
 
-def test_automatic_split():
-    from dataclasses import replace
+def test_a_setting_that_is_not_changed_changes_nothing(outcome):
+    """The control of the test above: two runs of the same settings show the same."""
+    assert outcome() == outcome()
 
-    settings = config.Settings("R50x1", "digits", from_scratch=True, precrop=160, crop=128)
+
+def test_automatic_split():
     pytest.importorskip("sklearn")
+    settings = config.Settings("R50x1", "digits", from_scratch=True, precrop=160, crop=128)
     plan = train.make_plan(settings)
     image = 4 * plan.architecture.activations(128)
-    assert 40e6 < image < 60e6  # measured 48 MB: scripts/bench_memory.py
-    assert [plan.micro_batch(memory) for memory in (1, image * 3, 17 * image, 10**13)] == [
-        1,
-        2,
-        16,
-        512,
-    ]
-    assert replace(plan, settings=replace(settings, batch_split=8)).micro_batch(1) == 64
+    assert 40e6 < image < 60e6  # measured: 41 to 48 MB (scripts/bench_memory.py)
+    splits = [plan.batch_split(memory) for memory in (1, image * 3, 17 * image, 10**13)]
+    assert splits == [512, 171, 31, 1]
+    plan = dataclasses.replace(plan, settings=dataclasses.replace(settings, batch_split=8))
+    assert plan.batch_split(1) == 8
+
+
+def test_an_image_that_breaks_in_mid_run_costs_no_steps(image_folder, tmp_path):
+    """The error names it, and the model of the steps so far is there."""
+    shutil.copytree(image_folder, tmp_path / "images")
+    broken = tmp_path / "images" / "val" / "blue" / "2.png"
+    broken.write_bytes(broken.read_bytes()[:1000])
+    done = run_train(*TINY, "--dataset", "folder", "--datadir", tmp_path / "images", "--steps", 3,
+                     "--logdir", tmp_path, "--name", "run")  # fmt: skip
+    assert done.returncode == 2 and "val/blue/2.png" in done.stderr
+    assert "model after step 3 saved" in done.stdout
+    assert create_model(tmp_path / "run" / "model.npz").num_classes == 3
+
+
+def test_a_run_that_never_started_leaves_its_name_free(image_folder, tmp_path):
+    arguments = [*TINY, "--dataset", "folder", "--datadir", image_folder, "--steps", 1,
+                 "--logdir", tmp_path, "--name", "run", "--no-save"]  # fmt: skip
+    assert run_train(*arguments, "--device", "gpu").returncode == 2
+    assert not (tmp_path / "run").exists()
+    assert run_train(*arguments).returncode == 0
+
+
+def test_mistakes_are_answered_before_a_download(tmp_path):
+    """Nobody is there to download from, and nobody is asked."""
+    environment = {**os.environ, "BIT_PADDLE_BASE_URL": "http://127.0.0.1:9", "NO_PROXY": "*",
+                   "BIT_PADDLE_HOME": str(tmp_path)}  # fmt: skip
+    done = run_train("--model", "BiT-M-R50x1", "--dataset", "folder", "--datadir", "nowhere",
+                     env=environment)  # fmt: skip
+    assert "nowhere: no such folder" in done.stderr and "cannot be reached" not in done.stderr

@@ -61,6 +61,18 @@ class ArrayImages:
         return f"{self.title} image {index}"
 
 
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return ``image`` as RGB; 16 bits become 8 by their range. Raises `ValueError` for others."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        values = np.asarray(image).astype(np.uint32)
+        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))  # 65535 -> 255
+    elif image.mode in ("I", "F"):
+        raise ValueError(
+            f"32-bit pixels ({image.mode}) have no known range; save it with 8 or 16 bits"
+        )
+    return image.convert("RGB")
+
+
 class FileImages:
     """Images in files, decoded when they are asked for."""
 
@@ -74,7 +86,7 @@ class FileImages:
     def image(self, index: int) -> Image.Image:
         with self._open(index) as image:
             try:
-                return image.convert("RGB")
+                return to_rgb(image)
             except (OSError, ValueError, SyntaxError) as error:
                 raise DataError(
                     f"{self.paths[index]}: cannot be decoded ({error}); repair or remove the file"
