@@ -6,7 +6,7 @@ A model is filled array by array, so that loading needs little more memory than 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from paddle import Tensor
 
 from bit_paddle import catalog, download, npz
 from bit_paddle.errors import CheckpointError, ConfigError
+from bit_paddle.logbook import progress_bar
 from bit_paddle.models import ResNetV2
 
 HEAD = (npz.HEAD_KERNEL, npz.HEAD_BIAS)
@@ -90,7 +91,7 @@ def _fill(model: ResNetV2, file: npz.CheckpointFile, head: str) -> None:
             ) from None
         raise
     parameters = dict(model.named_parameters())
-    for key, _ in npz.shapes(model.architecture, model.num_classes):
+    for key in _keys(model, "loading"):
         parameter = parameters[npz.parameter_name(key)]
         if key in HEAD and not load_head:
             array = np.zeros(parameter.shape, np.float32)
@@ -101,11 +102,17 @@ def _fill(model: ResNetV2, file: npz.CheckpointFile, head: str) -> None:
 
 def _published_arrays(model: ResNetV2) -> Iterator[tuple[str, np.ndarray]]:
     parameters = dict(model.named_parameters())
-    for key, _ in npz.shapes(model.architecture, model.num_classes):
+    for key in _keys(model, "saving"):
         parameter = parameters[npz.parameter_name(key)]
         if _dtype(parameter) not in ("float32", "float64"):
             parameter = parameter.astype("float32")
         yield key, _from_paddle(key, parameter.numpy())
+
+
+def _keys(model: ResNetV2, action: str) -> Iterable[str]:
+    """Return the published keys of ``model``, with a progress bar where they take a while."""
+    keys = [key for key, _ in npz.shapes(model.architecture, model.num_classes)]
+    return progress_bar(iterable=keys, desc=action, unit="array", delay=2)
 
 
 def _to_paddle(key: str, array: np.ndarray) -> np.ndarray:

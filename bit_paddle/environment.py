@@ -12,10 +12,10 @@ _CGROUP = Path("/sys/fs/cgroup")
 def prepare() -> None:
     """Let Paddle's matrix products use every core, and the processor's best instructions.
 
-    Both are read by Paddle's MKL at its first product; what the user has set is left alone.
-    Without them Paddle gives MKL one thread, and its MKL takes its slowest path on processors
-    that are not Intel's: a product of 2048 on two cores of an AMD EPYC ran at 37 GFLOP/s without
-    the second setting and at 154 with it (`scripts/bench_environment.py`).
+    Both are read by Paddle's MKL at its first product; what the user has set is left alone. Without
+    them Paddle gives MKL one thread, and its MKL takes its slowest path on processors that are not
+    Intel's: on two cores of an AMD EPYC the two make products six times as fast
+    (`scripts/bench_environment.py`).
     """
     if "OMP_NUM_THREADS" not in os.environ:
         os.environ.setdefault("MKL_NUM_THREADS", str(cpu_count()))

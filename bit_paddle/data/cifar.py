@@ -15,6 +15,7 @@ import numpy as np
 from bit_paddle import catalog, download
 from bit_paddle.data.images import ArrayImages, Dataset
 from bit_paddle.errors import DataError, MissingFileError
+from bit_paddle.logbook import progress_bar
 
 
 class Layout(NamedTuple):
@@ -160,7 +161,7 @@ def _members(layout: Layout, path: Path) -> Callable[[str], dict]:
         with tarfile.open(path) as archive:  # one pass: going back in a .tar.gz means starting over
             blobs = {
                 wanted[info.name]: archive.extractfile(info).read()
-                for info in archive
+                for info in progress_bar(iterable=archive, desc=path.name, unit="file", delay=2)
                 if info.name in wanted and info.isfile()
             }
     except broken as error:
