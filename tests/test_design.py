@@ -21,7 +21,7 @@ FLOORS = {
             "config download",
             "source data.cifar models mixup sgd parallel",
             "data.readers data.loader checkpoint metrics onnx_graph",
-            "formats",
+            "formats planning",
             "train evaluate predict bulk export",
         )
     )

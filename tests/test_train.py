@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, run_train
 
-from bit_paddle import config, create_model, npz, sgd, train
+from bit_paddle import config, create_model, npz, planning, sgd, train
 from bit_paddle.data import loader, readers
 from bit_paddle.errors import NonFiniteError
 
@@ -344,7 +344,7 @@ def outcome(image_folder):
             "examples_per_class": 4,
             "workers": 0,
         }
-        plan = train.make_plan(config.Settings(**{**values, **changes}))
+        plan = planning.make_plan(config.Settings(**{**values, **changes}))
         shown = []
 
         class Log:
@@ -393,7 +393,7 @@ def test_a_setting_that_is_not_changed_changes_nothing(outcome):
 def test_automatic_split():
     pytest.importorskip("sklearn")
     settings = config.Settings("R50x1", "digits", from_scratch=True, precrop=160, crop=128)
-    plan = train.make_plan(settings)
+    plan = planning.make_plan(settings)
     image = 4 * plan.architecture.activations(128)
     assert 40e6 < image < 60e6  # measured: 41 to 48 MB (scripts/bench_memory.py)
     splits = [plan.batch_split(memory) for memory in (1, image * 3, 17 * image, 10**13)]
