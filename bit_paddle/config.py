@@ -342,6 +342,8 @@ def _combined_faults(values: dict[str, Any], datasets: Iterable[str]) -> list[st
         faults.append("--datadir: is not for --dataset digits, which comes with scikit-learn")
     if dataset == "folder" and values["datadir"] is None:
         faults.append("--datadir: is required by --dataset folder: a folder with train/ and val/")
+    if values["datadir"] is not None and not Path(values["datadir"]).exists():
+        faults.append(f"--datadir: {values['datadir']}: no such folder")
     name = values["name"]
     if name is not None and (Path(name).name != name or name in (".", "..")):
         faults.append(f"--name: is {name!r}, expected a folder's name, without {os.sep}")

@@ -124,10 +124,13 @@ def ask(url: str) -> Answer:
             timeout=(CONNECT_TIMEOUT, READ_TIMEOUT),
         )
     except requests.RequestException as error:
-        raise DownloadError(f"{url}: cannot be reached ({_root_cause(error)})") from error
-    if answer.status_code != 200:
+        raise DownloadError(
+            f"{url}: cannot be reached ({_root_cause(error)}); is there a network, or a proxy "
+            "to name in HTTPS_PROXY?"
+        ) from error
+    if answer.status_code not in (200, 405, 501):  # the latter two: a mirror that has no HEAD
         raise DownloadError(f"{url}: the server answered {answer.status_code} {answer.reason}")
-    length = answer.headers.get("Content-Length", "")
+    length = answer.headers.get("Content-Length", "") if answer.status_code == 200 else ""
     return Answer(int(length) if length.isdigit() else None, published_hashes(answer.headers))
 
 

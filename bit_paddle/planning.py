@@ -117,6 +117,8 @@ def make_plan(settings: config.Settings, fetch: bool = True) -> Plan:
         checkpoint = download.locate(model, settings.bit_pretrained_dir)
     if checkpoint is not None and checkpoint.is_file():
         architecture = _checked(checkpoint)
+    elif checkpoint is not None and fetch:
+        download.ask(model.url)  # where nobody answers, that is said before the data are read
     if settings.name:
         logbook.next_folder(settings.logdir, settings.name, settings.name)
     data = readers.open_dataset(settings.dataset, settings.datadir)

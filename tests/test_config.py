@@ -23,10 +23,11 @@ def test_model_and_dataset_are_enough():
     )
 
 
-def test_every_flag_of_the_reference_code():
+def test_every_flag_of_the_reference_code(tmp_path):
     words = (
         "--model R50x1 --from_scratch --dataset cifar10 --name n --logdir l --bit_pretrained_dir p "
-        "--datadir d --examples_per_class 3 --examples_per_class_seed 4 --batch 64 --batch_split 2 "
+        f"--datadir {tmp_path} --examples_per_class 3 --examples_per_class_seed 4 --batch 64 "
+        "--batch_split 2 "
         "--base_lr 1e-2 --eval_every 5 --workers 0 --no-save"
     )
     assert parse(*words.split()) == config.Settings(
@@ -36,7 +37,7 @@ def test_every_flag_of_the_reference_code():
         name="n",
         logdir="l",
         bit_pretrained_dir="p",
-        datadir="d",
+        datadir=str(tmp_path),
         examples_per_class=3,
         examples_per_class_seed=4,
         batch=64,

@@ -224,7 +224,7 @@ def test_a_damaged_checkpoint_is_found_before_the_data(small_checkpoint, tmp_pat
     path = tmp_path / "x.npz"
     path.write_bytes(small_checkpoint.read_bytes()[:100_000])
     done = run_train(
-        "--model", path, "--dataset", "folder", "--datadir", "nowhere", "--logdir", tmp_path
+        "--model", path, "--dataset", "folder", "--datadir", tmp_path, "--logdir", tmp_path
     )
     assert done.returncode == 2 and "x.npz: not a readable .npz" in done.stderr
 
