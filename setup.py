@@ -16,7 +16,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.9",
-    packages=find_packages(include=["bit_paddle", "bit_paddle.*"]),
+    packages=[*find_packages(include=["bit_paddle", "bit_paddle.*"]), "bit_paddle.configs"],
+    package_dir={"bit_paddle.configs": "configs"},  # an installed package knows its data sets too
+    package_data={"bit_paddle.configs": ["**/*.yaml"]},
     install_requires=[
         "crc32c",
         "filelock",
@@ -25,6 +27,7 @@ setup(
         "pillow>=9.1",
         "pyyaml",
         "requests",
+        "scipy",
         "tqdm",
         "visualdl",
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -59,6 +59,21 @@ def _positive(word: str) -> float:
     return value
 
 
+def fraction(word: str) -> float:
+    """Return ``word`` as a number between 0 and 1, neither included. Raises `BadValue`."""
+    try:
+        value = float(word)
+    except ValueError:
+        raise BadValue(f"is {word!r}, expected a number") from None
+    if not 0 < value < 1:
+        raise BadValue(f"is {word}, expected a number between 0 and 1")
+    return value
+
+
+def _not_negative(word: str) -> float:
+    return 0.0 if word in ("0", "0.0") else _positive(word)
+
+
 def _one_of(*choices: str) -> Callable[[str], str]:
     def parse(word: str) -> str:
         if word not in choices:
@@ -85,13 +100,34 @@ class Settings:
         _text,
         "published name (BiT-M-R50x1), an .npz file, or with --from_scratch R<layers>x<width> too",
     )
-    dataset: str = _setting("what", _text, "cifar10, cifar100, digits, or folder (with --datadir)")
+    dataset: str = _setting(
+        "what",
+        _text,
+        "folder or list (one's own images, with --datadir), cifar10, cifar100, imagenet2012, "
+        "oxford_flowers102, oxford_iiit_pet, digits, vtab/<task>, or a .yaml file that describes "
+        "a data set as those in configs/data do",
+    )
     datadir: str | None = _setting(
         "what",
         _text,
-        "where the data is: the CIFAR archive or its folder, or "
-        "a folder with train/<class>/* and val/<class>/*",
+        "where the data is. folder: train/<class>/* and val/<class>/*, or <class>/* alone. "
+        "list: train.csv and val.csv (or .tsv, .txt), a path and a label a line. Others: the "
+        "official files (default for those that can be downloaded: the cache)",
         None,
+    )
+    val_fraction: float | None = _setting(
+        "what",
+        fraction,
+        "share of each class to validate on, where a folder or list has no validation images "
+        "(default: 0.1)",
+        None,
+    )
+    on_bad_image: str = _setting(
+        "what",
+        _one_of("error", "skip"),
+        "error: images that cannot be read are named before training. skip: every image is "
+        "decoded once, and those are left out",
+        "error",
     )
     bit_pretrained_dir: str | None = _setting(
         "what",
@@ -145,6 +181,19 @@ class Settings:
         "side of the random crop, and of validation images (default: the rule's)",
         None,
     )
+    flip: bool | None = _setting(
+        "how",
+        _switch,
+        "do not mirror training images: a mirrored one has another label (default: as the data "
+        "set's file says, else half of them are)",
+        None,
+    )
+    random_crop: bool | None = _setting(
+        "how",
+        _switch,
+        "resize straight to --crop: a part of an image has another label (default: likewise)",
+        None,
+    )
     seed: int = _setting(
         "how", whole(0), "of the data's order, crops, flips and MixUp, and of random weights", 0
     )
@@ -156,12 +205,26 @@ class Settings:
         None,
     )
     logdir: str = _setting("run", _text, "folder of the runs' folders", "bit_logs")
+    repeats: int = _setting(
+        "run",
+        whole(1),
+        "runs, with --seed and --examples_per_class_seed counting up; reports the lowest, the "
+        "median and the highest accuracy, as the paper's tables do",
+        1,
+    )
     eval_every: int | None = _setting(
         "run", whole(1), "validate every so many steps; always at the end", None
     )
     save: bool = _setting("run", _switch, "do not save the model at the end", True)
     workers: int = _setting(
         "run", whole(0), "threads that decode images; 0: none", min(8, environment.cpu_count())
+    )
+    cache_gb: float | None = _setting(
+        "run",
+        _not_negative,
+        "gigabytes of memory for resized training images, which are kept if all fit (default: a "
+        "quarter of the memory)",
+        None,
     )
     device: str = _setting(
         "run", _one_of("auto", "cpu", "gpu"), "cpu, gpu, or auto: the GPU if there is one", "auto"
@@ -180,6 +243,8 @@ examples:
       fine-tunes by BiT-HyperRule: --model and --dataset are all it needs
   python -m bit_paddle.train --model BiT-M-R50x1 --dataset folder --datadir pets --dry-run
       shows the plan for pets/train/<class>/*.jpg and pets/val/<class>/*.jpg, and stops
+  python -m bit_paddle.train --model BiT-M-R50x1 --dataset folder --datadir pets --repeats 5
+      five runs, and the lowest, median and highest accuracy of them
   python -m bit_paddle.train --config configs/cifar10_R50x1.yaml --examples_per_class 5
       a published recipe, few-shot; flags win over the file
   python -m bit_paddle.train --model R14x0.5 --from_scratch --dataset digits --steps 100 --batch 64
@@ -226,8 +291,10 @@ def parser(prog: str) -> argparse.ArgumentParser:
         if parse is _switch:
             group, opposite = groups[item.metadata["group"]], "the opposite, where a file has it"
             for flag, value in ((f"--{name}", "true"), (f"--no-{name}", "false")):
-                usual = (value == "true") != item.default
+                usual = (value == "true") != (item.default is not False)
+                aliases = ["--no-crop"] if flag == "--no-random_crop" else []
                 group.add_argument(
+                    *aliases,
                     flag,
                     dest=name,
                     action="store_const",
@@ -235,7 +302,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
                     help=text if usual else opposite,
                 )
         else:
-            metavar = {_text: "WORD", _positive: "X"}.get(parse, "N")
+            metavar = {_text: "WORD", _positive: "X", fraction: "X"}.get(parse, "N")
             groups[item.metadata["group"]].add_argument(
                 f"--{name}",
                 help=text,
@@ -243,6 +310,8 @@ def parser(prog: str) -> argparse.ArgumentParser:
                 if name == "rule"
                 else "auto|cpu|gpu"
                 if name == "device"
+                else "error|skip"
+                if name == "on_bad_image"
                 else metavar,
             )
     groups["run"].add_argument(
@@ -254,11 +323,13 @@ def parser(prog: str) -> argparse.ArgumentParser:
     return result
 
 
-def parse(arguments: Sequence[str], prog: str, datasets: Iterable[str]) -> tuple[Settings, bool]:
+def parse(
+    arguments: Sequence[str], prog: str, find_dataset: Callable[..., object]
+) -> tuple[Settings, bool]:
     """Return the settings that ``arguments`` and their --config ask for, and whether to run dry.
 
-    ``datasets`` are the names that --dataset may have. Raises one `ConfigError` or
-    `MissingFileError` that lists every fault.
+    ``find_dataset(dataset, datadir=, val_fraction=)`` raises what is wrong with these
+    (`readers.find`). Raises one `ConfigError` or `MissingFileError` that lists every fault.
     """
     command = parser(prog)
     known, unknown = command.parse_known_args(list(arguments))
@@ -293,7 +364,7 @@ def parse(arguments: Sequence[str], prog: str, datasets: Iterable[str]) -> tuple
         if item.default is MISSING and name not in given
     ]
     faults += _combined_faults(
-        {**{name: item.default for name, item in _FIELDS.items()}, **values}, datasets
+        {**{name: item.default for name, item in _FIELDS.items()}, **values}, find_dataset
     )
     if faults:
         raise ConfigError(
@@ -304,12 +375,15 @@ def parse(arguments: Sequence[str], prog: str, datasets: Iterable[str]) -> tuple
     return Settings(**values), known.dry_run
 
 
-def _combined_faults(values: dict[str, Any], datasets: Iterable[str]) -> list[str]:
+def _combined_faults(values: dict[str, Any], find_dataset: Callable[..., object]) -> list[str]:
     """Return the faults of settings that are well-formed each by itself; unset ones are MISSING."""
     faults = []
     dataset, model = values["dataset"], values["model"]
-    if dataset is not MISSING and dataset not in datasets:
-        faults.append(f"--dataset: is {dataset!r}: {did_you_mean(dataset, datasets)}")
+    if dataset is not MISSING:
+        try:
+            find_dataset(dataset, datadir=values["datadir"], val_fraction=values["val_fraction"])
+        except BitPaddleError as fault:
+            faults.append(str(fault))
     if model is not MISSING:
         try:
             found = catalog.resolve(model, pretrained=not values["from_scratch"])
@@ -338,10 +412,6 @@ def _combined_faults(values: dict[str, Any], datasets: Iterable[str]) -> list[st
         faults.append(
             f"--precrop: is {precrop}, smaller than --crop {crop}, which is cut out of it"
         )
-    if dataset == "digits" and values["datadir"] is not None:
-        faults.append("--datadir: is not for --dataset digits, which comes with scikit-learn")
-    if dataset == "folder" and values["datadir"] is None:
-        faults.append("--datadir: is required by --dataset folder: a folder with train/ and val/")
     if values["datadir"] is not None and not Path(values["datadir"]).exists():
         faults.append(f"--datadir: {values['datadir']}: no such folder")
     name = values["name"]

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
+_PILLOW_BLOCKS = 32  # of at most 16 MB each: a few images for each of some threads
 
 
 def prepare() -> None:
@@ -16,7 +17,11 @@ def prepare() -> None:
     them Paddle gives MKL one thread, and its MKL takes its slowest path on processors that are not
     Intel's: on two cores of an AMD EPYC the two make products six times as fast
     (`scripts/bench_environment.py`).
+
+    Pillow, when it is imported, reads how many blocks of memory to keep. By default it gives each
+    image's back to the system, which clears new pages for the next: a third of a resize.
     """
+    os.environ.setdefault("PILLOW_BLOCKS_MAX", str(_PILLOW_BLOCKS))
     if "OMP_NUM_THREADS" not in os.environ:
         os.environ.setdefault("MKL_NUM_THREADS", str(cpu_count()))
     if _is_amd_with_avx2():

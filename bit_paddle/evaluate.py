@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from bit_paddle import catalog, config, errors, files, logbook, source
-from bit_paddle.data import loader, readers
+from bit_paddle.data import check, loader, readers
+from bit_paddle.data import spec as specs
 from bit_paddle.data.images import Images
 
 _EPILOG = """\
@@ -33,7 +34,14 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command ``arguments``; `bit_paddle.errors` says what it raises."""
     flags = _parse(arguments)
     catalog.resolve(flags.model)  # a wrong name is answered before anything is read or fetched
-    images = getattr(readers.open_dataset(flags.dataset, flags.datadir), flags.split)
+    data = readers.open_dataset(flags.dataset, flags.datadir, val_fraction=flags.val_fraction)
+    images = getattr(data, flags.split)
+    if flags.on_bad_image == "skip":
+        images, skipped = check.usable(images, flags.workers)
+        for fault in skipped:
+            print(f"left out: {fault}", file=sys.stderr)
+    else:
+        check.require_usable(images, np.arange(len(images)), flags.workers)
     if flags.output:
         files.make_folder(Path(flags.output), "--output")
     trained = source.find(flags.model, flags.bit_pretrained_dir, flags.crop)
@@ -56,7 +64,8 @@ def main(arguments: Sequence[str]) -> int:
 
     path = trained.path.resolve()
     model_name = path.stem if path.stem != "model" else path.parent.name
-    default = f"evaluate-{model_name}-{flags.dataset}-{flags.split}"
+    data_name = specs.short_name(flags.dataset, flags.datadir)
+    default = f"evaluate-{model_name}-{data_name}-{flags.split}"
     folder = Path(flags.output or logbook.create_folder("bit_logs", None, default, "metrics.json"))
     summary = {
         "model": str(trained.path),
@@ -150,6 +159,15 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     source.add_flags(parser)
     parser.add_argument("--dataset", required=True, help=config.help_of("dataset"))
     parser.add_argument("--datadir", help=config.help_of("datadir"))
+    parser.add_argument(
+        "--val_fraction", type=config.fraction, metavar="X", help=config.help_of("val_fraction")
+    )
+    parser.add_argument(
+        "--on_bad_image",
+        choices=check.CHOICES,
+        default="error",
+        help=config.help_of("on_bad_image"),
+    )
     parser.add_argument("--split", choices=("val", "train"), default="val")
     parser.add_argument(
         "--output", metavar="DIR", help="folder of the results (default: below bit_logs)"

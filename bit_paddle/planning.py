@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from bit_paddle import catalog, config, download, hyperrule, logbook, npz
+from bit_paddle import catalog, config, download, environment, hyperrule, logbook, npz
 from bit_paddle.architecture import Architecture
-from bit_paddle.data import fewshot, readers
+from bit_paddle.data import check, fewshot, readers
+from bit_paddle.data import spec as specs
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class Plan:
     resolution: hyperrule.Resolution
     schedule: hyperrule.Schedule
     mixup_alpha: float
+    flip: bool
+    skipped: tuple[str, ...]  # what is wrong with each image that is left out
 
     def batch_split(self, memory: int) -> int:
         """Return in how many parts to compute a batch, with ``memory`` bytes for activations."""
@@ -45,11 +50,12 @@ class Plan:
         )
         drops = ", ".join(map(str, schedule.drops))
         own = "" if settings.steps is None else " (--steps; the rule's proportions)"
-        by = (
-            "--precrop and --crop"
-            if settings.crop
-            else (f"the {settings.rule} rule for originals of {height} x {width}")
+        training = (
+            f"resize to {resolution.precrop} x {resolution.precrop} (bilinear)"
+            f"{f', random crop of {resolution.crop}' if self._crops else ''}"
+            f"{', random flip' if self.flip else ''}, x / 127.5 - 1"
         )
+        kept = 3 * resolution.precrop**2 * len(self.subset)
         rows = {
             "model": f"{self.architecture.name}, {self.architecture.features} features, "
             f"a new head of {len(classes)} outputs starting at zero",
@@ -58,9 +64,10 @@ class Plan:
             f"{len(self.subset):,} training images{few}, {len(self.data.val):,} validation "
             f"images, {len(classes)} classes ({', '.join(classes[:4])}"
             f"{', …' if len(classes) > 4 else ''})",
-            "resolution": f"resize to {resolution.precrop}, crop {resolution.crop}, by {by}",
-            "preprocessing": "training: resize to a square (bilinear), random crop, random flip, "
-            f"x / 127.5 - 1; validation: resize to {resolution.crop}, x / 127.5 - 1",
+            "originals": f"{height} x {width} pixels (the median by area of a sample)",
+            "resolution": f"{resolution.precrop} -> {resolution.crop}, {self._resolution_reason()}",
+            "preprocessing": f"training: {training}; validation: resize to {resolution.crop} x "
+            f"{resolution.crop}, x / 127.5 - 1",
             "schedule": f"{schedule.steps:,} steps{own}: warm-up {schedule.warmup}, "
             f"a tenth after each of {drops}; base learning rate {settings.base_lr:g}",
             "batch": f"{settings.batch} images a step, split: {settings.batch_split}"
@@ -72,13 +79,52 @@ class Plan:
             "MixUp": f"Beta({self.mixup_alpha}, {self.mixup_alpha})"
             if self.mixup_alpha
             else f"none below {hyperrule.SMALL_TASK:,} training images",
+            "memory": f"{kept / 1e6:,.1f} MB keep the resized training images"
+            if kept <= self.cache_bytes
+            else f"resized training images ({kept / 1e6:,.1f} MB) are made anew each time; "
+            "--cache_gb keeps them",
             "optimizer": f"SGD, momentum {hyperrule.MOMENTUM}, no weight decay",
             "validation": (f"every {settings.eval_every} steps and " if settings.eval_every else "")
             + "at the end, on all validation images",
             "files": f"{self.next_folder()}/: train.log, "
             "metrics.jsonl, VisualDL, config.yaml" + (", model.npz" if settings.save else ""),
         }
-        return "\n".join(f"{title:14}{text}" for title, text in rows.items())
+        lines = [*rows.items(), *(("note", note) for note in self.notes())]
+        return "\n".join(f"{title:14}{text}" for title, text in lines)
+
+    def notes(self) -> list[str]:
+        """Return what the user should know of the data, a line each."""
+        notes = [*self.data.notes, *suspicions(self.data.train.classes, self.flip, self._crops)]
+        if self.skipped:
+            more = f" and {len(self.skipped) - 5:,} more" if len(self.skipped) > 5 else ""
+            notes.append(
+                f"{len(self.skipped):,} images cannot be read and are left out "
+                f"(--on_bad_image skip): {'; '.join(self.skipped[:5])}{more}"
+            )
+        return notes
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory for resized training images."""
+        if self.settings.cache_gb is None:
+            return environment.memory_bytes() // 4
+        return int(self.settings.cache_gb * 1e9)
+
+    @property
+    def _crops(self) -> bool:
+        return self.resolution.precrop > self.resolution.crop
+
+    def _resolution_reason(self) -> str:
+        height, width = self.image_size
+        if self.settings.crop is not None:
+            return "by --precrop and --crop"
+        by = (
+            f"the data set's file says {self.data.resolution}"
+            if self.data.resolution
+            else f"{height} x {width} is {'under' if height * width < 96 * 96 else 'not under'} "
+            "96 x 96"
+        )
+        return f"by the {self.settings.rule} rule, as {by}" + ("" if self._crops else "; no crop")
 
     def _weights(self) -> str:
         if self.checkpoint is None:
@@ -95,11 +141,7 @@ class Plan:
     @property
     def default_name(self) -> str:
         """The run's folder where --name gives none: the model's and the data's names."""
-        data = (
-            Path(self.settings.datadir).resolve().name
-            if self.settings.dataset == "folder"
-            else self.settings.dataset
-        )
+        data = specs.short_name(self.settings.dataset, self.settings.datadir)
         few = f"-{self.settings.examples_per_class}shot" if self.settings.examples_per_class else ""
         return f"{Path(self.settings.model).name.replace('.npz', '')}-{data}{few}"
 
@@ -121,8 +163,14 @@ def make_plan(settings: config.Settings, fetch: bool = True) -> Plan:
         download.ask(model.url)  # where nobody answers, that is said before the data are read
     if settings.name:
         logbook.next_folder(settings.logdir, settings.name, settings.name)
-    data = readers.open_dataset(settings.dataset, settings.datadir)
-    train = data.train
+    data = readers.open_dataset(
+        settings.dataset, settings.datadir, val_fraction=settings.val_fraction
+    )
+    train, skipped = data.train, []
+    if settings.on_bad_image == "skip":  # before few-shot selection, which counts on its choice
+        train, skipped = check.usable(train, settings.workers)
+        val, skipped_too = check.usable(data.val, settings.workers)
+        data, skipped = data._replace(train=train, val=val), skipped + skipped_too
     subset = np.arange(len(train))
     if settings.examples_per_class is not None:
         subset = fewshot.select(
@@ -131,10 +179,16 @@ def make_plan(settings: config.Settings, fetch: bool = True) -> Plan:
             settings.examples_per_class_seed,
             train.classes,
         )
+    if settings.on_bad_image == "error":
+        check.require_usable(train, subset, settings.workers)
+        check.require_usable(data.val, np.arange(len(data.val)), settings.workers)
     size = readers.median_size(train)
-    resolution = hyperrule.resolution(*size, settings.rule, architecture.name)
+    sides = {"small": (32, 32), "large": (512, 512), None: size}[data.resolution]
+    resolution = hyperrule.resolution(*sides, settings.rule, architecture.name)
     if settings.crop is not None:
         resolution = hyperrule.Resolution(settings.precrop, settings.crop)
+    if not _first(settings.random_crop, data.random_crop):
+        resolution = hyperrule.Resolution(resolution.crop, resolution.crop)
     schedule = hyperrule.schedule(len(subset), settings.rule)
     if settings.steps is not None:
         schedule = schedule.scaled(settings.steps)
@@ -150,7 +204,38 @@ def make_plan(settings: config.Settings, fetch: bool = True) -> Plan:
         resolution,
         schedule,
         hyperrule.mixup_alpha(len(subset)),
+        _first(settings.flip, data.flip),
+        tuple(skipped),
     )
+
+
+def _first(setting: bool | None, otherwise: bool) -> bool:
+    return otherwise if setting is None else setting
+
+
+def suspicions(classes: Sequence[str], flip: bool, crops: bool) -> list[str]:
+    """Return warnings where the names of ``classes`` suggest that a view changes the label.
+
+    ``flip`` and ``crops`` say whether training views are mirrored and cut.
+    """
+    words = [set(re.findall(r"[a-z]+|\d+", name.lower())) for name in classes]
+    every = set().union(*words)
+    found = []
+    if flip and {"left", "right"} <= every:
+        found.append("classes tell left from right, which mirroring swaps: --no-flip?")
+    elif flip and set(classes) >= set("0123456789") and len(classes) <= 36:
+        found.append("if the classes are written digits, a mirrored one is none: --no-flip?")
+    counts = [some for some in words if some & _NUMBERS and some & _COUNTED]
+    if crops and len(counts) >= max(2, len(classes) // 2):
+        found.append("classes seem to count things, of which a crop may cut some: --no-crop?")
+    return found
+
+
+_NUMBERS = {
+    *map(str, range(21)),
+    *["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"],
+}
+_COUNTED = {"object", "objects", "item", "items", "count", "people", "things", "pieces"}
 
 
 def _checked(checkpoint: Path) -> Architecture:

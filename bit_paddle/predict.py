@@ -22,7 +22,7 @@ from PIL import Image
 
 from bit_paddle import catalog, config, download, errors, files, logbook, source
 from bit_paddle.data import loader
-from bit_paddle.data.images import SUFFIXES, FileImages, to_rgb
+from bit_paddle.data.images import SUFFIXES, FileImages
 from bit_paddle.files import csv_line
 
 SHEET_COLUMNS, SHEET_MOST, TILE = 6, 60, 160  # of the contact sheet; pixels
@@ -237,8 +237,7 @@ def draw_sheet(path: str, results: Sequence[dict], paths: Mapping[str, str]) -> 
     draw = ImageDraw.Draw(sheet)
     for place, result in enumerate(results):
         left, top = place % columns * TILE, place // columns * (TILE + 28)
-        with Image.open(paths[result["image"]]) as image:
-            tile = to_rgb(image)
+        tile = FileImages([paths[result["image"]]], [0], [""]).image(0)
         tile.thumbnail((TILE - 4, TILE - 4))
         sheet.paste(tile, (left + (TILE - tile.width) // 2, top + (TILE - tile.height) // 2))
         best = result["classes"][0]

@@ -7,11 +7,14 @@ seconds to load: help, a bad flag, a missing file and broken data are answered b
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +27,7 @@ from bit_paddle.planning import Plan, make_plan
 if TYPE_CHECKING:
     from paddle.optimizer import Optimizer
 
+    from bit_paddle import metrics
     from bit_paddle.models import ResNetV2
 
 PROG = "python -m bit_paddle.train"
@@ -69,8 +73,8 @@ def update(
 # --- The run ------------------------------------------------------------------------------------
 
 
-def run(plan: Plan, log: logbook.Logbook) -> int:
-    """Carry out ``plan`` and return the command's exit status."""
+def run(plan: Plan, log: logbook.Logbook) -> tuple[int, metrics.Tally]:
+    """Carry out ``plan``; return the command's exit status and the final validation."""
     settings, schedule, crop = plan.settings, plan.schedule, plan.resolution.crop
 
     with log.timed("loading Paddle"):
@@ -97,7 +101,7 @@ def run(plan: Plan, log: logbook.Logbook) -> int:
             model = checkpoint.create_model(plan.checkpoint, len(classes))
     optimizer = sgd.Momentum(settings.base_lr, hyperrule.MOMENTUM, model.parameters())
 
-    def evaluate(step: int) -> None:
+    def evaluate(step: int) -> metrics.Tally:
         """Measure the model on all validation images, and log it."""
         batches = loader.evaluation_batches(plan.data.val, crop, micro_batch, settings.workers)
         with (
@@ -112,6 +116,7 @@ def run(plan: Plan, log: logbook.Logbook) -> int:
             f"step {step}: validation loss {tally.loss:.4f}, top-1 {tally.top1:.2%}, "
             f"top-5 {tally.top5:.2%} ({tally.images:,} images)"
         )
+        return tally
 
     def save(step: int) -> None:
         """Save the model as it is after ``step`` updates."""
@@ -136,8 +141,10 @@ def run(plan: Plan, log: logbook.Logbook) -> int:
         batch_split,
         settings.seed,
         settings.workers,
+        plan.flip,
+        plan.cache_bytes,
     )
-    step = evaluated = 0
+    step, evaluated, tally = 0, None, None
     with Interrupt() as stop:
         try:
             with logbook.progress_bar(desc="training", total=schedule.steps) as bar:
@@ -163,18 +170,17 @@ def run(plan: Plan, log: logbook.Logbook) -> int:
                     bar.set_postfix_str(line, refresh=False)
                     bar.update()
                     if settings.eval_every and step % settings.eval_every == 0:
-                        evaluate(step)
-                        evaluated = step
+                        tally, evaluated = evaluate(step), step
         finally:  # reached, asked for, or forced by an error: what has been learned is kept
             batches.close()
             if stop.signal:
                 log.say(f"{stop.signal.name}: ending after step {step} of {schedule.steps}")
             if settings.save and step:
                 save(step)
-        if evaluated != step or step == 0:
-            evaluate(step)
+        if evaluated != step:
+            tally = evaluate(step)
     log.say(f"{log.timings()}\nlogs are in {log.folder}")
-    return stop.exit_status
+    return stop.exit_status, tally
 
 
 def _diverged(
@@ -195,16 +201,25 @@ def _diverged(
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command ``arguments``; `bit_paddle.errors` says what it raises."""
-    settings, dry_run = config.parse(arguments, PROG, readers.READERS)
+    settings, dry_run = config.parse(arguments, PROG, readers.find)
     plan = make_plan(settings, fetch=not dry_run)
     if dry_run:
         print(plan.describe())
         return 0
-    described = plan.describe()
+    command = shlex.join([*PROG.split(), *arguments])
+    if settings.repeats > 1:
+        return repeat(plan, command)
+    return start(plan, command)[0]
+
+
+def start(plan: Plan, command: str) -> tuple[int, metrics.Tally]:
+    """Carry out ``plan`` in a folder of its own; `run` says what is returned."""
+    settings, described = plan.settings, plan.describe()
     folder = logbook.create_folder(settings.logdir, settings.name, plan.default_name)
     with logbook.Logbook(folder) as log:
-        command = shlex.join([*PROG.split(), *arguments])
         files.write_text(folder / "config.yaml", f"# {command}\n{config.to_yaml(settings)}")
+        if plan.skipped:
+            files.write_text(folder / "skipped.txt", "".join(f"{one}\n" for one in plan.skipped))
         log.say(f"{command}\n{described}")
         try:
             return run(plan, log)
@@ -214,6 +229,59 @@ def main(arguments: Sequence[str]) -> int:
         except Exception as error:
             log.say(f"{type(error).__name__}: {error}", console=False)
             raise
+
+
+def repeat(plan: Plan, command: str) -> int:
+    """Carry out ``plan`` --repeats times, with seeds that count up; report the spread.
+
+    The runs are folders ``seed-<seed>`` in one, next to repeats.json and repeats.txt. A signal ends
+    the run under way and leaves out the rest.
+    """
+    settings = plan.settings
+    folder = logbook.create_folder(
+        settings.logdir, settings.name, f"{plan.default_name}-x{settings.repeats}", "repeats.txt"
+    )
+    runs, status = [], 0
+    for k in range(settings.repeats):
+        seed = settings.seed + k
+        one = replace(
+            settings,
+            seed=seed,
+            examples_per_class_seed=settings.examples_per_class_seed + k,
+            logdir=str(folder),
+            name=f"seed-{seed}",
+            repeats=1,
+        )
+        print(f"--- run {k + 1} of {settings.repeats}: {folder / one.name}", flush=True)
+        status, tally = start(make_plan(one), command)
+        if status:
+            break
+        runs.append({"seed": seed, "top1": tally.top1, "top5": tally.top5, "loss": tally.loss})
+        report(runs, folder)
+    return status
+
+
+def report(runs: Sequence[dict[str, float]], folder: Path) -> None:
+    """Write and print the lowest, the median and the highest value of ``runs`` so far."""
+    values = {key: [one[key] for one in runs] for key in ("top1", "top5", "loss")}
+    spread = {
+        key: {"min": min(some), "median": float(np.median(some)), "max": max(some)}
+        for key, some in values.items()
+    }
+    rows = [
+        f"{one['seed']:6}  {one['top1']:7.2%}  {one['top5']:7.2%}  {one['loss']:8.4f}\n"
+        for one in runs
+    ]
+    rows += [
+        f"{key:>6}  {spread['top1'][key]:7.2%}  {spread['top5'][key]:7.2%}  "
+        f"{spread['loss'][key]:8.4f}\n"
+        for key in ("min", "median", "max")
+    ]
+    table = f"{'seed':>6}  {'top-1':>7}  {'top-5':>7}  {'loss':>8}\n" + "".join(rows)
+    files.write_text(folder / "repeats.txt", table)
+    content = {"count": len(runs), **spread, "runs": list(runs)}
+    files.write_text(folder / "repeats.json", json.dumps(content, indent=2) + "\n")
+    print(table, end="", flush=True)
 
 
 if __name__ == "__main__":

@@ -62,6 +62,14 @@ def golden_sample(flat: np.ndarray) -> np.ndarray:
     return flat[np.linspace(0, flat.size - 1, min(16, flat.size)).astype(np.int64)]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_tests(tmp_path_factory):
+    """No test reads or writes the user's own cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BIT_PADDLE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(params=["float64", "float32"])
 def dtype(request):
     """Paddle's default type for the length of a test."""

@@ -17,12 +17,13 @@ FLOORS = {
         (
             "errors environment interrupt",
             "files hyperrule architecture logbook data.images data.fewshot data.transforms",
-            "catalog npz",
-            "config download",
-            "source data.cifar models mixup sgd parallel",
-            "data.readers data.loader checkpoint metrics onnx_graph",
+            "catalog npz data.spec",
+            "config download data.listing",
+            "source data.archives data.cifar data.check data.folders models mixup sgd parallel",
+            "data.lists data.oxford data.loader checkpoint metrics onnx_graph",
+            "data.readers",
             "formats planning",
-            "train evaluate predict bulk export",
+            "train evaluate predict bulk export data.show",
         )
     )
     for name in names.split()

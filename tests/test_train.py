@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 from conftest import ROOT, run_train
+from PIL import Image
 
 from bit_paddle import config, create_model, npz, planning, sgd, train
 from bit_paddle.data import loader, readers
@@ -66,7 +67,7 @@ def test_a_whole_run(small_checkpoint, image_folder, tmp_path):
     assert done.stdout.splitlines()[-1] == f"logs are in {folder}"
     assert "in all: " in done.stdout and "it/s" not in done.stderr  # no bar outside a terminal
     log = (folder / "train.log").read_text()
-    assert "step 5: loss" in log and "resize to 36, crop 32, by --precrop and --crop" in log
+    assert "step 5: loss" in log and "36 -> 32, by --precrop and --crop" in log
     from visualdl import LogReader
 
     scalars = LogReader(file_path=str(next(folder.glob("vdlrecords*"))))
@@ -113,7 +114,7 @@ def test_model_and_dataset_alone_make_a_plan(tmp_path):
     for words in (
         "R50x1",
         "1,442 training images",
-        "resize to 160, crop 128",
+        "160 -> 128, by the code rule, as 8 x 8 is under 96 x 96",
         "500 steps",
         "200, 300, 400",
         "512 images a step",
@@ -301,6 +302,8 @@ CHANGES = {
     "model": "R14x1",
     "dataset": "digits",
     "datadir": None,
+    "val_fraction": None,
+    "on_bad_image": None,
     "bit_pretrained_dir": None,
     "from_scratch": None,
     "examples_per_class": 3,
@@ -312,12 +315,16 @@ CHANGES = {
     "steps": 4,
     "precrop": 40,
     "crop": 34,
+    "flip": False,
+    "random_crop": False,
     "seed": 1,
+    "repeats": None,
     "name": None,
     "logdir": None,
     "eval_every": 1,
     "save": None,
     "workers": None,
+    "cache_gb": None,
     "device": None,
 }
 
@@ -335,7 +342,7 @@ def outcome(image_folder):
             "model": "R14x0.5",
             "from_scratch": True,
             "dataset": "folder",
-            "datadir": str(image_folder),
+            "datadir": None if changes.get("dataset") == "digits" else str(image_folder),
             "steps": 3,
             "precrop": 36,
             "crop": 32,
@@ -379,7 +386,7 @@ def outcome(image_folder):
 
 @pytest.mark.parametrize("name", [name for name, value in CHANGES.items() if value is not None])
 def test_every_setting_changes_something(name, outcome):
-    """Those without a value here have tests of their own, above or in test_catalog."""
+    """Those without a value here have tests of their own, here or in test_catalog."""
     if name == "dataset":
         pytest.importorskip("sklearn")
     assert outcome(**{name: CHANGES[name]}) != outcome()
@@ -405,13 +412,76 @@ def test_automatic_split():
 def test_an_image_that_breaks_in_mid_run_costs_no_steps(image_folder, tmp_path):
     """The error names it, and the model of the steps so far is there."""
     shutil.copytree(image_folder, tmp_path / "images")
-    broken = tmp_path / "images" / "val" / "blue" / "2.png"
-    broken.write_bytes(broken.read_bytes()[:1000])
-    done = run_train(*TINY, "--dataset", "folder", "--datadir", tmp_path / "images", "--steps", 3,
-                     "--logdir", tmp_path, "--name", "run")  # fmt: skip
-    assert done.returncode == 2 and "val/blue/2.png" in done.stderr
+    write_treacherous_jpeg(tmp_path / "images/val/blue/2.jpg")
+    arguments = [*TINY, "--dataset", "folder", "--datadir", tmp_path / "images", "--steps", 3,
+                 "--logdir", tmp_path]  # fmt: skip
+    done = run_train(*arguments, "--name", "run")
+    assert done.returncode == 2 and "val/blue/2.jpg: cannot be decoded" in done.stderr
     assert "model after step 3 saved" in done.stdout
     assert create_model(tmp_path / "run" / "model.npz").num_classes == 3
+    done = run_train(*arguments, "--name", "skip", "--on_bad_image", "skip")
+    assert done.returncode == 0 and "1 images cannot be read and are left out" in done.stdout
+    assert "val/blue/2.jpg" in (tmp_path / "skip/skipped.txt").read_text()
+    assert "(15 images)" in done.stdout
+
+
+def write_treacherous_jpeg(path):
+    """A file that nothing but decoding shows to be broken: its quantization table has gone."""
+    Image.new("RGB", (40, 40), "blue").save(path)
+    content = path.read_bytes()
+    table = content.index(b"\xff\xdb\x00\x43\x00") + 4
+    path.write_bytes(content[:table] + b"\x03" + content[table + 1 :])
+
+
+def test_broken_images_end_a_run_before_it_starts(image_folder, tmp_path):
+    shutil.copytree(image_folder, tmp_path / "images")
+    for part in ("train/amber/1.png", "val/blue/2.png"):
+        (tmp_path / "images" / part).write_bytes(b"no image")
+    done = run_train(*TINY, "--dataset", "folder", "--datadir", tmp_path / "images", "--steps", 3,
+                     "--logdir", tmp_path, "--name", "run")  # fmt: skip
+    assert done.returncode == 2 and "1 of 36 images cannot be used" in done.stderr
+    assert "train/amber/1.png" in done.stderr and "--on_bad_image skip" in done.stderr
+    assert not (tmp_path / "run").exists() and "Traceback" not in done.stderr
+
+
+def test_repeats(image_folder, tmp_path):
+    """Three runs with seeds that count up; each is what a run with its seed alone is."""
+    arguments = [*TINY, "--dataset", "folder", "--datadir", image_folder, "--steps", 3,
+                 "--examples_per_class", 2, "--logdir", tmp_path, "--no-save"]  # fmt: skip
+    done = run_train(*arguments, "--seed", 4, "--repeats", 3, "--name", "three")
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "three/repeats.json").read_text())
+    losses = [one["loss"] for one in content["runs"]]
+    assert content["count"] == 3 and [one["seed"] for one in content["runs"]] == [4, 5, 6]
+    assert content["loss"] == {"min": min(losses), "median": sorted(losses)[1], "max": max(losses)}
+    assert len(set(losses)) == 3
+    table = (tmp_path / "three/repeats.txt").read_text()
+    assert table in done.stdout and [line.split()[0] for line in table.splitlines()] == [
+        "seed", "4", "5", "6", "min", "median", "max"]  # fmt: skip
+    alone = run_train(*arguments, "--seed", 5, "--examples_per_class_seed", 1, "--name", "alone")
+    assert alone.returncode == 0
+    last = [
+        json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1])
+        for name in ("alone", "three/seed-5")
+    ]
+    assert last[0] == last[1] and last[0]["loss"] == losses[1]
+
+
+def test_one_tree_and_its_fraction(image_folder, tmp_path):
+    arguments = [*TINY, "--dataset", "folder", "--datadir", image_folder / "train", "--dry-run"]
+    for fraction, counts in ((None, "33 training images, 3 validation"),
+                             ("0.25", "27 training images, 9 validation")):  # fmt: skip
+        done = run_train(*arguments, *(["--val_fraction", fraction] if fraction else []))
+        assert counts in done.stdout, done.stdout + done.stderr
+
+
+def test_memory_for_resized_images(image_folder):
+    settings = config.Settings(
+        "R14x0.5", "folder", str(image_folder), from_scratch=True, precrop=160, crop=128
+    )
+    for gigabytes, words in ((0.0028, "2.8 MB keep the"), (0.0027, "made anew each time")):
+        plan = planning.make_plan(dataclasses.replace(settings, cache_gb=gigabytes))
+        assert words in plan.describe()
 
 
 def test_a_run_that_never_started_leaves_its_name_free(image_folder, tmp_path):

@@ -14,6 +14,7 @@ import numpy as np
 
 from bit_paddle import catalog, download
 from bit_paddle.data.images import ArrayImages, Dataset
+from bit_paddle.data.spec import DataSpec
 from bit_paddle.errors import DataError, MissingFileError
 from bit_paddle.logbook import progress_bar
 
@@ -71,10 +72,10 @@ class _ArrayUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def open_cifar(name: str, datadir: str | None) -> Dataset:
-    """Read the official archive or its folder, in ``datadir`` or, downloaded, in the cache."""
-    layout = LAYOUTS[name]
-    read = _members(layout, _find(layout, datadir))
+def open_cifar(spec: DataSpec) -> Dataset:
+    """Read the official archive or its folder, in --datadir or, downloaded, in the cache."""
+    name, layout = spec.reader, LAYOUTS[spec.reader]
+    read = _members(layout, _find(layout, spec.datadir))
     classes = [
         word.decode() for word in _value(layout, read(layout.meta), layout.meta, layout.names)
     ]
@@ -101,7 +102,8 @@ def open_cifar(name: str, datadir: str | None) -> Dataset:
         pixels = np.concatenate(pixels).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         return ArrayImages(np.ascontiguousarray(pixels), labels, classes, f"{name} {title}")
 
-    return Dataset(split(layout.train, "train"), split(layout.val, "test"))
+    train, val = split(layout.train, "train"), split(layout.val, "test")
+    return Dataset(train, val, spec.flip, spec.random_crop, spec.resolution)
 
 
 def _find(layout: Layout, datadir: str | None) -> Path:

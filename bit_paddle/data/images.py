@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
+import struct
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from bit_paddle.errors import DataError, MissingFileError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
+JPEG_END = b"\xff\xd9"
+MOST_MISSING = 1 / 8  # of the rows of a truncated JPEG that is still used
+
+# What Pillow raises, by format and by damage; `DataError` is a `ValueError`
+_FAULTS = (
+    *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, struct.error),
+    *(RuntimeError, ArithmeticError),  # AVIF and DDS, which may be called .jpg
+    *(Image.DecompressionBombError, Image.DecompressionBombWarning),  # the latter with -W error
+)
 
 
 class Images(Protocol):
@@ -32,10 +45,14 @@ class Images(Protocol):
 
 
 class Dataset(NamedTuple):
-    """Training and validation images."""
+    """Training and validation images, what to do with them, and what to know of them."""
 
     train: Images
     val: Images
+    flip: bool = True  # False: a mirrored image would have another label
+    random_crop: bool = True  # False: a part of an image would have another label
+    resolution: str | None = None  # "small" or "large" of the rule; None: by the images' sizes
+    notes: tuple[str, ...] = ()
 
 
 class ArrayImages:
@@ -61,56 +78,172 @@ class ArrayImages:
         return f"{self.title} image {index}"
 
 
+# --- From a file to RGB -------------------------------------------------------------------------
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return ``image`` as RGB; 16 bits become 8 by their range. Raises `ValueError` for others."""
+    """Return ``image`` as RGB, upright, over white where it is transparent.
+
+    EXIF's orientation is applied; 16 bits become 8 by their range; the first frame stands for an
+    animation. Raises `ValueError` for pixels without a known range.
+    """
+    if image.format == "TIFF":
+        image.filename = ""  # lest Pillow, 11 to 13, map a turned file into exchanged sides
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-        values = np.asarray(image).astype(np.uint32)
-        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))  # 65535 -> 255
+        values, tags = np.asarray(image).astype(np.uint32), getattr(image, "tag_v2", {})
+        highest = 2 ** tags.get(_BITS, (16,))[0] - 1  # a TIFF may have 12 bits
+        if tags.get(_PHOTOMETRIC) == 0:  # 0 is white: Pillow knows that of 1 to 8 bits
+            values = highest - values
+        values = (values * 255 + highest // 2) // highest
+        rgb = Image.fromarray(values.astype(np.uint8)).convert("RGB")
     elif image.mode in ("I", "F"):
         raise ValueError(
             f"32-bit pixels ({image.mode}) have no known range; save it with 8 or 16 bits"
         )
-    return image.convert("RGB")
+    elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        rgb = Image.alpha_composite(white, layer).convert("RGB")
+    else:
+        image.load()
+        rgb = image if image.mode == "RGB" else image.convert("RGB")
+    # Pillow turns a TIFF itself, when it loads it
+    turn = None if image.format == "TIFF" else _TURNS.get(_orientation(image))
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+_WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC = 256, 257, 258, 262  # tags of TIFF
+
+# What undoes each value of EXIF's tag Orientation (TIFF 6.0, page 36); 1 is upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(0x0112, 1)
+    except _FAULTS:
+        return 1  # damaged EXIF says nothing of the pixels
+
+
+def _mended(path: str) -> Image.Image:
+    """Return a JPEG whose end is missing as RGB, what is missing filled as libjpeg does.
+
+    Raises `ValueError` if that is more than an eighth of the rows. A progressive JPEG lacks detail
+    rather than rows.
+    """
+    with open(path, "rb") as stream:
+        image = Image.open(io.BytesIO(stream.read() + JPEG_END))
+    rows = np.asarray(image).reshape(image.height, -1)
+    there = np.flatnonzero(((rows != 127) & (rows != 128)).any(axis=1))  # not all middle grey
+    missing = 1 - (there[-1] + 1 if len(there) else 0) / len(rows)
+    if missing > MOST_MISSING:
+        raise ValueError(f"truncated: {missing:.0%} of its rows are missing")
+    return to_rgb(image)
 
 
 class FileImages:
-    """Images in files, decoded when they are asked for."""
+    """Images in files below ``root``, decoded when they are asked for.
 
-    def __init__(self, paths: Sequence[str], labels: Sequence[int], classes: Sequence[str]):
-        self.paths, self.classes = list(paths), list(classes)
+    ``paths`` are relative to ``root``. ``stamp`` changes when the files do, as far as it is known
+    without opening them; what is found out about them is cached under it.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        labels: Sequence[int] | np.ndarray,
+        classes: Sequence[str],
+        root: str | os.PathLike = "",
+        stamp: str | None = None,
+    ):
+        self.paths, self.classes, self.root, self.stamp = list(paths), list(classes), root, stamp
         self.labels = np.asarray(labels, np.int64)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def image(self, index: int) -> Image.Image:
-        with self._open(index) as image:
+        path = self.name(index)
+        with self._open(path) as image:
             try:
                 return to_rgb(image)
-            except (OSError, ValueError, SyntaxError) as error:
-                raise DataError(
-                    f"{self.paths[index]}: cannot be decoded ({error}); repair or remove the file"
-                ) from error
+            except _FAULTS as error:
+                fault = error
+                if image.format in ("JPEG", "MPO") and not _ends_well(path):
+                    try:
+                        return _mended(path)
+                    except _FAULTS as worse:
+                        fault = worse
+        raise DataError(f"{path}: cannot be decoded ({fault}); repair or remove the file")
 
     def size(self, index: int) -> tuple[int, int]:
-        with self._open(index) as image:
-            return image.height, image.width
+        with self._open(self.name(index)) as image:
+            width, height = image.size
+            if image.format == "TIFF":  # which some versions of Pillow turn already here
+                width, height = image.tag_v2[_WIDTH], image.tag_v2[_HEIGHT]
+            turned = _orientation(image) in (5, 6, 7, 8)
+            return (width, height) if turned else (height, width)
 
     def name(self, index: int) -> str:
-        return self.paths[index]
+        return os.path.join(self.root, self.paths[index])
 
-    def _open(self, index: int) -> Image.Image:
+    def subset(self, indices: np.ndarray) -> FileImages:
+        """Return the images of ``indices`` alone, with the same classes."""
+        return FileImages(
+            [self.paths[index] for index in indices],
+            self.labels[indices],
+            self.classes,
+            self.root,
+            self.stamp,
+        )
+
+    def fault(self, index: int, thorough: bool = False) -> str | None:
+        """Return why image ``index`` cannot be used, None if nothing is known against it.
+
+        Quick: the header, a PNG's checksums, a JPEG's end; only what looks odd, and the formats
+        that have neither, is decoded. ``thorough`` decodes all.
+        """
+        path = self.name(index)
         try:
-            return Image.open(self.paths[index])
+            if not thorough:
+                with self._open(path) as image:
+                    if image.format == "PNG":
+                        with contextlib.suppress(*_FAULTS):
+                            image.verify()
+                            return None
+                    if image.format in ("JPEG", "MPO") and _ends_well(path):
+                        return None
+            self.image(index)
+        except _FAULTS as error:
+            return str(error) if path in str(error) else f"{path}: {error}"
+        return None
+
+    def _open(self, path: str) -> Image.Image:
+        try:
+            return Image.open(path)
         except FileNotFoundError as error:
-            raise MissingFileError(
-                f"{self.paths[index]}: the image has gone since the start"
-            ) from error
-        except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+            raise MissingFileError(f"{path}: the image is not there") from error
+        except (*_FAULTS, AttributeError) as error:  # of damaged SPIDER files
             raise DataError(
-                f"{self.paths[index]}: not an image that can be read ({error}); "
-                "repair or remove the file"
+                f"{path}: not an image that can be read ({error}); repair or remove the file"
             ) from error
+
+
+def _ends_well(path: str) -> bool:
+    with open(path, "rb") as stream:
+        stream.seek(-len(JPEG_END), os.SEEK_END)
+        return stream.read() == JPEG_END
+
+
+# --- Labels -------------------------------------------------------------------------------------
 
 
 def check_labels(labels: np.ndarray, classes: Sequence[str], title: str) -> None:

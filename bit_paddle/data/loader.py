@@ -11,21 +11,20 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from bit_paddle.data.images import Images
-from bit_paddle.data.transforms import evaluation_view, training_view
+from bit_paddle.data.transforms import evaluation_view, resized, training_view
 from bit_paddle.hyperrule import Resolution
 
 ORDER, VIEW, MIXUP = range(3)  # separate streams of random numbers
 
-View = Callable[[Image.Image], np.ndarray]  # -> uint8 [3, crop, crop]
+View = Callable[[np.ndarray], None]  # fills uint8 [3, crop, crop]
 
 
 class MicroBatch(NamedTuple):
@@ -59,6 +58,28 @@ def step_positions(dataset_size: int, batch: int, seed: int, step: int) -> np.nd
     return _permutation(dataset_size, seed, epoch)[place * batch : (place + 1) * batch]
 
 
+class ResizedImages:
+    """Images as pixels uint8 [3, side, side], kept once they are made if ``memory`` holds all.
+
+    ``memory`` is in bytes, of ``count`` images. What is kept spares decoding and resizing from the
+    second epoch on, and changes nothing else.
+    """
+
+    def __init__(self, images: Images, side: int, count: int, memory: int):
+        self._images, self._side = images, side
+        self.bytes = count * 3 * side * side
+        self.keeps = self.bytes <= memory
+        self._kept: dict[int, np.ndarray] = {}
+
+    def __call__(self, index: int) -> np.ndarray:
+        pixels = self._kept.get(index)
+        if pixels is None:
+            pixels = resized(self._images.image(index), self._side)
+            if self.keeps:
+                self._kept[index] = pixels
+        return pixels
+
+
 def training_batches(
     images: Images,
     subset: np.ndarray,
@@ -67,23 +88,31 @@ def training_batches(
     batch_split: int,
     seed: int,
     workers: int,
+    flip: bool = True,
+    memory: int = 0,
     start: int = 0,
 ) -> Iterator[list[MicroBatch]]:
     """Yield, without end, the micro-batches of each optimizer step from step ``start`` on.
 
     A batch of ``subset`` (indices into ``images``) is cut into ``batch_split`` parts of equal
     size; the smaller batch that ends an epoch into nearly equal ones, as many as have an image.
+    Without ``flip`` no image is mirrored; ``memory`` is that of `ResizedImages`.
     """
     precrop, crop = resolution.precrop, resolution.crop
+    source = ResizedImages(images, precrop, len(subset), memory)
 
     def step_jobs(step: int) -> list[tuple[np.ndarray, list[View]]]:
         indices = subset[step_positions(len(subset), batch, seed, step)]
         random = generator(seed, VIEW, step)
-        corners = random.integers(0, precrop - crop + 1, (len(indices), 2))
-        flips = random.random(len(indices)) < 0.5
+        corners = random.integers(0, precrop - crop + 1, (len(indices), 2)).tolist()
+        flips = ((random.random(len(indices)) < 0.5) & flip).tolist()
+
+        def view(index: int, top: int, left: int, mirrored: bool, out: np.ndarray) -> None:
+            training_view(source(index), top, left, mirrored, out)
+
         views = [
-            partial(training_view, precrop=precrop, crop=crop, top=top, left=left, flip=flip)
-            for (top, left), flip in zip(corners, flips)
+            partial(view, index, top, left, mirrored)
+            for index, (top, left), mirrored in zip(indices.tolist(), corners, flips)
         ]
         return [
             (indices[part], [views[k] for k in part])
@@ -92,7 +121,7 @@ def training_batches(
 
     steps, again = itertools.tee(map(step_jobs, itertools.count(start)))
     every_job = itertools.chain.from_iterable(steps)
-    with closing(_decoded(images, every_job, workers, ahead=batch_split + 1)) as stream:
+    with closing(_made(images, every_job, crop, workers, ahead=batch_split + 1)) as stream:
         for jobs in again:
             yield list(itertools.islice(stream, len(jobs)))
 
@@ -104,51 +133,61 @@ def evaluation_batches(
 
     ``crop`` and ``resize`` are those of `transforms.evaluation_view`.
     """
-    view = partial(evaluation_view, crop=crop, resize=resize)
-    jobs = (
-        (part, [view] * len(part))
-        for part in (
-            np.arange(start, min(start + batch, len(images)))
-            for start in range(0, len(images), batch)
-        )
+
+    def view(index: int, out: np.ndarray) -> None:
+        out[:] = evaluation_view(images.image(index), crop, resize)
+
+    parts = (
+        np.arange(start, min(start + batch, len(images))) for start in range(0, len(images), batch)
     )
-    return _decoded(images, jobs, workers, ahead=2)
+    jobs = ((part, [partial(view, index) for index in part]) for part in parts)
+    return _made(images, jobs, crop, workers, ahead=2)
 
 
-def _decoded(
-    images: Images, jobs: Iterable[tuple[np.ndarray, list[View]]], workers: int, ahead: int
+def _made(
+    images: Images,
+    jobs: Iterable[tuple[np.ndarray, list[View]]],
+    crop: int,
+    workers: int,
+    ahead: int,
 ) -> Iterator[MicroBatch]:
     """Yield the micro-batch of each (indices, views), keeping ``ahead`` of them under way."""
 
-    def decode(indices: np.ndarray, views: list[View]) -> list[np.ndarray]:
-        return [view(images.image(index)) for index, view in zip(indices, views)]
+    def make(views: list[View], out: np.ndarray) -> None:
+        for view, place in zip(views, out):
+            view(place)
 
-    def batch(indices: np.ndarray, parts: Iterable[list[np.ndarray]]) -> MicroBatch:
-        pixels = np.stack([pixels for part in parts for pixels in part])
+    def empty(indices: np.ndarray) -> MicroBatch:
+        pixels = np.empty((len(indices), 3, crop, crop), np.uint8)
         return MicroBatch(pixels, images.labels[indices], indices)
 
     if workers == 0:
         for indices, views in jobs:
-            yield batch(indices, [decode(indices, views)])
+            batch = empty(indices)
+            make(views, batch.images)
+            yield batch
         return
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    under_way = deque()
+    under_way: deque[tuple[MicroBatch, list[Future]]] = deque()
+
+    def next_done() -> MicroBatch:
+        batch, futures = under_way.popleft()
+        for future in futures:
+            future.result()
+        return batch
+
     try:
         for indices, views in jobs:
-            chunks = np.array_split(np.arange(len(indices)), min(workers, len(indices)))
-            under_way.append(
-                (
-                    indices,
-                    [
-                        pool.submit(decode, indices[chunk], [views[k] for k in chunk])
-                        for chunk in chunks
-                    ],
-                )
-            )
+            batch = empty(indices)
+            cuts = np.linspace(0, len(indices), min(workers, len(indices)) + 1).astype(int)
+            futures = [
+                pool.submit(make, views[low:high], batch.images[low:high])
+                for low, high in zip(cuts, cuts[1:])
+            ]
+            under_way.append((batch, futures))
             if len(under_way) > ahead:
-                done, futures = under_way.popleft()
-                yield batch(done, (future.result() for future in futures))
-        for done, futures in under_way:
-            yield batch(done, (future.result() for future in futures))
+                yield next_done()
+        while under_way:
+            yield next_done()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

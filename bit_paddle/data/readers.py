@@ -5,20 +5,22 @@ Labels, class names and sizes are known without decoding an image.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
+from bit_paddle.data import spec as specs
 from bit_paddle.data.cifar import open_cifar
-from bit_paddle.data.images import SUFFIXES, ArrayImages, Dataset, FileImages, Images
-from bit_paddle.errors import ConfigError, DataError, MissingFileError, did_you_mean
+from bit_paddle.data.folders import open_folder, open_imagenet
+from bit_paddle.data.images import ArrayImages, Dataset, Images
+from bit_paddle.data.lists import open_list
+from bit_paddle.data.oxford import open_flowers, open_pets
+from bit_paddle.data.spec import DataSpec
+from bit_paddle.errors import ConfigError
 
-# --- Digits -------------------------------------------------------------------------------------
 
-
-def _open_digits(name: str, datadir: str | None) -> Dataset:
+def _open_digits(spec: DataSpec) -> Dataset:
     """scikit-learn's 1,797 digits of 8 x 8 pixels; every fifth of a class is for validation."""
     try:
         from sklearn.datasets import load_digits
@@ -37,102 +39,60 @@ def _open_digits(name: str, datadir: str | None) -> Dataset:
     return Dataset(
         ArrayImages(pixels[~held_out], digits.target[~held_out], classes, "digits train"),
         ArrayImages(pixels[held_out], digits.target[held_out], classes, "digits val"),
+        spec.flip,
+        spec.random_crop,
+        spec.resolution,
     )
 
 
-# --- A folder of one's own ----------------------------------------------------------------------
-
-
-def _open_folder(name: str, datadir: str | None) -> Dataset:
-    """``train/<class>/*`` and ``val/<class>/*``; the training folders, sorted, name the classes."""
-    if not datadir:
-        raise ConfigError(
-            "--dataset folder needs --datadir: a folder with train/<class>/* and val/<class>/*"
-        )
-    root = Path(datadir)
-    if not root.is_dir():
-        raise MissingFileError(f"--datadir {datadir}: no such folder")
-    for part in ("train", "val"):
-        if not (root / part).is_dir():
-            found = ", ".join(sorted(entry.name for entry in root.iterdir())[:8]) or "nothing"
-            raise MissingFileError(
-                f"--datadir {datadir}: has no {part}/; expected train/<class>/* and "
-                f"val/<class>/*, found {found}"
-            )
-    classes = _subfolders(root / "train")
-    if len(classes) < 2:
-        raise DataError(
-            f"{root / 'train'}: {len(classes)} class folders"
-            f"{' (' + classes[0] + ')' if classes else ''}; expected two or more"
-        )
-    strangers = [other for other in _subfolders(root / "val") if other not in classes]
-    if strangers:
-        raise DataError(
-            f"{root / 'val'}: class {strangers[0]!r} is not in train/ "
-            f"({did_you_mean(strangers[0], classes)}); the head has an output for each "
-            "training class alone"
-        )
-    train, val = (_class_folders(root / part, classes) for part in ("train", "val"))
-    empty = [
-        classes[label]
-        for label in np.flatnonzero(np.bincount(train.labels, minlength=len(classes)) == 0)
-    ]
-    if empty:
-        raise DataError(
-            f"{root / 'train'}: no images in {', '.join(empty[:5])}"
-            f"{f' and {len(empty) - 5} more' if len(empty) > 5 else ''}; images end in "
-            f"{' '.join(sorted(SUFFIXES))}"
-        )
-    if not len(val):
-        raise DataError(
-            f"{root / 'val'}: no images in its class folders; images end in "
-            f"{' '.join(sorted(SUFFIXES))}"
-        )
-    return Dataset(train, val)
-
-
-def _subfolders(folder: Path) -> list[str]:
-    return sorted(
-        entry.name
-        for entry in os.scandir(folder)
-        if entry.is_dir() and not entry.name.startswith(".")
-    )
-
-
-def _class_folders(folder: Path, classes: Sequence[str]) -> FileImages:
-    paths, labels = [], []
-    for label, name in enumerate(classes):
-        if not (folder / name).is_dir():
-            continue
-        files = sorted(
-            entry.path
-            for entry in os.scandir(folder / name)
-            if os.path.splitext(entry.name)[1].lower() in SUFFIXES
-            and not entry.name.startswith(".")
-        )
-        paths += files
-        labels += [label] * len(files)
-    return FileImages(paths, labels, classes)
-
-
-# ------------------------------------------------------------------------------------------------
-
-READERS: dict[str, Callable[[str, str | None], Dataset]] = {
+READERS: dict[str, Callable[[DataSpec], Dataset]] = {
     "cifar10": open_cifar,
     "cifar100": open_cifar,
     "digits": _open_digits,
-    "folder": _open_folder,
+    "folder": open_folder,
+    "imagenet2012": open_imagenet,
+    "list": open_list,
+    "oxford_flowers102": open_flowers,
+    "oxford_iiit_pet": open_pets,
+}
+WITH_VAL_FRACTION = ("folder", "list")
+DATADIR = {  # what it is, where nothing can be read without it
+    "folder": "a folder with train/<class>/* and val/<class>/*, or <class>/* alone",
+    "list": "a folder with train.csv and val.csv (or .tsv, .txt), or one such list",
+    "imagenet2012": "a folder with train/<WordNet id>/*.JPEG and val/",
 }
 
 
-def open_dataset(name: str, datadir: str | None = None) -> Dataset:
-    """Open the data set ``name`` of `READERS`.
+def find(dataset: str, **given: Any) -> DataSpec:
+    """Return the description of ``dataset``, with what is ``given`` (not None) in its place.
+
+    ``dataset`` is a name of `READERS` or of configs/data, or a YAML file. Errors: `ConfigError`,
+    `MissingFileError`.
+    """
+    spec = specs.overridden(specs.find(dataset, READERS), **given)
+    if spec.reader == "digits" and spec.datadir is not None:
+        raise ConfigError("--datadir: is not for --dataset digits, which comes with scikit-learn")
+    if spec.datadir is None and spec.reader in DATADIR:
+        raise ConfigError(f"--datadir: is required by --dataset {dataset}: {DATADIR[spec.reader]}")
+    if spec.val_fraction is not None and spec.reader not in WITH_VAL_FRACTION:
+        raise ConfigError(
+            f"--val_fraction: is not for {spec.reader}, which has validation images of its own"
+        )
+    return spec
+
+
+def open_dataset(dataset: str, datadir: str | None = None, **given: Any) -> Dataset:
+    """Open ``dataset``, which `find` knows.
 
     Errors: `ConfigError`, `MissingFileError`, `DataError`, `DownloadError`.
     """
-    if name not in READERS:
-        raise ConfigError(f"unknown dataset {name!r}: {did_you_mean(name, READERS)}")
-    return READERS[name](name, datadir)
+    spec = find(dataset, datadir=datadir, **given)
+    return READERS[spec.reader](spec)
+
+
+def names() -> list[str]:
+    """Return every name that --dataset may have, besides that of a YAML file."""
+    return sorted({*READERS, *specs.described()})
 
 
 def median_size(images: Images, sample: int = 256) -> tuple[int, int]:

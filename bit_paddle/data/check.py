@@ -1,0 +1,86 @@
+"""Broken images are found before training, not in the middle of it."""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from bit_paddle.data.images import FileImages, Images
+from bit_paddle.data.listing import remember, remembered
+from bit_paddle.errors import DataError
+from bit_paddle.logbook import progress_bar
+
+CHOICES = ("error", "skip")
+_SHOWN = 10
+
+
+def faults(
+    images: Images, indices: np.ndarray, workers: int, thorough: bool = False
+) -> dict[int, str]:
+    """Return {index: what is wrong} of the images of ``indices`` that cannot be used.
+
+    `FileImages.fault` says how it looks, and what ``thorough`` means. Images in memory have no
+    fault. The result is kept for the next run, as long as the files' list stays the same.
+    """
+    if not isinstance(images, FileImages):
+        return {}
+    key = None
+    if images.stamp is not None:
+        names = hashlib.sha1("\n".join(images.paths[i] for i in indices).encode(errors="replace"))
+        key = f"{images.root}\n{images.stamp}\n{names.hexdigest()}\n{thorough}"
+        known = remembered("checks", key)
+        if known == "good":
+            return {}
+    found = {}
+    chunks = np.array_split(indices, max(1, len(indices) // 64))
+
+    def look(chunk: np.ndarray) -> list[tuple[int, str | None]]:
+        return [(int(index), images.fault(index, thorough)) for index in chunk]
+
+    with (
+        progress_bar(desc="checking images", unit="img", total=len(indices), delay=2) as bar,
+        ThreadPoolExecutor(max(1, workers)) as pool,
+    ):
+        for chunk in pool.map(look, chunks):
+            found.update((index, fault) for index, fault in chunk if fault)
+            bar.update(len(chunk))
+    if key is not None and not found:
+        remember("checks", key, "good")
+    return found
+
+
+def usable(images: Images, workers: int) -> tuple[Images, list[str]]:
+    """Return ``images`` without those that cannot be decoded, and what is wrong with these.
+
+    Every image is decoded once, for a run must not stop at one. Raises `DataError` if a class has
+    none left.
+    """
+    found = faults(images, np.arange(len(images)), workers, thorough=True)
+    if not found:
+        return images, []
+    rest = images.subset(np.setdiff1d(np.arange(len(images)), list(found)))
+    before, after = (
+        np.bincount(some.labels, minlength=len(images.classes)) for some in (images, rest)
+    )
+    lost = [images.classes[label] for label in np.flatnonzero((before > 0) & (after == 0))]
+    if lost:
+        raise DataError(
+            f"--on_bad_image skip: no image of {', '.join(lost[:5])} can be read: "
+            f"{found[min(found)]}"
+        )
+    return rest, [found[index] for index in sorted(found)]
+
+
+def require_usable(images: Images, indices: np.ndarray, workers: int) -> None:
+    """Raise `DataError` that names the images of ``indices`` which cannot be used."""
+    found = faults(images, indices, workers)
+    if found:
+        texts = [found[index] for index in sorted(found)]
+        listed = "\n  ".join(texts[:_SHOWN])
+        more = f"\n  and {len(texts) - _SHOWN:,} more" if len(texts) > _SHOWN else ""
+        raise DataError(
+            f"{len(texts):,} of {len(indices):,} images cannot be used; "
+            f"--on_bad_image skip goes on without them\n  {listed}{more}"
+        )

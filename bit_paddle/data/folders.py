@@ -1,0 +1,215 @@
+"""Images in class folders: one's own (``folder``) and ImageNet's (``imagenet2012``)."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import itertools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from bit_paddle.data.images import SUFFIXES, Dataset, FileImages
+from bit_paddle.data.listing import list_images
+from bit_paddle.data.spec import VAL_FRACTION, DataSpec
+from bit_paddle.errors import ConfigError, DataError, MissingFileError, did_you_mean
+
+VALIDATION = ("val", "valid", "validation", "test")  # what people call it, in order of preference
+
+
+def open_folder(spec: DataSpec) -> Dataset:
+    """``train/<class>/*`` and ``val/<class>/*``; or ``<class>/*``, of which a part is held out.
+
+    The training folders, sorted, name the classes, unless ``spec.classes`` does; what is below a
+    class folder belongs to it, at any depth.
+    """
+    root = spec.folder
+    train = root / (spec.train or "train")
+    if not train.is_dir():
+        if spec.train or any((root / name).is_dir() for name in VALIDATION[:3]):
+            raise MissingFileError(
+                f"--datadir {root}: has no {train.name}/; expected train/<class>/* and "
+                f"val/<class>/*, or <class>/* alone; found {_content(root)}"
+            )
+        train = root
+    names = [spec.val] if spec.val else VALIDATION if train != root else ()
+    val = next((root / name for name in names if (root / name).is_dir()), None)
+    if spec.val and val is None:
+        raise MissingFileError(f"--datadir {root}: has no {spec.val}/; found {_content(root)}")
+    images = class_folders(train, spec.classes)
+    check_no_class_is_empty(images, str(train))
+    if val is None:
+        return held_out(images, spec)
+    check_fraction_is_needed(spec, f"{val} is there")
+    held = class_folders(val, images.classes)
+    if not len(held):
+        raise DataError(
+            f"{val}: no images in its class folders; images end in {' '.join(sorted(SUFFIXES))}"
+        )
+    return with_notes(images, held, spec)
+
+
+def open_imagenet(spec: DataSpec) -> Dataset:
+    """ILSVRC-2012: ``train/<WordNet id>/*``, and ``val/`` likewise, or flat with its labels.
+
+    The ids, sorted, are the order of the published heads. The labels of a flat folder are looked
+    for in ``--datadir``: the devkit's ground truth (with its meta.mat), a list of ids, or Kaggle's
+    LOC_val_solution.csv (whose ILSVRC/Data/CLS-LOC is found too).
+    """
+    root = spec.folder
+    kaggle = root / "ILSVRC/Data/CLS-LOC"
+    parts = kaggle if kaggle.is_dir() else root
+    for part in ("train", "val"):
+        if not (parts / part).is_dir():
+            raise MissingFileError(
+                f"--datadir {root}: has no {part}/; expected train/<WordNet id>/*.JPEG and val/, "
+                f"found {_content(root)}"
+            )
+    train = class_folders(parts / "train", spec.classes)
+    check_no_class_is_empty(train, str(parts / "train"))
+    flat = list_images(parts / "val").by_folder.get("", [])
+    if not flat:
+        val = class_folders(parts / "val", train.classes)
+    else:
+        found = _ground_truth(root, parts / "val", len(flat))
+        strangers = sorted(set(found.values()) - set(train.classes))
+        if strangers:
+            raise DataError(f"{root}: validation class {strangers[0]} is not in train/")
+        number = {name: label for label, name in enumerate(train.classes)}
+        try:
+            labels = [number[found[path.split(".")[0]]] for path in flat]
+        except KeyError as error:
+            raise DataError(
+                f"{parts / 'val'}: no label for {error}; are these ILSVRC-2012's files?"
+            ) from error
+        stamp = hashlib.sha1(repr(list(zip(flat, labels))).encode()).hexdigest()
+        val = FileImages(flat, labels, train.classes, parts / "val", stamp)
+    return with_notes(train, val, spec)
+
+
+def _ground_truth(root: Path, val: Path, count: int) -> dict[str, str]:
+    """Return {file's name without suffix: WordNet id} of a flat validation folder."""
+    places = [root, root / "ILSVRC2012_devkit_t12/data", val]
+
+    def find(name: str) -> Path | None:
+        return next((place / name for place in places if (place / name).is_file()), None)
+
+    solution = find("LOC_val_solution.csv")
+    if solution:
+        with open(solution, newline="") as stream:
+            rows = csv.DictReader(stream)
+            return {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
+    numbers = find("ILSVRC2012_validation_ground_truth.txt")
+    ids = find("imagenet_2012_validation_synset_labels.txt")
+    if ids:
+        names = ids.read_text().split()
+    elif numbers:
+        meta = find("meta.mat")
+        if meta is None:
+            raise MissingFileError(
+                f"{numbers}: numbers the classes as the devkit's meta.mat does, which is not in "
+                f"{' or '.join(map(str, places))}"
+            )
+        from scipy.io import loadmat
+
+        synsets = loadmat(meta, squeeze_me=True)["synsets"]
+        by_number = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
+        names = [by_number[int(word)] for word in numbers.read_text().split()]
+    else:
+        raise MissingFileError(
+            f"{val}: a flat folder, whose labels are not there; expected "
+            "ILSVRC2012_validation_ground_truth.txt and meta.mat (of ILSVRC2012_devkit_t12), "
+            "imagenet_2012_validation_synset_labels.txt or LOC_val_solution.csv in "
+            f"{' or '.join(map(str, places))}"
+        )
+    if len(names) != count:
+        raise DataError(f"{ids or numbers}: {len(names)} labels for {count} images in {val}")
+    return {f"ILSVRC2012_val_{number:08}": name for number, name in enumerate(names, 1)}
+
+
+def class_folders(folder: Path, classes: Sequence[str] | None) -> FileImages:
+    """Return the images below ``folder``; the first folder of each is its class.
+
+    Raises `DataError` for a folder that is none of ``classes`` (None: all, sorted).
+    """
+    listing = list_images(folder)
+    found = sorted(name for name in listing.by_folder if name)
+    if classes is None and len(found) < 2:
+        raise DataError(
+            f"{folder}: {len(found)} class folders{f' ({found[0]})' if found else ''}; expected "
+            "two or more"
+        )
+    classes = found if classes is None else classes
+    for name in found:
+        if name not in classes and listing.by_folder[name]:
+            raise DataError(
+                f"{folder}: class {name!r} is not in training ({did_you_mean(name, classes)}); "
+                "the head has an output for each training class alone"
+            )
+    paths = [listing.by_folder.get(name, []) for name in classes]
+    labels = np.repeat(np.arange(len(classes)), [len(some) for some in paths])
+    return FileImages(itertools.chain(*paths), labels, classes, folder, listing.stamp)
+
+
+def held_out(images: FileImages, spec: DataSpec) -> Dataset:
+    """Split ``images``: of each class ``spec.val_fraction`` is for validation, one at least.
+
+    Which, depends on the images' relative paths alone: the same on every machine, and an image that
+    is added moves no other, but for one at the border. A smaller fraction holds out a part of what
+    a larger one does.
+    """
+    fraction = VAL_FRACTION if spec.val_fraction is None else spec.val_fraction
+    rank = np.array(
+        [
+            hashlib.sha1(path.replace(os.sep, "/").encode(errors="surrogateescape")).hexdigest()
+            for path in images.paths
+        ]
+    )
+    held = np.zeros(len(images), bool)
+    for label, name in enumerate(images.classes):
+        members = np.flatnonzero(images.labels == label)
+        if len(members) < 2:
+            raise DataError(f"class {name!r} has {len(members)} image: none is left for validation")
+        count = min(len(members) - 1, max(1, round(fraction * len(members))))
+        held[members[np.argsort(rank[members], kind="stable")[:count]]] = True
+    note = (
+        f"no validation images are given: {held.sum():,} of {len(images):,} are held out, "
+        f"{fraction:.0%} of each class (--val_fraction)"
+    )
+    train, val = images.subset(np.flatnonzero(~held)), images.subset(np.flatnonzero(held))
+    return Dataset(train, val, spec.flip, spec.random_crop, spec.resolution, (note,))
+
+
+def with_notes(train: FileImages, val: FileImages, spec: DataSpec) -> Dataset:
+    """Return both, noting the classes that validation does not see."""
+    counts = np.bincount(val.labels, minlength=len(train.classes))
+    unseen = [train.classes[label] for label in np.flatnonzero(counts == 0)]
+    notes = ()
+    if unseen:
+        more = f" and {len(unseen) - 5} more" if len(unseen) > 5 else ""
+        notes = (f"no validation images of {', '.join(unseen[:5])}{more}",)
+    return Dataset(train, val, spec.flip, spec.random_crop, spec.resolution, notes)
+
+
+def check_no_class_is_empty(images: FileImages, title: str) -> None:
+    """Raise `DataError` if a class has no image to learn from."""
+    counts = np.bincount(images.labels, minlength=len(images.classes))
+    empty = [images.classes[label] for label in np.flatnonzero(counts == 0)]
+    if empty:
+        more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+        raise DataError(
+            f"{title}: no images in {', '.join(empty[:5])}{more}; images end in "
+            f"{' '.join(sorted(SUFFIXES))}"
+        )
+
+
+def check_fraction_is_needed(spec: DataSpec, why_not: str) -> None:
+    """Raise `ConfigError` if a fraction is asked for where validation images are given."""
+    if spec.val_fraction is not None:
+        raise ConfigError(f"--val_fraction: nothing is held out for validation, as {why_not}")
+
+
+def _content(folder: Path) -> str:
+    return ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"

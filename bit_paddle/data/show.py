@@ -1,0 +1,217 @@
+"""Show data before training on them: ``python -m bit_paddle.data.show --help``.
+
+A contact sheet of training views as the model gets them, resized, cropped and mirrored, but before
+MixUp, which blends pairs of them in training; the images of each class; the sizes of the originals;
+and the plan that the rule makes of all this. Neither Paddle nor a checkpoint is needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import math
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import yaml
+from PIL import Image, ImageDraw
+
+from bit_paddle import config, errors, files, logbook
+from bit_paddle.data import loader, readers
+from bit_paddle.data import spec as specs
+from bit_paddle.data.images import Images
+from bit_paddle.planning import Plan, make_plan
+
+PROG, TRAIN = "python -m bit_paddle.data.show", "python -m bit_paddle.train"
+MODEL = "BiT-M-R50x1"  # matters to the plan alone
+ROWS = 20  # classes that are printed
+COLUMNS, SMALLEST, LARGEST = 8, 96, 160  # tiles a row at least, and their sides in pixels
+GAP, LINE = 8, 16  # between tiles, and of a label's line
+PAPER = (228, 228, 228)  # neither black nor white, which many views end in
+_EPILOG = f"""\
+Writes into --output: sheet.png, per_class.csv, and table.txt, which is what is printed.
+
+Check on the sheet that the labels are right, and that a view is still what its label says: where a
+mirrored one is not, train with --no-flip; where a part is not the whole, with --no-crop. The views
+are those of the first step (or steps) of training. MixUp is not shown: it blends pairs of them.
+
+All flags of bit_paddle.train are taken too, so that its command can be tried here first. --model
+may be left out (default: {MODEL}), and --dry-run prints the plan alone. They are explained by
+{TRAIN} --help:
+{{flags}}
+
+examples:
+  {PROG} --dataset folder --datadir pets
+      shows what the rule makes of pets/train/<class>/*.jpg and pets/val/<class>/*.jpg
+  {PROG} --dataset folder --datadir pets --examples_per_class 5
+      shows views of the few-shot choice alone
+  {PROG} --dataset list --datadir signs --no-flip --images 100
+      shows 100 views, none of them mirrored
+  {PROG} --config configs/cifar10_R50x1.yaml --output /tmp/cifar
+      shows what a file's run would train on
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command ``arguments``; `bit_paddle.errors` says what it raises."""
+    flags, rest = _parser().parse_known_args(list(arguments))
+    known = config.parser(TRAIN).parse_known_args(rest)[0]
+    if known.model is None and not (known.config and _names_model(known.config)):
+        rest = ["--model", MODEL, *rest]
+    settings, dry_run = config.parse(rest, TRAIN, readers.find)
+    plan = make_plan(settings, fetch=False)
+    described = plan.describe()
+    if dry_run:
+        print(described)
+        return 0
+    if flags.output:
+        files.make_folder(Path(flags.output), "--output")
+    counts = count_images(plan)
+    text = f"{table(counts)}\n\n{sizes(plan.data.train)}\n\n{described}\n"
+    sheet = draw_sheet(views(plan, flags.images), flags.images, plan.data.train.classes)
+
+    name = f"show-{specs.short_name(settings.dataset, settings.datadir)}"
+    folder = Path(flags.output or logbook.create_folder(settings.logdir, None, name, "table.txt"))
+    files.write_text(folder / "table.txt", text)
+    rows = [("label", "class", "train_used", "train_all", "val")]
+    rows += [(label, *row) for label, row in enumerate(counts)]
+    files.write_text(folder / "per_class.csv", "".join(map(files.csv_line, rows)))
+    files.write(folder / "sheet.png", lambda stream: sheet.save(stream, format="PNG"))
+    before = ", before MixUp," if plan.mixup_alpha else ""
+    print(f"{text}\n{flags.images} training views{before} are in {folder / 'sheet.png'}")
+    return 0
+
+
+def count_images(plan: Plan) -> list[tuple[str, int, int, int]]:
+    """Return (class, training images used, all training images, validation images) of each."""
+    train, val = plan.data.train, plan.data.val
+    columns = (
+        np.bincount(labels, minlength=len(train.classes)).tolist()
+        for labels in (train.labels[plan.subset], train.labels, val.labels)
+    )
+    return list(zip(train.classes, *columns))
+
+
+def table(counts: Sequence[tuple[str, int, int, int]]) -> str:
+    """Return the first of ``counts`` as aligned lines, and the sum and the range of all."""
+    titles = {f"all {len(counts):,} classes": sum, "fewest in a class": min, "most in a class": max}
+    totals = [(title, *map(of, list(zip(*counts))[1:])) for title, of in titles.items()]
+    rows = [*counts[:ROWS], *totals]
+    width = max(len(row[0]) for row in rows)
+    lines = [f"{row[0]:{width}}" + "".join(f"  {n:10,}" for n in row[1:]) for row in rows]
+    head = f"{'class':{width}}  train used   train all         val"
+    more = [f"… {len(counts) - ROWS:,} more in per_class.csv"] if len(counts) > ROWS else []
+    rule = "-" * len(head)
+    return "\n".join([head, rule, *lines[:-3], *more, rule, *lines[-3:]])
+
+
+def sizes(images: Images, sample: int = 256) -> str:
+    """Return a line on the sizes of the originals that `readers.median_size` looks at."""
+    indices = np.unique(np.linspace(0, len(images) - 1, min(sample, len(images))).astype(int))
+    found = sorted((images.size(index) for index in indices), key=lambda size: size[0] * size[1])
+    ends = {"min": found[0], "median": found[len(found) // 2], "max": found[-1]}
+    listed = ", ".join(f"{title} {height} x {width}" for title, (height, width) in ends.items())
+    return f"originals, height x width, by area: {listed} (of {len(found)} training images)"
+
+
+def views(plan: Plan, count: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Yield (pixels uint8 [3, crop, crop], label) of the first ``count`` training views."""
+    steps = loader.training_batches(
+        plan.data.train,
+        plan.subset,
+        plan.resolution,
+        plan.settings.batch,
+        16,  # parts of a batch, which change no view: small ones, as the last are dropped
+        plan.settings.seed,
+        plan.settings.workers,
+        plan.flip,
+        plan.cache_bytes,
+    )
+    with closing(steps):
+        parts = itertools.chain.from_iterable(steps)
+        every = (pair for part in parts for pair in zip(part.images, part.labels.tolist()))
+        yield from itertools.islice(every, count)
+
+
+def draw_sheet(
+    views: Iterable[tuple[np.ndarray, int]], count: int, classes: Sequence[str]
+) -> Image.Image:
+    """Return ``count`` views in rows, each over its label's name."""
+    columns = min(count, max(COLUMNS, math.isqrt(count)))
+    rows = -(-count // columns)
+    for place, (pixels, label) in enumerate(views):
+        view = tile(pixels)
+        width, height = view.width + GAP, view.height + LINE + GAP
+        if place == 0:
+            sheet = Image.new("RGB", (columns * width + GAP, rows * height + GAP), PAPER)
+            draw = ImageDraw.Draw(sheet)
+        left, top = GAP + place % columns * width, GAP + place // columns * height
+        sheet.paste(view, (left, top))
+        text = cut(caption(classes[label], label), view.width, draw.textlength)
+        draw.text((left, top + view.height + 2), text, fill="black")
+    return sheet
+
+
+def tile(pixels: np.ndarray) -> Image.Image:
+    """Return a view [3, side, side], shrunk if it is large, its pixels repeated if small."""
+    image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    image.thumbnail((LARGEST, LARGEST))
+    side = image.width * -(-SMALLEST // image.width)
+    return image.resize((side, side), Image.Resampling.NEAREST)
+
+
+def caption(name: str, label: int) -> str:
+    """Return ``name`` on one line; led by ``label`` where Pillow's font may lack its letters."""
+    name = " ".join(name.split())
+    drawn = name.encode("latin-1", "replace").decode("latin-1")
+    return name if drawn == name else f"{label}: {drawn}"
+
+
+def cut(text: str, width: float, length: Callable[[str], float]) -> str:
+    """Return ``text`` without so much of its middle that its ``length`` is at most ``width``."""
+    result, kept = text, len(text)
+    while kept and length(result) > width:
+        kept -= 1
+        result = f"{text[: kept - kept // 2]}..{text[len(text) - kept // 2 :]}"
+    return result
+
+
+def _names_model(path: str) -> bool:
+    """Tell whether a --config file has a model; what is wrong with it `config.parse` says."""
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and content.get("model") is not None
+
+
+def _parser() -> argparse.ArgumentParser:
+    names = ["config", *(field.name for field in dataclasses.fields(config.Settings))]
+    flags = textwrap.fill(" ".join(f"--{name}" for name in names), 96, break_on_hyphens=False)
+    parser = config.Parser(
+        prog=PROG,
+        usage=f"{PROG} --dataset NAME [--datadir DIR]\n"
+        "         [--output DIR] [--images N] [any flag of bit_paddle.train]",
+        description="Show data before training on them: a contact sheet of training views as the "
+        "model gets\nthem (resized, cropped, mirrored), the images of each class, the sizes of the "
+        "originals, and\nthe plan. Loads no Paddle and downloads no checkpoint.",
+        epilog=_EPILOG.format(flags=textwrap.indent(flags, "  ")),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--output", metavar="DIR", help="folder of the results (default: below --logdir, bit_logs)"
+    )
+    parser.add_argument(
+        "--images", type=config.whole(1), default=64, metavar="N", help="views (default: 64)"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run_command(main, sys.argv[1:]))

@@ -1,0 +1,157 @@
+"""What is known of a data set before it is read: a YAML file of its own, or a reader's name.
+
+A user's data set is added by writing such a file. Its keys are the fields of `DataSpec`:
+
+    reader: list            # cifar10, cifar100, digits, folder, list, imagenet2012, …
+    datadir: /data/birds    # --datadir wins
+    train: train.csv        # what these two name is the reader's matter: lists, or folders
+    val: test.csv
+    classes: [crow, owl]    # names in the order of the head's outputs; or a file, one a line
+    val_fraction: 0.1       # of the training images, where there is nothing for validation
+    flip: false             # a mirrored image would have another label
+    random_crop: false      # a part of an image would have another label
+    resolution: small       # small or large of BiT-HyperRule (default: by the images' sizes)
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bit_paddle.errors import ConfigError, MissingFileError, did_you_mean
+
+VAL_FRACTION = 0.1  # where neither the data nor the user say
+
+# In a clone beside the package; in an installed package inside it.
+_HOMES = [Path(__file__).parents[1] / "configs/data", Path(__file__).parents[2] / "configs/data"]
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """A data set's description; None where the reader's own default holds."""
+
+    reader: str
+    datadir: str | None = None
+    train: str | None = None
+    val: str | None = None
+    classes: tuple[str, ...] | None = None
+    val_fraction: float | None = None
+    flip: bool = True
+    random_crop: bool = True
+    resolution: str | None = None
+
+    @property
+    def folder(self) -> Path:
+        """``datadir``, which is there. Raises `MissingFileError`."""
+        path = Path(self.datadir or ".")
+        if not path.exists():
+            raise MissingFileError(f"--datadir {path}: no such folder")
+        return path
+
+
+def described() -> dict[str, Path]:
+    """Return the files of configs/data by what --dataset calls them: ``vtab/dtd``."""
+    return {
+        path.relative_to(home).with_suffix("").as_posix(): path
+        for home in _HOMES
+        for path in sorted(home.rglob("*.yaml"))
+    }
+
+
+def find(dataset: str, readers: Collection[str]) -> DataSpec:
+    """Return the description of ``dataset``: a YAML file, a name of `described`, or a reader.
+
+    Errors: `ConfigError` (all faults of a file at once), `MissingFileError`.
+    """
+    if dataset.lower().endswith((".yaml", ".yml")):
+        return _load(Path(dataset), readers)
+    if dataset in described():
+        return _load(described()[dataset], readers)
+    if dataset in readers:
+        return DataSpec(dataset)
+    raise ConfigError(
+        f"unknown dataset {dataset!r}: {did_you_mean(dataset, [*readers, *described()])}; or "
+        "name a .yaml file that describes yours"
+    )
+
+
+def short_name(dataset: str, datadir: str | None) -> str:
+    """Return what a run's folder calls ``dataset``; one's own images go by their folder's name."""
+    if dataset in ("folder", "list") and datadir:
+        return Path(datadir).resolve().stem
+    if dataset.lower().endswith((".yaml", ".yml")):
+        return Path(dataset).stem
+    return dataset.replace("/", "-")
+
+
+def overridden(spec: DataSpec, **values: Any) -> DataSpec:
+    """Return ``spec`` with those of ``values`` that are not None."""
+    return replace(spec, **{key: value for key, value in values.items() if value is not None})
+
+
+def _load(path: Path, readers: Collection[str]) -> DataSpec:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MissingFileError(f"--dataset {path}: no such file") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError) as error:
+        text = " ".join(str(error).split())
+        raise ConfigError(f"--dataset {path}: cannot be read as YAML ({text})") from error
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"--dataset {path}: holds a {type(content).__name__}, expected lines such as "
+            "'reader: folder'"
+        )
+    expected = {field.name for field in fields(DataSpec)}
+    faults = [
+        f"{key!r} is no key; {did_you_mean(str(key), expected)}"
+        for key in content
+        if key not in expected
+    ]
+    content = {key: value for key, value in content.items() if value is not None}
+    reader = content.get("reader")
+    if reader not in readers:
+        hint = did_you_mean(str(reader), readers) if reader else "is missing"
+        faults.append(f"reader: {hint}" if reader is None else f"reader: is {reader!r}: {hint}")
+    faults += [
+        f"{key}: is {content[key]!r}, expected a text"
+        for key in ("datadir", "train", "val")
+        if not isinstance(content.get(key, ""), str)
+    ]
+    faults += [
+        f"{key}: is {content[key]!r}, expected true or false"
+        for key in ("flip", "random_crop")
+        if not isinstance(content.get(key, True), bool)
+    ]
+    if content.get("resolution", "small") not in ("small", "large"):
+        faults.append(f"resolution: is {content['resolution']!r}, expected small or large")
+    fraction = content.get("val_fraction", VAL_FRACTION)
+    if isinstance(fraction, bool) or not isinstance(fraction, float) or not 0 < fraction < 1:
+        faults.append(f"val_fraction: is {fraction!r}, expected a number between 0 and 1")
+    classes = content.get("classes")
+    if isinstance(classes, str):
+        file = path.parent / classes
+        try:
+            classes = file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            faults.append(f"classes: {file} cannot be read ({error})")
+            classes = None
+    if classes is not None:
+        if not isinstance(classes, list) or len(classes) < 2:
+            faults.append("classes: expected a list of two or more names, or a file of them")
+        else:
+            content["classes"] = tuple(str(name).strip() for name in classes)
+            twice = [name for name, times in Counter(content["classes"]).items() if times > 1]
+            if twice:
+                faults.append(f"classes: {', '.join(twice[:5])} twice")
+    if faults:
+        raise ConfigError(f"--dataset {path}: " + "; ".join(faults))
+    if "datadir" in content:
+        content["datadir"] = os.path.join(path.parent, os.path.expanduser(content["datadir"]))
+    return DataSpec(**content)

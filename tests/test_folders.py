@@ -1,0 +1,482 @@
+"""Data sets of one's own and ImageNet's: folders, lists, their description, and broken files."""
+
+import json
+import os
+import shutil
+import time
+
+import numpy as np
+import pytest
+import yaml
+from conftest import ROOT
+from PIL import Image
+
+from bit_paddle import planning
+from bit_paddle.data import check, folders, listing, readers
+from bit_paddle.data import spec as specs
+from bit_paddle.data.images import FileImages
+from bit_paddle.errors import ConfigError, DataError, MissingFileError
+
+
+def write_images(root, *paths, size=(6, 5)):
+    """Write a small image of its own colour at each of ``paths``."""
+    for number, path in enumerate(paths):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size, (number % 256, number // 256, 7)).save(
+            root / path, format="PNG" if str(path).lower().endswith("png") else "JPEG"
+        )
+
+
+def names_of(images):
+    return [(images.paths[k], images.classes[images.labels[k]]) for k in range(len(images))]
+
+
+@pytest.fixture
+def copied_folder(image_folder, tmp_path):
+    shutil.copytree(image_folder, tmp_path / "images")
+    return tmp_path / "images"
+
+
+# --- Folders ------------------------------------------------------------------------------------
+
+
+def test_nested_folders_and_suffixes_of_any_case(tmp_path):
+    write_images(
+        tmp_path, "train/a/1.JPG", "train/a/deep/er/2.png", "train/b/3.JpEg", "val/b/x/4.png"
+    )
+    for stray in ("train/a/notes.txt", "train/a/.hidden.png", "train/.cache/5.png"):
+        write_images(tmp_path, stray)
+    train, val = readers.open_dataset("folder", str(tmp_path))[:2]
+    assert names_of(train) == [("a/1.JPG", "a"), ("a/deep/er/2.png", "a"), ("b/3.JpEg", "b")]
+    assert names_of(val) == [("b/x/4.png", "b")]
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "test"])
+def test_what_people_call_validation(name, tmp_path):
+    write_images(tmp_path, "train/a/1.png", "train/b/2.png", f"{name}/a/3.png", f"{name}/b/4.png")
+    assert len(readers.open_dataset("folder", str(tmp_path)).val) == 2
+
+
+def test_a_class_in_training_only_is_reported(tmp_path):
+    write_images(tmp_path, "train/a/1.png", "train/b/2.png", "val/a/3.png")
+    assert readers.open_dataset("folder", str(tmp_path)).notes == ("no validation images of b",)
+
+
+def test_one_tree_is_split_by_names_alone(tmp_path):
+    """Each class in proportion, the same after a move, and nearly so after an addition."""
+    write_images(tmp_path, *(f"one/{label}/{k}.png" for label in "ab" for k in range(20)))
+
+    def split(root, **more):
+        data = readers.open_dataset("folder", str(root), **more)
+        return [set(names_of(part)) for part in data[:2]], data.notes
+
+    (train, val), notes = split(tmp_path / "one")
+    assert (len(train), len(val)) == (36, 4) and not train & val
+    assert sum(label == "a" for _, label in val) == 2
+    assert "4 of 40 are held out, 10% of each class" in notes[0]
+    shutil.copytree(tmp_path / "one", tmp_path / "two/train")
+    assert split(tmp_path / "two")[0] == [train, val]
+    larger = split(tmp_path / "one", val_fraction=0.3)[0][1]
+    assert len(larger) == 12 and val < larger
+    write_images(tmp_path, "one/a/new.png")
+    assert len(split(tmp_path / "one")[0][1] ^ val) <= 2
+
+
+@pytest.mark.parametrize(
+    "paths, more, error, words",
+    [
+        ([], {}, DataError, "0 class folders; expected two or more"),
+        (["train/a/1.png"], {}, DataError, r"1 class folders \(a\); expected two or more"),
+        (["val/a/1.png", "val/b/1.png"], {}, MissingFileError, "has no train/.*found val"),
+        (["train/blue/1.png", "train/red/1.png", "val/blu/1.png"], {}, DataError,
+         "'blu' is not in training .did you mean blue"),
+        (["train/a/1.png", "train/b/x.txt", "val/a/1.png"], {}, DataError, "no images in b"),
+        (["train/a/1.png", "train/b/1.png", "val/a/x.txt"], {}, DataError, "val: no images"),
+        (["a/1.png", "b/1.png", "b/2.png"], {}, DataError, "'a' has 1 image: none is left"),
+        (["train/a/1.png", "train/b/1.png", "val/a/1.png"], {"val_fraction": 0.2}, ConfigError,
+         "nothing is held out"),
+    ],
+)  # fmt: skip
+def test_folder_faults(paths, more, error, words, tmp_path):
+    write_images(tmp_path, *paths)
+    with pytest.raises(error, match=words):
+        readers.open_dataset("folder", str(tmp_path), **more)
+
+
+def test_datadir_is_needed_and_must_be_there(tmp_path):
+    with pytest.raises(ConfigError, match="--datadir: is required by --dataset folder"):
+        readers.open_dataset("folder")
+    with pytest.raises(MissingFileError, match="no such folder"):
+        readers.open_dataset("folder", str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match="--val_fraction: is not for cifar10"):
+        readers.open_dataset("cifar10", val_fraction=0.1)
+
+
+# --- ImageNet, in each of its published layouts -------------------------------------------------
+
+IDS = ["n01440764", "n01443537", "n02085620"]  # sorted, as the heads have them
+TRUTH = [2, 0, 0, 1]  # of four validation images
+
+
+def imagenet(root, parts=""):
+    write_images(root / parts, *(f"train/{name}/{name}_{k}.JPEG" for name in IDS for k in (1, 22)))
+    write_images(root / parts, *(f"val/ILSVRC2012_val_{number:08}.JPEG" for number in range(1, 5)))
+
+
+def devkit(folder):
+    """The devkit numbers classes in an order of its own, and lists ancestors after them."""
+    from scipy.io import savemat
+
+    folder.mkdir(parents=True)
+    order = [IDS[2], IDS[0], IDS[1], "n00000001"]
+    fields = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("num_children", "O")]
+    synsets = np.zeros((4, 1), fields)
+    for number, name in enumerate(order, 1):
+        synsets[number - 1, 0] = (float(number), name, "a, b", float(number == 4))
+    savemat(folder / "meta.mat", {"synsets": synsets})
+    lines = "".join(f"{order.index(IDS[label]) + 1}\n" for label in TRUTH)
+    (folder / "ILSVRC2012_validation_ground_truth.txt").write_text(lines)
+
+
+@pytest.mark.parametrize("layout", ["folders", "devkit", "devkit's files", "ids", "kaggle"])
+def test_imagenet(layout, tmp_path):
+    imagenet(tmp_path, "ILSVRC/Data/CLS-LOC" if layout == "kaggle" else "")
+    if layout == "folders":
+        for number, label in enumerate(TRUTH, 1):
+            name = f"ILSVRC2012_val_{number:08}.JPEG"
+            (tmp_path / "val" / IDS[label]).mkdir(exist_ok=True)
+            (tmp_path / "val" / name).rename(tmp_path / "val" / IDS[label] / name)
+    elif layout == "devkit":
+        devkit(tmp_path / "ILSVRC2012_devkit_t12/data")
+    elif layout == "devkit's files":
+        devkit(tmp_path / "x")
+        for path in (tmp_path / "x").iterdir():
+            path.rename(tmp_path / path.name)
+    elif layout == "ids":
+        ids = "".join(f"{IDS[label]}\n" for label in TRUTH)
+        (tmp_path / "imagenet_2012_validation_synset_labels.txt").write_text(ids)
+    else:
+        rows = [f"ILSVRC2012_val_{k:08},{IDS[TRUTH[k - 1]]} 1 2 3 4 \n" for k in (3, 1, 4, 2)]
+        text = "ImageId,PredictionString\n" + "".join(rows)
+        (tmp_path / "LOC_val_solution.csv").write_text(text)
+    train, val = readers.open_dataset("imagenet2012", str(tmp_path))[:2]
+    assert train.classes == val.classes == IDS
+    assert train.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    found = {os.path.basename(path): label for path, label in names_of(val)}
+    assert [found[f"ILSVRC2012_val_{k:08}.JPEG"] for k in range(1, 5)] == [IDS[k] for k in TRUTH]
+    assert val.image(0).size == (6, 5) and train.image(5).size == (6, 5)
+
+
+@pytest.mark.parametrize(
+    "damage, error, words",
+    [
+        (lambda root: None, MissingFileError, "flat folder, whose labels are not there"),
+        (lambda root: (devkit(root / "d"), (root / "d/meta.mat").unlink(),
+                       (root / "d/ILSVRC2012_validation_ground_truth.txt").rename(
+                           root / "ILSVRC2012_validation_ground_truth.txt")),
+         MissingFileError, "as the devkit's meta.mat does"),
+        (lambda root: (root / "imagenet_2012_validation_synset_labels.txt").write_text(IDS[0]),
+         DataError, "1 labels for 4 images"),
+        (lambda root: (root / "imagenet_2012_validation_synset_labels.txt").write_text(
+            "n09\n" * 4), DataError, "validation class n09 is not in train"),
+        (lambda root: shutil.rmtree(root / "train"), MissingFileError, "has no train/"),
+    ],
+)  # fmt: skip
+def test_imagenet_faults(damage, error, words, tmp_path):
+    imagenet(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(error, match=words):
+        readers.open_dataset("imagenet2012", str(tmp_path))
+
+
+# --- Lists --------------------------------------------------------------------------------------
+
+
+def list_of(root, name, lines):
+    (root / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "name, lines",
+    [
+        ("csv", ["p/1.png,owl", "p/2 x.png,crow", '"p/3,4.png",owl']),
+        ("csv", ["Label,ID,Path", "owl,1,p/1.png", "crow,2,p/2 x.png", 'owl,3,"p/3,4.png"']),
+        ("tsv", ["file\tclass", "p/1.png\towl", "p/2 x.png\tcrow", "p/3,4.png\towl"]),
+        ("txt", ["p/1.png owl", "", "p/2 x.png  crow", "p/3,4.png owl "]),
+    ],
+)
+def test_lists(name, lines, tmp_path):
+    write_images(tmp_path, "p/1.png", "p/2 x.png", "p/3,4.png")
+    list_of(tmp_path, f"train.{name}", lines)
+    list_of(tmp_path, "test.txt", ["p/1.png owl"])
+    train, val = readers.open_dataset("list", str(tmp_path))[:2]
+    assert names_of(train) == [("p/1.png", "owl"), ("p/2 x.png", "crow"), ("p/3,4.png", "owl")]
+    assert train.classes == ["crow", "owl"] and names_of(val) == [("p/1.png", "owl")]
+    assert train.image(2).getpixel((0, 0)) == (2, 0, 7)
+
+
+def test_one_list_is_split(tmp_path):
+    list_of(tmp_path, "all.csv", [f"{k}.png,{k % 2}" for k in range(20)])
+    train, val, *_ = readers.open_dataset("list", str(tmp_path / "all.csv"), val_fraction=0.2)
+    assert (len(train), len(val)) == (16, 4) and train.classes == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    "train, val, words",
+    [
+        (["1.png,a", "2.png"], None, r"train.csv:2: found '2.png', expected a path and a label"),
+        (["1.png,a", "2.png,"], None, "train.csv:2"),
+        (["1.png,a", "2.png,b"], ["3.png,c"], r"val.csv:1: class 'c' is not in training"),
+        (["1.png,0", "2.png,2"], ["3.png,0"], "no images in 1"),
+        (["1.png,a", "2.png,b"], [], "val.csv: names no images"),
+        (["1.png,0", "2.png,9999999"], None, "too high"),
+    ],
+)
+def test_list_faults(train, val, words, tmp_path):
+    list_of(tmp_path, "train.csv", train)
+    if val is not None:
+        list_of(tmp_path, "val.csv", val)
+    with pytest.raises(DataError, match=words):
+        readers.open_dataset("list", str(tmp_path))
+
+
+def test_a_folder_without_lists(tmp_path):
+    write_images(tmp_path, "a.png")
+    with pytest.raises(MissingFileError, match=r"has no train.csv or train.tsv or .*found a.png"):
+        readers.open_dataset("list", str(tmp_path))
+
+
+# --- A data set in a file -----------------------------------------------------------------------
+
+
+def test_a_file_describes_a_data_set(tmp_path):
+    """A user's own: everything in one file, found from any working folder."""
+    list_of(tmp_path, "learn.txt", ["1.png 1", "2.png 0"])
+    list_of(tmp_path, "exam.txt", ["3.png 1"])
+    (tmp_path / "names.txt").write_text("crow\nowl\n")
+    (tmp_path / "birds.yaml").write_text(
+        "reader: list\ndatadir: .\ntrain: learn.txt\nval: exam.txt\nclasses: names.txt\n"
+        "flip: false\nrandom_crop: false\nresolution: small\n"
+    )
+    data = readers.open_dataset(str(tmp_path / "birds.yaml"))
+    assert names_of(data.train) == [("1.png", "owl"), ("2.png", "crow")]
+    assert (data.flip, data.random_crop, data.resolution) == (False, False, "small")
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("reader: lists", "reader: is 'lists': did you mean list"),
+        ("train: x", "reader: is missing"),
+        ("reader: list\nflips: no\ncrop: 3", "'flips' is no key; did you mean flip.*'crop' is no"),
+        ("reader: list\nflip: 1", "flip: is 1, expected true or false"),
+        ("reader: list\nclasses: [a]", "two or more names"),
+        ("reader: list\nclasses: [a, b, a]", "classes: a twice"),
+        ("reader: list\nclasses: none.txt", "none.txt cannot be read"),
+        ("reader: list\nresolution: 3", "expected small or large"),
+        ("reader: list\nval_fraction: 1.5", "between 0 and 1"),
+        ("reader: [", "cannot be read as YAML"),
+        ("- 1", "holds a list"),
+    ],
+)
+def test_faults_of_such_a_file(text, words, tmp_path):
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=words.replace("; ", ".*")):
+        readers.find(str(tmp_path / "x.yaml"), datadir=str(tmp_path))
+
+
+# FACTS, section 5: classes, rule, flip, crop
+VTAB = {
+    "caltech101": (102, "large", True, True),
+    "cifar100": (100, "small", True, True),
+    "dtd": (47, "large", True, True),
+    "oxford_flowers102": (102, "large", True, True),
+    "oxford_iiit_pet": (37, "large", True, True),
+    "sun397": (397, "large", True, True),
+    "svhn": (10, "small", True, True),
+    "patch_camelyon": (2, "large", True, True),
+    "eurosat": (10, "small", True, True),
+    "resisc45": (45, "large", True, True),
+    "diabetic_retinopathy": (5, "large", True, True),
+    "clevr-count": (8, "large", True, False),
+    "clevr-distance": (6, "large", True, False),
+    "dmlab": (6, "large", True, False),
+    "kitti-distance": (4, "large", True, False),
+    "dsprites-xpos": (16, "small", False, False),
+    "dsprites-orientation": (16, "small", False, True),
+    "smallnorb-azimuth": (18, "large", False, True),
+    "smallnorb-elevation": (9, "large", True, True),
+}
+
+
+def test_every_vtab_task_has_a_file():
+    files = {path.stem for path in (ROOT / "configs/data/vtab").glob("*.yaml")}
+    assert files == set(VTAB) and len(VTAB) == 19
+
+
+@pytest.mark.parametrize("task", VTAB)
+def test_vtab_task(task, tmp_path):
+    """In the published layout: lists of 800 + 200 and of the test images, made small."""
+    classes, rule, flip, crop = VTAB[task]
+    numbers = [*range(classes), 0, 1]
+    paths = [f"images/train800val200/{k:06}.jpg" for k in range(len(numbers))]
+    list_of(tmp_path, "train800val200.txt", [f"{p} {k}" for p, k in zip(paths, numbers)])
+    list_of(tmp_path, "test.txt", ["images/test/000000.jpg 1"])
+    data = readers.open_dataset(f"vtab/{task}", str(tmp_path))
+    assert len(data.train.classes) == classes and data.train.labels.tolist() == numbers
+    assert (data.resolution, data.flip, data.random_crop) == (rule, flip, crop)
+    assert data.val.labels.tolist() == [1]
+
+
+def test_every_described_data_set_is_listed_and_valid():
+    for name in specs.described():
+        assert name in readers.names()
+        specs.find(name, readers.READERS)
+    with pytest.raises(ConfigError, match="did you mean vtab/dtd"):
+        readers.find("vtab/dtb")
+
+
+def test_an_installed_package_has_them_too(tmp_path):
+    """setup.py puts configs/ inside the package, where there is no clone beside it."""
+    assert yaml.safe_load((ROOT / "configs/data/digits.yaml").read_text())["flip"] is False
+    assert specs._HOMES[0].parts[-3:] == ("bit_paddle", "configs", "data")
+
+
+# --- The list of files --------------------------------------------------------------------------
+
+
+def aged(folder):
+    """Let every folder look as if it had last changed an hour ago."""
+    for path in [folder, *folder.rglob("*")]:
+        if path.is_dir():
+            os.utime(path, (time.time() - 3600,) * 2)
+
+
+def test_files_are_listed_once(tmp_path, monkeypatch):
+    write_images(tmp_path, "a/1.png", "a/deep/2.png", "b/3.png", "4.png")
+    aged(tmp_path)
+    first = listing.list_images(tmp_path)
+    assert first.by_folder == {"": ["4.png"], "a": ["a/1.png", "a/deep/2.png"], "b": ["b/3.png"]}
+    scanned, scandir = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: scanned.append(path) or scandir(path))
+    assert listing.list_images(tmp_path) == first and scanned == []
+    write_images(tmp_path, "a/deep/5.png")
+    second = listing.list_images(tmp_path)
+    assert "a/deep/5.png" in second.by_folder["a"] and second.stamp != first.stamp
+    assert [os.path.basename(path) for path in scanned] == ["deep"]
+    (tmp_path / "b/3.png").unlink()
+    assert listing.list_images(tmp_path).by_folder["b"] == []
+
+
+def test_a_change_within_the_clock_s_tick_is_seen(tmp_path):
+    """The folder's date is set back to what it was when it was listed."""
+    write_images(tmp_path, "a/1.png")
+    date = os.stat(tmp_path / "a").st_mtime_ns
+    listing.list_images(tmp_path)
+    write_images(tmp_path, "a/2.png")
+    os.utime(tmp_path / "a", ns=(date, date))
+    assert listing.list_images(tmp_path).by_folder["a"] == ["a/1.png", "a/2.png"]
+
+
+def test_links_that_lead_back_end(tmp_path):
+    write_images(tmp_path, "a/1.png")
+    (tmp_path / "a/loop").symlink_to(tmp_path)
+    assert listing.list_images(tmp_path).by_folder["a"] == ["a/1.png"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"": 3}', b'{"": [1, 2]}'])
+def test_a_damaged_cache_is_made_anew(content, tmp_path):
+    write_images(tmp_path, "a/1.png")
+    aged(tmp_path)
+    found = listing.list_images(tmp_path)
+    listing._memory("listing", os.path.realpath(tmp_path)).write_bytes(content)
+    assert listing.list_images(tmp_path) == found
+
+
+def test_without_a_cache_folder(tmp_path, monkeypatch):
+    write_images(tmp_path, "a/1.png")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("BIT_PADDLE_HOME", str(tmp_path / "file/cache"))
+    assert listing.list_images(tmp_path).by_folder["a"] == ["a/1.png"]
+
+
+# --- Broken images ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def one_broken(tmp_path):
+    """2,000 files, of which one is cut in half."""
+    write_images(tmp_path, *(f"{label}/{k:04}.jpg" for label in "ab" for k in range(1000)))
+    path = tmp_path / "b/0777.jpg"
+    path.write_bytes(path.read_bytes()[:300])
+    return tmp_path
+
+
+def test_one_broken_file_in_2000(one_broken):
+    data = readers.open_dataset("folder", str(one_broken))
+    images = max(data[:2], key=lambda part: "b/0777.jpg" in part.paths)
+    every = np.arange(len(images))
+    with pytest.raises(DataError, match=r"1 of [\d,]+ images cannot be used; .*skip.*\n.*0777.jpg"):
+        check.require_usable(images, every, 2)
+    rest, skipped = check.usable(images, 2)
+    others = np.delete(every, images.paths.index("b/0777.jpg"))
+    assert len(rest) == len(images) - 1 and "b/0777.jpg" not in rest.paths
+    assert len(skipped) == 1 and "0777.jpg" in skipped[0]
+    assert (
+        rest.labels.tolist() == np.delete(images.labels, images.paths.index("b/0777.jpg")).tolist()
+    )
+    others = np.delete(every, images.paths.index("b/0777.jpg"))
+    check.require_usable(images, others, 2)  # few-shot subsets without it are good
+
+
+def test_what_was_checked_is_remembered_until_the_files_change(tmp_path, monkeypatch):
+    write_images(tmp_path, "a/1.png", "b/2.png")
+    aged(tmp_path)
+    looked, fault = [], FileImages.fault
+    monkeypatch.setattr(
+        FileImages, "fault", lambda self, *more: looked.append(more) or fault(self, *more)
+    )
+
+    def run():
+        looked.clear()
+        images = folders.class_folders(tmp_path, None)
+        check.require_usable(images, np.arange(len(images)), 1)
+        return len(looked)
+
+    assert run() == 2 and run() == 0
+    write_images(tmp_path, "b/3.png")
+    assert run() == 3
+
+
+def test_a_class_that_is_all_broken(tmp_path):
+    write_images(tmp_path, "a/1.png", "a/2.png", "b/3.png")
+    (tmp_path / "b/3.png").write_bytes(b"x")
+    with pytest.raises(DataError, match="no image of b can be read: .*b/3.png"):
+        check.usable(folders.class_folders(tmp_path, None), 1)
+
+
+# --- What class names say -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "classes, words",
+    [
+        (["turn left", "turn_right", "stop"], "left from right"),
+        (list("0123456789"), "written digits"),
+        (["3 objects", "4 objects", "5 objects"], "count things"),
+        (["cat", "dog"], None),
+        (["Right Whale", "left"], "left from right"),
+        ([str(k) for k in range(100)], None),
+    ],
+)
+def test_suspicious_class_names(classes, words):
+    found = planning.suspicions(classes, flip=True, crops=True)
+    assert (words is None) == (not found) and (words is None or words in found[0])
+    assert not planning.suspicions(classes, flip=False, crops=False)
+
+
+def test_listing_is_json_that_others_can_read(tmp_path):
+    write_images(tmp_path, "a/1.png")
+    listing.list_images(tmp_path)
+    content = json.loads(listing._memory("listing", os.path.realpath(tmp_path)).read_text())
+    assert content["a"][1] == ["1.png"]
