@@ -53,5 +53,9 @@ def to_device(images: np.ndarray) -> Tensor:
     tensor, because Paddle 2 multiplies by the reciprocal of a number, which rounds twice.
     """
     dtype = paddle.get_default_dtype()
-    tensor = paddle.to_tensor(images).astype(dtype)
+    if paddle.get_device().startswith("gpu"):  # from pinned memory the copy does not hold us up
+        tensor = paddle.to_tensor(images, place=paddle.CUDAPinnedPlace()).cuda(blocking=False)
+    else:
+        tensor = paddle.to_tensor(images)
+    tensor = tensor.astype(dtype)
     return tensor / paddle.full([], 127.5, dtype) - 1 if images.dtype == np.uint8 else tensor

@@ -13,7 +13,7 @@ import threading
 
 import numpy as np
 import pytest
-from conftest import SHARED
+from conftest import ROOT, SHARED
 from PIL import Image
 
 from bit_paddle.data import cifar, fewshot, loader, readers
@@ -338,6 +338,50 @@ def test_the_data_do_not_depend_on_workers_split_or_start(noise):
     resumed = flat(steps_of(noise, 4, start=5, workers=2))
     assert all(np.array_equal(a, b) for a, b in zip(plain[15:], resumed))
     assert not np.array_equal(plain[0], flat(steps_of(noise, 1, seed=1))[0])
+
+
+SHARE = """
+import hashlib, sys
+import numpy as np
+from bit_paddle.data import loader, readers
+from bit_paddle.hyperrule import Resolution
+images = readers.open_dataset("folder", sys.argv[1]).train
+rank, world_size = map(int, sys.argv[2:4])
+batches = loader.training_batches(
+    images, np.arange(len(images)), Resolution(40, 32), 10, 2, 3, 2, True, 0, 0, rank, world_size
+)
+for _ in range(6):
+    for part in next(batches):
+        for pixels, index in zip(part.images, part.indices):
+            print(index, hashlib.sha1(pixels.tobytes()).hexdigest())
+    print("step")
+print("evaluation")
+for part in loader.evaluation_batches(images, 32, 5, 1, rank=rank, world_size=world_size):
+    print(*part.indices, hashlib.sha1(part.images.tobytes()).hexdigest())
+"""
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 12])
+def test_the_data_do_not_depend_on_the_number_of_processes(world_size, image_folder):
+    """Each in a process of its own: put together, their shares are the batches of one."""
+
+    def shares(count):
+        started = [
+            subprocess.Popen(
+                [sys.executable, "-c", SHARE, str(image_folder), str(rank), str(count)],
+                stdout=subprocess.PIPE, text=True, cwd=ROOT,
+            )
+            for rank in range(count)
+        ]  # fmt: skip
+        texts = [process.communicate(timeout=60)[0].split("evaluation\n") for process in started]
+        steps = zip(*(text[0].split("step\n") for text in texts))
+        seen = [int(word) for text in texts for line in text[1].splitlines()
+                for word in line.split()[:-1]]  # fmt: skip
+        return ["".join(parts) for parts in steps], seen
+
+    alone, every = shares(1)
+    assert len(alone) == 7 and len(alone[0].splitlines()) == 10 and every == list(range(36))
+    assert shares(world_size) == (alone, every)
 
 
 def test_fewer_images_than_the_batch_are_sampled_with_replacement(noise):

@@ -26,7 +26,7 @@ class Listing(NamedTuple):
     """``paths``, sorted and relative, by first folder ("" for those in no folder); all folders."""
 
     by_folder: dict[str, list[str]]
-    stamp: str  # another where any folder's date is
+    stamp: str  # another where any folder's date or number of images is
 
 
 def list_images(root: Path) -> Listing:
@@ -39,6 +39,7 @@ def list_images(root: Path) -> Listing:
     cached = remembered("listing", home)
     cached = cached if isinstance(cached, dict) else {}
     folders: dict[str, list] = {}  # relative path -> [date, images, folders]
+    dates = []
     seen = set()
     with progress_bar(desc=f"listing {root}", unit=" files", delay=2) as bar:
         waiting = [""]
@@ -56,6 +57,7 @@ def list_images(root: Path) -> Listing:
             except OSError as error:
                 raise DataError(f"{path}: cannot be read ({error.strerror})") from error
             folders[folder] = entry
+            dates.append((folder, status.st_mtime_ns, len(entry[1])))
             bar.update(len(entry[1]))
             waiting += [os.path.join(folder, inner) for inner in entry[2]]
     if folders != cached:
@@ -66,8 +68,8 @@ def list_images(root: Path) -> Listing:
         by_folder.setdefault(first, []).extend(os.path.join(folder, name) for name in images)
     for paths in by_folder.values():
         paths.sort()
-    dates = repr(sorted((folder, entry[0]) for folder, entry in folders.items()))
-    return Listing(by_folder, hashlib.sha1(dates.encode(errors="replace")).hexdigest())
+    digest = hashlib.sha1(repr(sorted(dates)).encode(errors="replace"))
+    return Listing(by_folder, digest.hexdigest())
 
 
 def _read_folder(path: str, date: int) -> list:

@@ -91,12 +91,16 @@ def training_batches(
     flip: bool = True,
     memory: int = 0,
     start: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Iterator[list[MicroBatch]]:
     """Yield, without end, the micro-batches of each optimizer step from step ``start`` on.
 
-    A batch of ``subset`` (indices into ``images``) is cut into ``batch_split`` parts of equal
-    size; the smaller batch that ends an epoch into nearly equal ones, as many as have an image.
-    Without ``flip`` no image is mirrored; ``memory`` is that of `ResizedImages`.
+    A batch of ``subset`` (indices into ``images``) is cut into a share for each of ``world_size``
+    processes, and that of ``rank`` into ``batch_split`` parts of equal size; the smaller batch that
+    ends an epoch into nearly equal ones, as many as have an image. Put together, the shares are the
+    batch of one process. Without ``flip`` no image is mirrored; ``memory`` is that of
+    `ResizedImages`.
     """
     precrop, crop = resolution.precrop, resolution.crop
     source = ResizedImages(images, precrop, len(subset), memory)
@@ -114,9 +118,11 @@ def training_batches(
             partial(view, index, top, left, mirrored)
             for index, (top, left), mirrored in zip(indices.tolist(), corners, flips)
         ]
+        share = np.array_split(np.arange(len(indices)), world_size)[rank]
         return [
             (indices[part], [views[k] for k in part])
-            for part in np.array_split(np.arange(len(indices)), min(batch_split, len(indices)))
+            for part in np.array_split(share, min(batch_split, len(share)) or 1)
+            if len(part)
         ]
 
     steps, again = itertools.tee(map(step_jobs, itertools.count(start)))
@@ -127,19 +133,25 @@ def training_batches(
 
 
 def evaluation_batches(
-    images: Images, crop: int, batch: int, workers: int, resize: int | None = None
+    images: Images,
+    crop: int,
+    batch: int,
+    workers: int,
+    resize: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Iterator[MicroBatch]:
     """Yield all of ``images`` in order, ``batch`` at a time; the last batch may be smaller.
 
-    ``crop`` and ``resize`` are those of `transforms.evaluation_view`.
+    Of ``world_size`` processes, that of ``rank`` has a share, and no image is in two. ``crop`` and
+    ``resize`` are those of `transforms.evaluation_view`.
     """
 
     def view(index: int, out: np.ndarray) -> None:
         out[:] = evaluation_view(images.image(index), crop, resize)
 
-    parts = (
-        np.arange(start, min(start + batch, len(images))) for start in range(0, len(images), batch)
-    )
+    share = np.array_split(np.arange(len(images)), world_size)[rank]
+    parts = (share[start : start + batch] for start in range(0, len(share), batch))
     jobs = ((part, [partial(view, index) for index in part]) for part in parts)
     return _made(images, jobs, crop, workers, ahead=2)
 
