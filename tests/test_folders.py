@@ -356,16 +356,16 @@ def test_files_are_listed_once(tmp_path, monkeypatch):
     write_images(tmp_path, "a/1.png", "a/deep/2.png", "b/3.png", "4.png")
     aged(tmp_path)
     first = listing.list_images(tmp_path)
-    assert first.by_folder == {"": ["4.png"], "a": ["a/1.png", "a/deep/2.png"], "b": ["b/3.png"]}
+    assert first == {"": ["4.png"], "a": ["a/1.png", "a/deep/2.png"], "b": ["b/3.png"]}
     scanned, scandir = [], os.scandir
     monkeypatch.setattr(os, "scandir", lambda path: scanned.append(path) or scandir(path))
     assert listing.list_images(tmp_path) == first and scanned == []
     write_images(tmp_path, "a/deep/5.png")
     second = listing.list_images(tmp_path)
-    assert "a/deep/5.png" in second.by_folder["a"] and second.stamp != first.stamp
+    assert "a/deep/5.png" in second["a"]
     assert [os.path.basename(path) for path in scanned] == ["deep"]
     (tmp_path / "b/3.png").unlink()
-    assert listing.list_images(tmp_path).by_folder["b"] == []
+    assert listing.list_images(tmp_path)["b"] == []
 
 
 def test_a_change_within_the_clock_s_tick_is_seen(tmp_path):
@@ -375,13 +375,13 @@ def test_a_change_within_the_clock_s_tick_is_seen(tmp_path):
     listing.list_images(tmp_path)
     write_images(tmp_path, "a/2.png")
     os.utime(tmp_path / "a", ns=(date, date))
-    assert listing.list_images(tmp_path).by_folder["a"] == ["a/1.png", "a/2.png"]
+    assert listing.list_images(tmp_path)["a"] == ["a/1.png", "a/2.png"]
 
 
 def test_links_that_lead_back_end(tmp_path):
     write_images(tmp_path, "a/1.png")
     (tmp_path / "a/loop").symlink_to(tmp_path)
-    assert listing.list_images(tmp_path).by_folder["a"] == ["a/1.png"]
+    assert listing.list_images(tmp_path)["a"] == ["a/1.png"]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"": 3}', b'{"": [1, 2]}'])
@@ -397,7 +397,7 @@ def test_without_a_cache_folder(tmp_path, monkeypatch):
     write_images(tmp_path, "a/1.png")
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("BIT_PADDLE_HOME", str(tmp_path / "file/cache"))
-    assert listing.list_images(tmp_path).by_folder["a"] == ["a/1.png"]
+    assert listing.list_images(tmp_path)["a"] == ["a/1.png"]
 
 
 # --- Broken images ------------------------------------------------------------------------------
@@ -445,6 +445,9 @@ def test_what_was_checked_is_remembered_until_the_files_change(tmp_path, monkeyp
 
     assert run() == 2 and run() == 0
     write_images(tmp_path, "b/3.png")
+    assert run() == 3 and run() == 0
+    os.replace(tmp_path / "b/3.png", tmp_path / "b/2.png")
+    write_images(tmp_path, "b/3.png")  # the same names, another date of their folder
     assert run() == 3
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -22,17 +24,13 @@ def faults(
     """Return {index: what is wrong} of the images of ``indices`` that cannot be used.
 
     `FileImages.fault` says how it looks, and what ``thorough`` means. Images in memory have no
-    fault. The result is kept for the next run, as long as the files' list stays the same.
+    fault. What is good is remembered until the list of files or a folder's date is another.
     """
     if not isinstance(images, FileImages):
         return {}
-    key = None
-    if images.stamp is not None:
-        names = hashlib.sha1("\n".join(images.paths[i] for i in indices).encode(errors="replace"))
-        key = f"{images.root}\n{images.stamp}\n{names.hexdigest()}\n{thorough}"
-        known = remembered("checks", key)
-        if known == "good":
-            return {}
+    key = _key(images, indices, thorough)
+    if remembered("checks", key) == "good":
+        return {}
     found = {}
     chunks = np.array_split(indices, max(1, len(indices) // 64))
 
@@ -46,9 +44,20 @@ def faults(
         for chunk in pool.map(look, chunks):
             found.update((index, fault) for index, fault in chunk if fault)
             bar.update(len(chunk))
-    if key is not None and not found:
+    if not found:
         remember("checks", key, "good")
     return found
+
+
+def _key(images: FileImages, indices: np.ndarray, thorough: bool) -> str:
+    """Return what a check is remembered by: the files' names, and the dates of their folders."""
+    names = [images.name(index) for index in indices]
+    dates = []
+    for folder in sorted({os.path.dirname(name) for name in names}):
+        with contextlib.suppress(OSError):
+            dates.append(os.stat(folder or ".").st_mtime_ns)
+    content = "\n".join([os.getcwd(), *names, repr(dates), str(thorough)])
+    return hashlib.sha1(content.encode(errors="surrogateescape")).hexdigest()
 
 
 def usable(images: Images, workers: int) -> tuple[Images, list[str]]:

@@ -69,7 +69,7 @@ def open_imagenet(spec: DataSpec) -> Dataset:
             )
     train = class_folders(parts / "train", spec.classes)
     check_no_class_is_empty(train, str(parts / "train"))
-    flat = list_images(parts / "val").by_folder.get("", [])
+    flat = list_images(parts / "val").get("", [])
     if not flat:
         val = class_folders(parts / "val", train.classes)
     else:
@@ -84,8 +84,7 @@ def open_imagenet(spec: DataSpec) -> Dataset:
             raise DataError(
                 f"{parts / 'val'}: no label for {error}; are these ILSVRC-2012's files?"
             ) from error
-        stamp = hashlib.sha1(repr(list(zip(flat, labels))).encode()).hexdigest()
-        val = FileImages(flat, labels, train.classes, parts / "val", stamp)
+        val = FileImages(flat, labels, train.classes, parts / "val")
     return with_notes(train, val, spec)
 
 
@@ -134,8 +133,8 @@ def class_folders(folder: Path, classes: Sequence[str] | None) -> FileImages:
 
     Raises `DataError` for a folder that is none of ``classes`` (None: all, sorted).
     """
-    listing = list_images(folder)
-    found = sorted(name for name in listing.by_folder if name)
+    listed = list_images(folder)
+    found = sorted(name for name in listed if name)
     if classes is None and len(found) < 2:
         raise DataError(
             f"{folder}: {len(found)} class folders{f' ({found[0]})' if found else ''}; expected "
@@ -143,14 +142,14 @@ def class_folders(folder: Path, classes: Sequence[str] | None) -> FileImages:
         )
     classes = found if classes is None else classes
     for name in found:
-        if name not in classes and listing.by_folder[name]:
+        if name not in classes and listed[name]:
             raise DataError(
                 f"{folder}: class {name!r} is not in training ({did_you_mean(name, classes)}); "
                 "the head has an output for each training class alone"
             )
-    paths = [listing.by_folder.get(name, []) for name in classes]
+    paths = [listed.get(name, []) for name in classes]
     labels = np.repeat(np.arange(len(classes)), [len(some) for some in paths])
-    return FileImages(itertools.chain(*paths), labels, classes, folder, listing.stamp)
+    return FileImages(itertools.chain(*paths), labels, classes, folder)
 
 
 def held_out(images: FileImages, spec: DataSpec) -> Dataset:

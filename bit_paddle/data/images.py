@@ -153,8 +153,7 @@ def _mended(path: str) -> Image.Image:
 class FileImages:
     """Images in files below ``root``, decoded when they are asked for.
 
-    ``paths`` are relative to ``root``. ``stamp`` changes when the files do, as far as it is known
-    without opening them; what is found out about them is cached under it.
+    ``paths`` are relative to ``root``.
     """
 
     def __init__(
@@ -163,9 +162,8 @@ class FileImages:
         labels: Sequence[int] | np.ndarray,
         classes: Sequence[str],
         root: str | os.PathLike = "",
-        stamp: str | None = None,
     ):
-        self.paths, self.classes, self.root, self.stamp = list(paths), list(classes), root, stamp
+        self.paths, self.classes, self.root = list(paths), list(classes), root
         self.labels = np.asarray(labels, np.int64)
 
     def __len__(self) -> int:
@@ -203,7 +201,6 @@ class FileImages:
             self.labels[indices],
             self.classes,
             self.root,
-            self.stamp,
         )
 
     def fault(self, index: int, thorough: bool = False) -> str | None:

@@ -12,7 +12,7 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from bit_paddle import catalog, files
 from bit_paddle.data.images import SUFFIXES
@@ -22,24 +22,17 @@ from bit_paddle.logbook import progress_bar
 _SETTLED = 2_000_000_000  # nanoseconds; the coarsest dates, those of FAT, count in two seconds
 
 
-class Listing(NamedTuple):
-    """``paths``, sorted and relative, by first folder ("" for those in no folder); all folders."""
+def list_images(root: Path) -> dict[str, list[str]]:
+    """Return the image files below ``root``, at any depth, by first folder ("": in none).
 
-    by_folder: dict[str, list[str]]
-    stamp: str  # another where any folder's date or number of images is
-
-
-def list_images(root: Path) -> Listing:
-    """Return every image file below ``root``, at any depth, by its suffix in any case.
-
-    Names that start with a dot are left out. Links are followed, each folder once. Raises
-    `DataError` if a folder cannot be read.
+    Paths are relative to ``root`` and sorted. An image is known by its suffix, in any case; names
+    that start with a dot are left out. Links are followed, each folder once. Raises `DataError` if
+    a folder cannot be read.
     """
     home = os.path.realpath(root)
     cached = remembered("listing", home)
     cached = cached if isinstance(cached, dict) else {}
     folders: dict[str, list] = {}  # relative path -> [date, images, folders]
-    dates = []
     seen = set()
     with progress_bar(desc=f"listing {root}", unit=" files", delay=2) as bar:
         waiting = [""]
@@ -57,7 +50,6 @@ def list_images(root: Path) -> Listing:
             except OSError as error:
                 raise DataError(f"{path}: cannot be read ({error.strerror})") from error
             folders[folder] = entry
-            dates.append((folder, status.st_mtime_ns, len(entry[1])))
             bar.update(len(entry[1]))
             waiting += [os.path.join(folder, inner) for inner in entry[2]]
     if folders != cached:
@@ -68,8 +60,7 @@ def list_images(root: Path) -> Listing:
         by_folder.setdefault(first, []).extend(os.path.join(folder, name) for name in images)
     for paths in by_folder.values():
         paths.sort()
-    digest = hashlib.sha1(repr(sorted(dates)).encode(errors="replace"))
-    return Listing(by_folder, digest.hexdigest())
+    return by_folder
 
 
 def _read_folder(path: str, date: int) -> list:

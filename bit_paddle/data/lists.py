@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,8 +62,7 @@ def open_list(spec: DataSpec) -> Dataset:
             raise DataError(f"{path}: names no images; expected a path and a label a line")
         values = [int(label) if numbered else labels[label] for _, label, _ in rows]
         check_labels(np.array(values), classes, str(path))
-        stamp = hashlib.sha1(path.read_bytes()).hexdigest()
-        return FileImages([row[0] for row in rows], values, classes, path.parent, stamp)
+        return FileImages([row[0] for row in rows], values, classes, path.parent)
 
     train = images(lists[0], train_list)
     folders.check_no_class_is_empty(train, str(train_list))
