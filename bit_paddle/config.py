@@ -71,7 +71,13 @@ def fraction(word: str) -> float:
 
 
 def _not_negative(word: str) -> float:
-    return 0.0 if word in ("0", "0.0") else _positive(word)
+    try:
+        value = float(word)
+    except ValueError:
+        raise BadValue(f"is {word!r}, expected a number") from None
+    if not 0 <= value < math.inf:
+        raise BadValue(f"is {word}, expected 0 or more")
+    return value
 
 
 def _one_of(*choices: str) -> Callable[[str], str]:
@@ -302,7 +308,8 @@ def parser(prog: str) -> argparse.ArgumentParser:
                     help=text if usual else opposite,
                 )
         else:
-            metavar = {_text: "WORD", _positive: "X", fraction: "X"}.get(parse, "N")
+            numbers = (_positive, _not_negative, fraction)
+            metavar = "WORD" if parse is _text else "X" if parse in numbers else "N"
             groups[item.metadata["group"]].add_argument(
                 f"--{name}",
                 help=text,

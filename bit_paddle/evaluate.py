@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     data = readers.open_dataset(flags.dataset, flags.datadir, val_fraction=flags.val_fraction)
     images = getattr(data, flags.split)
     if flags.on_bad_image == "skip":
-        images, skipped = check.usable(images, flags.workers)
+        images, skipped = check.usable(images, flags.workers, every_class=False)
         for fault in skipped:
             print(f"left out: {fault}", file=sys.stderr)
     else:

@@ -89,6 +89,12 @@ class Plan:
             "files": f"{self.next_folder()}/: train.log, "
             "metrics.jsonl, VisualDL, config.yaml" + (", model.npz" if settings.save else ""),
         }
+        if settings.repeats > 1:
+            rows["files"] = f"{self.next_folder()}/: repeats.txt, repeats.json, a folder a run"
+            rows["runs"] = (
+                f"{settings.repeats}, seeds {settings.seed} to "
+                f"{settings.seed + settings.repeats - 1}; lowest, median and highest are reported"
+            )
         lines = [*rows.items(), *(("note", note) for note in self.notes())]
         return "\n".join(f"{title:14}{text}" for title, text in lines)
 
@@ -143,6 +149,8 @@ class Plan:
         """The run's folder where --name gives none: the model's and the data's names."""
         data = specs.short_name(self.settings.dataset, self.settings.datadir)
         few = f"-{self.settings.examples_per_class}shot" if self.settings.examples_per_class else ""
+        if self.settings.repeats > 1:
+            few += f"-x{self.settings.repeats}"
         return f"{Path(self.settings.model).name.replace('.npz', '')}-{data}{few}"
 
 
@@ -168,8 +176,8 @@ def make_plan(settings: config.Settings, fetch: bool = True) -> Plan:
     )
     train, skipped = data.train, []
     if settings.on_bad_image == "skip":  # before few-shot selection, which counts on its choice
-        train, skipped = check.usable(train, settings.workers)
-        val, skipped_too = check.usable(data.val, settings.workers)
+        train, skipped = check.usable(train, settings.workers, every_class=True)
+        val, skipped_too = check.usable(data.val, settings.workers, every_class=False)
         data, skipped = data._replace(train=train, val=val), skipped + skipped_too
     subset = np.arange(len(train))
     if settings.examples_per_class is not None:
@@ -182,7 +190,8 @@ def make_plan(settings: config.Settings, fetch: bool = True) -> Plan:
     if settings.on_bad_image == "error":
         check.require_usable(train, subset, settings.workers)
         check.require_usable(data.val, np.arange(len(data.val)), settings.workers)
-    size = readers.median_size(train)
+    by_area = readers.sizes(train, subset)
+    size = by_area[len(by_area) // 2]
     sides = {"small": (32, 32), "large": (512, 512), None: size}[data.resolution]
     resolution = hyperrule.resolution(*sides, settings.rule, architecture.name)
     if settings.crop is not None:

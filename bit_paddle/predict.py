@@ -242,6 +242,7 @@ def draw_sheet(path: str, results: Sequence[dict], paths: Mapping[str, str]) -> 
         sheet.paste(tile, (left + (TILE - tile.width) // 2, top + (TILE - tile.height) // 2))
         best = result["classes"][0]
         text = f"{best['probability']:.0%} {best['class'].split(',')[0]}"
+        text = text.encode("latin-1", "replace").decode("latin-1")  # all that Pillow's font has
         draw.text((left + 4, top + TILE + 6), text[:26], fill="black")
     files.write(path, lambda stream: sheet.save(stream, format="PNG"))
 

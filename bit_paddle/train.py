@@ -238,9 +238,7 @@ def repeat(plan: Plan, command: str) -> int:
     the run under way and leaves out the rest.
     """
     settings = plan.settings
-    folder = logbook.create_folder(
-        settings.logdir, settings.name, f"{plan.default_name}-x{settings.repeats}", "repeats.txt"
-    )
+    folder = logbook.create_folder(settings.logdir, settings.name, plan.default_name, "repeats.txt")
     runs, status = [], 0
     for k in range(settings.repeats):
         seed = settings.seed + k
@@ -253,7 +251,12 @@ def repeat(plan: Plan, command: str) -> int:
             repeats=1,
         )
         print(f"--- run {k + 1} of {settings.repeats}: {folder / one.name}", flush=True)
-        status, tally = start(make_plan(one), command)
+        try:
+            status, tally = start(make_plan(one), command)
+        except errors.ConfigError:
+            if k == 0:
+                shutil.rmtree(folder)
+            raise
         if status:
             break
         runs.append({"seed": seed, "top1": tally.top1, "top5": tally.top5, "loss": tally.loss})

@@ -76,7 +76,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     flags = parser.parse_args()
     images = readers.open_dataset(flags.dataset, flags.datadir).train
-    sides = resolution(*readers.median_size(images))
+    sizes = readers.sizes(images, np.arange(len(images)))
+    sides = resolution(*sizes[len(sizes) // 2])
     few = np.arange(min(len(images), flags.batch * flags.batches))  # an epoch is one measurement
 
     def stream(subset: np.ndarray, memory: int):

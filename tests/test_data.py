@@ -193,7 +193,8 @@ def test_folder(image_folder):
     assert train.labels.tolist() == sorted(train.labels.tolist())
     assert train.size(0) == (40, 50) and train.image(0).mode == "RGB"
     assert train.name(0).endswith("train/amber/0.png")
-    assert readers.median_size(train) == (46, 50)
+    sizes = readers.sizes(train, np.arange(36))
+    assert sizes[0] == (40, 50) and sizes[18] == (46, 50) and sizes[-1] == (51, 50)
 
 
 @pytest.fixture

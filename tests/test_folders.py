@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import time
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ import yaml
 from conftest import ROOT
 from PIL import Image
 
-from bit_paddle import planning
+from bit_paddle import config, planning
 from bit_paddle.data import check, folders, listing, readers
 from bit_paddle.data import spec as specs
 from bit_paddle.data.images import FileImages
@@ -180,6 +179,13 @@ def test_imagenet(layout, tmp_path):
         (lambda root: (root / "imagenet_2012_validation_synset_labels.txt").write_text(
             "n09\n" * 4), DataError, "validation class n09 is not in train"),
         (lambda root: shutil.rmtree(root / "train"), MissingFileError, "has no train/"),
+        (lambda root: [path.unlink() for path in (root / "val").iterdir()], DataError,
+         "val: no images"),
+        (lambda root: (root / "LOC_val_solution.csv").write_text("a,b\n1,2\n"), DataError,
+         "labels of val/ cannot be read .KeyError"),
+        (lambda root: (devkit(root / "ILSVRC2012_devkit_t12/data"),
+                       (root / "ILSVRC2012_devkit_t12/data/meta.mat").write_bytes(b"x" * 200)),
+         DataError, "labels of val/ cannot be read"),
     ],
 )  # fmt: skip
 def test_imagenet_faults(damage, error, words, tmp_path):
@@ -227,9 +233,12 @@ def test_one_list_is_split(tmp_path):
         (["1.png,a", "2.png"], None, r"train.csv:2: found '2.png', expected a path and a label"),
         (["1.png,a", "2.png,"], None, "train.csv:2"),
         (["1.png,a", "2.png,b"], ["3.png,c"], r"val.csv:1: class 'c' is not in training"),
-        (["1.png,0", "2.png,2"], ["3.png,0"], "no images in 1"),
+        (["1.png,0", "2.png,1"], ["3.png,2"], r"val.csv:1: class '2' is not in training"),
+        (["1.png,0", "2.png,2"], ["3.png,0"], "no training image has label 1, .*count to 2"),
+        (["1.png,1", "2.png,2"], ["3.png,1"], "no training image has label 0"),
         (["1.png,a", "2.png,b"], [], "val.csv: names no images"),
-        (["1.png,0", "2.png,9999999"], None, "too high"),
+        (["1.png,a", "2.png,a"], None, "all training images are of class 'a'"),
+        (["1.png,a", '2.png,"b' + "x" * 200_000], None, "is a quote not closed"),
     ],
 )
 def test_list_faults(train, val, words, tmp_path):
@@ -238,6 +247,37 @@ def test_list_faults(train, val, words, tmp_path):
         list_of(tmp_path, "val.csv", val)
     with pytest.raises(DataError, match=words):
         readers.open_dataset("list", str(tmp_path))
+
+
+def test_a_list_names_an_image_twice(tmp_path):
+    """Both copies go to one side, and it is said."""
+    list_of(tmp_path, "all.csv", [f"{k % 20}.png,{k % 2}" for k in range(40)])
+    train, val, *_, notes = readers.open_dataset("list", str(tmp_path / "all.csv"))
+    assert (len(train), len(val)) == (36, 4) and not set(train.paths) & set(val.paths)
+    assert "20 lines name an image again" in notes
+    list_of(tmp_path, "train.csv", ["1.png,a", "1.png,b"])
+    list_of(tmp_path, "val.csv", ["1.png,a"])
+    notes = readers.open_dataset("list", str(tmp_path)).notes
+    assert "1 images have two labels or more" in notes
+    assert "1 images are in both lists: validation is not independent" in notes
+
+
+def test_given_classes_name_numbers_or_labels(tmp_path):
+    """Also a class without a training image, as 72 of VTAB's sun397 are; and labels from 1 on."""
+    list_of(tmp_path, "train.txt", ["1.png 1", "2.png 3"])
+    list_of(tmp_path, "val.txt", ["3.png 2"])
+
+    def opened(classes):
+        text = yaml.safe_dump({"reader": "list", "classes": classes, "datadir": "."})
+        (tmp_path / "x.yaml").write_text(text)
+        return readers.open_dataset(str(tmp_path / "x.yaml"))
+
+    data = opened(["a", "b", "c", "d"])
+    assert names_of(data.train) == [("1.png", "b"), ("2.png", "d")]
+    assert "no training images of a, c" in data.notes
+    assert opened(["3", "2", "1"]).train.labels.tolist() == [2, 0]
+    with pytest.raises(DataError, match="class '3' is none of the classes given"):
+        opened(["a", "b", "c"])
 
 
 def test_a_folder_without_lists(tmp_path):
@@ -271,6 +311,9 @@ def test_a_file_describes_a_data_set(tmp_path):
         ("reader: list\nflips: no\ncrop: 3", "'flips' is no key; did you mean flip.*'crop' is no"),
         ("reader: list\nflip: 1", "flip: is 1, expected true or false"),
         ("reader: list\nclasses: [a]", "two or more names"),
+        ("reader: list\nclasses: [yes, no]", "quotes around yes"),
+        ("reader: [folder]", "reader: is \\['folder'\\]"),
+        ("reader: digits\ntrain: x", "train: is not for digits"),
         ("reader: list\nclasses: [a, b, a]", "classes: a twice"),
         ("reader: list\nclasses: none.txt", "none.txt cannot be read"),
         ("reader: list\nresolution: 3", "expected small or large"),
@@ -281,8 +324,9 @@ def test_a_file_describes_a_data_set(tmp_path):
 )
 def test_faults_of_such_a_file(text, words, tmp_path):
     (tmp_path / "x.yaml").write_text(text)
+    datadir = None if "digits" in text else str(tmp_path)
     with pytest.raises(ConfigError, match=words.replace("; ", ".*")):
-        readers.find(str(tmp_path / "x.yaml"), datadir=str(tmp_path))
+        readers.find(str(tmp_path / "x.yaml"), datadir=datadir)
 
 
 # FACTS, section 5: classes, rule, flip, crop
@@ -330,7 +374,6 @@ def test_vtab_task(task, tmp_path):
 
 def test_every_described_data_set_is_listed_and_valid():
     for name in specs.described():
-        assert name in readers.names()
         specs.find(name, readers.READERS)
     with pytest.raises(ConfigError, match="did you mean vtab/dtd"):
         readers.find("vtab/dtb")
@@ -345,16 +388,14 @@ def test_an_installed_package_has_them_too(tmp_path):
 # --- The list of files --------------------------------------------------------------------------
 
 
-def aged(folder):
-    """Let every folder look as if it had last changed an hour ago."""
-    for path in [folder, *folder.rglob("*")]:
-        if path.is_dir():
-            os.utime(path, (time.time() - 3600,) * 2)
+@pytest.fixture
+def settled(monkeypatch):
+    """What has just changed counts as settled."""
+    monkeypatch.setattr(listing, "_SETTLED", 0)
 
 
-def test_files_are_listed_once(tmp_path, monkeypatch):
+def test_files_are_listed_once(settled, tmp_path, monkeypatch):
     write_images(tmp_path, "a/1.png", "a/deep/2.png", "b/3.png", "4.png")
-    aged(tmp_path)
     first = listing.list_images(tmp_path)
     assert first == {"": ["4.png"], "a": ["a/1.png", "a/deep/2.png"], "b": ["b/3.png"]}
     scanned, scandir = [], os.scandir
@@ -369,7 +410,7 @@ def test_files_are_listed_once(tmp_path, monkeypatch):
 
 
 def test_a_change_within_the_clock_s_tick_is_seen(tmp_path):
-    """The folder's date is set back to what it was when it was listed."""
+    """The folder's date is set back to what it was when it was listed, as tar may do."""
     write_images(tmp_path, "a/1.png")
     date = os.stat(tmp_path / "a").st_mtime_ns
     listing.list_images(tmp_path)
@@ -378,18 +419,19 @@ def test_a_change_within_the_clock_s_tick_is_seen(tmp_path):
     assert listing.list_images(tmp_path)["a"] == ["a/1.png", "a/2.png"]
 
 
-def test_links_that_lead_back_end(tmp_path):
+def test_links(tmp_path):
+    """One that leads back ends; of two to one place each has what is there."""
     write_images(tmp_path, "a/1.png")
     (tmp_path / "a/loop").symlink_to(tmp_path)
-    assert listing.list_images(tmp_path)["a"] == ["a/1.png"]
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    assert listing.list_images(tmp_path) == {"": [], "a": ["a/1.png"], "b": ["b/1.png"]}
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"": 3}', b'{"": [1, 2]}'])
-def test_a_damaged_cache_is_made_anew(content, tmp_path):
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"": 3}', b'{"": []}'])
+def test_a_damaged_cache_is_made_anew(content, settled, tmp_path):
     write_images(tmp_path, "a/1.png")
-    aged(tmp_path)
     found = listing.list_images(tmp_path)
-    listing._memory("listing", os.path.realpath(tmp_path)).write_bytes(content)
+    listing._memory(listing._KIND, os.path.realpath(tmp_path)).write_bytes(content)
     assert listing.list_images(tmp_path) == found
 
 
@@ -418,7 +460,7 @@ def test_one_broken_file_in_2000(one_broken):
     every = np.arange(len(images))
     with pytest.raises(DataError, match=r"1 of [\d,]+ images cannot be used; .*skip.*\n.*0777.jpg"):
         check.require_usable(images, every, 2)
-    rest, skipped = check.usable(images, 2)
+    rest, skipped = check.usable(images, 2, True)
     others = np.delete(every, images.paths.index("b/0777.jpg"))
     assert len(rest) == len(images) - 1 and "b/0777.jpg" not in rest.paths
     assert len(skipped) == 1 and "0777.jpg" in skipped[0]
@@ -431,7 +473,6 @@ def test_one_broken_file_in_2000(one_broken):
 
 def test_what_was_checked_is_remembered_until_the_files_change(tmp_path, monkeypatch):
     write_images(tmp_path, "a/1.png", "b/2.png")
-    aged(tmp_path)
     looked, fault = [], FileImages.fault
     monkeypatch.setattr(
         FileImages, "fault", lambda self, *more: looked.append(more) or fault(self, *more)
@@ -449,13 +490,36 @@ def test_what_was_checked_is_remembered_until_the_files_change(tmp_path, monkeyp
     os.replace(tmp_path / "b/3.png", tmp_path / "b/2.png")
     write_images(tmp_path, "b/3.png")  # the same names, another date of their folder
     assert run() == 3
+    (tmp_path / "b/2.png").write_bytes(b"broken")  # in its place: not seen …
+    write_images(tmp_path, "a/4.png")  # … until something else changes
+    for count in (4, 1, 1):
+        with pytest.raises(DataError, match="b/2.png"):
+            run()
+        assert len(looked) == count
+    write_images(tmp_path, "b/2.png")
+    assert run() == 1 and run() == 0  # repaired
 
 
 def test_a_class_that_is_all_broken(tmp_path):
     write_images(tmp_path, "a/1.png", "a/2.png", "b/3.png")
     (tmp_path / "b/3.png").write_bytes(b"x")
+    images = folders.class_folders(tmp_path, None)
     with pytest.raises(DataError, match="no image of b can be read: .*b/3.png"):
-        check.usable(folders.class_folders(tmp_path, None), 1)
+        check.usable(images, 1, every_class=True)
+    rest, skipped = check.usable(images, 1, every_class=False)  # as of validation images
+    assert rest.paths == ["a/1.png", "a/2.png"] and len(skipped) == 1
+
+
+def test_few_shot_runs_do_not_look_at_other_images(tmp_path):
+    write_images(tmp_path, *(f"{part}/{c}/{k}.png" for part in ("train", "val") for c in "ab"
+                             for k in range(4)))  # fmt: skip
+    settings = config.Settings(
+        "R14x0.5", "folder", str(tmp_path), from_scratch=True, examples_per_class=2
+    )
+    used = planning.make_plan(settings).subset
+    for index in set(range(8)) - set(used.tolist()):
+        (tmp_path / "train" / f"{'ab'[index // 4]}/{index % 4}.png").write_bytes(b"broken")
+    assert np.array_equal(planning.make_plan(settings).subset, used)
 
 
 # --- What class names say -----------------------------------------------------------------------
@@ -481,5 +545,5 @@ def test_suspicious_class_names(classes, words):
 def test_listing_is_json_that_others_can_read(tmp_path):
     write_images(tmp_path, "a/1.png")
     listing.list_images(tmp_path)
-    content = json.loads(listing._memory("listing", os.path.realpath(tmp_path)).read_text())
+    content = json.loads(listing._memory(listing._KIND, os.path.realpath(tmp_path)).read_text())
     assert content["a"][1] == ["1.png"]

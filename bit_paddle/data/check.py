@@ -24,13 +24,16 @@ def faults(
     """Return {index: what is wrong} of the images of ``indices`` that cannot be used.
 
     `FileImages.fault` says how it looks, and what ``thorough`` means. Images in memory have no
-    fault. What is good is remembered until the list of files or a folder's date is another.
+    fault. What is found is remembered until the list of files or a folder's date is another; what
+    was broken is looked at again.
     """
     if not isinstance(images, FileImages):
         return {}
     key = _key(images, indices, thorough)
-    if remembered("checks", key) == "good":
-        return {}
+    broken = remembered("checks", key)
+    if isinstance(broken, list):
+        again = set(broken)
+        indices = np.array([k for k in indices if images.name(k) in again], np.int64)
     found = {}
     chunks = np.array_split(indices, max(1, len(indices) // 64))
 
@@ -44,8 +47,9 @@ def faults(
         for chunk in pool.map(look, chunks):
             found.update((index, fault) for index, fault in chunk if fault)
             bar.update(len(chunk))
-    if not found:
-        remember("checks", key, "good")
+    names = [images.name(index) for index in sorted(found)]
+    if names != broken:
+        remember("checks", key, names)
     return found
 
 
@@ -55,16 +59,16 @@ def _key(images: FileImages, indices: np.ndarray, thorough: bool) -> str:
     dates = []
     for folder in sorted({os.path.dirname(name) for name in names}):
         with contextlib.suppress(OSError):
-            dates.append(os.stat(folder or ".").st_mtime_ns)
+            dates.append(os.stat(folder or ".").st_ctime_ns)
     content = "\n".join([os.getcwd(), *names, repr(dates), str(thorough)])
     return hashlib.sha1(content.encode(errors="surrogateescape")).hexdigest()
 
 
-def usable(images: Images, workers: int) -> tuple[Images, list[str]]:
+def usable(images: Images, workers: int, every_class: bool) -> tuple[Images, list[str]]:
     """Return ``images`` without those that cannot be decoded, and what is wrong with these.
 
-    Every image is decoded once, for a run must not stop at one. Raises `DataError` if a class has
-    none left.
+    Every image is decoded once, for a run must not stop at one. Raises `DataError` if none is left,
+    or with ``every_class`` if a class has none left.
     """
     found = faults(images, np.arange(len(images)), workers, thorough=True)
     if not found:
@@ -74,7 +78,7 @@ def usable(images: Images, workers: int) -> tuple[Images, list[str]]:
         np.bincount(some.labels, minlength=len(images.classes)) for some in (images, rest)
     )
     lost = [images.classes[label] for label in np.flatnonzero((before > 0) & (after == 0))]
-    if lost:
+    if lost and (every_class or not len(rest)):
         raise DataError(
             f"--on_bad_image skip: no image of {', '.join(lost[:5])} can be read: "
             f"{found[min(found)]}"

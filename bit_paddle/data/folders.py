@@ -14,7 +14,13 @@ import numpy as np
 from bit_paddle.data.images import SUFFIXES, Dataset, FileImages
 from bit_paddle.data.listing import list_images
 from bit_paddle.data.spec import VAL_FRACTION, DataSpec
-from bit_paddle.errors import ConfigError, DataError, MissingFileError, did_you_mean
+from bit_paddle.errors import (
+    BitPaddleError,
+    ConfigError,
+    DataError,
+    MissingFileError,
+    did_you_mean,
+)
 
 VALIDATION = ("val", "valid", "validation", "test")  # what people call it, in order of preference
 
@@ -25,7 +31,7 @@ def open_folder(spec: DataSpec) -> Dataset:
     The training folders, sorted, name the classes, unless ``spec.classes`` does; what is below a
     class folder belongs to it, at any depth.
     """
-    root = spec.folder
+    root = _folder(spec)
     train = root / (spec.train or "train")
     if not train.is_dir():
         if spec.train or any((root / name).is_dir() for name in VALIDATION[:3]):
@@ -40,15 +46,20 @@ def open_folder(spec: DataSpec) -> Dataset:
         raise MissingFileError(f"--datadir {root}: has no {spec.val}/; found {_content(root)}")
     images = class_folders(train, spec.classes)
     check_no_class_is_empty(images, str(train))
+    notes = []
+    loose = len(list_images(train).get("", []))
+    if loose:
+        notes.append(f"{loose:,} images in {train} are in no class folder, and are not read")
+    if train != root:
+        read = {train.name, *VALIDATION, spec.val}
+        others = [entry.name for entry in root.iterdir() if entry.is_dir()]
+        others = sorted(name for name in others if name not in read and name[0] != ".")
+        if others:
+            notes.append(f"beside {train}, {', '.join(others[:5])} are not read")
     if val is None:
-        return held_out(images, spec)
+        return held_out(images, spec, notes)
     check_fraction_is_needed(spec, f"{val} is there")
-    held = class_folders(val, images.classes)
-    if not len(held):
-        raise DataError(
-            f"{val}: no images in its class folders; images end in {' '.join(sorted(SUFFIXES))}"
-        )
-    return with_notes(images, held, spec)
+    return with_notes(images, class_folders(val, images.classes), spec, notes, str(val))
 
 
 def open_imagenet(spec: DataSpec) -> Dataset:
@@ -58,7 +69,7 @@ def open_imagenet(spec: DataSpec) -> Dataset:
     for in ``--datadir``: the devkit's ground truth (with its meta.mat), a list of ids, or Kaggle's
     LOC_val_solution.csv (whose ILSVRC/Data/CLS-LOC is found too).
     """
-    root = spec.folder
+    root = _folder(spec)
     kaggle = root / "ILSVRC/Data/CLS-LOC"
     parts = kaggle if kaggle.is_dir() else root
     for part in ("train", "val"):
@@ -73,7 +84,15 @@ def open_imagenet(spec: DataSpec) -> Dataset:
     if not flat:
         val = class_folders(parts / "val", train.classes)
     else:
-        found = _ground_truth(root, parts / "val", len(flat))
+        try:
+            found = _ground_truth(root, parts / "val", len(flat))
+        except BitPaddleError:
+            raise
+        except Exception as error:  # SciPy's reader raises many kinds of a damaged file
+            raise DataError(
+                f"{root}: the labels of val/ cannot be read ({type(error).__name__}: {error}); are "
+                "they the official files?"
+            ) from error
         strangers = sorted(set(found.values()) - set(train.classes))
         if strangers:
             raise DataError(f"{root}: validation class {strangers[0]} is not in train/")
@@ -85,7 +104,7 @@ def open_imagenet(spec: DataSpec) -> Dataset:
                 f"{parts / 'val'}: no label for {error}; are these ILSVRC-2012's files?"
             ) from error
         val = FileImages(flat, labels, train.classes, parts / "val")
-    return with_notes(train, val, spec)
+    return with_notes(train, val, spec, [], str(parts / "val"))
 
 
 def _ground_truth(root: Path, val: Path, count: int) -> dict[str, str]:
@@ -152,7 +171,7 @@ def class_folders(folder: Path, classes: Sequence[str] | None) -> FileImages:
     return FileImages(itertools.chain(*paths), labels, classes, folder)
 
 
-def held_out(images: FileImages, spec: DataSpec) -> Dataset:
+def held_out(images: FileImages, spec: DataSpec, notes: Sequence[str]) -> Dataset:
     """Split ``images``: of each class ``spec.val_fraction`` is for validation, one at least.
 
     Which, depends on the images' relative paths alone: the same on every machine, and an image that
@@ -160,36 +179,45 @@ def held_out(images: FileImages, spec: DataSpec) -> Dataset:
     a larger one does.
     """
     fraction = VAL_FRACTION if spec.val_fraction is None else spec.val_fraction
-    rank = np.array(
-        [
-            hashlib.sha1(path.replace(os.sep, "/").encode(errors="surrogateescape")).hexdigest()
-            for path in images.paths
-        ]
-    )
-    held = np.zeros(len(images), bool)
+    chosen: set[str] = set()
     for label, name in enumerate(images.classes):
-        members = np.flatnonzero(images.labels == label)
-        if len(members) < 2:
-            raise DataError(f"class {name!r} has {len(members)} image: none is left for validation")
-        count = min(len(members) - 1, max(1, round(fraction * len(members))))
-        held[members[np.argsort(rank[members], kind="stable")[:count]]] = True
+        paths = {images.paths[index] for index in np.flatnonzero(images.labels == label)}
+        if len(paths) == 1:
+            raise DataError(f"class {name!r} has 1 image: none is left for validation")
+        count = min(len(paths) - 1, max(1, round(fraction * len(paths))))
+        chosen.update(sorted(paths, key=_rank)[:count] if paths else ())
+    held = np.array([path in chosen for path in images.paths])
     note = (
         f"no validation images are given: {held.sum():,} of {len(images):,} are held out, "
         f"{fraction:.0%} of each class (--val_fraction)"
     )
     train, val = images.subset(np.flatnonzero(~held)), images.subset(np.flatnonzero(held))
-    return Dataset(train, val, spec.flip, spec.random_crop, spec.resolution, (note,))
+    return with_notes(train, val, spec, [note, *notes], str(images.root))
 
 
-def with_notes(train: FileImages, val: FileImages, spec: DataSpec) -> Dataset:
-    """Return both, noting the classes that validation does not see."""
-    counts = np.bincount(val.labels, minlength=len(train.classes))
-    unseen = [train.classes[label] for label in np.flatnonzero(counts == 0)]
-    notes = ()
-    if unseen:
-        more = f" and {len(unseen) - 5} more" if len(unseen) > 5 else ""
-        notes = (f"no validation images of {', '.join(unseen[:5])}{more}",)
-    return Dataset(train, val, spec.flip, spec.random_crop, spec.resolution, notes)
+def _rank(path: str) -> bytes:
+    return hashlib.sha1(path.replace(os.sep, "/").encode(errors="surrogateescape")).digest()
+
+
+def with_notes(
+    train: FileImages, val: FileImages, spec: DataSpec, notes: Sequence[str], title: str
+) -> Dataset:
+    """Return both with ``notes`` and the classes that one of them does not see.
+
+    Raises `DataError` if ``val``, which is in ``title``, is empty.
+    """
+    if not len(val):
+        raise DataError(
+            f"{title}: no images in its class folders; images end in {' '.join(sorted(SUFFIXES))}"
+        )
+    notes = list(notes)
+    for images, what in ((train, "training"), (val, "validation")):
+        counts = np.bincount(images.labels, minlength=len(train.classes))
+        unseen = [train.classes[label] for label in np.flatnonzero(counts == 0)]
+        if unseen:
+            more = f" and {len(unseen) - 5} more" if len(unseen) > 5 else ""
+            notes.append(f"no {what} images of {', '.join(unseen[:5])}{more}")
+    return Dataset(train, val, spec.flip, spec.random_crop, spec.resolution, tuple(notes))
 
 
 def check_no_class_is_empty(images: FileImages, title: str) -> None:
@@ -208,6 +236,12 @@ def check_fraction_is_needed(spec: DataSpec, why_not: str) -> None:
     """Raise `ConfigError` if a fraction is asked for where validation images are given."""
     if spec.val_fraction is not None:
         raise ConfigError(f"--val_fraction: nothing is held out for validation, as {why_not}")
+
+
+def _folder(spec: DataSpec) -> Path:
+    if spec.folder.is_file():
+        raise MissingFileError(f"--datadir {spec.datadir}: is a file, expected a folder")
+    return spec.folder
 
 
 def _content(folder: Path) -> str:

@@ -220,6 +220,8 @@ class FileImages:
                             image.verify()
                             return None
             self.image(index)
+        except FileNotFoundError:
+            return f"{path}: the image is not there"
         except _FAULTS as error:
             return str(error) if path in str(error) else f"{path}: {error}"
         return None

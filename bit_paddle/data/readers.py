@@ -55,10 +55,16 @@ READERS: dict[str, Callable[[DataSpec], Dataset]] = {
     "oxford_flowers102": open_flowers,
     "oxford_iiit_pet": open_pets,
 }
-WITH_VAL_FRACTION = ("folder", "list")
+USES = {  # of what a description may say, what each reader reads
+    "folder": {"train", "val", "classes", "val_fraction"},
+    "imagenet2012": {"classes"},
+    "list": {"train", "val", "classes", "val_fraction"},
+    "oxford_flowers102": {"train", "val", "classes"},
+    "oxford_iiit_pet": {"train", "val", "classes"},
+}
 DATADIR = {  # what it is, where nothing can be read without it
     "folder": "a folder with train/<class>/* and val/<class>/*, or <class>/* alone",
-    "list": "a folder with train.csv and val.csv (or .tsv, .txt), or one such list",
+    "list": "a folder with its lists, such as train.csv and val.csv, or one such list",
     "imagenet2012": "a folder with train/<WordNet id>/*.JPEG and val/",
 }
 
@@ -74,10 +80,10 @@ def find(dataset: str, **given: Any) -> DataSpec:
         raise ConfigError("--datadir: is not for --dataset digits, which comes with scikit-learn")
     if spec.datadir is None and spec.reader in DATADIR:
         raise ConfigError(f"--datadir: is required by --dataset {dataset}: {DATADIR[spec.reader]}")
-    if spec.val_fraction is not None and spec.reader not in WITH_VAL_FRACTION:
-        raise ConfigError(
-            f"--val_fraction: is not for {spec.reader}, which has validation images of its own"
-        )
+    for key in ("train", "val", "classes", "val_fraction"):
+        if getattr(spec, key) is not None and key not in USES.get(spec.reader, ()):
+            name = "--val_fraction" if key == "val_fraction" else f"--dataset {dataset}: {key}"
+            raise ConfigError(f"{name}: is not for {spec.reader}, which has its own")
     return spec
 
 
@@ -90,13 +96,7 @@ def open_dataset(dataset: str, datadir: str | None = None, **given: Any) -> Data
     return READERS[spec.reader](spec)
 
 
-def names() -> list[str]:
-    """Return every name that --dataset may have, besides that of a YAML file."""
-    return sorted({*READERS, *specs.described()})
-
-
-def median_size(images: Images, sample: int = 256) -> tuple[int, int]:
-    """Return the (height, width) of median area among up to ``sample`` evenly spaced images."""
-    indices = np.unique(np.linspace(0, len(images) - 1, min(sample, len(images))).astype(int))
-    sizes = sorted((images.size(index) for index in indices), key=lambda size: size[0] * size[1])
-    return sizes[len(sizes) // 2]
+def sizes(images: Images, subset: np.ndarray, sample: int = 256) -> list[tuple[int, int]]:
+    """Return (height, width), by area, of up to ``sample`` evenly spaced images of ``subset``."""
+    places = np.unique(np.linspace(0, len(subset) - 1, min(sample, len(subset))).astype(int))
+    return sorted((images.size(k) for k in subset[places]), key=lambda size: size[0] * size[1])

@@ -24,10 +24,10 @@ from PIL import Image, ImageDraw
 from bit_paddle import config, errors, files, logbook
 from bit_paddle.data import loader, readers
 from bit_paddle.data import spec as specs
-from bit_paddle.data.images import Images
 from bit_paddle.planning import Plan, make_plan
 
 PROG, TRAIN = "python -m bit_paddle.data.show", "python -m bit_paddle.train"
+MOST = 1000  # views on a sheet
 MODEL = "BiT-M-R50x1"  # matters to the plan alone
 ROWS = 20  # classes that are printed
 COLUMNS, SMALLEST, LARGEST = 8, 96, 160  # tiles a row at least, and their sides in pixels
@@ -64,6 +64,7 @@ def main(arguments: Sequence[str]) -> int:
     if known.model is None and not (known.config and _names_model(known.config)):
         rest = ["--model", MODEL, *rest]
     settings, dry_run = config.parse(rest, TRAIN, readers.find)
+    settings = dataclasses.replace(settings, name=None)  # no run's folder is written
     plan = make_plan(settings, fetch=False)
     described = plan.describe()
     if dry_run:
@@ -72,7 +73,7 @@ def main(arguments: Sequence[str]) -> int:
     if flags.output:
         files.make_folder(Path(flags.output), "--output")
     counts = count_images(plan)
-    text = f"{table(counts)}\n\n{sizes(plan.data.train)}\n\n{described}\n"
+    text = f"{table(counts)}\n\n{sizes(plan)}\n\n{described}\n"
     sheet = draw_sheet(views(plan, flags.images), flags.images, plan.data.train.classes)
 
     name = f"show-{specs.short_name(settings.dataset, settings.datadir)}"
@@ -110,10 +111,9 @@ def table(counts: Sequence[tuple[str, int, int, int]]) -> str:
     return "\n".join([head, rule, *lines[:-3], *more, rule, *lines[-3:]])
 
 
-def sizes(images: Images, sample: int = 256) -> str:
-    """Return a line on the sizes of the originals that `readers.median_size` looks at."""
-    indices = np.unique(np.linspace(0, len(images) - 1, min(sample, len(images))).astype(int))
-    found = sorted((images.size(index) for index in indices), key=lambda size: size[0] * size[1])
+def sizes(plan: Plan) -> str:
+    """Return a line on the sizes of the originals that the plan's resolution comes from."""
+    found = readers.sizes(plan.data.train, plan.subset)
     ends = {"min": found[0], "median": found[len(found) // 2], "max": found[-1]}
     listed = ", ".join(f"{title} {height} x {width}" for title, (height, width) in ends.items())
     return f"originals, height x width, by area: {listed} (of {len(found)} training images)"
@@ -181,6 +181,13 @@ def cut(text: str, width: float, length: Callable[[str], float]) -> str:
     return result
 
 
+def _views(word: str) -> int:
+    count = config.whole(1)(word)
+    if count > MOST:
+        raise config.BadValue(f"is {count}, expected at most {MOST}: it is a sheet to look at")
+    return count
+
+
 def _names_model(path: str) -> bool:
     """Tell whether a --config file has a model; what is wrong with it `config.parse` says."""
     try:
@@ -208,7 +215,7 @@ def _parser() -> argparse.ArgumentParser:
         "--output", metavar="DIR", help="folder of the results (default: below --logdir, bit_logs)"
     )
     parser.add_argument(
-        "--images", type=config.whole(1), default=64, metavar="N", help="views (default: 64)"
+        "--images", type=_views, default=64, metavar="N", help="views, at most 1000 (default: 64)"
     )
     return parser
 

@@ -116,9 +116,10 @@ def _load(path: Path, readers: Collection[str]) -> DataSpec:
     ]
     content = {key: value for key, value in content.items() if value is not None}
     reader = content.get("reader")
-    if reader not in readers:
-        hint = did_you_mean(str(reader), readers) if reader else "is missing"
-        faults.append(f"reader: {hint}" if reader is None else f"reader: is {reader!r}: {hint}")
+    if reader is None:
+        faults.append("reader: is missing")
+    elif not isinstance(reader, str) or reader not in readers:
+        faults.append(f"reader: is {reader!r}: {did_you_mean(str(reader), readers)}")
     faults += [
         f"{key}: is {content[key]!r}, expected a text"
         for key in ("datadir", "train", "val")
@@ -138,13 +139,16 @@ def _load(path: Path, readers: Collection[str]) -> DataSpec:
     if isinstance(classes, str):
         file = path.parent / classes
         try:
-            classes = file.read_text(encoding="utf-8").splitlines()
+            lines = file.read_text(encoding="utf-8-sig").splitlines()
+            classes = [line for line in lines if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             faults.append(f"classes: {file} cannot be read ({error})")
             classes = None
     if classes is not None:
         if not isinstance(classes, list) or len(classes) < 2:
             faults.append("classes: expected a list of two or more names, or a file of them")
+        elif not all(type(name) in (str, int, float) for name in classes):
+            faults.append("classes: not all are names; YAML needs quotes around yes, no and null")
         else:
             content["classes"] = tuple(str(name).strip() for name in classes)
             twice = [name for name, times in Counter(content["classes"]).items() if times > 1]
