@@ -33,7 +33,7 @@ def faults(
     broken = remembered("checks", key)
     if isinstance(broken, list):
         again = set(broken)
-        indices = np.array([k for k in indices if images.name(k) in again], np.int64)
+        indices = np.array([k for k in indices if images.paths[k] in again], np.int64)
     found = {}
     chunks = np.array_split(indices, max(1, len(indices) // 64))
 
@@ -47,20 +47,21 @@ def faults(
         for chunk in pool.map(look, chunks):
             found.update((index, fault) for index, fault in chunk if fault)
             bar.update(len(chunk))
-    names = [images.name(index) for index in sorted(found)]
-    if names != broken:
-        remember("checks", key, names)
+    paths = [images.paths[index] for index in sorted(found)]
+    if paths != broken:
+        remember("checks", key, paths)
     return found
 
 
 def _key(images: FileImages, indices: np.ndarray, thorough: bool) -> str:
     """Return what a check is remembered by: the files' names, and the dates of their folders."""
-    names = [images.name(index) for index in indices]
+    root = os.path.abspath(images.root)
+    paths = [images.paths[index] for index in indices]
     dates = []
-    for folder in sorted({os.path.dirname(name) for name in names}):
+    for folder in sorted({os.path.dirname(path) for path in paths}):
         with contextlib.suppress(OSError):
-            dates.append(os.stat(folder or ".").st_ctime_ns)
-    content = "\n".join([os.getcwd(), *names, repr(dates), str(thorough)])
+            dates.append(os.stat(os.path.join(root, folder)).st_ctime_ns)
+    content = "\n".join([root, *paths, repr(dates), str(thorough)])
     return hashlib.sha1(content.encode(errors="surrogateescape")).hexdigest()
 
 

@@ -57,7 +57,8 @@ def list_images(root: Path) -> dict[str, list[str]]:
     by_folder: dict[str, list[str]] = {name: [] for name in sorted(folders[""][2])}
     for folder, (_, images, _) in folders.items():
         first = folder.split(os.sep, 1)[0]
-        by_folder.setdefault(first, []).extend(os.path.join(folder, name) for name in images)
+        prefix = os.path.join(folder, "")
+        by_folder.setdefault(first, []).extend(prefix + name for name in images)
     for paths in by_folder.values():
         paths.sort()
     return by_folder

@@ -59,7 +59,7 @@ def step_positions(dataset_size: int, batch: int, seed: int, step: int) -> np.nd
 
 
 class ResizedImages:
-    """Images as pixels uint8 [3, side, side], kept once they are made if ``memory`` holds all.
+    """Images as three bands uint8 [side, side], kept once they are made if ``memory`` holds all.
 
     ``memory`` is in bytes, of ``count`` images. What is kept spares decoding and resizing from the
     second epoch on, and changes nothing else.
@@ -69,15 +69,15 @@ class ResizedImages:
         self._images, self._side = images, side
         self.bytes = count * 3 * side * side
         self.keeps = self.bytes <= memory
-        self._kept: dict[int, np.ndarray] = {}
+        self._kept: dict[int, list[np.ndarray]] = {}
 
-    def __call__(self, index: int) -> np.ndarray:
-        pixels = self._kept.get(index)
-        if pixels is None:
-            pixels = resized(self._images.image(index), self._side)
+    def __call__(self, index: int) -> list[np.ndarray]:
+        bands = self._kept.get(index)
+        if bands is None:
+            bands = resized(self._images.image(index), self._side)
             if self.keeps:
-                self._kept[index] = pixels
-        return pixels
+                self._kept[index] = bands
+        return bands
 
 
 def training_batches(
