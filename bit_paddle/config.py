@@ -49,35 +49,24 @@ def whole(least: int) -> Callable[[str], int]:
     return parse
 
 
-def _positive(word: str) -> float:
-    try:
-        value = float(word)
-    except ValueError:
-        raise BadValue(f"is {word!r}, expected a number") from None
-    if not 0 < value < math.inf:
-        raise BadValue(f"is {word}, expected a positive number")
-    return value
+def _number(fits: Callable[[float], bool], expected: str) -> Callable[[str], float]:
+    """Return a parser of numbers that fit, whose `BadValue` says what is ``expected``."""
+
+    def parse(word: str) -> float:
+        try:
+            value = float(word)
+        except ValueError:
+            raise BadValue(f"is {word!r}, expected a number") from None
+        if not fits(value):
+            raise BadValue(f"is {word}, expected {expected}")
+        return value
+
+    return parse
 
 
-def fraction(word: str) -> float:
-    """Return ``word`` as a number between 0 and 1, neither included. Raises `BadValue`."""
-    try:
-        value = float(word)
-    except ValueError:
-        raise BadValue(f"is {word!r}, expected a number") from None
-    if not 0 < value < 1:
-        raise BadValue(f"is {word}, expected a number between 0 and 1")
-    return value
-
-
-def _not_negative(word: str) -> float:
-    try:
-        value = float(word)
-    except ValueError:
-        raise BadValue(f"is {word!r}, expected a number") from None
-    if not 0 <= value < math.inf:
-        raise BadValue(f"is {word}, expected 0 or more")
-    return value
+_positive = _number(lambda value: 0 < value < math.inf, "a positive number")
+_not_negative = _number(lambda value: 0 <= value < math.inf, "0 or more")
+fraction = _number(lambda value: 0 < value < 1, "a number between 0 and 1")
 
 
 def _one_of(*choices: str) -> Callable[[str], str]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from bit_paddle import catalog, config, download, environment, hyperrule, logbook, npz
 from bit_paddle.architecture import Architecture
-from bit_paddle.data import check, fewshot, readers
+from bit_paddle.data import check, fewshot, loader, readers
 from bit_paddle.data import spec as specs
 
 
@@ -55,7 +55,7 @@ class Plan:
             f"{f', random crop of {resolution.crop}' if self._crops else ''}"
             f"{', random flip' if self.flip else ''}, x / 127.5 - 1"
         )
-        kept = 3 * resolution.precrop**2 * len(self.subset)
+        kept = loader.resized_bytes(len(self.subset), resolution.precrop)
         rows = {
             "model": f"{self.architecture.name}, {self.architecture.features} features, "
             f"a new head of {len(classes)} outputs starting at zero",

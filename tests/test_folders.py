@@ -221,6 +221,11 @@ def test_lists(name, lines, tmp_path):
     assert train.image(2).getpixel((0, 0)) == (2, 0, 7)
 
 
+def test_padded_numbers_are_names(tmp_path):
+    list_of(tmp_path, "all.csv", [f"{k}.png,{k % 2:02}" for k in range(20)])
+    assert readers.open_dataset("list", str(tmp_path / "all.csv")).train.classes == ["00", "01"]
+
+
 def test_one_list_is_split(tmp_path):
     list_of(tmp_path, "all.csv", [f"{k}.png,{k % 2}" for k in range(20)])
     train, val, *_ = readers.open_dataset("list", str(tmp_path / "all.csv"), val_fraction=0.2)
@@ -480,7 +485,7 @@ def test_what_was_checked_is_remembered_until_the_files_change(tmp_path, monkeyp
 
     def run():
         looked.clear()
-        images = folders.class_folders(tmp_path, None)
+        images = folders.class_folders(tmp_path, listing.list_images(tmp_path), None)
         check.require_usable(images, np.arange(len(images)), 1)
         return len(looked)
 
@@ -503,7 +508,7 @@ def test_what_was_checked_is_remembered_until_the_files_change(tmp_path, monkeyp
 def test_a_class_that_is_all_broken(tmp_path):
     write_images(tmp_path, "a/1.png", "a/2.png", "b/3.png")
     (tmp_path / "b/3.png").write_bytes(b"x")
-    images = folders.class_folders(tmp_path, None)
+    images = folders.class_folders(tmp_path, listing.list_images(tmp_path), None)
     with pytest.raises(DataError, match="no image of b can be read: .*b/3.png"):
         check.usable(images, 1, every_class=True)
     rest, skipped = check.usable(images, 1, every_class=False)  # as of validation images

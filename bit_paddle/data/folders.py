@@ -6,7 +6,7 @@ import csv
 import hashlib
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,10 +44,11 @@ def open_folder(spec: DataSpec) -> Dataset:
     val = next((root / name for name in names if (root / name).is_dir()), None)
     if spec.val and val is None:
         raise MissingFileError(f"--datadir {root}: has no {spec.val}/; found {_content(root)}")
-    images = class_folders(train, spec.classes)
+    listed = list_images(train)
+    images = class_folders(train, listed, spec.classes)
     check_no_class_is_empty(images, str(train))
     notes = []
-    loose = len(list_images(train).get("", []))
+    loose = len(listed.get("", []))
     if loose:
         notes.append(f"{loose:,} images in {train} are in no class folder, and are not read")
     if train != root:
@@ -59,7 +60,8 @@ def open_folder(spec: DataSpec) -> Dataset:
     if val is None:
         return held_out(images, spec, notes)
     check_fraction_is_needed(spec, f"{val} is there")
-    return with_notes(images, class_folders(val, images.classes), spec, notes, str(val))
+    held = class_folders(val, list_images(val), images.classes)
+    return with_notes(images, held, spec, notes, str(val))
 
 
 def open_imagenet(spec: DataSpec) -> Dataset:
@@ -78,11 +80,12 @@ def open_imagenet(spec: DataSpec) -> Dataset:
                 f"--datadir {root}: has no {part}/; expected train/<WordNet id>/*.JPEG and val/, "
                 f"found {_content(root)}"
             )
-    train = class_folders(parts / "train", spec.classes)
+    train = class_folders(parts / "train", list_images(parts / "train"), spec.classes)
     check_no_class_is_empty(train, str(parts / "train"))
-    flat = list_images(parts / "val").get("", [])
+    listed = list_images(parts / "val")
+    flat = listed.get("", [])
     if not flat:
-        val = class_folders(parts / "val", train.classes)
+        val = class_folders(parts / "val", listed, train.classes)
     else:
         try:
             found = _ground_truth(root, parts / "val", len(flat))
@@ -147,12 +150,13 @@ def _ground_truth(root: Path, val: Path, count: int) -> dict[str, str]:
     return {f"ILSVRC2012_val_{number:08}": name for number, name in enumerate(names, 1)}
 
 
-def class_folders(folder: Path, classes: Sequence[str] | None) -> FileImages:
-    """Return the images below ``folder``; the first folder of each is its class.
+def class_folders(
+    folder: Path, listed: Mapping[str, list[str]], classes: Sequence[str] | None
+) -> FileImages:
+    """Return the images that are ``listed`` below ``folder``; the first folder is the class.
 
     Raises `DataError` for a folder that is none of ``classes`` (None: all, sorted).
     """
-    listed = list_images(folder)
     found = sorted(name for name in listed if name)
     if classes is None and len(found) < 2:
         raise DataError(

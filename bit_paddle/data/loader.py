@@ -58,6 +58,11 @@ def step_positions(dataset_size: int, batch: int, seed: int, step: int) -> np.nd
     return _permutation(dataset_size, seed, epoch)[place * batch : (place + 1) * batch]
 
 
+def resized_bytes(count: int, side: int) -> int:
+    """Return the memory that ``count`` images of ``side`` x ``side`` pixels take."""
+    return count * 3 * side * side
+
+
 class ResizedImages:
     """Images as three bands uint8 [side, side], kept once they are made if ``memory`` holds all.
 
@@ -67,15 +72,14 @@ class ResizedImages:
 
     def __init__(self, images: Images, side: int, count: int, memory: int):
         self._images, self._side = images, side
-        self.bytes = count * 3 * side * side
-        self.keeps = self.bytes <= memory
+        self._keeps = resized_bytes(count, side) <= memory
         self._kept: dict[int, list[np.ndarray]] = {}
 
     def __call__(self, index: int) -> list[np.ndarray]:
         bands = self._kept.get(index)
         if bands is None:
             bands = resized(self._images.image(index), self._side)
-            if self.keeps:
+            if self._keeps:
                 self._kept[index] = bands
         return bands
 

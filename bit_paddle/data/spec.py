@@ -76,8 +76,8 @@ def find(dataset: str, readers: Collection[str]) -> DataSpec:
     if dataset in readers:
         return DataSpec(dataset)
     raise ConfigError(
-        f"unknown dataset {dataset!r}: {did_you_mean(dataset, [*readers, *described()])}; or "
-        "name a .yaml file that describes yours"
+        f"--dataset: is {dataset!r}, neither a .yaml file nor a known name: "
+        f"{did_you_mean(dataset, [*readers, *described()])}"
     )
 
 
