@@ -11,14 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import paddle
 from paddle import Tensor
 
 from bit_paddle import catalog, download, npz
 from bit_paddle.errors import CheckpointError, ConfigError
 from bit_paddle.logbook import progress_bar
 from bit_paddle.models import ResNetV2
+from bit_paddle.sgd import Momentum
 
 HEAD = (npz.HEAD_KERNEL, npz.HEAD_BIAS)
+MOMENTUM = "bit_paddle/momentum/"  # before a published key: its velocity
+
+Snapshot = list[tuple[str, np.ndarray]]  # (key, array in Paddle's layout)
 
 
 def create_model(
@@ -78,6 +83,53 @@ def save_npz(model: ResNetV2, path: str | os.PathLike, notes: dict[str, Any] | N
     npz.write(path, _published_arrays(model), notes)
 
 
+def snapshot(model: ResNetV2, optimizer: Momentum) -> Snapshot:
+    """Return copies of the weights and of their velocities, for `write_snapshot`."""
+    names = [name for name, _ in model.named_parameters()]
+    velocities = dict(zip(names, optimizer.velocities()))
+    parameters = dict(model.named_parameters())
+    keys = [key for key, _ in npz.shapes(model.architecture, model.num_classes)]
+    return [(key, parameters[npz.parameter_name(key)].numpy()) for key in keys] + [
+        (MOMENTUM + key, velocities[npz.parameter_name(key)].numpy()) for key in keys if velocities
+    ]
+
+
+def write_snapshot(path: str | os.PathLike, arrays: Snapshot, notes: dict[str, Any]) -> None:
+    """Write a checkpoint that `restore` reads, and that everything that takes a model takes too.
+
+    It is a published-layout ``.npz`` whose velocities other readers ignore; a zip file holds a
+    checksum of each array. Raises `WriteError`.
+    """
+    momentum = any(key.startswith(MOMENTUM) for key, _ in arrays)
+    content = ((key, _from_paddle(key, array)) for key, array in arrays)
+    npz.write(path, content, {**notes, "momentum": momentum})
+
+
+def restore(model: ResNetV2, optimizer: Momentum, path: str | os.PathLike) -> None:
+    """Fill in the weights and velocities of `write_snapshot`, bit for bit.
+
+    Raises `CheckpointError` if anything in the file is damaged or missing; the model may be filled
+    in part then.
+    """
+    with npz.CheckpointFile(path) as file:
+        _fill(model, file, head="load")
+        if not file.notes().get("momentum"):
+            return
+        velocities = {}
+        parameters = dict(model.named_parameters())
+        for key in _keys(model, "loading momentum"):
+            parameter = parameters[npz.parameter_name(key)]
+            array = _to_paddle(key, file.array(MOMENTUM + key))
+            if list(array.shape) != parameter.shape or array.dtype.kind != "f":
+                raise CheckpointError(
+                    f"{path}: {MOMENTUM + key} is {array.dtype} {list(array.shape)}, expected "
+                    f"{parameter.shape}"
+                )
+            array = np.ascontiguousarray(array, dtype=_dtype(parameter))
+            velocities[npz.parameter_name(key)] = paddle.to_tensor(array)
+    optimizer.load_velocities(velocities[name] for name in parameters)
+
+
 def _fill(model: ResNetV2, file: npz.CheckpointFile, head: str) -> None:
     if head not in ("load", "zero"):
         raise ConfigError(f"head={head!r}: expected 'load' or 'zero'")
@@ -117,13 +169,13 @@ def _keys(model: ResNetV2, action: str) -> Iterable[str]:
 
 def _to_paddle(key: str, array: np.ndarray) -> np.ndarray:
     """Published array -> parameter: kernels HWIO -> OIHW, the head's [1, 1, C, K] -> [C, K]."""
-    if key == npz.HEAD_KERNEL:
+    if key.endswith(npz.HEAD_KERNEL):
         return array[0, 0]
     return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
 
 
 def _from_paddle(key: str, array: np.ndarray) -> np.ndarray:
-    if key == npz.HEAD_KERNEL:
+    if key.endswith(npz.HEAD_KERNEL):
         return array[None, None]
     return np.ascontiguousarray(array.transpose(2, 3, 1, 0)) if array.ndim == 4 else array
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -80,6 +80,24 @@ def _one_of(*choices: str) -> Callable[[str], str]:
 
 def _auto_or_whole(word: str) -> int | str:
     return AUTO if word == AUTO else whole(1)(word)
+
+
+def _interval(word: str) -> str:
+    interval(word)
+    return word
+
+
+def interval(word: str) -> tuple[float, float]:
+    """Return what a word such as 500 or 10m says: (steps, seconds), one of them infinite.
+
+    Raises `BadValue`.
+    """
+    if word.endswith("m"):
+        return math.inf, 60 * _positive(word[:-1])
+    try:
+        return whole(1)(word), math.inf
+    except BadValue as fault:
+        raise BadValue(f"{fault} of steps, or minutes such as 10m") from None
 
 
 def _setting(group: str, parse: Callable[[str], Any], help: str, default: Any = MISSING) -> Any:
@@ -210,7 +228,28 @@ class Settings:
     eval_every: int | None = _setting(
         "run", whole(1), "validate every so many steps; always at the end", None
     )
-    save: bool = _setting("run", _switch, "do not save the model at the end", True)
+    save: bool = _setting("run", _switch, "save neither checkpoints nor the model at the end", True)
+    save_every: str = _setting(
+        "run",
+        _interval,
+        "a checkpoint every so many steps (500) or minutes (10m), written while training goes on",
+        "10m",
+    )
+    keep: int = _setting("run", whole(1), "how many checkpoints to keep, beside the best", 2)
+    resume: str | None = _setting(
+        "run",
+        _text,
+        "start from a checkpoint of another run, or the newest of its folder, with its momentum "
+        "and step; a run's own checkpoint comes first",
+        None,
+    )
+    skip_nonfinite: int = _setting(
+        "run",
+        whole(0),
+        "leave out the update of a step whose loss or gradient is not finite, up to so many in a "
+        "row, instead of ending the run",
+        0,
+    )
     workers: int = _setting(
         "run", whole(0), "threads that decode images; 0: none", min(8, environment.cpu_count())
     )
@@ -223,6 +262,15 @@ class Settings:
     )
     device: str = _setting(
         "run", _one_of("auto", "cpu", "gpu"), "cpu, gpu, or auto: the GPU if there is one", "auto"
+    )
+    nproc: int = _setting(
+        "run", whole(1), "processes that share each batch, on this machine's processors", 1
+    )
+    deterministic: bool = _setting(
+        "run",
+        _switch,
+        "on a GPU, only kernels that give the same bits each time; those of a CPU do",
+        False,
     )
 
 
@@ -245,9 +293,20 @@ examples:
   python -m bit_paddle.train --model R14x0.5 --from_scratch --dataset digits --steps 100 --batch 64
       random weights on scikit-learn's digits: needs no download
 
-The run writes bit_logs/<name>/: train.log, metrics.jsonl, VisualDL scalars, config.yaml, model.npz.
-SIGINT (Ctrl-C) or SIGTERM ends it after the current step, with the model saved and evaluated.
+The run writes bit_logs/<name>/: train.log, metrics.jsonl, VisualDL scalars, config.yaml,
+checkpoints/, model.npz and result.json. However it was stopped, the same command goes on from its
+newest checkpoint, and ends with the same weights as if it had not been stopped. SIGINT (Ctrl-C),
+SIGTERM and the notice of pre-emption SIGUSR1 end it after the current micro-batch, with a
+checkpoint; a second Ctrl-C ends it at once.
 """
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a command line asks for, beside the settings."""
+
+    dry_run: bool = False
+    force: bool = False
 
 
 def help_of(name: str) -> str:
@@ -314,6 +373,11 @@ def parser(prog: str) -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="print the whole plan and stop"
     )
     groups["run"].add_argument(
+        "--force",
+        action="store_true",
+        help="go on from a checkpoint although settings or data have changed",
+    )
+    groups["run"].add_argument(
         "--traceback", action="store_true", help="show where an error came from"
     )
     return result
@@ -321,8 +385,8 @@ def parser(prog: str) -> argparse.ArgumentParser:
 
 def parse(
     arguments: Sequence[str], prog: str, find_dataset: Callable[..., object]
-) -> tuple[Settings, bool]:
-    """Return the settings that ``arguments`` and their --config ask for, and whether to run dry.
+) -> tuple[Settings, Request]:
+    """Return the settings that ``arguments`` and their --config ask for, and the rest of them.
 
     ``find_dataset(dataset, datadir=, val_fraction=)`` raises what is wrong with these
     (`readers.find`). Raises one `ConfigError` or `MissingFileError` that lists every fault.
@@ -368,7 +432,7 @@ def parse(
             if len(faults) == 1
             else f"{len(faults)} faults\n  " + "\n  ".join(faults)
         )
-    return Settings(**values), known.dry_run
+    return Settings(**values), Request(known.dry_run, known.force)
 
 
 def _combined_faults(values: dict[str, Any], find_dataset: Callable[..., object]) -> list[str]:
@@ -416,25 +480,32 @@ def _combined_faults(values: dict[str, Any], find_dataset: Callable[..., object]
     return faults
 
 
-def _read_yaml(path: str, faults: list[str]) -> dict[str, tuple[str, str]]:
-    """Return {setting: (where from, word)} of a YAML file; add its mistakes to ``faults``."""
+def load_yaml(path: str | os.PathLike, flag: str = "") -> dict[Any, Any]:
+    """Return what a YAML file of settings holds, unchecked; an empty one holds nothing.
+
+    ``flag`` named it. Errors: `MissingFileError`, `ConfigError`.
+    """
+    title = f"{flag} {path}".strip()
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise MissingFileError(f"--config {path}: no such file") from None
+        raise MissingFileError(f"{title}: no such file") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(
-            f"--config {path}: cannot be read as YAML ({' '.join(str(error).split())})"
+            f"{title}: cannot be read as YAML ({' '.join(str(error).split())})"
         ) from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
+    if content is not None and not isinstance(content, dict):
         raise ConfigError(
-            f"--config {path}: holds a {type(content).__name__}, expected lines such as "
+            f"{title}: holds a {type(content).__name__}, expected lines such as "
             "'model: BiT-M-R50x1'"
         )
+    return content or {}
+
+
+def _read_yaml(path: str, faults: list[str]) -> dict[str, tuple[str, str]]:
+    """Return {setting: (where from, word)} of a YAML file; add its mistakes to ``faults``."""
     result = {}
-    for key, value in content.items():
+    for key, value in load_yaml(path, "--config").items():
         if key not in _FIELDS:
             faults.append(f"{path}: {key!r} is no setting; {did_you_mean(str(key), _FIELDS)}")
         elif isinstance(value, (dict, list)):
@@ -442,6 +513,22 @@ def _read_yaml(path: str, faults: list[str]) -> dict[str, tuple[str, str]]:
         elif value is not None:
             result[key] = (f"{path}: {key}", str(value))
     return result
+
+
+def differences(before: Mapping[str, Any], now: Settings) -> list[str]:
+    """Return what has changed of the settings that decide a run's result, a line each.
+
+    A data set may have moved (its images are compared elsewhere), and how a batch is split changes
+    rounding alone. What ``before`` does not have, an older version did not know.
+    """
+    return [
+        f"{name}: {before[name]} -> {getattr(now, name)}"
+        for name, item in _FIELDS.items()
+        if item.metadata["group"] != "run"
+        and name not in ("datadir", "bit_pretrained_dir", "batch_split")
+        and name in before
+        and before[name] != getattr(now, name)
+    ]
 
 
 def to_dict(settings: Settings) -> dict[str, Any]:

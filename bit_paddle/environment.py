@@ -22,10 +22,19 @@ def prepare() -> None:
     image's back to the system, which clears new pages for the next: a third of a resize.
     """
     os.environ.setdefault("PILLOW_BLOCKS_MAX", str(_PILLOW_BLOCKS))
-    if "OMP_NUM_THREADS" not in os.environ:
-        os.environ.setdefault("MKL_NUM_THREADS", str(cpu_count()))
+    if not {"OMP_NUM_THREADS", "MKL_NUM_THREADS"} & set(os.environ):
+        os.environ["MKL_NUM_THREADS"] = _chosen["MKL_NUM_THREADS"] = str(cpu_count())
     if _is_amd_with_avx2():
         os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
+
+
+_chosen: dict[str, str] = {}  # what `prepare` has set that is not for several processes
+
+
+def share(processes: int) -> dict[str, str]:
+    """Return what `prepare` has set here and what each of some ``processes`` is to have instead."""
+    threads = str(max(1, machine_cpu_count() // processes))
+    return dict.fromkeys(_chosen, threads)
 
 
 def _is_amd_with_avx2() -> bool:
@@ -37,8 +46,21 @@ def _is_amd_with_avx2() -> bool:
     return "AuthenticAMD" in first and " avx2 " in first
 
 
+def local_processes() -> int:
+    """Return how many processes of one run share this machine."""
+    return max(1, int(os.environ.get("PADDLE_LOCAL_SIZE") or 1))
+
+
 def cpu_count() -> int:
-    """Return how many processors this process may use, by affinity and by cgroup quota."""
+    """Return how many processors this process may use, by affinity and by cgroup quota.
+
+    Of several processes of one run each has its share.
+    """
+    return max(1, machine_cpu_count() // local_processes())
+
+
+def machine_cpu_count() -> int:
+    """Return how many processors all processes of a run may use here."""
     affinity = getattr(os, "sched_getaffinity", None)
     count = len(affinity(0)) if affinity else os.cpu_count() or 1
     quota = _read_cgroup("cpu.max").split()
@@ -48,10 +70,13 @@ def cpu_count() -> int:
 
 
 def memory_bytes() -> int:
-    """Return the bytes of memory this process may use: the machine's, or its cgroup's limit."""
+    """Return the bytes of memory this process may use: the machine's, or its cgroup's limit.
+
+    Of several processes of one run each has its share.
+    """
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = _read_cgroup("memory.max").strip()
-    return min(total, int(limit)) if limit.isdigit() else total
+    return (min(total, int(limit)) if limit.isdigit() else total) // local_processes()
 
 
 def _read_cgroup(name: str) -> str:

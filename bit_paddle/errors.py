@@ -49,7 +49,13 @@ class WriteError(BitPaddleError, OSError):
 
 
 class NonFiniteError(BitPaddleError, ArithmeticError):
-    """The loss is not a finite number; raised before the weights are touched."""
+    """A loss or gradient is not a finite number; raised before the weights are touched."""
+
+    exit_status = 1
+
+
+class PeerError(BitPaddleError, ConnectionError):
+    """Another process of the run has gone."""
 
     exit_status = 1
 

@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
     model_name = path.stem if path.stem != "model" else path.parent.name
     data_name = specs.short_name(flags.dataset, flags.datadir)
     default = f"evaluate-{model_name}-{data_name}-{flags.split}"
-    folder = Path(flags.output or logbook.create_folder("bit_logs", None, default, "metrics.json"))
+    folder = Path(flags.output or logbook.create_folder("bit_logs", default, "metrics.json"))
     summary = {
         "model": str(trained.path),
         "dataset": flags.dataset,

@@ -1,10 +1,12 @@
-"""The run's folder: a log for people, a line of JSON a step, VisualDL scalars, and timings."""
+"""What a run writes about itself: a log for people, a line of JSON a step, VisualDL, timings."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
+import struct
 import sys
 import time
 from collections.abc import Iterator
@@ -14,20 +16,19 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bit_paddle.errors import ConfigError
+from bit_paddle import files
+from bit_paddle.errors import ConfigError, WriteError
+
+LOG, METRICS, SCALARS = "train.log", "metrics.jsonl", "vdlrecords.metrics.log"
 
 
-def create_folder(
-    logdir: str, name: str | None, default: str, first_file: str = "train.log"
-) -> Path:
-    """Make a new folder for a run: ``logdir/name``, or ``logdir/default``, numbered if taken.
+def create_folder(logdir: str, default: str, first_file: str) -> Path:
+    """Make a new folder for results: ``logdir/default``, numbered if taken.
 
     Of several processes that ask at once each gets its own: whoever makes ``first_file`` in it has
-    it. Raises `ConfigError` where ``name`` is
-    taken or the folder cannot be made or written.
+    it. Raises `ConfigError` where the folder cannot be made or written.
     """
-    for candidate in [name] if name else _numbered(default):
-        folder = Path(logdir, candidate)
+    for folder in numbered(logdir, default):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if not any(folder.iterdir()):
@@ -35,78 +36,179 @@ def create_folder(
                 return folder
         except FileExistsError:
             if not folder.is_dir():
-                raise ConfigError(
-                    f"--logdir {logdir}: {folder} cannot be made, a file is in its place"
-                ) from None
+                raise unwritable(folder, "a file is in its place") from None
         except OSError as error:
-            raise ConfigError(
-                f"--logdir {logdir}: {folder} cannot be written ({error.strerror}); "
-                "name another with --logdir"
-            ) from error
-    raise ConfigError(taken(Path(logdir, name)))
+            raise unwritable(folder, error.strerror) from error
+    raise AssertionError("numbers do not end")
 
 
-def next_folder(logdir: str, name: str | None, default: str) -> Path:
-    """Return the folder that `create_folder` would make. Raises `ConfigError` if it is taken."""
-    for candidate in [name] if name else _numbered(default):
-        folder = Path(logdir, candidate)
-        if not folder.is_dir() or not any(folder.iterdir()):
-            return folder
-    raise ConfigError(taken(Path(logdir, name)))
+def numbered(logdir: str, name: str) -> Iterator[Path]:
+    """Yield ``logdir/name``, ``logdir/name-2``, ``logdir/name-3`` …"""
+    yield Path(logdir, name)
+    yield from (Path(logdir, f"{name}-{number}") for number in itertools.count(2))
 
 
-def taken(folder: Path) -> str:
-    """Say that ``folder`` holds a run."""
-    return f"--name {folder.name}: {folder} already holds a run; take another name, or remove it"
+def unwritable(folder: Path, reason: str | None) -> ConfigError:
+    """Return the error of a folder of results that cannot be made or written."""
+    return ConfigError(
+        f"--logdir {folder.parent}: {folder} cannot be written ({reason}); "
+        "name another with --logdir"
+    )
 
 
-def _numbered(name: str) -> Iterator[str]:
-    return itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+class GrowingFile:
+    """A file that grows. What cannot be written now is kept, and tried again with what follows."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.error: OSError | None = None  # why something is kept
+        self._kept = b""
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+        self._size = os.fstat(self._descriptor).st_size
+
+    def write(self, data: bytes = b"") -> None:
+        """Append ``data``, after what is kept."""
+        self._kept += data
+        try:
+            while self._kept:
+                count = os.pwrite(self._descriptor, self._kept, self._size)
+                self._size, self._kept = self._size + count, self._kept[count:]
+            self.error = None
+        except OSError as error:
+            self.error = error
+
+    def sync(self) -> None:
+        """Have the disk hold what has been written. Raises `OSError`."""
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        self.write()
+        os.close(self._descriptor)
+
+
+def read_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return the lines of a metrics.jsonl, and how many could not be read.
+
+    A process that is killed while it writes leaves part of a line. No file is no lines. Raises
+    `WriteError` where the disk fails.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return [], 0
+    except OSError as error:
+        raise WriteError(f"{path}: cannot be read ({error.strerror})") from error
+    lines, unreadable = [], 0
+    for text in content.splitlines():
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            line = None
+        if (
+            isinstance(line, dict)
+            and line.get("kind") in ("train", "val")
+            and type(line.get("step")) is int
+            and 0 <= line["step"] < 2**53
+        ):
+            lines.append(line)
+        else:
+            unreadable += 1
+    return lines, unreadable
 
 
 class Logbook:
-    """Everything that a run writes about itself, into ``folder``; a context manager."""
+    """Everything that a run writes about itself, into ``folder``; a context manager.
+
+    No fault of the disk ends a run: what cannot be written is kept in memory, and `missing` tells
+    of it. Metrics can be written after `rewind`.
+    """
 
     def __init__(self, folder: Path):
-        from visualdl import LogWriter  # takes a second to import
-
         self.folder = folder
         self.seconds: dict[str, float] = {}
         self._started = time.perf_counter()
-        self._log = open(folder / "train.log", "a", encoding="utf-8", errors="backslashreplace")
-        self._metrics = open(folder / "metrics.jsonl", "a", encoding="utf-8")
-        self._scalars = LogWriter(str(folder))
+        self._console = True
+        self._log = GrowingFile(folder / LOG)
+        self._files = [self._log]
+
+    def rewind(self, step: int, evaluated: int) -> None:
+        """Take back what an earlier process wrote of steps after ``step``: each is there once.
+
+        Of validations, those after step ``evaluated`` are taken back. Raises `WriteError`.
+        """
+        from visualdl.component.base_component import scalar  # takes a second to import
+
+        self._scalar = scalar
+        folder = self.folder
+        lines, unreadable = read_metrics(folder / METRICS)
+        last = {"train": step, "val": evaluated}
+        lines = [line for line in lines if line["step"] <= last[line["kind"]]]
+        for old in folder.glob("vdlrecords*"):
+            old.unlink()
+        files.write_text(folder / METRICS, "".join(json.dumps(line) + "\n" for line in lines))
+        self._metrics, self._scalars = GrowingFile(folder / METRICS), GrowingFile(folder / SCALARS)
+        self._files += [self._metrics, self._scalars]
+        self._scalars.write(b"".join(map(self._records, lines)))
+        if unreadable > 1:  # one is the line that was being written
+            self.say(f"{unreadable} lines of {METRICS} could not be read and are left out")
 
     def __enter__(self) -> Logbook:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._scalars.close()
-        self._metrics.close()
-        self._log.close()
+        for file in self._files:
+            file.close()
 
     def say(self, text: str, console: bool = True) -> None:
         """Write ``text`` to train.log, each line with the time, and to standard output."""
         now = time.strftime("%Y-%m-%d %H:%M:%S")
-        self._log.writelines(f"{now} {line}\n" for line in text.splitlines())
-        self._log.flush()
-        if console:
-            tqdm.write(text, file=sys.stdout)
-            sys.stdout.flush()
+        lines = "".join(f"{now} {line}\n" for line in text.splitlines())
+        self._log.write(lines.encode(errors="backslashreplace"))
+        if console and self._console:
+            try:
+                tqdm.write(text, file=sys.stdout)
+                sys.stdout.flush()
+            except OSError:  # the terminal has gone; the run stays
+                self._console = False
 
     def metrics(self, kind: str, step: int, **values: float) -> None:
         """Write one line of metrics.jsonl, and its values as VisualDL scalars ``kind/name``.
 
-        ``step`` counts the updates made so far. A value that is not finite is written as null.
+        ``step`` counts the updates made so far; ``time`` is added, in seconds since 1970. A value
+        that is not finite is written as null.
         """
-        finite = {
-            name: value if abs(value) < float("inf") else None for name, value in values.items()
-        }
-        self._metrics.write(json.dumps({"kind": kind, "step": step, **finite}) + "\n")
-        self._metrics.flush()
-        for name, value in finite.items():
-            if value is not None:
-                self._scalars.add_scalar(f"{kind}/{name}", value, step)
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        line = {"kind": kind, "step": step, **finite, "time": round(time.time(), 3)}
+        self._metrics.write((json.dumps(line) + "\n").encode())
+        self._scalars.write(self._records(line))
+
+    def _records(self, line: dict[str, Any]) -> bytes:
+        """Return a line of metrics as VisualDL's file has it: each record after its length.
+
+        VisualDL's own writer is a thread that a full disk ends, and the program then waits for it.
+        """
+        when = line.get("time")
+        walltime = round(1000 * when) if _is_number(when) else 0
+        records = [
+            self._scalar(f"{line['kind']}/{name}", value, line["step"], walltime)
+            for name, value in line.items()
+            if name not in ("step", "time") and name.isascii() and _is_number(value)
+        ]
+        data = (record.SerializeToString() for record in records)
+        return b"".join(struct.pack("<Q", len(one)) + one for one in data)
+
+    def sync(self) -> None:
+        """Have the disk hold all metrics so far, or try; for a checkpoint that counts on them."""
+        try:
+            self._metrics.sync()
+        except OSError as error:
+            self._metrics.error = error
+
+    def missing(self) -> list[str]:
+        """Try once more to write what is kept; return what still cannot be, and why."""
+        for file in self._files:
+            file.write()
+        return [f"part of {one.path} ({one.error.strerror})" for one in self._files if one.error]
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -124,6 +226,33 @@ class Logbook:
         return f"{whole:.1f} s in all: " + ", ".join(
             f"{part} {seconds:.1f} s ({seconds / whole:.0%})" for part, seconds in parts
         )
+
+
+class Silent(Logbook):
+    """The logbook of a process that is not the first one: it writes nothing."""
+
+    def __init__(self) -> None:
+        self.folder = Path(os.devnull)
+        self.seconds = {}
+        self._started = time.perf_counter()
+
+    def rewind(self, step: int, evaluated: int) -> None:
+        pass
+
+    def say(self, text: str, console: bool = True) -> None:
+        pass
+
+    def metrics(self, kind: str, step: int, **values: float) -> None:
+        pass
+
+    def missing(self) -> list[str]:
+        return []
+
+
+def _is_number(value: object) -> bool:
+    return (type(value) is int and abs(value) < 2**53) or (
+        type(value) is float and math.isfinite(value)
+    )
 
 
 def progress_bar(**options: Any) -> tqdm:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import paddle
 
 from bit_paddle import parallel
+from bit_paddle.data.loader import MicroBatch
+from bit_paddle.interrupt import Interrupted
 from bit_paddle.models import ResNetV2
 
 
@@ -43,6 +45,10 @@ class Tally:
         self.top1_count += int((rank < 1).sum())
         self.top5_count += int((rank < min(5, logits.shape[1])).sum())
 
+    def summary(self) -> dict[str, float]:
+        """Return what there is to say."""
+        return {"loss": self.loss, "top1": self.top1, "top5": self.top5, "images": self.images}
+
     @property
     def loss(self) -> float:
         """Mean cross-entropy."""
@@ -60,30 +66,36 @@ class Tally:
 
 
 def outputs(
-    model: ResNetV2, batches: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]
+    model: ResNetV2, batches: Iterable[MicroBatch]
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield (what ``model`` gives, labels [N], indices [N]) of each of ``batches``.
 
-    These hold (pixels [N, 3, H, W], labels [N], indices [N]). Kernels are standardized once.
+    Kernels are standardized once.
     """
     model.eval()
     with paddle.no_grad(), model.standardized_once():
-        for pixels, labels, indices in batches:
-            yield model(parallel.to_device(pixels)).numpy(), labels, indices
+        for batch in batches:
+            yield model(parallel.to_device(batch.images)).numpy(), batch.labels, batch.indices
     model.train()
 
 
 def evaluate(
     model: ResNetV2,
-    batches: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    batches: Iterable[MicroBatch],
     progress: Callable[[int], object] = lambda images: None,
 ) -> Tally:
-    """Return the tally of ``model`` over ``batches``, which are those of `outputs`.
+    """Return the tally of ``model`` over ``batches``, of which each process has its own.
 
-    ``progress`` hears of each batch's size.
+    ``progress`` hears of each batch's size. Raises `Interrupted` if ``batches`` do in any process.
     """
-    tally = Tally()
-    for logits, labels, _ in outputs(model, batches):
-        tally.add(logits, labels)
-        progress(len(labels))
-    return tally
+    tally, stopped = Tally(), False
+    try:
+        for logits, labels, _ in outputs(model, batches):
+            tally.add(logits, labels)
+            progress(len(labels))
+    except Interrupted:
+        stopped = True
+    images, loss_sum, top1, top5, stopped = parallel.total([*astuple(tally), stopped]).tolist()
+    if stopped:
+        raise Interrupted
+    return Tally(int(images), loss_sum, int(top1), int(top5))

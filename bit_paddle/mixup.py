@@ -1,38 +1,20 @@
-"""MixUp (arXiv 1710.09412) as BiT does it: one lambda a step, partners within a micro-batch."""
+"""MixUp (arXiv 1710.09412): blended images, and the blended loss of their two labels."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 import paddle
 from paddle import Tensor
 
 
-def draw(
-    alpha: float, sizes: Sequence[int], generator: np.random.Generator
-) -> tuple[float, list[np.ndarray]]:
-    """Return lambda ~ Beta(alpha, alpha), and partners for micro-batches of ``sizes`` images.
-
-    Without MixUp (``alpha`` 0) lambda is 1, which changes nothing.
-    """
-    lam = float(generator.beta(alpha, alpha)) if alpha else 1.0
-    return lam, [generator.permutation(size) for size in sizes]
+def mix(images: Tensor, partners: Tensor, lam: float) -> Tensor:
+    """Return lam x images + (1 - lam) x partners, both [N, C, H, W]."""
+    return lam * images + (1 - lam) * partners
 
 
-def mix(images: Tensor, partners: np.ndarray, lam: float) -> Tensor:
-    """Return lam x image + (1 - lam) x partner's image, [N, C, H, W]."""
-    if lam == 1.0:
-        return images
-    return lam * images + (1 - lam) * paddle.gather(images, paddle.to_tensor(partners))
-
-
-def loss(logits: Tensor, labels: np.ndarray, partners: np.ndarray, lam: float) -> Tensor:
+def loss(logits: Tensor, labels: np.ndarray, partner_labels: np.ndarray, lam: float) -> Tensor:
     """Return the mean cross-entropy, mixed: lam x CE(labels) + (1 - lam) x CE(partners' labels)."""
-    own = cross_entropy(logits, labels)
-    if lam == 1.0:
-        return own
-    return lam * own + (1 - lam) * cross_entropy(logits, labels[partners])
+    return lam * cross_entropy(logits, labels) + (1 - lam) * cross_entropy(logits, partner_labels)
 
 
 def cross_entropy(logits: Tensor, labels: np.ndarray) -> Tensor:

@@ -217,6 +217,8 @@ class CheckpointFile:
 
     def array(self, key: str) -> np.ndarray:
         """Return the array of a published key in its published shape, as it is on disk."""
+        if key not in self._members:
+            raise CheckpointError(f"{self.path}: has no {key}")
         name, shape, _ = self._members[key]
         with self._reading(name):
             return self._npz[name].reshape(_canonical_shape(key, shape))
@@ -226,7 +228,10 @@ class CheckpointFile:
         if NOTES not in self._members:
             return {}
         with self._reading(NOTES):
-            return json.loads(self.array(NOTES).astype(np.uint8).tobytes().decode())
+            notes = json.loads(self.array(NOTES).astype(np.uint8).tobytes().decode())
+            if not isinstance(notes, dict):
+                raise ValueError(f"it holds {type(notes).__name__}, expected an object")
+            return notes
 
     @property
     def classes(self) -> int:

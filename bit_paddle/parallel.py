@@ -1,19 +1,24 @@
-"""Devices: the only module that knows where tensors live."""
+"""Devices, and what processes tell each other: the only module that knows where tensors live."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
+
 import numpy as np
 import paddle
+import paddle.distributed
 from paddle import Tensor
 
-from bit_paddle import environment
-from bit_paddle.errors import ConfigError
+from bit_paddle import environment, processes
+from bit_paddle.errors import ConfigError, PeerError
 
 
-def select_device(name: str = "auto") -> str:
-    """Make ``name`` Paddle's device and return it; "auto" takes the GPU where there is one.
+def select_device(name: str = "auto", deterministic: bool = False) -> str:
+    """Make ``name`` Paddle's device and return it; "auto" takes a GPU where there is one.
 
-    Raises `ConfigError` where there is no GPU, or one that the installed build has no code for.
+    ``deterministic`` has cuDNN use only kernels that give the same bits each time; those of a CPU
+    all do. Raises `ConfigError` where there is no GPU, or one that the installed build has no code
+    for.
     """
     count = paddle.device.cuda.device_count() if paddle.device.is_compiled_with_cuda() else 0
     if name == "auto":
@@ -32,8 +37,62 @@ def select_device(name: str = "auto") -> str:
                 f"paddlepaddle-gpu {paddle.__version__} has no code beyond 8.9; install "
                 "a Paddle 3 GPU build from Paddle's own package index"
             )
+        if deterministic:
+            paddle.set_flags({"FLAGS_cudnn_deterministic": True})
     paddle.device.set_device(name)
     return name
+
+
+# --- Between processes --------------------------------------------------------------------------
+
+
+def join() -> None:
+    """Meet the other processes of this run, of which `processes` knows; one alone meets nobody."""
+    if processes.world_size() > 1:
+        paddle.distributed.init_parallel_env()
+
+
+def total(values: Sequence[float]) -> np.ndarray:
+    """Return the sums of ``values`` over all processes, in float64."""
+    tensor = paddle.to_tensor(np.asarray(values, np.float64))
+    _each([tensor], paddle.distributed.all_reduce)
+    return tensor.numpy()
+
+
+def sum_gradients(parameters: Iterable[Tensor]) -> None:
+    """Replace each gradient by its sum over all processes; a process without images has zeros."""
+    if processes.world_size() == 1:
+        return
+    parameters = list(parameters)
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = paddle.zeros_like(parameter)
+    _each([parameter.grad for parameter in parameters], paddle.distributed.all_reduce)
+
+
+def broadcast(tensors: Iterable[Tensor]) -> None:
+    """Give every process the values that the first one has."""
+    _each(tensors, lambda tensor: paddle.distributed.broadcast(tensor, 0))
+
+
+def from_first(values: Sequence[float]) -> np.ndarray:
+    """Return the ``values`` that the first process has, in float64."""
+    tensor = paddle.to_tensor(np.asarray(values, np.float64))
+    broadcast([tensor])
+    return tensor.numpy()
+
+
+def _each(tensors: Iterable[Tensor], exchange: Callable[[Tensor], object]) -> None:
+    if processes.world_size() == 1:
+        return
+    try:
+        for tensor in tensors:
+            exchange(tensor)
+    except (RuntimeError, OSError) as error:  # a connection has broken
+        raise PeerError("another process of the run has gone") from error
+
+
+# --- Memory -------------------------------------------------------------------------------------
 
 
 def activation_memory(device: str) -> int:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from bit_paddle import catalog, config, download, environment, hyperrule, logbook, npz
+from bit_paddle import catalog, config, download, environment, hyperrule, npz, runs
 from bit_paddle.architecture import Architecture
 from bit_paddle.data import check, fewshot, loader, readers
-from bit_paddle.data import spec as specs
 
 
 @dataclass(frozen=True)
@@ -30,13 +32,18 @@ class Plan:
     mixup_alpha: float
     flip: bool
     skipped: tuple[str, ...]  # what is wrong with each image that is left out
+    start: runs.Start
 
-    def batch_split(self, memory: int) -> int:
-        """Return in how many parts to compute a batch, with ``memory`` bytes for activations."""
+    def batch_split(self, memory: int, processes: int = 1) -> int:
+        """Return in how many parts each of ``processes`` computes its share of a batch.
+
+        ``memory`` bytes are what a process has for activations.
+        """
         if self.settings.batch_split != config.AUTO:
             return self.settings.batch_split
         fits = memory // (4 * self.architecture.activations(self.resolution.crop))
-        return -(-self.settings.batch // min(max(1, fits), self.settings.batch))
+        share = -(-self.settings.batch // processes)
+        return -(-share // min(max(1, fits), share))
 
     def describe(self) -> str:
         """Return the plan as aligned lines."""
@@ -86,11 +93,18 @@ class Plan:
             "optimizer": f"SGD, momentum {hyperrule.MOMENTUM}, no weight decay",
             "validation": (f"every {settings.eval_every} steps and " if settings.eval_every else "")
             + "at the end, on all validation images",
-            "files": f"{self.next_folder()}/: train.log, "
-            "metrics.jsonl, VisualDL, config.yaml" + (", model.npz" if settings.save else ""),
+            "checkpoints": f"every {settings.save_every.replace('m', ' minutes')}"
+            f"{'' if settings.save_every.endswith('m') else ' steps'}, the last {settings.keep} "
+            "and the best are kept"
+            if settings.save
+            else "none (--no-save)",
+            "files": f"{self.start.folder}/: train.log, metrics.jsonl, VisualDL, config.yaml, "
+            f"result.json{', checkpoints, model.npz' if settings.save else ''}",
         }
+        if settings.nproc > 1:
+            rows["processes"] = f"{settings.nproc}, each with a share of every batch"
         if settings.repeats > 1:
-            rows["files"] = f"{self.next_folder()}/: repeats.txt, repeats.json, a folder a run"
+            rows["files"] = f"{self.start.folder}/: repeats.txt, repeats.json, a folder a run"
             rows["runs"] = (
                 f"{settings.repeats}, seeds {settings.seed} to "
                 f"{settings.seed + settings.repeats - 1}; lowest, median and highest are reported"
@@ -100,7 +114,11 @@ class Plan:
 
     def notes(self) -> list[str]:
         """Return what the user should know of the data, a line each."""
-        notes = [*self.data.notes, *suspicions(self.data.train.classes, self.flip, self._crops)]
+        notes = [
+            *self.start.notes,
+            *self.data.notes,
+            *suspicions(self.data.train.classes, self.flip, self._crops),
+        ]
         if self.skipped:
             more = f" and {len(self.skipped) - 5:,} more" if len(self.skipped) > 5 else ""
             notes.append(
@@ -132,7 +150,30 @@ class Plan:
         )
         return f"by the {self.settings.rule} rule, as {by}" + ("" if self._crops else "; no crop")
 
+    @cached_property
+    def data_identity(self) -> dict[str, Any]:
+        """What tells whether another run has the same images, wherever they are.
+
+        Names and labels are compared, not contents.
+        """
+        train, val = self.data.train, self.data.val
+        digest = hashlib.sha256()
+        for images, indices in ((train, self.subset), (val, range(len(val)))):
+            root = str(getattr(images, "root", ""))
+            for index in indices:
+                name = images.name(index).removeprefix(root)
+                digest.update(f"{images.labels[index]} {name}\n".encode(errors="surrogateescape"))
+        return {
+            "training images": len(self.subset),
+            "validation images": len(val),
+            "classes": list(train.classes),
+            "names and labels": digest.hexdigest()[:16],
+        }
+
     def _weights(self) -> str:
+        if self.start.checkpoints:
+            newest = self.start.checkpoints[0]
+            return f"{newest.path}: the run goes on after step {newest.progress.step}"
         if self.checkpoint is None:
             return f"random, by seed {self.settings.seed}"
         if self.checkpoint.is_file():
@@ -140,26 +181,19 @@ class Plan:
         entry = catalog.find(self.settings.model)
         return f"{self.checkpoint}, to be downloaded: {entry.bytes / 1e9:.2f} GB from {entry.url}"
 
-    def next_folder(self) -> Path:
-        """Return the folder that the run would get now. Raises `ConfigError` if it is taken."""
-        return logbook.next_folder(self.settings.logdir, self.settings.name, self.default_name)
 
-    @property
-    def default_name(self) -> str:
-        """The run's folder where --name gives none: the model's and the data's names."""
-        data = specs.short_name(self.settings.dataset, self.settings.datadir)
-        few = f"-{self.settings.examples_per_class}shot" if self.settings.examples_per_class else ""
-        if self.settings.repeats > 1:
-            few += f"-x{self.settings.repeats}"
-        return f"{Path(self.settings.model).name.replace('.npz', '')}-{data}{few}"
-
-
-def make_plan(settings: config.Settings, fetch: bool = True) -> Plan:
+def make_plan(
+    settings: config.Settings, start: runs.Start | None = None, fetch: bool = True
+) -> Plan:
     """Resolve ``settings``: open checkpoint and data, select images, apply the rule; no Paddle.
 
-    A published checkpoint that is not there is downloaded last, when all else is known to be
-    right, and only with ``fetch``.
+    ``start`` is the run's folder and what it goes on from. A published checkpoint that is not there
+    is downloaded last, when all else is known to be right, and only with ``fetch``, and only for a
+    run that starts from it.
     """
+    if start is None:
+        start = runs.Start(Path(settings.logdir, settings.name or runs.default_name(settings)))
+    fetch = fetch and not start.checkpoints
     model = catalog.resolve(settings.model, pretrained=not settings.from_scratch)
     architecture = getattr(model, "architecture", model)
     checkpoint = model if isinstance(model, Path) else None
@@ -169,8 +203,6 @@ def make_plan(settings: config.Settings, fetch: bool = True) -> Plan:
         architecture = _checked(checkpoint)
     elif checkpoint is not None and fetch:
         download.ask(model.url)  # where nobody answers, that is said before the data are read
-    if settings.name:
-        logbook.next_folder(settings.logdir, settings.name, settings.name)
     data = readers.open_dataset(
         settings.dataset, settings.datadir, val_fraction=settings.val_fraction
     )
@@ -215,6 +247,7 @@ def make_plan(settings: config.Settings, fetch: bool = True) -> Plan:
         hyperrule.mixup_alpha(len(subset)),
         _first(settings.flip, data.flip),
         tuple(skipped),
+        start,
     )
 
 

@@ -8,27 +8,39 @@ seconds to load: help, a bad flag, a missing file and broken data are answered b
 from __future__ import annotations
 
 import json
+import platform
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, astuple, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bit_paddle import __version__, config, environment, errors, files, hyperrule, logbook
+from bit_paddle import (
+    __version__,
+    config,
+    environment,
+    errors,
+    files,
+    hyperrule,
+    logbook,
+    processes,
+    runs,
+    saving,
+)
 from bit_paddle.data import loader, readers
-from bit_paddle.interrupt import Interrupt
+from bit_paddle.interrupt import Interrupt, Interrupted
 from bit_paddle.planning import Plan, make_plan
+from bit_paddle.runs import Progress
 
 if TYPE_CHECKING:
-    from paddle.optimizer import Optimizer
-
     from bit_paddle import metrics
     from bit_paddle.models import ResNetV2
+    from bit_paddle.sgd import Momentum
 
 PROG = "python -m bit_paddle.train"
 
@@ -36,101 +48,128 @@ PROG = "python -m bit_paddle.train"
 # --- One update ---------------------------------------------------------------------------------
 
 
-def update(
-    model: ResNetV2,
-    optimizer: Optimizer,
-    micro_batches: Sequence[loader.MicroBatch],
-    partners: Sequence[np.ndarray],
-    lam: float,
-    lr: float,
-) -> list[float]:
-    """Make one optimizer step and return the loss of each micro-batch.
+def update(model: ResNetV2, optimizer: Momentum, batch: loader.Batch, lr: float) -> float:
+    """Make one optimizer step with the mean loss over ``batch``, of all processes; return that.
 
-    The gradients of the micro-batches, weighted by their sizes, add up to that of the mean loss
-    over all their images. ``partners`` and ``lam`` are MixUp's. Raises `NonFiniteError`, with the
-    weights as they were, if a loss is not a finite number.
+    The gradients of the micro-batches, weighted by their sizes, add up to that of the mean loss.
+    Raises, with the weights as they were, `NonFiniteError` if the loss or a gradient is not a
+    finite number, and `Interrupted` if a process was told to end before it had seen all of its
+    micro-batches.
     """
-    from bit_paddle import mixup, parallel
+    from bit_paddle import mixup, parallel, sgd
 
-    total = sum(len(batch.labels) for batch in micro_batches)
-    losses = []
-    with model.standardized_once():
-        for batch, partner in zip(micro_batches, partners):
-            images = mixup.mix(parallel.to_device(batch.images), partner, lam)
-            loss = mixup.loss(model(images), batch.labels, partner, lam)
-            (loss * (len(batch.labels) / total)).backward()
-            losses.append(loss)
-    losses = [float(loss) for loss in losses]
-    if not np.isfinite(losses).all():
+    losses, stopped = [], False
+    try:
+        with model.standardized_once():
+            for part in batch.micro_batches:
+                images = parallel.to_device(part.images)
+                if batch.lam == 1.0:
+                    loss = mixup.cross_entropy(model(images), part.labels)
+                else:
+                    images = mixup.mix(images, parallel.to_device(part.partner_images), batch.lam)
+                    loss = mixup.loss(model(images), part.labels, part.partner_labels, batch.lam)
+                loss = loss * (len(part.labels) / len(batch.indices))
+                loss.backward()
+                losses.append(loss)
+        loss = sum(float(loss) for loss in losses)
+    except Interrupted:
+        loss, stopped = 0.0, True
+    try:
+        loss, stopped = parallel.total([loss, stopped])
+        if stopped:
+            raise Interrupted
+        if not np.isfinite(loss):
+            raise errors.NonFiniteError(f"the loss is {loss}")
+        parallel.sum_gradients(model.parameters())
+        bad = sgd.non_finite(model)
+        if bad:
+            raise errors.NonFiniteError(f"the gradient of {' and '.join(bad)} is not finite")
+        optimizer.set_lr(lr)
+        optimizer.step()
+    finally:
         optimizer.clear_grad()
-        raise errors.NonFiniteError(f"the loss is {losses}")
-    optimizer.set_lr(lr)
-    optimizer.step()
-    optimizer.clear_grad()
-    return losses
+    return float(loss)
 
 
 # --- The run ------------------------------------------------------------------------------------
 
 
-def run(plan: Plan, log: logbook.Logbook) -> tuple[int, metrics.Tally]:
-    """Carry out ``plan``; return the command's exit status and the final validation."""
+def run(
+    plan: Plan, log: logbook.Logbook, stop: Interrupt, force: bool = False
+) -> dict[str, Any] | None:
+    """Carry out ``plan`` from its start on; return the result, or None if ``stop`` has ended it."""
     settings, schedule, crop = plan.settings, plan.schedule, plan.resolution.crop
+    rank, world_size = processes.rank(), processes.world_size()
 
     with log.timed("loading Paddle"):
         import paddle
 
-        from bit_paddle import checkpoint, metrics, mixup, parallel, sgd
+        from bit_paddle import checkpoint, metrics, parallel
+    stop.renew()
 
-    # --- Device ---
-    device = parallel.select_device(settings.device)
-    batch_split = plan.batch_split(parallel.activation_memory(device))
-    micro_batch = -(-settings.batch // batch_split)
+    # --- Device, processes, model: from here on all processes do the same ---
+    device = parallel.select_device(settings.device, settings.deterministic)
+    parallel.join()
+    if not parallel.from_first([plan.start.result is None])[0]:
+        return plan.start.result
+    with log.timed("loading the model"):
+        model, optimizer, progress, batch_split = _begin(plan, device, log, force)
+    micro_batch = -(-settings.batch // (batch_split * world_size))
+    log.rewind(progress.step, min(progress.evaluated, schedule.steps - 1))  # the last is made anew
     log.say(
         f"bit_paddle {__version__}, Paddle {paddle.__version__} on {device}, "
-        f"{environment.cpu_count()} processors; {settings.batch} images a step, in {batch_split} "
-        f"part{'s' if batch_split > 1 else ''}"
+        f"{environment.cpu_count()} processors{f' for each of {world_size}' * (world_size > 1)}; "
+        f"{settings.batch} images a step, in {world_size * batch_split} "
+        f"part{'s' * (world_size * batch_split > 1)}"
     )
 
-    # --- Model: the checkpoint's weights, or random ones; the head is new and zero either way ---
-    classes = plan.data.train.classes
-    with log.timed("loading the model"):
-        if plan.checkpoint is None:
-            model = checkpoint.create_model(plan.settings.model, len(classes), seed=settings.seed)
-        else:
-            model = checkpoint.create_model(plan.checkpoint, len(classes))
-    optimizer = sgd.Momentum(settings.base_lr, hyperrule.MOMENTUM, model.parameters())
-
-    def evaluate(step: int) -> metrics.Tally:
+    # --- What a run does beside training: it measures itself, and saves what it needs to go on ---
+    def evaluate() -> metrics.Tally:
         """Measure the model on all validation images, and log it."""
-        batches = loader.evaluation_batches(plan.data.val, crop, micro_batch, settings.workers)
+        batches = loader.evaluation_batches(
+            plan.data.val, crop, micro_batch, settings.workers, rank=rank, world_size=world_size
+        )
         with (
             log.timed("validation"),
             logbook.progress_bar(desc="validation", unit="img", total=len(plan.data.val)) as bar,
         ):
-            tally = metrics.evaluate(model, batches, bar.update)
-        log.metrics(
-            "val", step, loss=tally.loss, top1=tally.top1, top5=tally.top5, images=tally.images
-        )
+            tally = metrics.evaluate(model, stop.checked(batches), bar.update)
+        log.metrics("val", progress.step, **tally.summary())
         log.say(
-            f"step {step}: validation loss {tally.loss:.4f}, top-1 {tally.top1:.2%}, "
+            f"step {progress.step}: validation loss {tally.loss:.4f}, top-1 {tally.top1:.2%}, "
             f"top-5 {tally.top5:.2%} ({tally.images:,} images)"
         )
         return tally
 
-    def save(step: int) -> None:
-        """Save the model as it is after ``step`` updates."""
-        path = log.folder / "model.npz"
-        notes = {
+    def notes() -> dict[str, Any]:
+        return {
             "bit_paddle": __version__,
-            "classes": list(classes),
+            "versions": {
+                "paddle": paddle.__version__,
+                "numpy": np.__version__,
+                "python": platform.python_version(),
+            },
+            "classes": list(plan.data.train.classes),
             "crop": crop,
-            "steps": step,
+            "steps": progress.step,
             "settings": config.to_dict(settings),
+            "progress": asdict(progress),
+            "data": plan.data_identity,
+            "batch_split": batch_split,
         }
-        with log.timed("saving"):
-            checkpoint.save_npz(model, path, notes)
-        log.say(f"model after step {step} saved to {path}")
+
+    saver = None
+    if settings.save and rank == 0:
+        interval = config.interval(settings.save_every)
+        saver = saving.Saver(log.folder, settings.keep, interval, log, progress.step)
+
+    def save(best: bool = False) -> None:
+        """Save all that the run needs to go on from here, without waiting for the disk."""
+        if saver is not None:
+            with log.timed("copying for a checkpoint"):
+                arrays = checkpoint.snapshot(model, optimizer)
+            write = partial(checkpoint.write_snapshot, arrays=arrays, notes=notes())
+            saver.save(progress.step, write, best)
 
     # --- Training ---
     batches = loader.training_batches(
@@ -142,56 +181,151 @@ def run(plan: Plan, log: logbook.Logbook) -> tuple[int, metrics.Tally]:
         settings.seed,
         settings.workers,
         plan.flip,
+        plan.mixup_alpha,
         plan.cache_bytes,
+        progress.step,
+        rank,
+        world_size,
     )
-    step, evaluated, tally = 0, None, None
-    with Interrupt() as stop:
+    begun, tally = progress.step, None
+    try:
+        with logbook.progress_bar(
+            desc="training", total=schedule.steps, initial=progress.step
+        ) as bar:
+            while True:
+                step, ended = progress.step, progress.step == schedule.steps
+                if ended:
+                    save()  # validation may take long
+                due = settings.eval_every and step and step % settings.eval_every == 0
+                if (due or ended) and (progress.evaluated != step or ended):
+                    tally = evaluate()
+                    better = tally.top1 > progress.best
+                    best = max(progress.best, tally.top1)
+                    progress = replace(progress, evaluated=step, best=best)
+                    if better:
+                        save(best=True)
+                if ended:
+                    break
+                if saver is not None and saver.due(step):
+                    save()
+                start = time.perf_counter()
+                with log.timed("waiting for data"):
+                    batch = next(batches)
+                lr = schedule.learning_rate(step, settings.base_lr)
+                batch = batch._replace(micro_batches=stop.checked(batch.micro_batches))
+                try:
+                    with log.timed("training"):
+                        loss, nonfinite = update(model, optimizer, batch, lr), 0
+                except errors.NonFiniteError as error:
+                    loss, nonfinite = np.nan, progress.nonfinite + 1
+                    fault = _non_finite(error, step, lr, plan, batch.indices)
+                    if nonfinite > settings.skip_nonfinite:
+                        raise fault from None
+                    log.say(f"warning: {fault}")
+                progress = replace(progress, step=step + 1, nonfinite=nonfinite)
+                speed = len(batch.indices) / (time.perf_counter() - start)
+                log.metrics("train", step + 1, loss=loss, lr=lr, images_per_second=round(speed, 2))
+                line = f"loss {loss:.5f}, lr {lr:.3g}, {speed:.1f} images/s"
+                log.say(f"step {step + 1}: {line}", console=False)
+                bar.set_postfix_str(line, refresh=False)
+                bar.update()
+    except Interrupted:
+        if progress.step > begun:
+            save()
+        log.say(
+            f"{stop.signal.name if stop.signal else 'Another process'}: ending after step "
+            f"{progress.step} of {schedule.steps}; the same command goes on from there"
+        )
+        return None
+    except Exception:  # what has been learned is kept, unless an update was cut in two
+        if optimizer.whole and progress.step > begun:
+            save()
+        raise
+    finally:
+        batches.close()
+        if saver is not None:
+            with log.timed("saving"):
+                saver.close()
+
+    # --- The end: the model for use, and the result, which says that the run is complete ---
+    result = {"steps": progress.step, **tally.summary()}
+    missing = []
+    if rank == 0:
         try:
-            with logbook.progress_bar(desc="training", total=schedule.steps) as bar:
-                while step < schedule.steps and not stop.signal:
-                    start = time.perf_counter()
-                    with log.timed("waiting for data"):
-                        micro_batches = next(batches)
-                    sizes = [len(batch.labels) for batch in micro_batches]
-                    random = loader.generator(settings.seed, loader.MIXUP, step)
-                    lam, partners = mixup.draw(plan.mixup_alpha, sizes, random)
-                    lr = schedule.learning_rate(step, settings.base_lr)
-                    try:
-                        with log.timed("training"):
-                            losses = update(model, optimizer, micro_batches, partners, lam, lr)
-                    except errors.NonFiniteError as error:
-                        raise _diverged(error, step, lr, plan, micro_batches) from None
-                    step += 1
-                    loss = float(np.average(losses, weights=sizes))
-                    speed = sum(sizes) / (time.perf_counter() - start)
-                    log.metrics("train", step, loss=loss, lr=lr, images_per_second=round(speed, 2))
-                    line = f"loss {loss:.5f}, lr {lr:.3g}, {speed:.1f} images/s"
-                    log.say(f"step {step}: {line}", console=False)
-                    bar.set_postfix_str(line, refresh=False)
-                    bar.update()
-                    if settings.eval_every and step % settings.eval_every == 0:
-                        tally, evaluated = evaluate(step), step
-        finally:  # reached, asked for, or forced by an error: what has been learned is kept
-            batches.close()
-            if stop.signal:
-                log.say(f"{stop.signal.name}: ending after step {step} of {schedule.steps}")
-            if settings.save and step:
-                save(step)
-        if evaluated != step:
-            tally = evaluate(step)
+            if saver is not None:
+                path = log.folder / "model.npz"
+                with log.timed("saving"):
+                    checkpoint.save_npz(model, path, notes())
+                log.say(f"model after step {progress.step} saved to {path}")
+                missing += [saver.failure] if saver.failure else []
+            files.write_text(log.folder / runs.RESULT, json.dumps(result, indent=2) + "\n")
+        except errors.WriteError as error:
+            missing.append(str(error))
     log.say(f"{log.timings()}\nlogs are in {log.folder}")
-    return stop.exit_status, tally
+    missing += log.missing()
+    if missing:
+        lines = "".join(f"\n  {one}" for one in missing)
+        raise errors.WriteError(
+            f"the run is complete, but not all of it could be written:{lines}\nMake room, and the "
+            "same command goes on from the last checkpoint"
+        )
+    return result
 
 
-def _diverged(
-    error: errors.NonFiniteError,
-    step: int,
-    lr: float,
-    plan: Plan,
-    micro_batches: Sequence[loader.MicroBatch],
+def _begin(
+    plan: Plan, device: str, log: logbook.Logbook, force: bool
+) -> tuple[ResNetV2, Momentum, Progress, int]:
+    """Return model, optimizer, progress and --batch_split at the start, the same in all processes.
+
+    The order is that of `runs`: a checkpoint of this run, or of --resume; pre-trained; random. The
+    first process reads, and gives the others what it has found.
+    """
+    import paddle
+
+    from bit_paddle import checkpoint, models, parallel, sgd
+
+    settings, classes = plan.settings, len(plan.data.train.classes)
+    progress = Progress()
+    batch_split = plan.batch_split(parallel.activation_memory(device), processes.world_size())
+    model = None
+    if processes.rank() or plan.start.checkpoints:
+        model = models.ResNetV2(plan.architecture, classes)
+        optimizer = sgd.Momentum(settings.base_lr, hyperrule.MOMENTUM, model.parameters())
+    for found in plan.start.checkpoints:
+        runs.check_data(found, plan.data_identity, force)
+        try:
+            checkpoint.restore(model, optimizer, found.path)
+        except errors.CheckpointError as error:
+            log.say(f"warning: {error}\nThe checkpoint before it is tried")
+            runs.set_aside(found.path)
+            continue
+        log.say(f"goes on after step {found.progress.step}, from {found.path}")
+        progress = found.progress
+        if settings.batch_split == config.AUTO:
+            batch_split = int(found.notes["batch_split"])
+        break
+    else:
+        if processes.rank() == 0:
+            source = plan.checkpoint or settings.model
+            model = checkpoint.create_model(source, classes, seed=settings.seed)
+            optimizer = sgd.Momentum(settings.base_lr, hyperrule.MOMENTUM, model.parameters())
+    velocities = optimizer.velocities()
+    values = parallel.from_first([*astuple(progress), batch_split, len(velocities)]).tolist()
+    step, evaluated, nonfinite, best, batch_split, moving = values
+    parallel.broadcast(model.parameters())
+    if moving:
+        velocities = velocities or [paddle.zeros_like(one) for one in model.parameters()]
+        parallel.broadcast(velocities)
+        optimizer.load_velocities(velocities)
+    progress = Progress(int(step), int(evaluated), int(nonfinite), best)
+    return model, optimizer, progress, int(batch_split)
+
+
+def _non_finite(
+    error: errors.NonFiniteError, step: int, lr: float, plan: Plan, indices: np.ndarray
 ) -> errors.NonFiniteError:
     """Return ``error`` with where it happened: the step, the learning rate, the images."""
-    names = [plan.data.train.name(index) for batch in micro_batches for index in batch.indices]
+    names = [plan.data.train.name(index) for index in indices]
     return errors.NonFiniteError(
         f"step {step}, learning rate {lr:g}: {error}; the update was not made. Try a smaller "
         f"--base_lr. The batch: {', '.join(names[:8])}"
@@ -199,69 +333,117 @@ def _diverged(
     )
 
 
+# --- The command --------------------------------------------------------------------------------
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run the command ``arguments``; `bit_paddle.errors` says what it raises."""
-    settings, dry_run = config.parse(arguments, PROG, readers.find)
-    plan = make_plan(settings, fetch=not dry_run)
-    if dry_run:
-        print(plan.describe())
+    settings, request = config.parse(arguments, PROG, readers.find)
+    if request.dry_run:
+        with runs.claim(settings, request.force, dry=True) as begin:
+            print(make_plan(settings, begin, fetch=False).describe())
         return 0
-    command = shlex.join([*PROG.split(), *arguments])
     if settings.repeats > 1:
-        return repeat(plan, command)
-    return start(plan, command)[0]
+        return repeat(settings, arguments, request.force)
+    return start(settings, arguments, request.force)[0]
 
 
-def start(plan: Plan, command: str) -> tuple[int, metrics.Tally]:
-    """Carry out ``plan`` in a folder of its own; `run` says what is returned."""
-    settings, described = plan.settings, plan.describe()
-    folder = logbook.create_folder(settings.logdir, settings.name, plan.default_name)
-    with logbook.Logbook(folder) as log:
-        files.write_text(folder / "config.yaml", f"# {command}\n{config.to_yaml(settings)}")
-        if plan.skipped:
-            files.write_text(folder / "skipped.txt", "".join(f"{one}\n" for one in plan.skipped))
-        log.say(f"{command}\n{described}")
-        try:
-            return run(plan, log)
-        except errors.ConfigError:  # such as a GPU that is not there: nothing has been done
-            shutil.rmtree(folder)
-            raise
-        except Exception as error:
-            log.say(f"{type(error).__name__}: {error}", console=False)
-            raise
+def start(
+    settings: config.Settings, arguments: Sequence[str], force: bool = False
+) -> tuple[int, dict[str, Any] | None]:
+    """Carry out one run in its folder; return the exit status, and the result if it is complete.
+
+    ``arguments`` are the command's, of which ``settings`` were made.
+    """
+    if processes.world_size() == 1 < settings.nproc:
+        return _start_processes(settings, arguments, force)
+    processes.end_with_parent()
+    if processes.rank():
+        with Interrupt() as stop:
+            run(make_plan(settings, fetch=False), logbook.Silent(), stop)
+            return stop.exit_status, None
+    with runs.claim(settings, force) as begin:
+        if begin.result is not None:
+            print(f"{begin.folder}: this run is complete: {_describe_result(begin.result)}")
+            if processes.world_size() == 1:
+                return 0, begin.result
+        plan = make_plan(settings, begin)
+        described, folder = plan.describe(), begin.folder
+        new = not (folder / runs.CONFIG).exists()
+        with logbook.Logbook(folder) as log:
+            command = shlex.join([*PROG.split(), *arguments])
+            if (new or force) and begin.result is None:
+                text = f"# {command}\n{config.to_yaml(settings)}"
+                files.write_text(folder / runs.CONFIG, text)
+                (folder / runs.RESULT).unlink(missing_ok=True)
+            if plan.skipped:
+                lines = "".join(f"{one}\n" for one in plan.skipped)
+                files.write_text(folder / "skipped.txt", lines)
+            log.say(f"{command}\n{described}")
+            try:
+                with Interrupt() as stop:
+                    result = run(plan, log, stop, force)
+                return stop.exit_status if result is None else 0, result
+            except errors.ConfigError:  # such as a GPU that is not there: nothing has been done
+                if new:
+                    runs.forget(folder)
+                raise
+            except Exception as error:
+                log.say(f"{type(error).__name__}: {error}", console=False)
+                raise
 
 
-def repeat(plan: Plan, command: str) -> int:
-    """Carry out ``plan`` --repeats times, with seeds that count up; report the spread.
+def _start_processes(
+    settings: config.Settings, arguments: Sequence[str], force: bool
+) -> tuple[int, dict[str, Any] | None]:
+    """Do as `start` does, by --nproc processes; mistakes are answered before there are any."""
+    with runs.claim(settings, force, dry=True) as begin:
+        if begin.result is not None:
+            return start(replace(settings, nproc=1), arguments, force)
+        make_plan(settings, begin)
+    command = [sys.executable, "-m", "bit_paddle.train", *arguments]
+    status = processes.launch(command, settings.nproc)
+    return status, runs.result(begin.folder, settings)
+
+
+def _describe_result(result: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in result.items() if name != "runs")
+
+
+def repeat(settings: config.Settings, arguments: Sequence[str], force: bool = False) -> int:
+    """Make --repeats runs, with seeds that count up; report the spread.
 
     The runs are folders ``seed-<seed>`` in one, next to repeats.json and repeats.txt. A signal ends
-    the run under way and leaves out the rest.
+    the run under way and leaves out the rest; the same command goes on there.
     """
-    settings = plan.settings
-    folder = logbook.create_folder(settings.logdir, settings.name, plan.default_name, "repeats.txt")
-    runs, status = [], 0
-    for k in range(settings.repeats):
-        seed = settings.seed + k
-        one = replace(
-            settings,
-            seed=seed,
-            examples_per_class_seed=settings.examples_per_class_seed + k,
-            logdir=str(folder),
-            name=f"seed-{seed}",
-            repeats=1,
-        )
-        print(f"--- run {k + 1} of {settings.repeats}: {folder / one.name}", flush=True)
-        try:
-            status, tally = start(make_plan(one), command)
-        except errors.ConfigError:
-            if k == 0:
-                shutil.rmtree(folder)
-            raise
-        if status:
-            break
-        runs.append({"seed": seed, "top1": tally.top1, "top5": tally.top5, "loss": tally.loss})
-        report(runs, folder)
-    return status
+    with runs.claim(settings, force) as begin:
+        folder, found = begin.folder, []
+        if begin.result is not None:
+            print((folder / "repeats.txt").read_text(), end="")
+            return 0
+        new = not (folder / runs.CONFIG).exists()
+        files.write_text(folder / runs.CONFIG, config.to_yaml(settings))
+        for k in range(settings.repeats):
+            changes = {
+                "seed": settings.seed + k,
+                "examples_per_class_seed": settings.examples_per_class_seed + k,
+                "logdir": str(folder),
+                "name": f"seed-{settings.seed + k}",
+                "repeats": 1,
+            }
+            words = [f"--{name}={value}" for name, value in changes.items()]
+            print(f"--- run {k + 1} of {settings.repeats}: {folder / changes['name']}", flush=True)
+            try:
+                status, result = start(replace(settings, **changes), [*arguments, *words], force)
+            except errors.ConfigError:
+                if new and k == 0:
+                    runs.forget(folder)
+                raise
+            if status:
+                return status
+            found.append({"seed": changes["seed"], **result})
+            report(found, folder)
+    return 0
 
 
 def report(runs: Sequence[dict[str, float]], folder: Path) -> None:

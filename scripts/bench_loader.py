@@ -54,10 +54,12 @@ def baseline(images: Images, precrop: int, crop: int, batch: int, batches: int) 
 
 def ours(stream, batch: int, batches: int, scaled: bool) -> float:
     """Return images a second of ``stream`` from here on."""
-    floats = np.empty(next(stream)[0].images.shape, np.float32)
+    (part,) = next(stream).micro_batches
+    floats = np.empty(part.images.shape, np.float32)
     start = time.perf_counter()
     for _ in range(batches):
-        pixels = next(stream)[0].images
+        (part,) = next(stream).micro_batches
+        pixels = part.images
         if scaled:
             np.divide(pixels, np.float32(127.5), out=floats[: len(pixels)], dtype=np.float32)
             floats -= np.float32(1)

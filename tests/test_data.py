@@ -295,7 +295,7 @@ def steps_of(
     batches = loader.training_batches(
         images, subset, Resolution(*resolution), batch, split, seed, workers, **more
     )
-    return [next(batches) for _ in range(count)]
+    return [list(next(batches).micro_batches) for _ in range(count)]
 
 
 def flat(steps):
@@ -349,12 +349,15 @@ from bit_paddle.hyperrule import Resolution
 images = readers.open_dataset("folder", sys.argv[1]).train
 rank, world_size = map(int, sys.argv[2:4])
 batches = loader.training_batches(
-    images, np.arange(len(images)), Resolution(40, 32), 10, 2, 3, 2, True, 0, 0, rank, world_size
+    images, np.arange(len(images)), Resolution(40, 32), 10, 2, 3, 2, True, 0.5, rank=rank,
+    world_size=world_size
 )
 for _ in range(6):
-    for part in next(batches):
-        for pixels, index in zip(part.images, part.indices):
-            print(index, hashlib.sha1(pixels.tobytes()).hexdigest())
+    batch = next(batches)
+    for part in batch.micro_batches:
+        for k, index in enumerate(part.indices):
+            pixels = part.images[k].tobytes() + part.partner_images[k].tobytes()
+            print(index, part.partner_labels[k], hashlib.sha1(pixels).hexdigest(), batch.lam)
     print("step")
 print("evaluation")
 for part in loader.evaluation_batches(images, 32, 5, 1, rank=rank, world_size=world_size):
@@ -383,6 +386,24 @@ def test_the_data_do_not_depend_on_the_number_of_processes(world_size, image_fol
     alone, every = shares(1)
     assert len(alone) == 7 and len(alone[0].splitlines()) == 10 and every == list(range(36))
     assert shares(world_size) == (alone, every)
+
+
+def test_partners_are_a_permutation_of_the_whole_batch(noise):
+    """Whatever the split: each image is once itself and once a partner, with its own view."""
+    batches = loader.training_batches(
+        noise, np.arange(23), Resolution(10, 8), 6, 3, 0, 2, mixup_alpha=0.5
+    )
+    lams = set()
+    for _ in range(4):
+        batch = next(batches)
+        parts = list(batch.micro_batches)
+        images, partners = (
+            sorted((view.tobytes(), int(label)) for part in parts for view, label in zip(*of(part)))
+            for of in (lambda one: one[:2], lambda one: one[3:])
+        )
+        assert images == partners and 0 <= batch.lam <= 1
+        lams.add(batch.lam)
+    assert len(lams) == 4
 
 
 def test_fewer_images_than_the_batch_are_sampled_with_replacement(noise):

@@ -16,11 +16,12 @@ FLOORS = {
     for floor, names in enumerate(
         (
             "errors environment interrupt",
-            "files hyperrule architecture logbook data.images data.fewshot data.transforms",
-            "catalog npz data.spec",
-            "config download data.listing",
-            "source data.archives data.cifar data.check data.folders models mixup sgd parallel",
-            "data.lists data.oxford data.loader checkpoint metrics onnx_graph",
+            "files processes hyperrule architecture data.images data.fewshot data.transforms",
+            "logbook catalog npz data.spec",
+            "config download data.listing data.loader",
+            "source runs data.archives data.cifar data.check data.folders",
+            "models mixup sgd parallel",
+            "saving data.lists data.oxford checkpoint metrics onnx_graph",
             "data.readers",
             "formats planning",
             "train evaluate predict bulk export data.show",

@@ -9,8 +9,8 @@ import paddle
 import pytest
 from conftest import Golden, golden_sample, in_checkpoint_layout
 
-from bit_paddle import hyperrule, mixup, npz, sgd, train
-from bit_paddle.data.loader import MicroBatch
+from bit_paddle import hyperrule, npz, sgd, train
+from bit_paddle.data.loader import Batch, MicroBatch
 
 
 @pytest.mark.parametrize("name", ["forward_r50x1", "forward_r14x1_odd"])
@@ -54,18 +54,16 @@ def test_gradient(micro_batches, dtype, tmp_path):
             pass
 
     parts = np.split(np.arange(len(images)), micro_batches)
-    losses = train.update(
+    loss = train.update(
         model,
         Recorder(),
-        [MicroBatch(images[part], labels[part], part) for part in parts],
-        [np.arange(len(part)) for part in parts],
-        lam=1.0,
+        Batch(
+            [MicroBatch(images[part], labels[part], part) for part in parts], np.arange(len(labels))
+        ),
         lr=0.0,
     )
     bar = {"float64": 1e-10, "float32": 1e-2}[dtype]
-    assert np.mean(losses) == pytest.approx(
-        golden["loss"], rel={"float64": 1e-13, "float32": 1e-5}[dtype]
-    )
+    assert loss == pytest.approx(golden["loss"], rel={"float64": 1e-13, "float32": 1e-5}[dtype])
     assert len(gradients) == len(golden.arrays)
     for key in golden.arrays:
         flat = in_checkpoint_layout(key, gradients[npz.parameter_name(key)]).astype(np.float64)
@@ -88,19 +86,22 @@ def test_trajectory(name, dtype, tmp_path):
     losses, lrs = [], []
     for step in range(golden["start_step"], golden["start_step"] + golden["steps"]):
         lam = random.beta(0.1, 0.1) if golden["mixup"] else 1.0
-        batches, partners = [], []
+        batches = []
         for _ in range(golden["split"]):
             images = random.uniform(-1, 1, (micro, 3, golden["size"], golden["size"]))
             images = images.astype(np.float32).astype(dtype)
+            labels = random.integers(0, golden["classes"], micro)
+            partners = random.permutation(micro)
             batches.append(
-                MicroBatch(images, random.integers(0, golden["classes"], micro), np.arange(micro))
+                MicroBatch(images, labels, np.arange(micro), images[partners], labels[partners])
             )
-            partners.append(random.permutation(micro))
         lrs.append(schedule.learning_rate(step, golden["base_lr"]))
-        losses += train.update(model, optimizer, batches, partners, lam, lrs[-1])
+        batch = Batch(batches, np.arange(golden["batch"]), lam)
+        losses.append(train.update(model, optimizer, batch, lrs[-1]))
     assert lrs == golden["lrs"].tolist()
     bar = {"float64": 1e-8, "float32": 1e-3}[dtype]
-    np.testing.assert_allclose(losses, golden["losses"], rtol=bar)
+    means = golden["losses"].reshape(golden["steps"], golden["split"]).mean(axis=1)
+    np.testing.assert_allclose(losses, means, rtol=bar)
     parameters = dict(model.named_parameters())
     for key in golden.arrays:
         flat = in_checkpoint_layout(key, parameters[npz.parameter_name(key)].numpy()).astype(
@@ -109,12 +110,3 @@ def test_trajectory(name, dtype, tmp_path):
         sample = golden[f"final_sample/{key}"]
         assert np.abs(golden_sample(flat) - sample).max() <= bar * np.abs(sample).max(), key
         assert np.linalg.norm(flat) == pytest.approx(golden[f"final_norm/{key}"], rel=bar), key
-
-
-def test_mixup_draws_lambda_then_partners():
-    golden = Golden("training_r14x1_mixup")
-    lam, partners = mixup.draw(0.1, [4, 3], np.random.default_rng(5))
-    random = np.random.default_rng(5)
-    assert lam == random.beta(0.1, 0.1)
-    assert [part.tolist() for part in partners] == [random.permutation(n).tolist() for n in (4, 3)]
-    assert golden["lams"].min() >= 0 and golden["lams"].max() <= 1

@@ -5,6 +5,7 @@ import paddle
 import pytest
 
 from bit_paddle import mixup
+from bit_paddle.data.loader import draw_mixup
 
 
 def test_mix_and_loss(dtype):
@@ -13,23 +14,24 @@ def test_mix_and_loss(dtype):
     logits = random.normal(size=(5, 7)).astype(dtype)
     labels, partners, lam = random.integers(0, 7, 5), random.permutation(5), 0.3
     bar = {"float64": 1e-14, "float32": 1e-6}[dtype]
-    mixed = mixup.mix(paddle.to_tensor(images), partners, lam).numpy()
+    mixed = mixup.mix(paddle.to_tensor(images), paddle.to_tensor(images[partners]), lam).numpy()
     assert np.abs(mixed - (lam * images + (1 - lam) * images[partners])).max() <= bar
     entropy = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(5), labels]
     other = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(5), labels[partners]]
-    found = float(mixup.loss(paddle.to_tensor(logits), labels, partners, lam))
+    found = float(mixup.loss(paddle.to_tensor(logits), labels, labels[partners], lam))
     assert found == pytest.approx((lam * entropy + (1 - lam) * other).mean(), rel=10 * bar)
 
 
-def test_no_mixup_is_the_plain_mean():
-    lam, partners = mixup.draw(0.0, [3], np.random.default_rng(0))
-    images = paddle.ones([3, 3, 2, 2])
-    assert lam == 1.0 and mixup.mix(images, partners[0], lam) is images
+def test_draws_lambda_then_partners():
+    lam, partners = draw_mixup(0.1, 7, np.random.default_rng(5))
+    random = np.random.default_rng(5)
+    assert lam == random.beta(0.1, 0.1) and partners.tolist() == random.permutation(7).tolist()
+    assert draw_mixup(0.0, 3, np.random.default_rng(0))[0] == 1.0
 
 
 def test_lambda_is_beta_distributed():
     """Mean 1/2 and variance 1 / (4 (2 alpha + 1)), within five standard errors."""
-    draws = np.array([mixup.draw(0.1, [], np.random.default_rng(k))[0] for k in range(4000)])
+    draws = np.array([draw_mixup(0.1, 0, np.random.default_rng(k))[0] for k in range(4000)])
     variance = 1 / (4 * 1.2)
     assert abs(draws.mean() - 0.5) < 5 * np.sqrt(variance / 4000)
     assert draws.var() == pytest.approx(variance, rel=0.1)

@@ -49,7 +49,7 @@ def expected_views(plan, count):
     )
     images, labels = np.empty((0, 3, *[plan.resolution.crop] * 2), np.uint8), []
     while len(images) < count:
-        (one,) = next(batches)
+        (one,) = next(batches).micro_batches
         images = np.concatenate([images, one.images])
         labels += one.labels.tolist()
     return images[:count].transpose(0, 2, 3, 1), labels[:count]

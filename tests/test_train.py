@@ -14,9 +14,10 @@ import pytest
 from conftest import ROOT, run_train
 from PIL import Image
 
-from bit_paddle import config, create_model, npz, planning, sgd, train
+from bit_paddle import config, create_model, logbook, npz, planning, sgd, train
 from bit_paddle.data import loader, readers
 from bit_paddle.errors import NonFiniteError
+from bit_paddle.interrupt import Interrupt
 
 TINY = ["--model", "R14x0.5", "--from_scratch", "--precrop", "36", "--crop", "32", "--batch", "8"]
 
@@ -70,7 +71,8 @@ def test_a_whole_run(small_checkpoint, image_folder, tmp_path):
     assert "step 5: loss" in log and "36 -> 32, by --precrop and --crop" in log
     from visualdl import LogReader
 
-    scalars = LogReader(file_path=str(next(folder.glob("vdlrecords*"))))
+    (scalars,) = folder.glob("vdlrecords*")
+    scalars = LogReader(file_path=str(scalars))
     assert [round(item.value, 4) for item in scalars.get_data("scalar", "train/loss")] == [
         pytest.approx(line["loss"], abs=1e-4) for line in steps
     ]
@@ -134,27 +136,33 @@ def test_few_shot_counts_for_the_rule(tmp_path):
     assert "sampled with replacement" in done.stdout
 
 
+def state_of(folder):
+    """All that a run leaves: weights, momentum, metrics without times."""
+    arrays = {}
+    for path in (folder / "model.npz", sorted((folder / "checkpoints").glob("step-*.npz"))[-1]):
+        with np.load(path) as file:
+            arrays |= {f"{path.stem}/{key}": file[key] for key in file if "notes" not in key}
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("time"), line.pop("images_per_second", None)
+    return arrays, lines
+
+
+def assert_same(one, other):
+    (arrays, lines), (expected_arrays, expected_lines) = one, other
+    assert lines == expected_lines and arrays.keys() == expected_arrays.keys()
+    for key, array in expected_arrays.items():
+        assert np.array_equal(arrays[key], array), key
+
+
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_run_in_good_order(number, status, image_folder, tmp_path):
+def test_a_signal_ends_the_run_and_the_same_command_goes_on(number, status, image_folder, tmp_path):
+    arguments = [*TINY, "--dataset", "folder", "--datadir", image_folder, "--steps", 150,
+                 "--batch_split", 2, "--eval_every", 40, "--logdir", tmp_path]  # fmt: skip
+    assert run_train(*arguments, "--name", "undisturbed").returncode == 0
+    arguments += ["--name", "run"]
     process = subprocess.Popen(
-        [
-            sys.executable,
-            "-W",
-            "ignore",
-            "-m",
-            "bit_paddle.train",
-            *TINY,
-            "--dataset",
-            "folder",
-            "--datadir",
-            image_folder,
-            "--steps",
-            "100000",
-            "--logdir",
-            tmp_path,
-            "--name",
-            "run",
-        ],
+        [sys.executable, "-W", "ignore", "-m", "bit_paddle.train", *map(str, arguments)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -165,15 +173,21 @@ def test_a_signal_ends_the_run_in_good_order(number, status, image_folder, tmp_p
     while time.monotonic() < deadline and not (
         metrics.exists() and len(metrics.read_text().splitlines()) >= 3
     ):
-        time.sleep(0.05)
+        time.sleep(0.01)
+    sent = time.monotonic()
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == status, err
-    steps, (evaluation,) = lines_of(tmp_path / "run", "train"), lines_of(tmp_path / "run", "val")
-    assert evaluation["step"] == steps[-1]["step"] < 100000 and evaluation["images"] == 15
+    assert time.monotonic() - sent < 10 and "Traceback" not in err
+    steps = lines_of(tmp_path / "run", "train")
+    assert steps[-1]["step"] < 150
     assert f"{number.name}: ending after step {steps[-1]['step']}" in out
-    assert create_model(tmp_path / "run" / "model.npz").num_classes == 3
-    assert "Traceback" not in err
+    (checkpoint,) = (tmp_path / "run/checkpoints").iterdir()
+    assert checkpoint.name == f"step-{steps[-1]['step']:08d}.npz"
+    assert create_model(checkpoint).num_classes == 3  # it is a model too
+    done = run_train(*arguments)
+    assert done.returncode == 0 and f"goes on after step {steps[-1]['step']}" in done.stdout
+    assert_same(state_of(tmp_path / "run"), state_of(tmp_path / "undisturbed"))
 
 
 def test_names_of_runs(image_folder, tmp_path):
@@ -194,7 +208,9 @@ def test_names_of_runs(image_folder, tmp_path):
         assert sorted(path.name for path in tmp_path.iterdir())[-1] == expected
         assert not (tmp_path / expected / "model.npz").exists()
     done = run_train(*arguments, "--name", f"R14x0.5-{image_folder.name}")
-    assert done.returncode == 2 and "already holds a run" in done.stderr
+    assert done.returncode == 0 and "this run is complete: steps 1" in done.stdout
+    done = run_train(*arguments, "--name", f"R14x0.5-{image_folder.name}", "--seed", 1)
+    assert done.returncode == 2 and "seed: 0 -> 1" in done.stderr and "--force" in done.stderr
 
 
 @pytest.mark.parametrize("logdir", ["a file", "/proc/nothing/here"])
@@ -248,7 +264,8 @@ def test_divergence_stops_before_the_weights(tmp_path):
     )
     assert done.returncode == 1
     assert "the update was not made" in done.stderr and "digits train image" in done.stderr
-    assert create_model(tmp_path / "run" / "model.npz").num_classes == 10  # of the step before
+    (checkpoint,) = (tmp_path / "run/checkpoints").iterdir()  # of the step before
+    assert create_model(checkpoint).num_classes == 10
     assert "NonFiniteError" in (tmp_path / "run" / "train.log").read_text()
 
 
@@ -257,9 +274,9 @@ def test_update_refuses_a_loss_that_is_no_number(small_checkpoint):
     optimizer = sgd.Momentum(0.1, 0.9, model.parameters())
     model.head.bias.set_value(np.array([np.nan, 0, 0], np.float32))
     before = [parameter.numpy() for parameter in model.parameters()]
-    batch = loader.MicroBatch(np.zeros((2, 3, 32, 32), np.uint8), np.array([0, 1]), np.arange(2))
+    part = loader.MicroBatch(np.zeros((2, 3, 32, 32), np.uint8), np.array([0, 1]), np.arange(2))
     with pytest.raises(NonFiniteError):
-        train.update(model, optimizer, [batch], [np.arange(2)], 1.0, 0.1)
+        train.update(model, optimizer, loader.Batch([part], part.indices), 0.1)
     assert all(
         np.array_equal(a, b.numpy(), equal_nan=True) for a, b in zip(before, model.parameters())
     )
@@ -280,14 +297,8 @@ def test_micro_batches_add_up_to_the_whole_batch(split, dtype, small_checkpoint)
         model = create_model(small_checkpoint, 3)
         optimizer = sgd.Momentum(0.1, 0.9, model.parameters())
         for _ in range(2):
-            train.update(
-                model,
-                optimizer,
-                [loader.MicroBatch(images[part], labels[part], part) for part in parts],
-                [np.arange(len(part)) for part in parts],
-                1.0,
-                0.01,
-            )
+            micro_batches = [loader.MicroBatch(images[part], labels[part], part) for part in parts]
+            train.update(model, optimizer, loader.Batch(micro_batches, np.arange(9)), 0.01)
         return model.head.weight.numpy(), model.root_block.conv.weight.numpy()
 
     whole = weights([np.arange(9)])
@@ -326,6 +337,12 @@ CHANGES = {
     "workers": None,
     "cache_gb": None,
     "device": None,
+    "save_every": None,
+    "keep": None,
+    "resume": None,
+    "skip_nonfinite": None,
+    "nproc": None,
+    "deterministic": None,
 }
 
 
@@ -334,7 +351,7 @@ def test_every_setting_has_a_row():
 
 
 @pytest.fixture(scope="module")
-def outcome(image_folder):
+def outcome(image_folder, tmp_path_factory):
     """Settings -> everything that a run of them shows, without a process each."""
 
     def run(**changes):
@@ -354,32 +371,19 @@ def outcome(image_folder):
         plan = planning.make_plan(config.Settings(**{**values, **changes}))
         shown = []
 
-        class Log:
-            folder = None
-
-            def say(self, text, console=True):
-                shown.extend(
-                    line for line in text.splitlines() if not line.startswith("bit_paddle")
-                )
-
+        class Log(logbook.Silent):
             def metrics(self, kind, step, **numbers):
                 numbers.pop("images_per_second", None)
                 shown.append(
                     (kind, step, sorted((name, round(value, 5)) for name, value in numbers.items()))
                 )
 
-            def timed(self, part):
-                import contextlib
-
-                return contextlib.nullcontext()
-
-            def timings(self):
-                return ""
-
         plan = dataclasses.replace(plan, settings=dataclasses.replace(plan.settings, save=False))
         split = plan.batch_split(1 << 30)
-        train.run(plan, Log())
-        return [line for line in shown if "images/s" not in line], split
+        log = Log()
+        log.folder = tmp_path_factory.mktemp("run")
+        train.run(plan, log, Interrupt())
+        return shown, split
 
     return run
 
@@ -417,8 +421,7 @@ def test_an_image_that_breaks_in_mid_run_costs_no_steps(image_folder, tmp_path):
                  "--logdir", tmp_path]  # fmt: skip
     done = run_train(*arguments, "--name", "run")
     assert done.returncode == 2 and "val/blue/2.jpg: cannot be decoded" in done.stderr
-    assert "model after step 3 saved" in done.stdout
-    assert create_model(tmp_path / "run" / "model.npz").num_classes == 3
+    assert create_model(tmp_path / "run/checkpoints/step-00000003.npz").num_classes == 3
     done = run_train(*arguments, "--name", "skip", "--on_bad_image", "skip")
     assert done.returncode == 0 and "1 images cannot be read and are left out" in done.stdout
     assert "val/blue/2.jpg" in (tmp_path / "skip/skipped.txt").read_text()
@@ -464,7 +467,10 @@ def test_repeats(image_folder, tmp_path):
         json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1])
         for name in ("alone", "three/seed-5")
     ]
-    assert last[0] == last[1] and last[0]["loss"] == losses[1]
+    times = [line.pop("time") for line in last]
+    assert len(times) == 2 and last[0] == last[1] and last[0]["loss"] == losses[1]
+    again = run_train(*arguments, "--seed", 4, "--repeats", 3, "--name", "three")
+    assert again.returncode == 0 and table in again.stdout
 
 
 def test_one_tree_and_its_fraction(image_folder, tmp_path):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -25,14 +25,32 @@ from bit_paddle.hyperrule import Resolution
 ORDER, VIEW, MIXUP = range(3)  # separate streams of random numbers
 
 View = Callable[[np.ndarray], None]  # fills uint8 [3, crop, crop]
+Job = TypeVar("Job")
 
 
 class MicroBatch(NamedTuple):
-    """``images`` uint8 [N, 3, crop, crop], ``labels`` int64 [N], reader's ``indices`` [N]."""
+    """``images`` uint8 [N, 3, crop, crop], ``labels`` int64 [N], reader's ``indices`` [N].
+
+    With MixUp, the images and labels of the partners as well.
+    """
 
     images: np.ndarray
     labels: np.ndarray
     indices: np.ndarray
+    partner_images: np.ndarray | None = None
+    partner_labels: np.ndarray | None = None
+
+
+class Batch(NamedTuple):
+    """One process's share of an optimizer step, in parts, which can be gone through once.
+
+    ``indices`` are those of the whole step, of all processes; ``lam`` is MixUp's lambda, 1 for no
+    MixUp.
+    """
+
+    micro_batches: Iterable[MicroBatch]
+    indices: np.ndarray
+    lam: float = 1.0
 
 
 def generator(seed: int, stream: int, count: int) -> np.random.Generator:
@@ -56,6 +74,17 @@ def step_positions(dataset_size: int, batch: int, seed: int, step: int) -> np.nd
         return generator(seed, ORDER, step).integers(0, dataset_size, batch)
     epoch, place = divmod(step, -(-dataset_size // batch))
     return _permutation(dataset_size, seed, epoch)[place * batch : (place + 1) * batch]
+
+
+def draw_mixup(alpha: float, size: int, generator: np.random.Generator) -> tuple[float, np.ndarray]:
+    """Return lambda ~ Beta(alpha, alpha), and a partner for each of the ``size`` images of a batch.
+
+    MixUp (arXiv 1710.09412) as BiT does it: one lambda a step; the partners are a permutation of
+    the batch. The reference code permutes each micro-batch by itself, so its result depends on how
+    a batch is split. Without MixUp (``alpha`` 0) lambda is 1, which changes nothing.
+    """
+    lam = float(generator.beta(alpha, alpha)) if alpha else 1.0
+    return lam, generator.permutation(size)
 
 
 def resized_bytes(count: int, side: int) -> int:
@@ -93,47 +122,68 @@ def training_batches(
     seed: int,
     workers: int,
     flip: bool = True,
+    mixup_alpha: float = 0.0,
     memory: int = 0,
     start: int = 0,
     rank: int = 0,
     world_size: int = 1,
-) -> Iterator[list[MicroBatch]]:
-    """Yield, without end, the micro-batches of each optimizer step from step ``start`` on.
+) -> Iterator[Batch]:
+    """Yield, without end, the batch of each optimizer step from step ``start`` on.
 
     A batch of ``subset`` (indices into ``images``) is cut into a share for each of ``world_size``
     processes, and that of ``rank`` into ``batch_split`` parts of equal size; the smaller batch that
     ends an epoch into nearly equal ones, as many as have an image. Put together, the shares are the
-    batch of one process. Without ``flip`` no image is mirrored; ``memory`` is that of
-    `ResizedImages`.
+    batch of one process: partners for MixUp are drawn over the whole batch, and a process makes
+    those of others that its own images are mixed with. Without ``flip`` no image is mirrored;
+    ``memory`` is that of `ResizedImages`.
     """
     precrop, crop = resolution.precrop, resolution.crop
     source = ResizedImages(images, precrop, len(subset), memory)
 
-    def step_jobs(step: int) -> list[tuple[np.ndarray, list[View]]]:
+    def view(index: int, top: int, left: int, mirrored: bool, out: np.ndarray) -> None:
+        training_view(source(index), top, left, mirrored, out)
+
+    def job(step: int) -> tuple[_Share, list[View]]:
         indices = subset[step_positions(len(subset), batch, seed, step)]
         random = generator(seed, VIEW, step)
-        corners = random.integers(0, precrop - crop + 1, (len(indices), 2)).tolist()
-        flips = ((random.random(len(indices)) < 0.5) & flip).tolist()
-
-        def view(index: int, top: int, left: int, mirrored: bool, out: np.ndarray) -> None:
-            training_view(source(index), top, left, mirrored, out)
-
-        views = [
-            partial(view, index, top, left, mirrored)
-            for index, (top, left), mirrored in zip(indices.tolist(), corners, flips)
-        ]
+        corners = random.integers(0, precrop - crop + 1, (len(indices), 2))
+        flips = (random.random(len(indices)) < 0.5) & flip
+        lam, partners = draw_mixup(mixup_alpha, len(indices), generator(seed, MIXUP, step))
         share = np.array_split(np.arange(len(indices)), world_size)[rank]
-        return [
-            (indices[part], [views[k] for k in part])
-            for part in np.array_split(share, min(batch_split, len(share)) or 1)
-            if len(part)
+        others = np.setdiff1d(partners[share], share) if lam != 1.0 else share[:0]
+        places = np.concatenate([share, others])
+        views = [
+            partial(view, int(indices[k]), *corners[k].tolist(), bool(flips[k])) for k in places
         ]
+        return _Share(indices, lam, partners, share, places), views
 
-    steps, again = itertools.tee(map(step_jobs, itertools.count(start)))
-    every_job = itertools.chain.from_iterable(steps)
-    with closing(_made(images, every_job, crop, workers, ahead=batch_split + 1)) as stream:
-        for jobs in again:
-            yield list(itertools.islice(stream, len(jobs)))
+    def micro_batches(part: _Share, pixels: np.ndarray) -> Iterator[MicroBatch]:
+        row = np.empty(len(part.indices), np.int64)  # of each place that is made here
+        row[part.places] = np.arange(len(part.places))
+        labels = images.labels[part.indices]
+        for places in np.array_split(part.share, min(batch_split, len(part.share)) or 1):
+            if not len(places):
+                continue
+            own = pixels[row[places[0]] : row[places[-1]] + 1], labels[places], part.indices[places]
+            if part.lam == 1.0:
+                yield MicroBatch(*own)
+            else:
+                partners = part.partners[places]
+                yield MicroBatch(*own, pixels[row[partners]], labels[partners])
+
+    with closing(_made(map(job, itertools.count(start)), crop, workers, ahead=1)) as stream:
+        for part, pixels in stream:
+            yield Batch(micro_batches(part, pixels), part.indices, part.lam)
+
+
+class _Share(NamedTuple):
+    """What a process makes of a step: ``places`` in the batch, its own ``share`` before others."""
+
+    indices: np.ndarray
+    lam: float
+    partners: np.ndarray
+    share: np.ndarray
+    places: np.ndarray
 
 
 def evaluation_batches(
@@ -157,50 +207,47 @@ def evaluation_batches(
     share = np.array_split(np.arange(len(images)), world_size)[rank]
     parts = (share[start : start + batch] for start in range(0, len(share), batch))
     jobs = ((part, [partial(view, index) for index in part]) for part in parts)
-    return _made(images, jobs, crop, workers, ahead=2)
+    with closing(_made(jobs, crop, workers, ahead=2)) as stream:
+        for part, pixels in stream:
+            yield MicroBatch(pixels, images.labels[part], part)
 
 
 def _made(
-    images: Images,
-    jobs: Iterable[tuple[np.ndarray, list[View]]],
-    crop: int,
-    workers: int,
-    ahead: int,
-) -> Iterator[MicroBatch]:
-    """Yield the micro-batch of each (indices, views), keeping ``ahead`` of them under way."""
+    jobs: Iterable[tuple[Job, list[View]]], crop: int, workers: int, ahead: int
+) -> Iterator[tuple[Job, np.ndarray]]:
+    """Yield each job with the pixels of its views, keeping ``ahead`` of them under way."""
 
     def make(views: list[View], out: np.ndarray) -> None:
         for view, place in zip(views, out):
             view(place)
 
-    def empty(indices: np.ndarray) -> MicroBatch:
-        pixels = np.empty((len(indices), 3, crop, crop), np.uint8)
-        return MicroBatch(pixels, images.labels[indices], indices)
+    def empty(views: list[View]) -> np.ndarray:
+        return np.empty((len(views), 3, crop, crop), np.uint8)
 
     if workers == 0:
-        for indices, views in jobs:
-            batch = empty(indices)
-            make(views, batch.images)
-            yield batch
+        for job, views in jobs:
+            pixels = empty(views)
+            make(views, pixels)
+            yield job, pixels
         return
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    under_way: deque[tuple[MicroBatch, list[Future]]] = deque()
+    under_way: deque[tuple[Job, np.ndarray, list[Future]]] = deque()
 
-    def next_done() -> MicroBatch:
-        batch, futures = under_way.popleft()
+    def next_done() -> tuple[Job, np.ndarray]:
+        job, pixels, futures = under_way.popleft()
         for future in futures:
             future.result()
-        return batch
+        return job, pixels
 
     try:
-        for indices, views in jobs:
-            batch = empty(indices)
-            cuts = np.linspace(0, len(indices), min(workers, len(indices)) + 1).astype(int)
+        for job, views in jobs:
+            pixels = empty(views)
+            cuts = np.linspace(0, len(views), min(workers, len(views)) + 1).astype(int)
             futures = [
-                pool.submit(make, views[low:high], batch.images[low:high])
+                pool.submit(make, views[low:high], pixels[low:high])
                 for low, high in zip(cuts, cuts[1:])
             ]
-            under_way.append((batch, futures))
+            under_way.append((job, pixels, futures))
             if len(under_way) > ahead:
                 yield next_done()
         while under_way:

@@ -63,11 +63,11 @@ def main(arguments: Sequence[str]) -> int:
     known = config.parser(TRAIN).parse_known_args(rest)[0]
     if known.model is None and not (known.config and _names_model(known.config)):
         rest = ["--model", MODEL, *rest]
-    settings, dry_run = config.parse(rest, TRAIN, readers.find)
+    settings, request = config.parse(rest, TRAIN, readers.find)
     settings = dataclasses.replace(settings, name=None)  # no run's folder is written
     plan = make_plan(settings, fetch=False)
     described = plan.describe()
-    if dry_run:
+    if request.dry_run:
         print(described)
         return 0
     if flags.output:
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str]) -> int:
     sheet = draw_sheet(views(plan, flags.images), flags.images, plan.data.train.classes)
 
     name = f"show-{specs.short_name(settings.dataset, settings.datadir)}"
-    folder = Path(flags.output or logbook.create_folder(settings.logdir, None, name, "table.txt"))
+    folder = Path(flags.output or logbook.create_folder(settings.logdir, name, "table.txt"))
     files.write_text(folder / "table.txt", text)
     rows = [("label", "class", "train_used", "train_all", "val")]
     rows += [(label, *row) for label, row in enumerate(counts)]
@@ -121,19 +121,21 @@ def sizes(plan: Plan) -> str:
 
 def views(plan: Plan, count: int) -> Iterator[tuple[np.ndarray, int]]:
     """Yield (pixels uint8 [3, crop, crop], label) of the first ``count`` training views."""
+    batch = plan.settings.batch
     steps = loader.training_batches(
         plan.data.train,
         plan.subset,
         plan.resolution,
-        plan.settings.batch,
-        16,  # parts of a batch, which change no view: small ones, as the last are dropped
+        batch,
+        1,
         plan.settings.seed,
         plan.settings.workers,
         plan.flip,
-        plan.cache_bytes,
+        memory=plan.cache_bytes,
+        world_size=max(1, batch // count),  # as if for many processes: the first one's share is all
     )
     with closing(steps):
-        parts = itertools.chain.from_iterable(steps)
+        parts = itertools.chain.from_iterable(step.micro_batches for step in steps)
         every = (pair for part in parts for pair in zip(part.images, part.labels.tolist()))
         yield from itertools.islice(every, count)
 

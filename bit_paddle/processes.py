@@ -1,0 +1,147 @@
+"""The processes of one run: started, watched and ended together; each learns its place here.
+
+A place is told by Paddle's own environment variables, so that a process started by
+``python -m paddle.distributed.launch`` finds it as well. Loads no Paddle.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from typing import BinaryIO
+
+from bit_paddle import environment
+from bit_paddle.interrupt import Interrupt
+
+GRACE = 20.0  # seconds that the others have after one has failed
+_PARENT = "BIT_PADDLE_PARENT"  # a pipe that ends with the process that started this one
+
+
+def rank() -> int:
+    """Return which of the run's processes this one is, from 0."""
+    return int(os.environ.get("PADDLE_TRAINER_ID") or 0)
+
+
+def world_size() -> int:
+    """Return how many processes the run has, on all machines."""
+    return int(os.environ.get("PADDLE_TRAINERS_NUM") or 1)
+
+
+def started_by_us() -> bool:
+    """Return whether `launch` has started this process."""
+    return _PARENT in os.environ
+
+
+def end_with_parent() -> None:
+    """Have this process end when the one that started it does, however that ended."""
+    if not started_by_us():
+        return
+    pipe = int(os.environ[_PARENT])
+
+    def wait() -> None:
+        os.read(pipe, 1)
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def launch(command: Sequence[str], count: int) -> int:
+    """Run ``command`` in ``count`` processes, as one program; return its exit status.
+
+    Signals go to all of them. The first one has the terminal. If one fails, the others are given
+    `GRACE` seconds, and the message of the first to fail is shown.
+    """
+    ports = _free_ports(count + 1)
+    endpoints = [f"127.0.0.1:{port}" for port in ports]
+    pipe, ours = os.pipe()
+    shared = {
+        **os.environ,
+        "PADDLE_TRAINERS_NUM": str(count),
+        "PADDLE_LOCAL_SIZE": str(count),
+        "PADDLE_TRAINER_ENDPOINTS": ",".join(endpoints[:count]),
+        "PADDLE_MASTER": endpoints[count],
+        "PADDLE_DISTRI_BACKEND": "gloo",
+        "GLOG_minloglevel": "2",  # each connection is not worth a line
+        _PARENT: str(pipe),
+        **environment.share(count),
+    }
+    children: list[subprocess.Popen] = []
+    messages: list[BinaryIO] = []
+    with Interrupt() as stop:
+        try:
+            for place in range(count):
+                own = {
+                    "PADDLE_TRAINER_ID": str(place),
+                    "PADDLE_CURRENT_ENDPOINT": endpoints[place],
+                }
+                messages.append(tempfile.TemporaryFile())
+                quiet = {"stdout": subprocess.DEVNULL, "stderr": messages[place]} if place else {}
+                children.append(
+                    subprocess.Popen(
+                        command,
+                        env={**shared, **own},
+                        pass_fds=[pipe],
+                        start_new_session=True,  # the terminal's Ctrl-C comes here alone
+                        **quiet,
+                    )
+                )
+            return _watch(children, messages, stop)
+        finally:
+            for child in children:
+                child.kill()
+                child.wait()
+            os.close(ours)
+            os.close(pipe)
+
+
+def _watch(
+    children: Sequence[subprocess.Popen], messages: Sequence[BinaryIO], stop: Interrupt
+) -> int:
+    """Wait until all have ended, or one has failed and the others' time is over."""
+    told = 0
+    first, deadline = None, float("inf")
+    while any(child.poll() is None for child in children) and time.monotonic() < deadline:
+        if stop.count > told:
+            told = stop.count
+            for child in children:
+                child.send_signal(stop.signal)
+        if first is None and not stop.signal:
+            first = next((place for place, child in enumerate(children) if child.returncode), None)
+            if first is not None or (children[0].returncode == 0 and deadline == float("inf")):
+                deadline = time.monotonic() + GRACE
+        time.sleep(0.05)
+    if first is None:
+        first = next((place for place, child in enumerate(children) if child.returncode), None)
+    if first is None:
+        return 0
+    status = children[first].returncode
+    if not stop.signal and (status < 0 or children[0].poll() != status):
+        ended = f"ended by {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+        messages[first].seek(0)
+        text = messages[first].read().decode(errors="replace").strip()
+        print(
+            f"{text}\nerror: process {first} of {len(children)} (rank {first}, pid "
+            f"{children[first].pid}) has failed: {ended}; the run ends. The same command goes on "
+            "from its last checkpoint".lstrip(),
+            file=sys.stderr,
+        )
+    return 128 - status if status < 0 else status
+
+
+def _free_ports(count: int) -> list[int]:
+    """Return ports of this machine that nobody listens on now."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()

@@ -1,0 +1,310 @@
+"""The folder of a run: who has it, how far it got, and where a run starts from.
+
+The order in which a run looks for its start:
+
+1. this run's own newest checkpoint that can be read (``bit_logs/<name>/checkpoints``);
+2. the checkpoint of another run that --resume names;
+3. the pre-trained weights that --model names;
+4. with --from_scratch, random weights.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from bit_paddle import config, files, logbook, npz
+from bit_paddle.data import spec as specs
+from bit_paddle.errors import BitPaddleError, CheckpointError, ConfigError, MissingFileError
+
+CHECKPOINTS, BEST = "checkpoints", "best.npz"
+CONFIG, RESULT, REPEATS = "config.yaml", "result.json", "repeats.json"
+LOCK, OWNER = "run.lock", "run.owner"
+_NAME = re.compile(r"step-(\d{8,})\.npz")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has got; with the weights and velocities, all that its future depends on.
+
+    Random numbers need no state: each is made from the seed and the step.
+    """
+
+    step: int = 0  # updates made
+    evaluated: int = -1  # the step after which validation was last done
+    nonfinite: int = 0  # steps in a row whose update was left out
+    best: float = -1.0  # the highest top-1 so far
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file that a run can go on from, by its name and notes; its arrays are not read yet."""
+
+    path: Path
+    progress: Progress
+    notes: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Start:
+    """The folder of a run, and what it starts from."""
+
+    folder: Path
+    checkpoints: tuple[Checkpoint, ...] = ()  # newest first; the first that is whole is taken
+    result: dict[str, Any] | None = None  # of a run that has ended
+    notes: tuple[str, ...] = ()  # what the user should know of the choice
+
+
+# --- Checkpoints in a folder --------------------------------------------------------------------
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Return the file of the checkpoint after ``step`` updates."""
+    return folder / CHECKPOINTS / f"step-{step:08d}.npz"
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """Return the run's checkpoints, newest first; `BEST` is not among them."""
+    found = [path for path in (folder / CHECKPOINTS).glob("step-*.npz") if _NAME.match(path.name)]
+    return sorted(found, key=lambda path: int(_NAME.match(path.name)[1]), reverse=True)
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Return a checkpoint by its notes. Errors: `MissingFileError`, `CheckpointError`."""
+    with npz.CheckpointFile(path) as file:
+        notes = file.notes()
+    values = notes.get("progress")
+    types = {name: type(item.default) for name, item in Progress.__dataclass_fields__.items()}
+    if (
+        not isinstance(values, dict)
+        or {name: type(value) for name, value in values.items()} != types
+        or values["step"] < 0
+        or not isinstance(notes.get("settings"), dict)
+        or not isinstance(notes.get("data"), dict)
+    ):
+        raise CheckpointError(
+            f"{path}: holds a model, but not the state of a run; start from its weights with "
+            "--model instead of --resume"
+        )
+    return Checkpoint(path, Progress(**values), notes)
+
+
+def _readable(folder: Path) -> tuple[list[Checkpoint], list[str]]:
+    """Return a folder's checkpoints whose notes can be read, newest first, and the faults."""
+    found, faults = [], []
+    for path in checkpoint_files(folder):
+        try:
+            found.append(open_checkpoint(path))
+        except BitPaddleError as error:
+            faults.append(f"{' '.join(str(error).split())}; it is passed over")
+    return found, faults
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a process that was killed had begun to write."""
+    for leftover in [*folder.glob("*.part"), *(folder / CHECKPOINTS).glob("*.part")]:
+        with suppress(OSError):
+            leftover.unlink()
+
+
+def set_aside(path: Path) -> None:
+    """Rename a damaged checkpoint, so that it is neither tried again nor counted."""
+    with suppress(OSError):
+        os.replace(path, path.with_suffix(".npz.damaged"))
+
+
+# --- The start ----------------------------------------------------------------------------------
+
+
+def default_name(settings: config.Settings) -> str:
+    """Return the run's folder where --name gives none: the model's and the data's names."""
+    data = specs.short_name(settings.dataset, settings.datadir)
+    few = f"-{settings.examples_per_class}shot" if settings.examples_per_class else ""
+    if settings.repeats > 1:
+        few += f"-x{settings.repeats}"
+    return f"{Path(settings.model).name.replace('.npz', '')}-{data}{few}"
+
+
+@contextmanager
+def claim(settings: config.Settings, force: bool = False, dry: bool = False) -> Iterator[Start]:
+    """Take the folder that the run of ``settings`` belongs in, and hold it until the end.
+
+    With --name that is its folder, whether it is new, holds an unfinished run of these settings, or
+    a finished one. Without, it is the first of ``<model>-<data>``, ``…-2``, ``…-3`` that is new or
+    holds an unfinished run of these settings. ``force`` takes one of other settings too. The lock
+    is the kernel's: it ends with the process, however that ends. ``dry`` touches nothing.
+
+    Raises `ConfigError` where another process has it, the settings differ, something else is in
+    its place, or it cannot be written.
+    """
+    name = settings.name
+    candidates = [Path(settings.logdir, name)] if name else logbook.numbered(
+        settings.logdir, default_name(settings)
+    )  # fmt: skip
+    for folder in candidates:
+        lock = None if dry else _lock(folder)
+        try:
+            if lock is None and not dry:
+                _refuse_if_same(folder, settings)
+                continue
+            start = _start(folder, settings, force)
+            if start is not None:
+                if not dry:
+                    _clear(folder)
+                yield start
+                return
+        finally:
+            if lock is not None:
+                _release(folder, lock)
+
+
+def _start(folder: Path, settings: config.Settings, force: bool) -> Start | None:
+    """Return the start of the run in ``folder``; None where another folder should be tried."""
+    names = {path.name for path in folder.iterdir()} - {LOCK, OWNER} if folder.is_dir() else set()
+    if not names:
+        return Start(folder, *_elsewhere(settings, force))
+    named = settings.name is not None
+    if CONFIG not in names:
+        if named:
+            raise ConfigError(
+                f"--name {settings.name}: {folder} holds something else ({min(names)}); take "
+                "another name"
+            )
+        return None
+    try:
+        changed = config.differences(config.load_yaml(folder / CONFIG), settings)
+    except BitPaddleError:
+        if named:
+            raise
+        return None
+    ended = result(folder, settings)
+    if ended and (not changed or not named):
+        return Start(folder, result=ended) if named else None
+    if changed and not force:
+        if named:
+            raise ConfigError(_refusal(f"--name {settings.name}: {folder} holds a run", changed))
+        return None
+    checkpoints, faults = _readable(folder)
+    if checkpoints:
+        return Start(folder, tuple(checkpoints), notes=tuple(faults))
+    begun = f"{folder} holds a run without a checkpoint, which begins again"
+    return Start(folder, *_elsewhere(settings, force), notes=(*faults, begun))
+
+
+def _elsewhere(settings: config.Settings, force: bool) -> tuple[tuple[Checkpoint, ...], None]:
+    """Return the checkpoints that --resume names, newest first, or none without it."""
+    if settings.resume is None:
+        return (), None
+    path = Path(settings.resume)
+    if path.is_dir():
+        found, faults = _readable(path)
+        if not found:
+            raise ConfigError(
+                f"--resume {path}: holds no checkpoint that can be read"
+                + "".join(f"; {fault}" for fault in faults)
+            )
+    else:
+        try:
+            found = [open_checkpoint(path)]
+        except (CheckpointError, MissingFileError) as error:
+            raise ConfigError(f"--resume {error}") from error
+    changed = config.differences(found[0].notes["settings"], settings)
+    if changed and not force:
+        raise ConfigError(_refusal(f"--resume {path}: is a run", changed))
+    return tuple(found), None
+
+
+def check_data(checkpoint: Checkpoint, data: dict[str, Any], force: bool) -> None:
+    """Raise `ConfigError` if the run of ``checkpoint`` had other data, unless ``force``."""
+    before = checkpoint.notes["data"]
+    changed = [
+        f"{key}: {before.get(key)} -> {data[key]}" for key in data if before.get(key) != data[key]
+    ]
+    if changed and not force:
+        raise ConfigError(_refusal(f"{checkpoint.path}: is of a run", changed))
+
+
+def _refusal(head: str, changed: list[str]) -> str:
+    lines = "".join(f"\n  {line}" for line in changed)
+    return (
+        f"{head} that differs from this one:{lines}\nTake another --name, or --force to go on from "
+        "it all the same"
+    )
+
+
+def result(folder: Path, settings: config.Settings) -> dict[str, Any] | None:
+    """Return what the run of ``settings`` in ``folder`` has left if it is complete, or None."""
+    path = folder / (REPEATS if settings.repeats > 1 else RESULT)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):  # none, or damaged: the run is finished again
+        return None
+    if not isinstance(content, dict) or content.get("count", 1) != settings.repeats:
+        return None
+    return content
+
+
+# --- The lock -----------------------------------------------------------------------------------
+
+
+def _lock(folder: Path) -> filelock.FileLock | None:
+    """Take ``folder``, made if it is not there; None where a living process has it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / LOCK)
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        return None
+    except FileExistsError as error:
+        raise logbook.unwritable(folder, "a file is in its place") from error
+    except OSError as error:
+        raise logbook.unwritable(folder, error.strerror) from error
+    with suppress(OSError):  # the owner's name is for a message alone
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        files.write_text(
+            folder / OWNER, f"process {os.getpid()} on {socket.gethostname()} since {since}\n"
+        )
+    return lock
+
+
+def _release(folder: Path, lock: filelock.FileLock) -> None:
+    """Give ``folder`` back; one in which nothing has been done is removed."""
+    with suppress(OSError):
+        (folder / OWNER).unlink(missing_ok=True)
+        if {path.name for path in folder.iterdir()} == {LOCK}:
+            shutil.rmtree(folder)
+    lock.release()
+
+
+def forget(folder: Path) -> None:
+    """Remove what a run that has done nothing has written, while it holds ``folder``."""
+    for path in folder.iterdir():
+        if path.name not in (LOCK, OWNER) and path.is_file():
+            path.unlink()
+
+
+def _refuse_if_same(folder: Path, settings: config.Settings) -> None:
+    """Raise `ConfigError` if the living run in ``folder`` is the one that ``settings`` ask for."""
+    try:
+        same = not config.differences(config.load_yaml(folder / CONFIG), settings)
+    except BitPaddleError:  # it has not come that far
+        same = False
+    if settings.name is None and not same:
+        return
+    with suppress(OSError):
+        owner = (folder / OWNER).read_text(encoding="utf-8", errors="replace").strip()
+        raise ConfigError(
+            f"{folder}: is being run by {owner}; wait for it or stop it, or take another --name"
+        )
+    raise ConfigError(f"{folder}: is being run by another process; take another --name")

@@ -1,0 +1,94 @@
+"""Checkpoints written by a thread of their own, while training goes on."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+from bit_paddle import files, runs
+from bit_paddle.errors import BitPaddleError
+from bit_paddle.logbook import Logbook
+
+
+class Saver:
+    """Writes the checkpoints of the run in ``folder``, one at a time; keeps the last ``keep``.
+
+    ``interval`` is (steps, seconds) between two, the first counted from ``step`` and now. The log
+    is told of each save that fails: training goes on, the files before it stay, and the next save
+    is tried like any other.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        keep: int,
+        interval: tuple[float, float],
+        log: Logbook,
+        step: int = 0,
+    ):
+        self._folder, self._keep, self._interval = folder, keep, interval
+        self._log = log
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="save")
+        self._under_way: Future | None = None
+        self._step, self._time = step, time.monotonic()  # of the last save
+        self.failure: str | None = None  # of the last save
+
+    def due(self, step: int) -> bool:
+        """Return whether to save after ``step``; not while a save is under way."""
+        if self._under_way is not None:
+            if not self._under_way.done():
+                return False
+            self.wait()
+        steps, seconds = self._interval
+        return step - self._step >= steps or time.monotonic() - self._time >= seconds
+
+    def save(self, step: int, write: Callable[[Path], None], best: bool = False) -> None:
+        """Have ``write(path)`` called in the thread, for the checkpoint after ``step`` updates.
+
+        ``best`` gives it the name `runs.BEST` too. Waits for the save before.
+        """
+        self.wait()
+        self._step, self._time = step, time.monotonic()
+        self._under_way = self._pool.submit(self._save, step, write, best)
+
+    def _save(self, step: int, write: Callable[[Path], None], best: bool) -> None:
+        self._log.sync()  # no checkpoint without the metrics of its steps
+        path = runs.checkpoint_path(self._folder, step)
+        files.make_folder(path.parent, "--logdir")
+        write(path)
+        if best:
+            link = path.with_name(f"{runs.BEST}.{os.getpid()}.part")
+            try:
+                os.link(path, link)
+                os.replace(link, path.with_name(runs.BEST))
+            except OSError:  # a file system without links
+                link.unlink(missing_ok=True)
+                write(path.with_name(runs.BEST))
+        for old in runs.checkpoint_files(self._folder)[self._keep :]:
+            with suppress(OSError):
+                old.unlink()
+
+    def wait(self) -> None:
+        """Wait for the save that is under way, if there is one, and say if it failed."""
+        if self._under_way is None:
+            return
+        try:
+            self._under_way.result()
+            self.failure = None
+        except (BitPaddleError, OSError, MemoryError) as error:
+            self.failure = f"the checkpoint of step {self._step} ({error})"
+            self._log.say(
+                f"warning: not saved: {self.failure}. Training goes on; what was saved before "
+                "stays, and the next save is tried"
+            )
+        finally:
+            self._under_way = None
+
+    def close(self) -> None:
+        """Wait for the last save."""
+        self.wait()
+        self._pool.shutdown()
