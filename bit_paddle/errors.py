@@ -55,9 +55,9 @@ class NonFiniteError(BitPaddleError, ArithmeticError):
 
 
 class PeerError(BitPaddleError, ConnectionError):
-    """Another process of the run has gone."""
+    """Another process of the run has gone; its own status says why, and this one does not."""
 
-    exit_status = 1
+    exit_status = 69  # EX_UNAVAILABLE
 
 
 class DifferenceError(BitPaddleError, ArithmeticError):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import redirect_stderr
 
 import numpy as np
 import paddle
@@ -49,7 +51,8 @@ def select_device(name: str = "auto", deterministic: bool = False) -> str:
 def join() -> None:
     """Meet the other processes of this run, of which `processes` knows; one alone meets nobody."""
     if processes.world_size() > 1:
-        paddle.distributed.init_parallel_env()
+        with redirect_stderr(io.StringIO()):  # a list of Paddle's own flags
+            paddle.distributed.init_parallel_env()
 
 
 def total(values: Sequence[float]) -> np.ndarray:

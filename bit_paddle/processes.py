@@ -6,6 +6,7 @@ A place is told by Paddle's own environment variables, so that a process started
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 from typing import BinaryIO
 
 from bit_paddle import environment
+from bit_paddle.errors import PeerError
 from bit_paddle.interrupt import Interrupt
 
 GRACE = 20.0  # seconds that the others have after one has failed
@@ -105,20 +107,18 @@ def _watch(
     children: Sequence[subprocess.Popen], messages: Sequence[BinaryIO], stop: Interrupt
 ) -> int:
     """Wait until all have ended, or one has failed and the others' time is over."""
-    told = 0
-    first, deadline = None, float("inf")
+    told, first, deadline = 0, None, math.inf
     while any(child.poll() is None for child in children) and time.monotonic() < deadline:
         if stop.count > told:
             told = stop.count
             for child in children:
                 child.send_signal(stop.signal)
         if first is None and not stop.signal:
-            first = next((place for place, child in enumerate(children) if child.returncode), None)
-            if first is not None or (children[0].returncode == 0 and deadline == float("inf")):
-                deadline = time.monotonic() + GRACE
+            first = _failed(children)
+        if deadline == math.inf and (first is not None or children[0].returncode == 0):
+            deadline = time.monotonic() + GRACE
         time.sleep(0.05)
-    if first is None:
-        first = next((place for place, child in enumerate(children) if child.returncode), None)
+    first = _failed(children) if first is None else first
     if first is None:
         return 0
     status = children[first].returncode
@@ -133,6 +133,16 @@ def _watch(
             file=sys.stderr,
         )
     return 128 - status if status < 0 else status
+
+
+def _failed(children: Sequence[subprocess.Popen]) -> int | None:
+    """Return the place of a child that has failed, rather than of one that has lost another."""
+    failed = [place for place, child in enumerate(children) if child.returncode]
+    return min(
+        failed,
+        key=lambda place: (children[place].returncode == PeerError.exit_status, place),
+        default=None,
+    )
 
 
 def _free_ports(count: int) -> list[int]:

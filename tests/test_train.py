@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, run_train
+from conftest import ROOT, arrays_of, run_train
 from PIL import Image
 
 from bit_paddle import config, create_model, logbook, npz, planning, sgd, train
@@ -187,6 +187,91 @@ def test_a_signal_ends_the_run_and_the_same_command_goes_on(number, status, imag
     assert create_model(checkpoint).num_classes == 3  # it is a model too
     done = run_train(*arguments)
     assert done.returncode == 0 and f"goes on after step {steps[-1]['step']}" in done.stdout
+    assert_same(state_of(tmp_path / "run"), state_of(tmp_path / "undisturbed"))
+
+
+def test_a_killed_run_goes_on_from_what_is_whole_and_fits(image_folder, tmp_path):
+    images = tmp_path / "images"
+    shutil.copytree(image_folder, images)
+    arguments = [*TINY, "--dataset", "folder", "--datadir", images, "--steps", 60,
+                 "--save_every", 1, "--eval_every", 7, "--logdir", tmp_path]  # fmt: skip
+    assert run_train(*arguments, "--name", "undisturbed").returncode == 0
+    expected = state_of(tmp_path / "undisturbed")
+    run = [*arguments, "--name", "run"]
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", "bit_paddle.train", *map(str, run)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+    )
+    checkpoints = tmp_path / "run/checkpoints"
+    while len(list(checkpoints.glob("step-*.npz"))) < 2:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    # Other settings and other data are refused, with all that differs.
+    done = run_train(*run, "--batch", 4, "--seed", 3)
+    assert done.returncode == 2 and "batch: 8 -> 4" in done.stderr and "seed: 0 -> 3" in done.stderr
+    (images / "train/blue/3.png").rename(tmp_path / "3.png")
+    done = run_train(*run)
+    assert done.returncode == 2 and "training images: 36 -> 35" in done.stderr
+    (tmp_path / "3.png").rename(images / "train/blue/3.png")
+    # Another run starts from it.
+    done = run_train(*arguments, "--name", "other", "--resume", tmp_path / "run")
+    assert done.returncode == 0 and f"from {checkpoints}" in done.stdout
+    assert_same((state_of(tmp_path / "other")[0], []), (expected[0], []))
+    # The newest is damaged: said, and the one before is taken.
+    newest = max(checkpoints.glob("step-*.npz"))
+    os.truncate(newest, newest.stat().st_size - 1000)
+    done = run_train(*run)
+    assert done.returncode == 0 and str(newest) in done.stdout and "passed over" in done.stdout
+    assert_same(state_of(tmp_path / "run"), expected)
+
+
+def test_steps_that_are_not_finite_are_left_out_if_asked(tmp_path):
+    """Features near float32's end, which some images exceed; a learning rate of 0 in effect."""
+    pytest.importorskip("sklearn")
+    arrays = arrays_of(14, 1, 10, 0)
+    arrays["resnet/group_norm/gamma"][:] = 3e37
+    np.savez(tmp_path / "brink.npz", **arrays)
+    arguments = ["--model", tmp_path / "brink.npz", "--dataset", "digits", "--precrop", 36,
+                 "--crop", 32, "--batch", 2, "--base_lr", 1e-60, "--steps", 12,
+                 "--logdir", tmp_path]  # fmt: skip
+    done = run_train(*arguments, "--name", "run")
+    assert done.returncode == 1 and "the update was not made" in done.stderr
+    assert "the gradient of head.weight is not finite" in done.stderr
+    assert "step" in done.stderr and "digits train image" in done.stderr
+    done = run_train(*arguments, "--name", "run", "--skip_nonfinite", 12)  # a repair, not a change
+    assert done.returncode == 0, done.stderr
+    lines = lines_of(tmp_path / "run", "train")
+    left_out = sum(line["loss"] is None for line in lines)
+    assert [line["step"] for line in lines] == list(range(1, 13)) and 0 < left_out < 12
+    # Each is said, whether before or after the restart.
+    assert left_out == (tmp_path / "run/train.log").read_text().count("warning: step")
+
+
+def test_a_process_that_is_killed_ends_the_run_which_goes_on(image_folder, tmp_path):
+    arguments = [*TINY, "--dataset", "folder", "--datadir", image_folder, "--steps", 80,
+                 "--nproc", 2, "--save_every", 1, "--logdir", tmp_path]  # fmt: skip
+    assert run_train(*arguments, "--name", "undisturbed").returncode == 0
+    arguments += ["--name", "run"]
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", "bit_paddle.train", *map(str, arguments)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not list((tmp_path / "run/checkpoints").glob("step-*.npz")):
+        time.sleep(0.01)
+    children = f"/proc/{process.pid}/task/{process.pid}/children"
+    first, second = map(int, open(children).read().split())
+    os.kill(second, signal.SIGKILL)
+    killed = time.monotonic()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 137 and time.monotonic() - killed < 30
+    assert "rank 1" in err and "SIGKILL" in err and "Traceback" not in err
+    assert not os.path.exists(f"/proc/{first}")
+    assert run_train(*arguments).returncode == 0
     assert_same(state_of(tmp_path / "run"), state_of(tmp_path / "undisturbed"))
 
 
