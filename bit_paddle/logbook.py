@@ -81,6 +81,10 @@ class GrowingFile:
         """Have the disk hold what has been written. Raises `OSError`."""
         os.fsync(self._descriptor)
 
+    def content(self) -> bytes:
+        """Return what the file is to hold: what it does, and what is kept. Raises `OSError`."""
+        return self.path.read_bytes()[: self._size] + self._kept
+
     def close(self) -> None:
         self.write()
         os.close(self._descriptor)
@@ -203,6 +207,10 @@ class Logbook:
             self._metrics.sync()
         except OSError as error:
             self._metrics.error = error
+
+    def copy_metrics(self, folder: Path) -> None:
+        """Write all metrics so far to another folder. Raises `OSError` or `WriteError`."""
+        files.write(folder / METRICS, lambda stream: stream.write(self._metrics.content()))
 
     def missing(self) -> list[str]:
         """Try once more to write what is kept; return what still cannot be, and why."""

@@ -31,6 +31,7 @@ from bit_paddle.errors import BitPaddleError, CheckpointError, ConfigError, Miss
 CHECKPOINTS, BEST = "checkpoints", "best.npz"
 CONFIG, RESULT, REPEATS = "config.yaml", "result.json", "repeats.json"
 LOCK, OWNER = "run.lock", "run.owner"
+_BEFORE_CONFIG = {LOCK, OWNER, logbook.LOG}  # what a run writes before it is known by its settings
 _NAME = re.compile(r"step-(\d{8,})\.npz")
 
 
@@ -62,8 +63,9 @@ class Start:
 
     folder: Path
     checkpoints: tuple[Checkpoint, ...] = ()  # newest first; the first that is whole is taken
-    result: dict[str, Any] | None = None  # of a run that has ended
+    result: dict[str, Any] | None = None  # of a run that is complete
     notes: tuple[str, ...] = ()  # what the user should know of the choice
+    damaged: tuple[Path, ...] = ()  # checkpoints that cannot be read
 
 
 # --- Checkpoints in a folder --------------------------------------------------------------------
@@ -100,22 +102,25 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, Progress(**values), notes)
 
 
-def _readable(folder: Path) -> tuple[list[Checkpoint], list[str]]:
-    """Return a folder's checkpoints whose notes can be read, newest first, and the faults."""
-    found, faults = [], []
+def _readable(folder: Path) -> tuple[list[Checkpoint], dict[Path, str]]:
+    """Return a folder's checkpoints whose notes can be read, newest first, and others' faults."""
+    found, faults = [], {}
     for path in checkpoint_files(folder):
         try:
             found.append(open_checkpoint(path))
         except BitPaddleError as error:
-            faults.append(f"{' '.join(str(error).split())}; it is passed over")
+            faults[path] = f"{' '.join(str(error).split())}; it is passed over"
     return found, faults
 
 
-def _clear(folder: Path) -> None:
-    """Remove what a process that was killed had begun to write."""
+def _clear(start: Start) -> None:
+    """Remove what a process that was killed had begun to write; put damaged files aside."""
+    folder = start.folder
     for leftover in [*folder.glob("*.part"), *(folder / CHECKPOINTS).glob("*.part")]:
         with suppress(OSError):
             leftover.unlink()
+    for path in start.damaged:
+        set_aside(path)
 
 
 def set_aside(path: Path) -> None:
@@ -161,7 +166,7 @@ def claim(settings: config.Settings, force: bool = False, dry: bool = False) -> 
             start = _start(folder, settings, force)
             if start is not None:
                 if not dry:
-                    _clear(folder)
+                    _clear(start)
                 yield start
                 return
         finally:
@@ -171,9 +176,10 @@ def claim(settings: config.Settings, force: bool = False, dry: bool = False) -> 
 
 def _start(folder: Path, settings: config.Settings, force: bool) -> Start | None:
     """Return the start of the run in ``folder``; None where another folder should be tried."""
-    names = {path.name for path in folder.iterdir()} - {LOCK, OWNER} if folder.is_dir() else set()
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    names = {name for name in names - _BEFORE_CONFIG if not name.endswith(".part")}
     if not names:
-        return Start(folder, *_elsewhere(settings, force))
+        return Start(folder, _elsewhere(settings, force))
     named = settings.name is not None
     if CONFIG not in names:
         if named:
@@ -196,23 +202,24 @@ def _start(folder: Path, settings: config.Settings, force: bool) -> Start | None
             raise ConfigError(_refusal(f"--name {settings.name}: {folder} holds a run", changed))
         return None
     checkpoints, faults = _readable(folder)
+    notes, damaged = tuple(faults.values()), tuple(faults)
     if checkpoints:
-        return Start(folder, tuple(checkpoints), notes=tuple(faults))
+        return Start(folder, tuple(checkpoints), None, notes, damaged)
     begun = f"{folder} holds a run without a checkpoint, which begins again"
-    return Start(folder, *_elsewhere(settings, force), notes=(*faults, begun))
+    return Start(folder, _elsewhere(settings, force), None, (*notes, begun), damaged)
 
 
-def _elsewhere(settings: config.Settings, force: bool) -> tuple[tuple[Checkpoint, ...], None]:
+def _elsewhere(settings: config.Settings, force: bool) -> tuple[Checkpoint, ...]:
     """Return the checkpoints that --resume names, newest first, or none without it."""
     if settings.resume is None:
-        return (), None
+        return ()
     path = Path(settings.resume)
     if path.is_dir():
         found, faults = _readable(path)
         if not found:
             raise ConfigError(
                 f"--resume {path}: holds no checkpoint that can be read"
-                + "".join(f"; {fault}" for fault in faults)
+                + "".join(f"; {fault}" for fault in faults.values())
             )
     else:
         try:
@@ -222,17 +229,20 @@ def _elsewhere(settings: config.Settings, force: bool) -> tuple[tuple[Checkpoint
     changed = config.differences(found[0].notes["settings"], settings)
     if changed and not force:
         raise ConfigError(_refusal(f"--resume {path}: is a run", changed))
-    return tuple(found), None
+    return tuple(found)
 
 
-def check_data(checkpoint: Checkpoint, data: dict[str, Any], force: bool) -> None:
-    """Raise `ConfigError` if the run of ``checkpoint`` had other data, unless ``force``."""
-    before = checkpoint.notes["data"]
-    changed = [
-        f"{key}: {before.get(key)} -> {data[key]}" for key in data if before.get(key) != data[key]
-    ]
-    if changed and not force:
-        raise ConfigError(_refusal(f"{checkpoint.path}: is of a run", changed))
+def check_data(start: Start, data: dict[str, Any]) -> None:
+    """Raise `ConfigError` if the run that ``start`` goes on from had other ``data``."""
+    for checkpoint in start.checkpoints[:1]:
+        before = checkpoint.notes["data"]
+        changed = [
+            f"{key}: {before.get(key)} -> {value}"
+            for key, value in data.items()
+            if before.get(key) != value
+        ]
+        if changed:
+            raise ConfigError(_refusal(f"{checkpoint.path}: is of a run", changed))
 
 
 def _refusal(head: str, changed: list[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from bit_paddle import files, runs
 from bit_paddle.errors import BitPaddleError
-from bit_paddle.logbook import Logbook
+from bit_paddle.logbook import METRICS, Logbook
 
 
 class Saver:
@@ -35,6 +36,7 @@ class Saver:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="save")
         self._under_way: Future | None = None
         self._step, self._time = step, time.monotonic()  # of the last save
+        self._write: Callable[[Path], None] | None = None
         self.failure: str | None = None  # of the last save
 
     def due(self, step: int) -> bool:
@@ -52,7 +54,7 @@ class Saver:
         ``best`` gives it the name `runs.BEST` too. Waits for the save before.
         """
         self.wait()
-        self._step, self._time = step, time.monotonic()
+        self._step, self._time, self._write = step, time.monotonic(), write
         self._under_way = self._pool.submit(self._save, step, write, best)
 
     def _save(self, step: int, write: Callable[[Path], None], best: bool) -> None:
@@ -68,7 +70,8 @@ class Saver:
             except OSError:  # a file system without links
                 link.unlink(missing_ok=True)
                 write(path.with_name(runs.BEST))
-        for old in runs.checkpoint_files(self._folder)[self._keep :]:
+        others = [one for one in runs.checkpoint_files(self._folder) if one != path]
+        for old in others[self._keep - 1 :]:
             with suppress(OSError):
                 old.unlink()
 
@@ -89,6 +92,18 @@ class Saver:
             self._under_way = None
 
     def close(self) -> None:
-        """Wait for the last save."""
+        """Wait for the last save; if it has failed, put it where there is room: the temp folder."""
         self.wait()
         self._pool.shutdown()
+        if self.failure is None:
+            return
+        with suppress(BitPaddleError, OSError):
+            name = runs.checkpoint_path(self._folder, self._step).name
+            path = Path(tempfile.mkdtemp(prefix="bit_paddle-"), name)
+            self._write(path)
+            self._log.copy_metrics(path.parent)
+            self._log.say(
+                f"step {self._step} is saved in {path.parent} instead. Move {path.name} to "
+                f"{self._folder / runs.CHECKPOINTS} and {METRICS} to {self._folder}, and the same "
+                "command goes on from there"
+            )

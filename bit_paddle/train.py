@@ -94,9 +94,7 @@ def update(model: ResNetV2, optimizer: Momentum, batch: loader.Batch, lr: float)
 # --- The run ------------------------------------------------------------------------------------
 
 
-def run(
-    plan: Plan, log: logbook.Logbook, stop: Interrupt, force: bool = False
-) -> dict[str, Any] | None:
+def run(plan: Plan, log: logbook.Logbook, stop: Interrupt) -> dict[str, Any] | None:
     """Carry out ``plan`` from its start on; return the result, or None if ``stop`` has ended it."""
     settings, schedule, crop = plan.settings, plan.schedule, plan.resolution.crop
     rank, world_size = processes.rank(), processes.world_size()
@@ -113,7 +111,7 @@ def run(
     if not parallel.from_first([plan.start.result is None])[0]:
         return plan.start.result
     with log.timed("loading the model"):
-        model, optimizer, progress, batch_split = _begin(plan, device, log, force)
+        model, optimizer, progress, batch_split = _begin(plan, device, log)
     micro_batch = -(-settings.batch // (batch_split * world_size))
     log.rewind(progress.step, min(progress.evaluated, schedule.steps - 1))  # the last is made anew
     log.say(
@@ -273,7 +271,7 @@ def run(
 
 
 def _begin(
-    plan: Plan, device: str, log: logbook.Logbook, force: bool
+    plan: Plan, device: str, log: logbook.Logbook
 ) -> tuple[ResNetV2, Momentum, Progress, int]:
     """Return model, optimizer, progress and --batch_split at the start, the same in all processes.
 
@@ -292,7 +290,6 @@ def _begin(
         model = models.ResNetV2(plan.architecture, classes)
         optimizer = sgd.Momentum(settings.base_lr, hyperrule.MOMENTUM, model.parameters())
     for found in plan.start.checkpoints:
-        runs.check_data(found, plan.data_identity, force)
         try:
             checkpoint.restore(model, optimizer, found.path)
         except errors.CheckpointError as error:
@@ -367,7 +364,7 @@ def start(
             print(f"{begin.folder}: this run is complete: {_describe_result(begin.result)}")
             if processes.world_size() == 1:
                 return 0, begin.result
-        plan = make_plan(settings, begin)
+        plan = _plan(settings, begin, force)
         described, folder = plan.describe(), begin.folder
         new = not (folder / runs.CONFIG).exists()
         with logbook.Logbook(folder) as log:
@@ -382,7 +379,7 @@ def start(
             log.say(f"{command}\n{described}")
             try:
                 with Interrupt() as stop:
-                    result = run(plan, log, stop, force)
+                    result = run(plan, log, stop)
                 return stop.exit_status if result is None else 0, result
             except errors.ConfigError:  # such as a GPU that is not there: nothing has been done
                 if new:
@@ -393,6 +390,13 @@ def start(
                 raise
 
 
+def _plan(settings: config.Settings, begin: runs.Start, force: bool) -> Plan:
+    plan = make_plan(settings, begin)
+    if not force:
+        runs.check_data(begin, plan.data_identity)
+    return plan
+
+
 def _start_processes(
     settings: config.Settings, arguments: Sequence[str], force: bool
 ) -> tuple[int, dict[str, Any] | None]:
@@ -400,7 +404,7 @@ def _start_processes(
     with runs.claim(settings, force, dry=True) as begin:
         if begin.result is not None:
             return start(replace(settings, nproc=1), arguments, force)
-        make_plan(settings, begin)
+        _plan(settings, begin, force)
     command = [sys.executable, "-m", "bit_paddle.train", *arguments]
     status = processes.launch(command, settings.nproc)
     return status, runs.result(begin.folder, settings)
