@@ -92,12 +92,12 @@ def interval(word: str) -> tuple[float, float]:
 
     Raises `BadValue`.
     """
-    if word.endswith("m"):
-        return math.inf, 60 * _positive(word[:-1])
     try:
+        if word.endswith("m"):
+            return math.inf, 60 * _positive(word[:-1])
         return whole(1)(word), math.inf
-    except BadValue as fault:
-        raise BadValue(f"{fault} of steps, or minutes such as 10m") from None
+    except BadValue:
+        raise BadValue(f"is {word!r}, expected steps such as 500, or minutes such as 10m") from None
 
 
 def _setting(group: str, parse: Callable[[str], Any], help: str, default: Any = MISSING) -> Any:

@@ -168,7 +168,7 @@ class Logbook:
         now = time.strftime("%Y-%m-%d %H:%M:%S")
         lines = "".join(f"{now} {line}\n" for line in text.splitlines())
         self._log.write(lines.encode(errors="backslashreplace"))
-        if console and self._console:
+        if console and self._console and sys.stdout is not None:
             try:
                 tqdm.write(text, file=sys.stdout)
                 sys.stdout.flush()
@@ -243,6 +243,7 @@ class Silent(Logbook):
         self.folder = Path(os.devnull)
         self.seconds = {}
         self._started = time.perf_counter()
+        self._files = []
 
     def rewind(self, step: int, evaluated: int) -> None:
         pass
@@ -253,8 +254,8 @@ class Silent(Logbook):
     def metrics(self, kind: str, step: int, **values: float) -> None:
         pass
 
-    def missing(self) -> list[str]:
-        return []
+    def sync(self) -> None:
+        pass
 
 
 def _is_number(value: object) -> bool:

@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import BinaryIO
 
 from bit_paddle import environment
@@ -108,22 +109,24 @@ def _watch(
 ) -> int:
     """Wait until all have ended, or one has failed and the others' time is over."""
     told, first, deadline = 0, None, math.inf
-    while any(child.poll() is None for child in children) and time.monotonic() < deadline:
+    while None in [child.poll() for child in children] and time.monotonic() < deadline:
         if stop.count > told:
             told = stop.count
             for child in children:
                 child.send_signal(stop.signal)
-        if first is None and not stop.signal:
-            first = _failed(children)
-        if deadline == math.inf and (first is not None or children[0].returncode == 0):
+        if not stop.signal:
+            first = _failed(children, first)
+        if deadline == math.inf and (first is not None or children[0].returncode is not None):
             deadline = time.monotonic() + GRACE
         time.sleep(0.05)
-    first = _failed(children) if first is None else first
+    first = _failed(children, first)
     if first is None:
         return 0
     status = children[first].returncode
-    if not stop.signal and (status < 0 or children[0].poll() != status):
-        ended = f"ended by {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+    if not stop.signal and (status < 0 or first):  # else the first process has said it itself
+        ended = f"ended by signal {-status}" if status < 0 else f"status {status}"
+        with suppress(ValueError):
+            ended = f"ended by {signal.Signals(-status).name}"
         messages[first].seek(0)
         text = messages[first].read().decode(errors="replace").strip()
         print(
@@ -135,8 +138,13 @@ def _watch(
     return 128 - status if status < 0 else status
 
 
-def _failed(children: Sequence[subprocess.Popen]) -> int | None:
-    """Return the place of a child that has failed, rather than of one that has lost another."""
+def _failed(children: Sequence[subprocess.Popen], known: int | None) -> int | None:
+    """Return the place of the child that failed first; one that has lost another is not to blame.
+
+    ``known`` is what was returned before.
+    """
+    if known is not None and children[known].returncode != PeerError.exit_status:
+        return known
     failed = [place for place, child in enumerate(children) if child.returncode]
     return min(
         failed,

@@ -10,6 +10,7 @@ The order in which a run looks for its start:
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -21,8 +22,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import filelock
 
 from bit_paddle import config, files, logbook, npz
 from bit_paddle.data import spec as specs
@@ -189,7 +188,7 @@ def _start(folder: Path, settings: config.Settings, force: bool) -> Start | None
             )
         return None
     try:
-        changed = config.differences(config.load_yaml(folder / CONFIG), settings)
+        changed = config.differences(_settings_in(folder), settings)
     except BitPaddleError:
         if named:
             raise
@@ -209,12 +208,21 @@ def _start(folder: Path, settings: config.Settings, force: bool) -> Start | None
     return Start(folder, _elsewhere(settings, force), None, (*notes, begun), damaged)
 
 
+def _settings_in(folder: Path) -> dict[Any, Any]:
+    """Return the settings of the run in ``folder``. Errors: `MissingFileError`, `ConfigError`."""
+    found = config.load_yaml(folder / CONFIG)
+    if not {"model", "dataset"} <= found.keys():
+        raise ConfigError(f"{folder / CONFIG}: holds no settings of a run; is it damaged?")
+    return found
+
+
 def _elsewhere(settings: config.Settings, force: bool) -> tuple[Checkpoint, ...]:
     """Return the checkpoints that --resume names, newest first, or none without it."""
     if settings.resume is None:
         return ()
     path = Path(settings.resume)
     if path.is_dir():
+        path = path.parent if path.name == CHECKPOINTS else path
         found, faults = _readable(path)
         if not found:
             raise ConfigError(
@@ -268,18 +276,38 @@ def result(folder: Path, settings: config.Settings) -> dict[str, Any] | None:
 # --- The lock -----------------------------------------------------------------------------------
 
 
-def _lock(folder: Path) -> filelock.FileLock | None:
-    """Take ``folder``, made if it is not there; None where a living process has it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / LOCK)
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        return None
-    except FileExistsError as error:
-        raise logbook.unwritable(folder, "a file is in its place") from error
-    except OSError as error:
-        raise logbook.unwritable(folder, error.strerror) from error
+def _lock(folder: Path) -> int | None:
+    """Take ``folder``, made if it is not there; None where a living process has it.
+
+    Returns the descriptor of the lock's file, to be closed. Another process may remove a folder in
+    which it has done nothing, just now; hence the tries.
+    """
+    for _ in range(100):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            if folder.exists() and not folder.is_dir():
+                raise logbook.unwritable(folder, "a file is in its place") from error
+            if not isinstance(error, (FileNotFoundError, FileExistsError)):
+                raise logbook.unwritable(folder, error.strerror) from error
+            reason = error
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(lock), os.stat(folder / LOCK)):
+                break
+        except BlockingIOError:
+            os.close(lock)
+            return None
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            os.close(lock)
+            raise logbook.unwritable(folder, f"no lock on it: {error.strerror}") from error
+        os.close(lock)
+    else:
+        raise logbook.unwritable(folder, reason.strerror) from reason
     with suppress(OSError):  # the owner's name is for a message alone
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         files.write_text(
@@ -288,13 +316,13 @@ def _lock(folder: Path) -> filelock.FileLock | None:
     return lock
 
 
-def _release(folder: Path, lock: filelock.FileLock) -> None:
+def _release(folder: Path, lock: int) -> None:
     """Give ``folder`` back; one in which nothing has been done is removed."""
     with suppress(OSError):
         (folder / OWNER).unlink(missing_ok=True)
         if {path.name for path in folder.iterdir()} == {LOCK}:
             shutil.rmtree(folder)
-    lock.release()
+    os.close(lock)
 
 
 def forget(folder: Path) -> None:
@@ -307,7 +335,7 @@ def forget(folder: Path) -> None:
 def _refuse_if_same(folder: Path, settings: config.Settings) -> None:
     """Raise `ConfigError` if the living run in ``folder`` is the one that ``settings`` ask for."""
     try:
-        same = not config.differences(config.load_yaml(folder / CONFIG), settings)
+        same = not config.differences(_settings_in(folder), settings)
     except BitPaddleError:  # it has not come that far
         same = False
     if settings.name is None and not same:

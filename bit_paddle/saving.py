@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -97,13 +98,17 @@ class Saver:
         self._pool.shutdown()
         if self.failure is None:
             return
+        name = runs.checkpoint_path(self._folder, self._step).name
         with suppress(BitPaddleError, OSError):
-            name = runs.checkpoint_path(self._folder, self._step).name
-            path = Path(tempfile.mkdtemp(prefix="bit_paddle-"), name)
-            self._write(path)
-            self._log.copy_metrics(path.parent)
+            folder = Path(tempfile.mkdtemp(prefix="bit_paddle-"))
+            try:
+                self._write(folder / name)
+                self._log.copy_metrics(folder)
+            except BaseException:
+                shutil.rmtree(folder)
+                raise
             self._log.say(
-                f"step {self._step} is saved in {path.parent} instead. Move {path.name} to "
+                f"step {self._step} is saved in {folder} instead. Move {name} to "
                 f"{self._folder / runs.CHECKPOINTS} and {METRICS} to {self._folder}, and the same "
                 "command goes on from there"
             )

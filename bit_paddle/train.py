@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import platform
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -38,6 +39,8 @@ from bit_paddle.planning import Plan, make_plan
 from bit_paddle.runs import Progress
 
 if TYPE_CHECKING:
+    from paddle import Tensor
+
     from bit_paddle import metrics
     from bit_paddle.models import ResNetV2
     from bit_paddle.sgd import Momentum
@@ -56,26 +59,20 @@ def update(model: ResNetV2, optimizer: Momentum, batch: loader.Batch, lr: float)
     finite number, and `Interrupted` if a process was told to end before it had seen all of its
     micro-batches.
     """
-    from bit_paddle import mixup, parallel, sgd
+    from bit_paddle import parallel, sgd
 
     losses, stopped = [], False
     try:
-        with model.standardized_once():
-            for part in batch.micro_batches:
-                images = parallel.to_device(part.images)
-                if batch.lam == 1.0:
-                    loss = mixup.cross_entropy(model(images), part.labels)
-                else:
-                    images = mixup.mix(images, parallel.to_device(part.partner_images), batch.lam)
-                    loss = mixup.loss(model(images), part.labels, part.partner_labels, batch.lam)
-                loss = loss * (len(part.labels) / len(batch.indices))
-                loss.backward()
-                losses.append(loss)
-        loss = sum(float(loss) for loss in losses)
-    except Interrupted:
-        loss, stopped = 0.0, True
-    try:
-        loss, stopped = parallel.total([loss, stopped])
+        try:
+            with model.standardized_once():
+                for part in batch.micro_batches:
+                    loss = _loss(model, part, batch.lam)
+                    loss = loss * (len(part.labels) / len(batch.indices))
+                    loss.backward()
+                    losses.append(loss)
+        except Interrupted:
+            losses, stopped = [], True
+        loss, stopped = parallel.total([sum(map(float, losses)), stopped])
         if stopped:
             raise Interrupted
         if not np.isfinite(loss):
@@ -89,6 +86,17 @@ def update(model: ResNetV2, optimizer: Momentum, batch: loader.Batch, lr: float)
     finally:
         optimizer.clear_grad()
     return float(loss)
+
+
+def _loss(model: ResNetV2, part: loader.MicroBatch, lam: float) -> Tensor:
+    """Return the mean loss over a micro-batch, mixed with its partners."""
+    from bit_paddle import mixup, parallel
+
+    images = parallel.to_device(part.images)
+    if lam == 1.0:
+        return mixup.cross_entropy(model(images), part.labels)
+    images = mixup.mix(images, parallel.to_device(part.partner_images), lam)
+    return mixup.loss(model(images), part.labels, part.partner_labels, lam)
 
 
 # --- The run ------------------------------------------------------------------------------------
@@ -109,7 +117,7 @@ def run(plan: Plan, log: logbook.Logbook, stop: Interrupt) -> dict[str, Any] | N
     device = parallel.select_device(settings.device, settings.deterministic)
     parallel.join()
     if not parallel.from_first([plan.start.result is None])[0]:
-        return plan.start.result
+        return plan.start.result or {}
     with log.timed("loading the model"):
         model, optimizer, progress, batch_split = _begin(plan, device, log)
     micro_batch = -(-settings.batch // (batch_split * world_size))
@@ -357,8 +365,8 @@ def start(
     processes.end_with_parent()
     if processes.rank():
         with Interrupt() as stop:
-            run(make_plan(settings, fetch=False), logbook.Silent(), stop)
-            return stop.exit_status, None
+            result = run(make_plan(settings, fetch=False), logbook.Silent(), stop)
+            return _status(result, stop), result
     with runs.claim(settings, force) as begin:
         if begin.result is not None:
             print(f"{begin.folder}: this run is complete: {_describe_result(begin.result)}")
@@ -380,7 +388,7 @@ def start(
             try:
                 with Interrupt() as stop:
                     result = run(plan, log, stop)
-                return stop.exit_status if result is None else 0, result
+                return _status(result, stop), result
             except errors.ConfigError:  # such as a GPU that is not there: nothing has been done
                 if new:
                     runs.forget(folder)
@@ -388,6 +396,11 @@ def start(
             except Exception as error:
                 log.say(f"{type(error).__name__}: {error}", console=False)
                 raise
+
+
+def _status(result: dict[str, Any] | None, stop: Interrupt) -> int:
+    """Return the exit status of a run that is complete, or was ended here or in another process."""
+    return 0 if result is not None else stop.exit_status or 128 + signal.SIGTERM
 
 
 def _plan(settings: config.Settings, begin: runs.Start, force: bool) -> Plan:

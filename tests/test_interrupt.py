@@ -1,11 +1,14 @@
 """Signals, sent to real processes."""
 
+import os
 import signal
 import subprocess
 import sys
 
 import pytest
 from conftest import ROOT
+
+from bit_paddle.interrupt import Interrupt, Interrupted
 
 WAIT = """
 import signal, time
@@ -18,29 +21,132 @@ with Interrupt() as stop:
     {then}
 print("left", stop.exit_status, signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
 """
+UNTIL_THE_SECOND = """
+    while stop.count < 2:
+        time.sleep(0.01)
+    print("second", flush=True)
+"""
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_first_signal_is_noted_and_handlers_come_back(number, status):
-    process = subprocess.Popen(
-        [sys.executable, "-c", WAIT.format(then="")], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline() == "ready\n"
+@pytest.fixture
+def waiting():
+    """Start a process that waits for a signal, and then does as it is told."""
+    processes = []
+
+    def start(then="", before=()):
+        processes.append(
+            subprocess.Popen(
+                [*before, sys.executable, "-c", WAIT.format(then=then)],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        )
+        assert processes[-1].stdout.readline() == "ready\n"
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(
+    "number, status",
+    [
+        (signal.SIGINT, 130),
+        (signal.SIGTERM, 143),
+        (signal.SIGHUP, 129),
+        (signal.SIGUSR1, 143),  # a notice that SIGTERM is coming
+    ],
+)
+def test_first_signal_is_noted_and_handlers_come_back(number, status, waiting):
+    process = waiting()
     process.send_signal(number)
     assert process.communicate(timeout=30)[0] == f"first\nleft {status} True\n"
+    assert process.returncode == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_second_signal_leaves_at_once(number):
-    process = subprocess.Popen(
-        [sys.executable, "-c", WAIT.format(then="time.sleep(60)")],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(number)
+def test_second_ctrl_c_leaves_at_once(waiting):
+    process = waiting("time.sleep(60)")
+    process.send_signal(signal.SIGINT)
     assert process.stdout.readline() == "first\n"
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     process.communicate(timeout=10)
-    assert process.returncode == -number
+    assert process.returncode == -signal.SIGINT
+
+
+@pytest.mark.parametrize(
+    "first, second, status",
+    [
+        (signal.SIGTERM, signal.SIGTERM, 143),
+        (signal.SIGUSR1, signal.SIGTERM, 143),
+        (signal.SIGHUP, signal.SIGHUP, 129),
+        (signal.SIGINT, signal.SIGTERM, 130),
+        (signal.SIGTERM, signal.SIGINT, 143),
+    ],
+)
+def test_another_second_signal_changes_nothing(first, second, status, waiting):
+    process = waiting(UNTIL_THE_SECOND)
+    process.send_signal(first)
+    assert process.stdout.readline() == "first\n"
+    process.send_signal(second)
+    assert process.communicate(timeout=30)[0] == f"second\nleft {status} True\n"
+    assert process.returncode == 0
+
+
+def test_a_lost_terminal_does_not_end_what_nohup_has_started(waiting):
+    process = waiting(before=["nohup"])
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=30)[0] == "first\nleft 143 True\n"
+
+
+def test_without_a_signal_the_status_is_0():
+    with Interrupt() as stop:
+        assert stop.signal is None and stop.count == 0
+    assert stop.exit_status == 0
+
+
+def test_checked_stops_before_the_next_item():
+    seen = []
+    with Interrupt() as stop:
+        with pytest.raises(Interrupted):
+            for item in stop.checked(range(10)):
+                seen.append(item)
+                if item == 2:
+                    os.kill(os.getpid(), signal.SIGTERM)
+        assert seen == [0, 1, 2]
+        with pytest.raises(Interrupted):
+            next(stop.checked([1]))
+    assert list(Interrupt().checked(range(3))) == [0, 1, 2]
+
+
+def test_interrupted_is_not_taken_for_an_error():
+    assert not issubclass(Interrupted, Exception)
+
+
+def test_renew_takes_back_what_something_else_has_taken():
+    """And in the end those handlers are there that were there before."""
+
+    def before(number, frame):
+        raise AssertionError("it is not this one's turn")
+
+    def taker(number, frame):
+        raise AssertionError("it was taken back")
+
+    old = signal.signal(signal.SIGTERM, before)
+    ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupt() as stop:
+            signal.signal(signal.SIGTERM, taker)
+            stop.renew()
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.signal is signal.SIGTERM and stop.count == 1
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) is before
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, old)
+        signal.signal(signal.SIGHUP, ignored)

@@ -1,0 +1,454 @@
+"""Several processes are one program: started, watched and ended together, and they compute as one.
+
+Parts of this are small commands that are no training at all; the rest trains, in float64.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from bit_paddle import environment, errors, processes
+
+
+@pytest.fixture
+def launch(tmp_path, monkeypatch):
+    """Run lines of Python in some processes; they find the folder ``tmp`` and their ``rank``."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(processes, "GRACE", 1.0)
+
+    def launch(code, count):
+        return processes.launch(command_of(code, tmp_path), count)
+
+    return launch
+
+
+def command_of(code, folder):
+    start = f"""
+        import json, os, signal, sys, time
+        from pathlib import Path
+        tmp, rank = Path({str(folder)!r}), int(os.environ["PADDLE_TRAINER_ID"])
+    """
+    return [sys.executable, "-c", textwrap.dedent(start) + textwrap.dedent(code)]
+
+
+def launcher(code, folder, count):
+    """Start a process that launches: one that may be sent signals."""
+    script = (
+        "import sys; from bit_paddle import processes; processes.GRACE = 1.0; "
+        f"sys.exit(processes.launch({command_of(code, folder)!r}, {count}))"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_until(condition, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert condition()
+
+
+def pids(folder, count):
+    """Return the processes' numbers once all have written them."""
+    files = [folder / f"{rank}.pid" for rank in range(count)]
+    wait_until(lambda: all(file.exists() and file.read_text() for file in files))
+    return [int(file.read_text()) for file in files]
+
+
+def alive(pid):
+    """Whether a process runs; one that has ended and that nobody has asked for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+# --- Places -------------------------------------------------------------------------------------
+
+
+def test_each_process_is_told_its_place(launch, tmp_path, monkeypatch):
+    monkeypatch.setitem(environment._chosen, "MKL_NUM_THREADS", "64")
+    monkeypatch.setenv("MKL_NUM_THREADS", "64")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    code = """
+        from bit_paddle import environment, processes
+        place = {
+            "rank": processes.rank(), "size": processes.world_size(),
+            "local": environment.local_processes(), "ours": processes.started_by_us(),
+            "cpus": environment.cpu_count(), "environment": dict(os.environ)}
+        (tmp / f"{rank}.json").write_text(json.dumps(place))
+    """
+    assert launch(code, 3) == 0
+    places = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(3)]
+    cpus = max(1, environment.cpu_count() // 3)
+    assert [place["rank"] for place in places] == [0, 1, 2]
+    for place in places:
+        assert (place["size"], place["local"], place["ours"], place["cpus"]) == (3, 3, True, cpus)
+        assert place["environment"]["MKL_NUM_THREADS"] == str(cpus)
+    ends = [place["environment"]["PADDLE_CURRENT_ENDPOINT"] for place in places]
+    for place in places:
+        variables = place["environment"]
+        assert variables["PADDLE_TRAINER_ENDPOINTS"].split(",") == ends
+        assert variables["PADDLE_MASTER"] == places[0]["environment"]["PADDLE_MASTER"]
+    assert len({*ends, places[0]["environment"]["PADDLE_MASTER"]}) == 4
+    # This one is alone.
+    assert (processes.rank(), processes.world_size()) == (0, 1) and not processes.started_by_us()
+
+
+@pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "MKL_NUM_THREADS"])
+def test_the_user_s_own_number_of_threads_stays(name, launch, tmp_path, monkeypatch):
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(environment, "_chosen", {})
+    monkeypatch.setenv(name, "17")
+    environment.prepare()
+    code = """
+        import bit_paddle
+        found = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+        (tmp / f"{rank}.json").write_text(json.dumps(found))
+    """
+    assert launch(code, 2) == 0
+    for rank in range(2):
+        found = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert found.pop(name) == "17" and list(found.values()) == [None]
+
+
+# --- Ends ---------------------------------------------------------------------------------------
+
+
+def test_the_first_one_alone_has_the_terminal(launch, capfd):
+    code = "print(f'out {rank}'); print(f'err {rank}', file=sys.stderr)"
+    assert launch(code, 2) == 0
+    assert capfd.readouterr() == ("out 0\n", "err 0\n")
+
+
+def test_one_that_fails_ends_all_and_its_message_is_shown_once(launch, tmp_path, capfd):
+    code = """
+        (tmp / f"{rank}.pid").write_text(str(os.getpid()))
+        if rank == 2:
+            while not all((tmp / f"{other}.pid").exists() for other in range(3)):
+                time.sleep(0.01)
+            sys.exit(print("the disk is made of cheese", file=sys.stderr) or 3)
+        time.sleep(60)
+    """
+    start = time.monotonic()
+    assert launch(code, 3) == 3
+    assert 1 <= time.monotonic() - start < 20  # the others had their time, and no more
+    shown = capfd.readouterr().err
+    assert shown.count("the disk is made of cheese") == 1
+    ranks = pids(tmp_path, 3)
+    assert f"(rank 2, pid {ranks[2]})" in shown and "status 3" in shown
+    assert not any(map(alive, ranks))
+
+
+def test_the_others_have_time_to_end_in_good_order(launch, tmp_path):
+    code = """
+        if rank:
+            sys.exit(3)
+        time.sleep(0.5)
+        (tmp / "saved").touch()
+    """
+    assert launch(code, 2) == 3
+    assert (tmp_path / "saved").exists()
+
+
+@pytest.mark.parametrize("first, status", [(0, 1), (errors.PeerError.exit_status, 1)])
+def test_who_is_to_blame_is_told_from_who_has_lost_another(first, status, launch, capfd):
+    """Also where that one is the quicker to end."""
+    code = f"""
+        if rank == 0:
+            sys.exit({first})
+        time.sleep(0.4)
+        sys.exit(print("it was me", file=sys.stderr) or {status})
+    """
+    assert launch(code, 2) == status
+    shown = capfd.readouterr().err
+    assert shown.count("it was me") == 1 and "(rank 1, " in shown
+
+
+def test_a_fault_that_the_first_one_has_told_is_not_told_twice(launch, capfd):
+    assert launch("time.sleep(0.3 * rank); sys.exit(print('oh', file=sys.stderr) or 2)", 2) == 2
+    assert capfd.readouterr().err == "oh\n"
+
+
+def test_the_message_of_the_first_to_fail_is_shown_though_the_status_is_that_of_another(
+    launch, capfd
+):
+    code = """
+        time.sleep(0 if rank else 0.5)
+        sys.exit(print(("I suffer", "it was me")[rank], file=sys.stderr) or 1)
+    """
+    assert launch(code, 2) == 1
+    assert "it was me" in capfd.readouterr().err
+
+
+def test_one_that_is_killed_is_named(launch, capfd):
+    code = """
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(60)
+    """
+    assert launch(code, 2) == 137
+    shown = capfd.readouterr().err
+    assert "(rank 1, pid " in shown and "SIGKILL" in shown
+
+
+def test_a_command_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        processes.launch([str(tmp_path / "nothing")], 2)
+
+
+# --- Signals ------------------------------------------------------------------------------------
+
+NOTE = """
+    from bit_paddle.interrupt import Interrupt
+    with Interrupt() as stop:
+        (tmp / f"{rank}.pid").write_text(str(os.getpid()))
+        while not stop.signal:
+            time.sleep(0.01)
+        (tmp / f"{rank}.signal").write_text(stop.signal.name)
+    sys.exit(stop.exit_status)
+"""
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_reaches_all(number, status, tmp_path):
+    process = launcher(NOTE, tmp_path, 2)
+    pids(tmp_path, 2)
+    process.send_signal(number)
+    assert process.communicate(timeout=30) == ("", "")
+    assert process.returncode == status
+    assert [(tmp_path / f"{rank}.signal").read_text() for rank in range(2)] == [number.name] * 2
+
+
+def test_one_that_does_not_heed_a_signal_does_not_keep_the_others_waiting(tmp_path):
+    """One that hangs, as it waits for a process that has gone."""
+    code = f"""
+        if rank == 1:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            (tmp / "1.pid").write_text(str(os.getpid()))
+            time.sleep(60)
+        {textwrap.indent(textwrap.dedent(NOTE), " " * 8).lstrip()}
+    """
+    process = launcher(code, tmp_path, 2)
+    ranks = pids(tmp_path, 2)
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.communicate(timeout=8)
+        assert process.returncode == 143 and not any(map(alive, ranks))
+    finally:
+        process.kill()
+        process.communicate()
+        for pid in filter(alive, ranks):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("ending", ["killed", "twice Ctrl-C"])
+def test_no_process_outlives_the_one_that_started_it(ending, tmp_path):
+    code = """
+        from bit_paddle import processes
+        processes.end_with_parent()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        (tmp / f"{rank}.pid").write_text(str(os.getpid()))
+        time.sleep(60)
+    """
+    process = launcher(code, tmp_path, 2)
+    ranks = pids(tmp_path, 2)
+    try:
+        assert all(map(alive, ranks))
+        if ending == "killed":
+            process.kill()
+        else:
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.2)
+            process.send_signal(signal.SIGINT)
+        process.communicate(timeout=10)
+        assert process.returncode == (-signal.SIGKILL if ending == "killed" else -signal.SIGINT)
+        wait_until(lambda: not any(map(alive, ranks)), seconds=10)
+    finally:
+        for pid in filter(alive, ranks):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_a_process_that_nobody_launched_does_not_end_with_another():
+    processes.end_with_parent()  # this one, at once, if it did
+    time.sleep(0.1)
+
+
+# --- They compute as one ------------------------------------------------------------------------
+
+WORKER = '''
+import hashlib, json, sys
+from pathlib import Path
+
+import numpy as np
+import paddle
+import paddle.distributed
+from bit_paddle import checkpoint, metrics, parallel, processes, sgd, train
+from bit_paddle.data import loader, readers
+from bit_paddle.data.images import ArrayImages
+from bit_paddle.hyperrule import Resolution
+
+out, image_folder, splits = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+processes.end_with_parent()
+paddle.set_default_dtype("float64")
+parallel.join()
+rank, size = processes.rank(), processes.world_size()
+exchanged, all_reduce = [], paddle.distributed.all_reduce
+
+
+def counted(tensor, *arguments, **options):
+    exchanged.append(tensor.size)
+    return all_reduce(tensor, *arguments, **options)
+
+
+paddle.distributed.all_reduce = counted
+
+
+def noise(count, classes):
+    random = np.random.default_rng(count)
+    pixels = random.integers(0, 256, (count, 32, 32, 3)).astype(np.uint8)
+    names = [str(k) for k in range(classes)]
+    return ArrayImages(pixels, random.integers(0, classes, count), names, "noise")
+
+
+def train_on(images, batch, split, precrop, steps):
+    """Return the model, its weights, and of each step loss, what was exchanged, and the share."""
+    model = checkpoint.create_model("R14x0.5", len(images.classes), seed=0)
+    optimizer = sgd.Momentum(0.01, 0.9, model.parameters())
+    batches = loader.training_batches(
+        images, np.arange(len(images)), Resolution(precrop, 32), batch, split, 0, 0,
+        mixup_alpha=0.1, rank=rank, world_size=size)
+    losses, volumes, shares = [], [], []
+    for _ in range(steps):
+        exchanged.clear()
+        one = next(batches)
+        parts = list(one.micro_batches)
+        shares.append(sum(len(part.labels) for part in parts))
+        losses.append(train.update(model, optimizer, one._replace(micro_batches=parts), 0.01))
+        volumes.append(sum(exchanged))
+    batches.close()
+    weights = {name: parameter.numpy() for name, parameter in model.named_parameters()}
+    return model, weights, losses, volumes, shares
+
+
+folder = readers.open_dataset("folder", image_folder).train
+told = {"parameters": {}, "hashes": {}, "volumes": {}, "shares": {}}
+arrays = {}
+for title, images, batch, precrop, split, steps in [
+    *(("8", folder, 8, 36, split, 10) for split in splits),
+    ("uneven", noise(18, 5), 8, 32, 1, 4),
+    ("three", noise(18, 5), 3, 32, 1, 2),
+]:
+    model, weights, losses, volumes, shares = train_on(images, batch, split, precrop, steps)
+    title = f"{title} in {split}"
+    digest = hashlib.sha256(b"".join(array.tobytes() for array in weights.values()))
+    told["hashes"][title] = digest.hexdigest()
+    told["volumes"][title], told["shares"][title] = volumes, shares
+    told["parameters"][title] = sum(array.size for array in weights.values())
+    arrays[f"{title}/loss"] = np.array(losses)
+    arrays.update({f"{title}/{name}": array for name, array in weights.items()})
+tally = metrics.evaluate(
+    model, loader.evaluation_batches(noise(1001, 5), 32, 64, 0, rank=rank, world_size=size))
+told["tally"] = [tally.images, tally.top1_count, tally.top5_count, tally.loss]
+(out / f"{size}.{rank}.json").write_text(json.dumps(told))
+if rank == 0:
+    np.savez(out / f"{size}.npz", **arrays)
+'''
+SPLITS = {1: [1, 2], 2: [1, 2], 4: [1]}  # of a batch of 8, by the number of processes
+
+
+@pytest.fixture(scope="module")
+def trained(image_folder, tmp_path_factory):
+    """What 1, 2 and 4 processes have computed: {count: ([what each tells], arrays)}."""
+    folder = tmp_path_factory.mktemp("trained")
+    script, found = folder / "worker.py", {}
+    script.write_text(WORKER)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        for count, splits in SPLITS.items():
+            arguments = [str(folder), str(image_folder), json.dumps(splits)]
+            command = [sys.executable, "-W", "ignore", str(script), *arguments]
+            assert processes.launch(command, count) == 0
+            told = [
+                json.loads((folder / f"{count}.{rank}.json").read_text()) for rank in range(count)
+            ]
+            found[count] = told, dict(np.load(folder / f"{count}.npz"))
+    return found
+
+
+def largest_difference(one, other):
+    """Return the largest difference of arrays by the same names, relative to the largest value."""
+    assert one.keys() == other.keys() and one
+    assert all(array.dtype == np.float64 for array in one.values())
+    return max(np.abs(one[key] - other[key]).max() / np.abs(one[key]).max() for key in one)
+
+
+def arrays_of(arrays, title):
+    start = f"{title}/"
+    return {key[len(start) :]: array for key, array in arrays.items() if key.startswith(start)}
+
+
+def test_the_update_is_the_same_however_a_batch_is_shared_and_split(trained):
+    """Ten updates of eight images, of which the fifth and the tenth have but four, with MixUp."""
+    whole = arrays_of(trained[1][1], "8 in 1")
+    assert len(whole["loss"]) == 10 and whole["loss"][-1] != whole["loss"][0]
+    for count, splits in SPLITS.items():
+        for split in splits:
+            found = largest_difference(whole, arrays_of(trained[count][1], f"8 in {split}"))
+            print(f"{count} processes, {split} parts: {found:.1e}")
+            assert found < 1e-9
+
+
+@pytest.mark.parametrize(
+    "title, step, shares", [("uneven", 2, [1, 1, 0, 0]), ("three", 0, [1, 1, 1, 0])]
+)
+def test_a_process_without_an_image_takes_part(title, step, shares, trained):
+    """A batch of 8 of which 2 are left, and one of 3, for 4 processes."""
+    assert [told["shares"][f"{title} in 1"][step] for told in trained[4][0]] == shares
+    whole = arrays_of(trained[1][1], f"{title} in 1")
+    for count in (2, 4):
+        found = largest_difference(whole, arrays_of(trained[count][1], f"{title} in 1"))
+        print(f"{title}, {count} processes: {found:.1e}")
+        assert found < 1e-9
+
+
+def test_all_processes_have_the_same_weights_bit_for_bit(trained):
+    for told, _ in trained.values():
+        assert len(told[0]["hashes"]) >= 3
+        assert all(one["hashes"] == told[0]["hashes"] for one in told)
+
+
+def test_a_step_exchanges_each_gradient_once_however_it_is_split(trained):
+    """And the loss, and whether a signal has come."""
+    for count, (told, _) in trained.items():
+        for one in told:
+            assert len(one["volumes"]) == len(SPLITS[count]) + 2
+            for title, volumes in one["volumes"].items():
+                expected = one["parameters"][title] + 2 if count > 1 else 0
+                assert one["parameters"][title] > 100_000 and set(volumes) == {expected}
+
+
+def test_validation_counts_the_same_on_any_number_of_processes(trained):
+    (whole,) = trained[1][0]
+    images, *counts, loss = whole["tally"]
+    assert images == 1001 and 0 < counts[0] < 1001 and counts[1] == 1001
+    for told, _ in trained.values():
+        for one in told:
+            assert one["tally"][:3] == [1001, *counts]
+            assert one["tally"][3] == pytest.approx(loss, rel=1e-12, abs=0)
