@@ -75,6 +75,7 @@ def _one_of(*choices: str) -> Callable[[str], str]:
             raise BadValue(f"is {word!r}: {did_you_mean(word, choices)}")
         return word
 
+    parse.choices = choices
     return parse
 
 
@@ -171,6 +172,13 @@ class Settings:
         "micro-batches a batch is computed in; the "
         "result is the same, the memory is not. auto: what fits by estimate",
         AUTO,
+    )
+    recompute: str = _setting(
+        "how",
+        _one_of("off", "unit", "block"),
+        "keep the inputs of residual units, or of the four blocks of these, alone, and compute the "
+        "rest again for the gradients: more time for less memory, and the same result",
+        "off",
     )
     base_lr: float = _setting(
         "how", _positive, "learning rate after the warm-up", hyperrule.BASE_LR
@@ -357,17 +365,9 @@ def parser(prog: str) -> argparse.ArgumentParser:
                 )
         else:
             numbers = (_positive, _not_negative, fraction)
-            metavar = "WORD" if parse is _text else "X" if parse in numbers else "N"
+            usual = "WORD" if parse is _text else "X" if parse in numbers else "N"
             groups[item.metadata["group"]].add_argument(
-                f"--{name}",
-                help=text,
-                metavar="|".join(hyperrule.RULES)
-                if name == "rule"
-                else "auto|cpu|gpu"
-                if name == "device"
-                else "error|skip"
-                if name == "on_bad_image"
-                else metavar,
+                f"--{name}", help=text, metavar="|".join(getattr(parse, "choices", [usual]))
             )
     groups["run"].add_argument(
         "--dry-run", action="store_true", help="print the whole plan and stop"
@@ -525,7 +525,7 @@ def differences(before: Mapping[str, Any], now: Settings) -> list[str]:
         f"{name}: {before[name]} -> {getattr(now, name)}"
         for name, item in _FIELDS.items()
         if item.metadata["group"] != "run"
-        and name not in ("datadir", "bit_pretrained_dir", "batch_split")
+        and name not in ("datadir", "bit_pretrained_dir", "batch_split", "recompute")
         and name in before
         and before[name] != getattr(now, name)
     ]

@@ -13,6 +13,7 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
+from paddle.distributed.fleet.utils import recompute
 
 from bit_paddle.architecture import GROUPS, Architecture
 
@@ -123,12 +124,15 @@ class ResNetV2(nn.Layer):
 
     ``model(images)`` gives logits [N, num_classes], or the features [N, C] without a head; images
     are [N, 3, H, W], RGB in [-1, 1], of any size from 32 x 32 on. Kernels are zero until
-    `reset_parameters` or a checkpoint fills them.
+    `reset_parameters` or a checkpoint fills them. Where ``recompute`` is "unit" or "block",
+    training keeps the inputs of these alone and computes what is inside again for the gradients,
+    bit for bit: more time for less memory.
     """
 
     def __init__(self, architecture: Architecture, num_classes: int = 0):
         super().__init__()
         self.architecture, self.num_classes = architecture, num_classes
+        self.recompute = "off"  # or "unit" or "block": what of it is computed again for gradients
         channels = architecture.root_channels
         self.root_block = RootBlock(channels)
         for block, units in enumerate(architecture.units):
@@ -150,8 +154,10 @@ class ResNetV2(nn.Layer):
         stages = []
         x = self.root_block(x)  # [N, 64 w, H/4, W/4]
         for block in (self.block1, self.block2, self.block3, self.block4):
-            x = block(x)  # [N, 256 w, H/4, W/4] … [N, 2048 w, H/32, W/32]
-            stages.append(x)
+            for part in block if self.recompute == "unit" else [block]:
+                again = self.training and self.recompute != "off"
+                x = recompute(part, x, preserve_rng_state=False) if again else part(x)
+            stages.append(x)  # [N, 256 w, H/4, W/4] … [N, 2048 w, H/32, W/32]
         return stages
 
     def forward_features(self, x: Tensor) -> Tensor:

@@ -315,6 +315,7 @@ def _begin(
             model = checkpoint.create_model(source, classes, seed=settings.seed)
             optimizer = sgd.Momentum(settings.base_lr, hyperrule.MOMENTUM, model.parameters())
     velocities = optimizer.velocities()
+    model.recompute = settings.recompute
     values = parallel.from_first([*astuple(progress), batch_split, len(velocities)]).tolist()
     step, evaluated, nonfinite, best, batch_split, moving = values
     parallel.broadcast(model.parameters())

@@ -136,3 +136,23 @@ def test_random_weights_depend_on_their_seed_alone():
 def test_an_architecture_needs_a_number_of_classes():
     with pytest.raises(ConfigError, match="num_classes"):
         create_model("R14x0.5")
+
+
+@pytest.mark.parametrize("what", ["unit", "block"])
+def test_recompute_gives_the_same_bits(what, small_checkpoint):
+    """Also through standardized kernels that several passes share."""
+    images = paddle.to_tensor(
+        np.random.default_rng(0).normal(size=(4, 3, 64, 64)).astype("float32")
+    )
+
+    def gradients(recompute):
+        model = create_model(small_checkpoint)
+        model.recompute = recompute
+        with model.standardized_once():
+            for part in (images[:2], images[2:]):
+                model(part).square().sum().backward()
+        return {name: one.grad.numpy() for name, one in model.named_parameters()}
+
+    plain, again = gradients("off"), gradients(what)
+    assert plain.keys() == again.keys()
+    assert all(np.array_equal(plain[name], again[name]) for name in plain)

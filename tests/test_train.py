@@ -428,6 +428,7 @@ CHANGES = {
     "skip_nonfinite": None,
     "nproc": None,
     "deterministic": None,
+    "recompute": None,
 }
 
 
