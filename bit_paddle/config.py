@@ -271,8 +271,15 @@ class Settings:
     device: str = _setting(
         "run", _one_of("auto", "cpu", "gpu"), "cpu, gpu, or auto: the GPU if there is one", "auto"
     )
+    devices: str | None = _setting(
+        "run",
+        _text,
+        "GPUs, such as 0,1: a process on each, which share every batch (default: all that are "
+        "visible)",
+        None,
+    )
     nproc: int = _setting(
-        "run", whole(1), "processes that share each batch, on this machine's processors", 1
+        "run", whole(1), "without a GPU: processes that share every batch on the processors", 1
     )
     deterministic: bool = _setting(
         "run",

@@ -6,8 +6,11 @@ A place is told by Paddle's own environment variables, so that a process started
 
 from __future__ import annotations
 
+import importlib.metadata
+import itertools
 import math
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,13 +20,15 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import BinaryIO
 
 from bit_paddle import environment
-from bit_paddle.errors import PeerError
+from bit_paddle.errors import ConfigError, PeerError
 from bit_paddle.interrupt import Interrupt
 
 GRACE = 20.0  # seconds that the others have after one has failed
+_NVIDIA = Path("/proc/driver/nvidia/gpus")  # the driver's, a folder a card
 _PARENT = "BIT_PADDLE_PARENT"  # a pipe that ends with the process that started this one
 
 
@@ -55,9 +60,46 @@ def end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def launch(command: Sequence[str], count: int) -> int:
+def gpus(devices: str | None = None) -> list[int]:
+    """Return the GPUs to start a process on each: all that can be seen, or those of --devices.
+
+    Each by its place among those in CUDA_VISIBLE_DEVICES, or all, which is what Paddle's
+    FLAGS_selected_gpus holds. None without a GPU build of Paddle. Raises `ConfigError`.
+    """
+    labels = _visible_gpus()
+    if devices is None:
+        return list(range(len(labels)))
+    wanted = [word.strip() for word in devices.split(",")]
+    strangers = [word for word in wanted if word not in labels]
+    if strangers or len(set(wanted)) < len(wanted):
+        have = ", ".join(labels) or "none, or no paddlepaddle-gpu"
+        raise ConfigError(
+            f"--devices {devices}: expected GPUs by number, each once; there are {have}"
+        )
+    return [labels.index(word) for word in wanted]
+
+
+def _visible_gpus() -> list[str]:
+    """Return the labels of the GPUs that Paddle will see, without loading it."""
+    try:
+        importlib.metadata.distribution("paddlepaddle-gpu")
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        labels = [word.strip() for word in os.environ["CUDA_VISIBLE_DEVICES"].split(",")]
+        return list(itertools.takewhile(lambda label: label not in ("", "-1"), labels))
+    if _NVIDIA.is_dir():
+        return [str(number) for number in range(len(list(_NVIDIA.iterdir())))]
+    if shutil.which("nvidia-smi"):  # a machine whose driver has no such folder
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60)
+        return [str(number) for number in range(listed.stdout.count("GPU "))]
+    return []
+
+
+def launch(command: Sequence[str], count: int, gpus: Sequence[int] = ()) -> int:
     """Run ``command`` in ``count`` processes, as one program; return its exit status.
 
+    With ``gpus``, of that number, each process has one, and they talk by NCCL; else by gloo.
     Signals go to all of them. The first one has the terminal. If one fails, the others are given
     `GRACE` seconds, and the message of the first to fail is shown.
     """
@@ -70,7 +112,7 @@ def launch(command: Sequence[str], count: int) -> int:
         "PADDLE_LOCAL_SIZE": str(count),
         "PADDLE_TRAINER_ENDPOINTS": ",".join(endpoints[:count]),
         "PADDLE_MASTER": endpoints[count],
-        "PADDLE_DISTRI_BACKEND": "gloo",
+        "PADDLE_DISTRI_BACKEND": "nccl" if gpus else "gloo",
         "GLOG_minloglevel": "2",  # each connection is not worth a line
         _PARENT: str(pipe),
         **environment.share(count),
@@ -83,6 +125,7 @@ def launch(command: Sequence[str], count: int) -> int:
                 own = {
                     "PADDLE_TRAINER_ID": str(place),
                     "PADDLE_CURRENT_ENDPOINT": endpoints[place],
+                    **({"FLAGS_selected_gpus": str(gpus[place])} if gpus else {}),
                 }
                 messages.append(tempfile.TemporaryFile())
                 quiet = {"stdout": subprocess.DEVNULL, "stderr": messages[place]} if place else {}

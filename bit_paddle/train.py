@@ -8,6 +8,7 @@ seconds to load: help, a bad flag, a missing file and broken data are answered b
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shlex
 import signal
@@ -361,8 +362,18 @@ def start(
 
     ``arguments`` are the command's, of which ``settings`` were made.
     """
-    if processes.world_size() == 1 < settings.nproc:
-        return _start_processes(settings, arguments, force)
+    if processes.world_size() == 1:
+        gpus = [] if settings.device == "cpu" else processes.gpus(settings.devices)
+        if gpus and settings.nproc > 1:
+            raise errors.ConfigError(
+                f"--nproc {settings.nproc}: is for processors, but there are GPUs; choose some "
+                "with --devices, or take --device cpu"
+            )
+        count = max(len(gpus), settings.nproc)
+        if count > 1:
+            return _start_processes(settings, arguments, force, count, gpus)
+        if gpus:
+            os.environ.update(FLAGS_selected_gpus=str(gpus[0]))  # what Paddle takes as "gpu"
     processes.end_with_parent()
     if processes.rank():
         with Interrupt() as stop:
@@ -412,15 +423,20 @@ def _plan(settings: config.Settings, begin: runs.Start, force: bool) -> Plan:
 
 
 def _start_processes(
-    settings: config.Settings, arguments: Sequence[str], force: bool
+    settings: config.Settings,
+    arguments: Sequence[str],
+    force: bool,
+    count: int,
+    gpus: Sequence[int],
 ) -> tuple[int, dict[str, Any] | None]:
-    """Do as `start` does, by --nproc processes; mistakes are answered before there are any."""
+    """Do as `start` does, by ``count`` processes; mistakes are answered before there are any."""
     with runs.claim(settings, force, dry=True) as begin:
         if begin.result is not None:
-            return start(replace(settings, nproc=1), arguments, force)
+            print(f"{begin.folder}: this run is complete: {_describe_result(begin.result)}")
+            return 0, begin.result
         _plan(settings, begin, force)
     command = [sys.executable, "-m", "bit_paddle.train", *arguments]
-    status = processes.launch(command, settings.nproc)
+    status = processes.launch(command, count, gpus)
     return status, runs.result(begin.folder, settings)
 
 

@@ -452,3 +452,47 @@ def test_validation_counts_the_same_on_any_number_of_processes(trained):
         for one in told:
             assert one["tally"][:3] == [1001, *counts]
             assert one["tally"][3] == pytest.approx(loss, rel=1e-12, abs=0)
+
+
+@pytest.fixture
+def gpu_build(tmp_path, monkeypatch):
+    """An environment in which a GPU build of Paddle is installed, as far as pip knows."""
+    package = tmp_path / "site/paddlepaddle_gpu-2.6.2.dist-info"
+    package.mkdir(parents=True)
+    (package / "METADATA").write_text("Name: paddlepaddle-gpu\nVersion: 2.6.2\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(processes, "_NVIDIA", tmp_path / "driver")
+    return tmp_path / "driver"
+
+
+def test_gpus_are_those_of_the_driver_or_the_environment(gpu_build, monkeypatch):
+    for card in ("0000:01:00.0", "0000:02:00.0", "0000:03:00.0"):
+        (gpu_build / card).mkdir(parents=True)
+    assert processes.gpus() == [0, 1, 2] and processes.gpus("2,0") == [2, 0]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,4")
+    assert processes.gpus() == [0, 1] and processes.gpus("4") == [1]
+    for words, have in (("0", "6, 4"), ("4,4", "6, 4"), ("", "6, 4"), ("4,x", "6, 4")):
+        with pytest.raises(errors.ConfigError, match=f"--devices.*there are {have}"):
+            processes.gpus(words)
+    for nothing in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", nothing)
+        assert processes.gpus() == []
+
+
+def test_without_a_gpu_build_there_are_none(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    if not processes.gpus():  # this machine's Paddle is for processors
+        with pytest.raises(errors.ConfigError, match="no paddlepaddle-gpu"):
+            processes.gpus("0")
+
+
+def test_each_process_has_its_gpu(capfd):
+    code = (
+        "import os, sys; names = ('FLAGS_selected_gpus', 'PADDLE_DISTRI_BACKEND'); "
+        "print([os.environ.get(name) for name in names], file=sys.stderr); "
+        "sys.exit(int(os.environ['PADDLE_TRAINER_ID']))"
+    )
+    assert processes.launch([sys.executable, "-c", code], 2, gpus=[3, 1]) == 1
+    err = capfd.readouterr().err
+    assert "['3', 'nccl']" in err and "['1', 'nccl']" in err

@@ -427,6 +427,7 @@ CHANGES = {
     "resume": None,
     "skip_nonfinite": None,
     "nproc": None,
+    "devices": None,
     "deterministic": None,
     "recompute": None,
 }
