@@ -37,6 +37,6 @@ setup(
         "digits": ["scikit-learn"],
         "export": ["safetensors"],
         "onnx": ["onnx", "onnxruntime"],
-        "dev": ["pytest", "ruff"],
+        "dev": ["hypothesis", "pytest", "ruff"],
     },
 )

@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 
 import yaml
 
-from bit_paddle import catalog, environment, hyperrule
-from bit_paddle.errors import BitPaddleError, ConfigError, MissingFileError, did_you_mean
+from bit_paddle import catalog, environment, files, hyperrule
+from bit_paddle.errors import BitPaddleError, ConfigError, did_you_mean
 
 AUTO = "auto"
 
@@ -488,25 +488,11 @@ def _combined_faults(values: dict[str, Any], find_dataset: Callable[..., object]
 
 
 def load_yaml(path: str | os.PathLike, flag: str = "") -> dict[Any, Any]:
-    """Return what a YAML file of settings holds, unchecked; an empty one holds nothing.
+    """Return what a YAML file of settings, which ``flag`` names, holds, unchecked.
 
-    ``flag`` named it. Errors: `MissingFileError`, `ConfigError`.
+    Errors: `MissingFileError`, `ConfigError`.
     """
-    title = f"{flag} {path}".strip()
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MissingFileError(f"{title}: no such file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(
-            f"{title}: cannot be read as YAML ({' '.join(str(error).split())})"
-        ) from error
-    if content is not None and not isinstance(content, dict):
-        raise ConfigError(
-            f"{title}: holds a {type(content).__name__}, expected lines such as "
-            "'model: BiT-M-R50x1'"
-        )
-    return content or {}
+    return files.read_yaml(path, f"{flag} {path}".strip(), "model: BiT-M-R50x1")
 
 
 def _read_yaml(path: str, faults: list[str]) -> dict[str, tuple[str, str]]:

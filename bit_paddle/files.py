@@ -7,9 +7,11 @@ import io
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from bit_paddle.errors import ConfigError, WriteError
+import yaml
+
+from bit_paddle.errors import ConfigError, MissingFileError, WriteError
 
 
 def write(path: str | os.PathLike, fill: Callable[[BinaryIO], object]) -> None:
@@ -44,6 +46,38 @@ def _sync_folder(folder: Path) -> None:
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Write ``text`` in UTF-8, whole or not at all. Raises `WriteError`."""
     write(path, lambda stream: stream.write(text.encode(errors="backslashreplace")))
+
+
+def read_yaml(path: str | os.PathLike, title: str, example: str) -> dict[Any, Any]:
+    """Return what a YAML file of ``key: value`` lines holds; an empty one holds nothing.
+
+    Errors, which begin with ``title``: `MissingFileError`, `ConfigError`.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        repr(content)  # of a number with thousands of digits Python makes no text
+    except FileNotFoundError:
+        raise MissingFileError(f"{title}: no such file") from None
+    except _BROKEN_YAML as error:
+        text = " ".join(str(error).split())
+        raise ConfigError(f"{title}: cannot be read as YAML ({text})") from error
+    if content is not None and not isinstance(content, dict):
+        raise ConfigError(
+            f"{title}: holds a {type(content).__name__}, expected lines such as {example!r}"
+        )
+    return content or {}
+
+
+_BROKEN_YAML = (
+    OSError,
+    yaml.YAMLError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    OverflowError,
+    RecursionError,
+)  # the last ones are what its constructors raise of '!!bool x', '!!timestamp x' and the like
 
 
 def csv_line(cells: Iterable[object]) -> str:

@@ -78,7 +78,9 @@ class GrowingFile:
             self.error = error
 
     def sync(self) -> None:
-        """Have the disk hold what has been written. Raises `OSError`."""
+        """Have the disk hold all that was to be written. Raises `OSError`."""
+        if self.error is not None:
+            raise self.error
         os.fsync(self._descriptor)
 
     def content(self) -> bytes:
@@ -192,7 +194,7 @@ class Logbook:
         VisualDL's own writer is a thread that a full disk ends, and the program then waits for it.
         """
         when = line.get("time")
-        walltime = round(1000 * when) if _is_number(when) else 0
+        walltime = round(1000 * when) if _is_number(when) and abs(when) < 2**40 else 0
         records = [
             self._scalar(f"{line['kind']}/{name}", value, line["step"], walltime)
             for name, value in line.items()
@@ -202,11 +204,12 @@ class Logbook:
         return b"".join(struct.pack("<Q", len(one)) + one for one in data)
 
     def sync(self) -> None:
-        """Have the disk hold all metrics so far, or try; for a checkpoint that counts on them."""
+        """Have the disk hold all metrics so far. Raises `WriteError`."""
         try:
             self._metrics.sync()
         except OSError as error:
-            self._metrics.error = error
+            path = self._metrics.path
+            raise WriteError(f"{path}: cannot be written ({error.strerror})") from error
 
     def copy_metrics(self, folder: Path) -> None:
         """Write all metrics so far to another folder. Raises `OSError` or `WriteError`."""

@@ -45,6 +45,9 @@ _BROKEN = (
     RuntimeError,
     SyntaxError,
     tokenize.TokenError,
+    MemoryError,
+    OverflowError,
+    TypeError,
 )  # what a damaged zip or .npy header raises
 
 # (pattern of the JAX tree, published key), applied in order to keys that have no "resnet/" prefix

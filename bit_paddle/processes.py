@@ -6,6 +6,7 @@ A place is told by Paddle's own environment variables, so that a process started
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import itertools
 import math
@@ -16,7 +17,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -29,7 +29,8 @@ from bit_paddle.interrupt import Interrupt
 
 GRACE = 20.0  # seconds that the others have after one has failed
 _NVIDIA = Path("/proc/driver/nvidia/gpus")  # the driver's, a folder a card
-_PARENT = "BIT_PADDLE_PARENT"  # a pipe that ends with the process that started this one
+_PARENT = "BIT_PADDLE_PARENT"  # id of the process that started this one
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def rank() -> int:
@@ -48,16 +49,15 @@ def started_by_us() -> bool:
 
 
 def end_with_parent() -> None:
-    """Have this process end when the one that started it does, however that ended."""
+    """Have this process end when the one that started it does, however that ended.
+
+    By the kernel, as a thread of ours may have to wait for one that waits for another process.
+    """
     if not started_by_us():
         return
-    pipe = int(os.environ[_PARENT])
-
-    def wait() -> None:
-        os.read(pipe, 1)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(os.environ[_PARENT]):  # it has ended already
         os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def gpus(devices: str | None = None) -> list[int]:
@@ -105,7 +105,6 @@ def launch(command: Sequence[str], count: int, gpus: Sequence[int] = ()) -> int:
     """
     ports = _free_ports(count + 1)
     endpoints = [f"127.0.0.1:{port}" for port in ports]
-    pipe, ours = os.pipe()
     shared = {
         **os.environ,
         "PADDLE_TRAINERS_NUM": str(count),
@@ -114,7 +113,7 @@ def launch(command: Sequence[str], count: int, gpus: Sequence[int] = ()) -> int:
         "PADDLE_MASTER": endpoints[count],
         "PADDLE_DISTRI_BACKEND": "nccl" if gpus else "gloo",
         "GLOG_minloglevel": "2",  # each connection is not worth a line
-        _PARENT: str(pipe),
+        _PARENT: str(os.getpid()),
         **environment.share(count),
     }
     children: list[subprocess.Popen] = []
@@ -133,7 +132,6 @@ def launch(command: Sequence[str], count: int, gpus: Sequence[int] = ()) -> int:
                     subprocess.Popen(
                         command,
                         env={**shared, **own},
-                        pass_fds=[pipe],
                         start_new_session=True,  # the terminal's Ctrl-C comes here alone
                         **quiet,
                     )
@@ -143,8 +141,6 @@ def launch(command: Sequence[str], count: int, gpus: Sequence[int] = ()) -> int:
             for child in children:
                 child.kill()
                 child.wait()
-            os.close(ours)
-            os.close(pipe)
 
 
 def _watch(

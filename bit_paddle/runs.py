@@ -19,7 +19,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,7 @@ class Start:
     result: dict[str, Any] | None = None  # of a run that is complete
     notes: tuple[str, ...] = ()  # what the user should know of the choice
     damaged: tuple[Path, ...] = ()  # checkpoints that cannot be read
+    elsewhere: bool = False  # the checkpoints are those of --resume
 
 
 # --- Checkpoints in a folder --------------------------------------------------------------------
@@ -178,7 +179,7 @@ def _start(folder: Path, settings: config.Settings, force: bool) -> Start | None
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     names = {name for name in names - _BEFORE_CONFIG if not name.endswith(".part")}
     if not names:
-        return Start(folder, _elsewhere(settings, force))
+        return _new(folder, settings, force)
     named = settings.name is not None
     if CONFIG not in names:
         if named:
@@ -205,7 +206,8 @@ def _start(folder: Path, settings: config.Settings, force: bool) -> Start | None
     if checkpoints:
         return Start(folder, tuple(checkpoints), None, notes, damaged)
     begun = f"{folder} holds a run without a checkpoint, which begins again"
-    return Start(folder, _elsewhere(settings, force), None, (*notes, begun), damaged)
+    start = _new(folder, settings, force)
+    return replace(start, notes=(*notes, begun), damaged=damaged)
 
 
 def _settings_in(folder: Path) -> dict[Any, Any]:
@@ -216,10 +218,10 @@ def _settings_in(folder: Path) -> dict[Any, Any]:
     return found
 
 
-def _elsewhere(settings: config.Settings, force: bool) -> tuple[Checkpoint, ...]:
-    """Return the checkpoints that --resume names, newest first, or none without it."""
+def _new(folder: Path, settings: config.Settings, force: bool) -> Start:
+    """Return the start of a run without a checkpoint of its own: --resume, or the beginning."""
     if settings.resume is None:
-        return ()
+        return Start(folder)
     path = Path(settings.resume)
     if path.is_dir():
         path = path.parent if path.name == CHECKPOINTS else path
@@ -237,7 +239,7 @@ def _elsewhere(settings: config.Settings, force: bool) -> tuple[Checkpoint, ...]
     changed = config.differences(found[0].notes["settings"], settings)
     if changed and not force:
         raise ConfigError(_refusal(f"--resume {path}: is a run", changed))
-    return tuple(found)
+    return Start(folder, tuple(found), elsewhere=True)
 
 
 def check_data(start: Start, data: dict[str, Any]) -> None:

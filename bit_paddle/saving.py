@@ -62,15 +62,17 @@ class Saver:
         self._log.sync()  # no checkpoint without the metrics of its steps
         path = runs.checkpoint_path(self._folder, step)
         files.make_folder(path.parent, "--logdir")
-        write(path)
-        if best:
-            link = path.with_name(f"{runs.BEST}.{os.getpid()}.part")
+        if best:  # first: a checkpoint says how good the best is, which then must be there
+            write(path.with_name(runs.BEST))
+            link = path.with_name(f"{path.name}.{os.getpid()}.part")
             try:
-                os.link(path, link)
-                os.replace(link, path.with_name(runs.BEST))
+                os.link(path.with_name(runs.BEST), link)
+                os.replace(link, path)
             except OSError:  # a file system without links
                 link.unlink(missing_ok=True)
-                write(path.with_name(runs.BEST))
+                write(path)
+        else:
+            write(path)
         others = [one for one in runs.checkpoint_files(self._folder) if one != path]
         for old in others[self._keep - 1 :]:
             with suppress(OSError):

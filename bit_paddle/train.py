@@ -200,7 +200,7 @@ def run(plan: Plan, log: logbook.Logbook, stop: Interrupt) -> dict[str, Any] | N
             desc="training", total=schedule.steps, initial=progress.step
         ) as bar:
             while True:
-                step, ended = progress.step, progress.step == schedule.steps
+                step, ended = progress.step, progress.step >= schedule.steps
                 if ended:
                     save()  # validation may take long
                 due = settings.eval_every and step and step % settings.eval_every == 0
@@ -285,7 +285,8 @@ def _begin(
     """Return model, optimizer, progress and --batch_split at the start, the same in all processes.
 
     The order is that of `runs`: a checkpoint of this run, or of --resume; pre-trained; random. The
-    first process reads, and gives the others what it has found.
+    first process reads, and gives the others what it has found. Raises `CheckpointError` if nothing
+    that --resume names is whole.
     """
     import paddle
 
@@ -302,8 +303,11 @@ def _begin(
         try:
             checkpoint.restore(model, optimizer, found.path)
         except errors.CheckpointError as error:
+            if plan.start.elsewhere and found is plan.start.checkpoints[-1]:
+                raise
             log.say(f"warning: {error}\nThe checkpoint before it is tried")
-            runs.set_aside(found.path)
+            if not plan.start.elsewhere:
+                runs.set_aside(found.path)
             continue
         log.say(f"goes on after step {found.progress.step}, from {found.path}")
         progress = found.progress
@@ -312,8 +316,13 @@ def _begin(
         break
     else:
         if processes.rank() == 0:
-            source = plan.checkpoint or settings.model
-            model = checkpoint.create_model(source, classes, seed=settings.seed)
+            model = checkpoint.create_model(
+                settings.model,
+                classes,
+                pretrained=not settings.from_scratch,
+                directory=settings.bit_pretrained_dir,
+                seed=settings.seed,
+            )
             optimizer = sgd.Momentum(settings.base_lr, hyperrule.MOMENTUM, model.parameters())
     velocities = optimizer.velocities()
     model.recompute = settings.recompute

@@ -81,7 +81,8 @@ def test_what_cannot_be_written_is_kept_and_written_later_in_its_place(tmp_path)
     with file_size_limit(60):
         file.write(b" last")
         assert path.read_bytes() == expected
-    file.sync()
+    with pytest.raises(OSError, match="File too large"):  # not all of it is on the disk
+        file.sync()
     file.close()  # the last attempt
     assert path.read_bytes() == expected + b" last"
 
@@ -96,7 +97,8 @@ def test_a_full_disk_ends_nothing_and_missing_says_what_is_not_there(tmp_path):
             log.say("no room")
             for step in (1, 2):
                 log.metrics("train", step, loss=0.5)
-            log.sync()
+            with pytest.raises(WriteError, match="metrics.jsonl"):
+                log.sync()
             assert log.missing() == [
                 f"part of {tmp_path / name} (File too large)"
                 for name in ("train.log", "metrics.jsonl", logbook.SCALARS)
@@ -312,6 +314,15 @@ def test_a_console_that_has_gone_away_ends_nothing(how, tmp_path):
     lines = (tmp_path / "train.log").read_text().splitlines()
     assert [line[20:] for line in lines] == ["line 0", "line 1", "line 2"], done.stderr
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_metrics_of_any_time_and_size_are_taken_back_without_an_error(tmp_path):
+    times = [1e308, -1e300, 1e18, True, None, "noon"]
+    lines = [{"kind": "train", "step": k, "loss": 1, "time": time} for k, time in enumerate(times)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with logbook.Logbook(tmp_path) as log:
+        log.rewind(9, 9)
+    assert logbook.read_metrics(tmp_path / "metrics.jsonl") == (lines, 0)
 
 
 def test_silent_writes_nothing(tmp_path, monkeypatch, capfd):

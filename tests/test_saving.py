@@ -425,3 +425,20 @@ def test_flipped_bits_are_noticed_or_change_nothing(written, tmp_path):
         else:
             assert_same(state(model, optimizer), expected)
     assert noticed >= 15
+
+
+def test_the_best_is_there_before_a_checkpoint_says_how_good_it_is(tmp_path):
+    """A kill between the two would else leave an older best for good."""
+    order = []
+
+    def write(path):
+        order.append(path.name)
+        path.write_bytes(b"best")
+
+    with logbook.Logbook(tmp_path) as log:
+        log.rewind(0, -1)
+        saver = saving.Saver(tmp_path, 2, (1, float("inf")), log)
+        saver.save(7, write, best=True)
+        saver.close()
+    assert order == [runs.BEST]
+    assert runs.checkpoint_path(tmp_path, 7).samefile(tmp_path / runs.CHECKPOINTS / runs.BEST)

@@ -219,6 +219,17 @@ def test_a_killed_run_goes_on_from_what_is_whole_and_fits(image_folder, tmp_path
     done = run_train(*arguments, "--name", "other", "--resume", tmp_path / "run")
     assert done.returncode == 0 and f"from {checkpoints}" in done.stdout
     assert_same((state_of(tmp_path / "other")[0], []), (expected[0], []))
+    # A damaged array is found when it is read; what --resume names is not replaced by anything.
+    damaged = tmp_path / "damaged.npz"
+    content = bytearray(max(checkpoints.glob("step-*.npz")).read_bytes())
+    content[len(content) // 3] ^= 1
+    damaged.write_bytes(content)
+    done = run_train(*arguments, "--name", "none", "--resume", damaged)
+    assert done.returncode == 2 and "damaged.npz: resnet/" in done.stderr
+    # A shorter schedule is forced on it, and ends at once.
+    done = run_train(*arguments, "--name", "short", "--resume", tmp_path / "run", "--steps", 1,
+                     "--force")  # fmt: skip
+    assert done.returncode == 0 and "model after step" in done.stdout
     # The newest is damaged: said, and the one before is taken.
     newest = max(checkpoints.glob("step-*.npz"))
     os.truncate(newest, newest.stat().st_size - 1000)

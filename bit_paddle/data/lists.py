@@ -79,7 +79,8 @@ def _classes(labels: Sequence[str], spec: DataSpec) -> tuple[list[str], dict[str
     names, or numbers all of which from 0 on occur in training. Raises `DataError`.
     """
     found = set(labels)
-    numbers = sorted(int(word) for word in found if word.isdecimal() and str(int(word)) == word)
+    short = (word for word in found if word.isdecimal() and len(word) < 10)
+    numbers = sorted(int(word) for word in short if str(int(word)) == word)
     if spec.classes:
         classes = list(spec.classes)
         by_name = {name: number for number, name in enumerate(classes)}

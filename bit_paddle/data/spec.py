@@ -22,8 +22,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from bit_paddle import files
 from bit_paddle.errors import ConfigError, MissingFileError, did_you_mean
 
 VAL_FRACTION = 0.1  # where neither the data nor the user say
@@ -96,18 +95,7 @@ def overridden(spec: DataSpec, **values: Any) -> DataSpec:
 
 
 def _load(path: Path, readers: Collection[str]) -> DataSpec:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MissingFileError(f"--dataset {path}: no such file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError) as error:
-        text = " ".join(str(error).split())
-        raise ConfigError(f"--dataset {path}: cannot be read as YAML ({text})") from error
-    if not isinstance(content, dict):
-        raise ConfigError(
-            f"--dataset {path}: holds a {type(content).__name__}, expected lines such as "
-            "'reader: folder'"
-        )
+    content = files.read_yaml(path, f"--dataset {path}", "reader: folder")
     expected = {field.name for field in fields(DataSpec)}
     faults = [
         f"{key!r} is no key; {did_you_mean(str(key), expected)}"
