@@ -17,7 +17,7 @@ from PIL import Image
 from bit_paddle import config, create_model, logbook, npz, planning, sgd, train
 from bit_paddle.data import loader, readers
 from bit_paddle.errors import NonFiniteError
-from bit_paddle.interrupt import Interrupt
+from bit_paddle.interrupt import Interrupt, Interrupted
 
 TINY = ["--model", "R14x0.5", "--from_scratch", "--precrop", "36", "--crop", "32", "--batch", "8"]
 
@@ -380,6 +380,25 @@ def test_update_refuses_a_loss_that_is_no_number(small_checkpoint):
         parameter.grad is None or not parameter.grad.numpy().any()
         for parameter in model.parameters()
     )
+
+
+def test_an_update_that_is_interrupted_between_micro_batches_was_not_made(small_checkpoint):
+    model = create_model(small_checkpoint, 3)
+    optimizer = sgd.Momentum(0.1, 0.9, model.parameters())
+    before = [parameter.numpy() for parameter in model.parameters()]
+    part = loader.MicroBatch(np.zeros((2, 3, 32, 32), np.uint8), np.array([0, 1]), np.arange(2))
+    with Interrupt() as stop:
+
+        def parts():
+            yield part
+            os.kill(os.getpid(), signal.SIGTERM)
+            yield part
+            raise AssertionError("went on")
+
+        with pytest.raises(Interrupted):
+            train.update(model, optimizer, loader.Batch(stop.checked(parts()), np.arange(4)), 0.1)
+    assert all(np.array_equal(a, b.numpy()) for a, b in zip(before, model.parameters()))
+    assert all(one.grad is None or not one.grad.numpy().any() for one in model.parameters())
 
 
 @pytest.mark.parametrize("split", [1, 2, 4, 5])
