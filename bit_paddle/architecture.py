@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from bit_paddle.errors import ConfigError
 
@@ -16,6 +18,56 @@ UNITS = {
 }
 GROUPS = 32  # of every GroupNorm
 FEATURES_PER_WIDTH = 2048  # channels of the pre-logits of a network of width 1
+FLOAT = 4  # bytes
+PLANNED = 0.7  # the share for activations of what memory a model leaves; see `Architecture.room`
+
+
+class Unit(NamedTuple):
+    """A bottleneck unit: channels in, in the middle and out, and pixels before and after ``b``."""
+
+    block: int
+    project: bool
+    channels: int
+    middle: int
+    out: int
+    before: int
+    after: int
+
+    @property
+    def kernels(self) -> int:
+        """Numbers in the kernels of ``a``, ``b``, ``c`` and the projection."""
+        projection = self.channels * self.out if self.project else 0
+        return self.middle * (self.channels + 9 * self.middle + self.out) + projection
+
+    @property
+    def multiply_adds(self) -> int:
+        """Multiply-adds of its convolutions."""
+        at_output = self.middle * (9 * self.middle + self.out)
+        at_output += self.channels * self.out if self.project else 0
+        return self.channels * self.middle * self.before + at_output * self.after
+
+    @property
+    def kept(self) -> int:
+        """Numbers that a backward pass through it needs, beside its input.
+
+        GroupNorm keeps its input, its output, and mean and variance of its groups; ReLU its output;
+        a convolution its input, which is a ReLU's output. A sum keeps nothing, so that the outputs
+        of ``c`` and of the projection go at once.
+        """
+        a = 2 * self.channels * self.before
+        b = 3 * self.middle * self.before
+        c = 3 * self.middle * self.after
+        return a + b + c + 3 * 2 * GROUPS
+
+    @property
+    def in_flight(self) -> int:
+        """Gradients that are there at once where a backward pass enters it, before it frees any.
+
+        Those of the sum, of the output of ``c`` or of the projection, and of their inputs.
+        """
+        output = self.out * self.after
+        shortcut = max(output, self.channels * self.before) if self.project else output
+        return output + shortcut + self.middle * self.after
 
 
 @dataclass(frozen=True)
@@ -48,26 +100,101 @@ class Architecture:
         """Channels of the pre-logits."""
         return int(FEATURES_PER_WIDTH * self.width)
 
-    def activations(self, crop: int) -> int:
-        """Return how many numbers a training pass keeps of an image of side ``crop``.
+    # --- What it costs --------------------------------------------------------------------------
 
-        Every GroupNorm's and ReLU's output, every convolution's, and every sum.
+    @property
+    def kernels(self) -> int:
+        """Numbers in all kernels, which are standardized; the head is none of them."""
+        return 7 * 7 * 3 * self.root_channels + sum(unit.kernels for unit in self._every_unit())
+
+    def parameters(self, classes: int = 0) -> int:
+        """Return how many numbers are learned, with a head of ``classes`` outputs (0: none)."""
+        norms = sum(2 * (unit.channels + 2 * unit.middle) for unit in self._every_unit())
+        return self.kernels + norms + 2 * self.features + (self.features + 1) * classes
+
+    def multiply_adds(self, crop: int, classes: int = 0) -> int:
+        """Return the multiply-adds of a forward pass of an image of side ``crop``.
+
+        Those of the convolutions and of the head, and nothing else: GroupNorm, ReLU, pooling,
+        additions and the standardization of kernels (once a step) are not counted. A multiply-add
+        is two operations.
         """
-        side, channels = -(-crop // 4), self.root_channels
-        total = (
-            8 * channels * side**2 + channels * side**2
-        )  # the root's at stride 2, padded, pooled
+        root = 7 * 7 * 3 * self.root_channels * half(crop) ** 2
+        units = sum(unit.multiply_adds for unit in self._every_unit(crop))
+        return root + units + self.features * classes
+
+    def activations(self, crop: int, recompute: str = "off") -> int:
+        """Return how many numbers an image of side ``crop`` takes at the peak of a training pass.
+
+        What is kept for the backward pass, and where more, what is computed again of one unit or
+        one block (``recompute``) with the gradients in flight there. By what Paddle's operations
+        keep on a CPU, where `scripts/bench_plan.py` measures it; what a kernel needs only while it
+        runs (cuDNN's workspace) is not in it.
+        """
+        # The image, what max-pooling keeps (the root's output, padded), and the first unit's input.
+        kept = 3 * crop**2 + self.root_channels * ((half(crop) + 2) ** 2 + half(half(crop)) ** 2)
+        every = list(self._every_unit(crop))
+        peak = inside = 0
+        for unit, following in zip(every, [*every[1:], None]):
+            inside += unit.kept
+            output = unit.out * unit.after
+            whole = following is None or following.block > unit.block
+            if recompute == "off" or (recompute == "block" and not whole):
+                peak = max(peak, kept + inside + output + unit.in_flight if whole else 0)
+                inside += output
+                continue
+            # The output is computed again, and its gradient belongs to the one who asked for it.
+            peak = max(peak, kept + inside + 2 * output + unit.in_flight)
+            kept, inside = kept + output, 0
+        end = 2 * output + 2 * GROUPS + self.features  # the last GroupNorm, ReLU and mean
+        return max(peak, kept + inside + end)
+
+    def training_memory(self, classes: int) -> dict[str, int]:
+        """Return {part: bytes} of what training holds at once beside activations, in float32.
+
+        Batches of several micro-batches need all of it (`ResNetV2.standardized_once`). Where a step
+        ends and no activations are left, a second set of the kernels' gradients is there as well.
+        """
+        every, kernels = FLOAT * self.parameters(classes), FLOAT * self.kernels
+        return {
+            "weights": every,
+            "gradients": every,
+            "momentum": every,
+            "standardized kernels": kernels,
+            "their gradients": kernels,
+        }
+
+    def room(self, memory: int, classes: int) -> int:
+        """Return the bytes to plan with for activations, of a GPU's ``memory`` bytes.
+
+        A share of what `training_memory` leaves: the rest is for CUDA itself, convolutions'
+        workspaces, and memory in pieces too small to use. Nothing where a step could not end.
+        """
+        left = memory - sum(self.training_memory(classes).values())
+        return int(PLANNED * left) if left >= FLOAT * self.kernels else 0
+
+    def fits(self, memory: int, crop: int, recompute: str = "off") -> int:
+        """Return how many images have their activations in ``memory`` bytes."""
+        return memory // (FLOAT * self.activations(crop, recompute))
+
+    def split(self, images: int, memory: int, crop: int, recompute: str = "off") -> int:
+        """Return in how many parts to compute ``images``, each with ``memory`` for activations.
+
+        A part is one image where not even one fits.
+        """
+        return -(-images // min(max(1, self.fits(memory, crop, recompute)), images))
+
+    def _every_unit(self, crop: int = 32) -> Iterator[Unit]:
+        """Yield the units from root to head, for images of side ``crop``."""
+        side, channels = half(half(crop)), self.root_channels
         for block, units in enumerate(self.units):
             middle = self.root_channels * 2**block
-            for unit in range(units):
+            for number in range(units):
                 before = side**2
-                if block and not unit:
-                    side = -(-side // 2)
-                after = side**2
-                total += before * (2 * channels + 3 * middle) + after * (3 * middle + 8 * middle)
-                total += 4 * middle * after * (unit == 0)  # the projection
+                if block and not number:
+                    side = half(side)
+                yield Unit(block, number == 0, channels, middle, 4 * middle, before, side**2)
                 channels = 4 * middle
-        return total
 
     @classmethod
     def parse(cls, name: str) -> Architecture | None:
@@ -76,3 +203,8 @@ class Architecture:
         if match is None or int(match[1]) not in UNITS:
             return None
         return cls(UNITS[int(match[1])], float(match[2]))
+
+
+def half(side: int) -> int:
+    """Return the side after a stride of 2: all of this network's paddings round it up."""
+    return -(-side // 2)

@@ -481,6 +481,8 @@ def _combined_faults(values: dict[str, Any], find_dataset: Callable[..., object]
         )
     if values["datadir"] is not None and not Path(values["datadir"]).exists():
         faults.append(f"--datadir: {values['datadir']}: no such folder")
+    if values["devices"] is not None and values["device"] == "cpu":
+        faults.append(f"--devices: is {values['devices']}, but --device is cpu")
     name = values["name"]
     if name is not None and (Path(name).name != name or name in (".", "..")):
         faults.append(f"--name: is {name!r}, expected a folder's name, without {os.sep}")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bit_paddle import catalog, config, errors, files, logbook, source
+from bit_paddle import catalog, config, errors, files, logbook, runs, source
 from bit_paddle.data import check, loader, readers
 from bit_paddle.data import spec as specs
 from bit_paddle.data.images import Images
@@ -64,6 +64,8 @@ def main(arguments: Sequence[str]) -> int:
 
     path = trained.path.resolve()
     model_name = path.stem if path.stem != "model" else path.parent.name
+    if path.parent.name == runs.CHECKPOINTS:
+        model_name = f"{path.parent.parent.name}-{path.stem}"
     data_name = specs.short_name(flags.dataset, flags.datadir)
     default = f"evaluate-{model_name}-{data_name}-{flags.split}"
     folder = Path(flags.output or logbook.create_folder("bit_logs", default, "metrics.json"))

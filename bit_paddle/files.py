@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import math
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,21 +34,36 @@ def write(path: str | os.PathLike, fill: Callable[[BinaryIO], object]) -> None:
     except OSError as error:
         raise WriteError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
     """Have the disk hold the names in ``folder``: a rename alone may be lost with the power."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with suppress(OSError):  # some file systems have no such thing
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Write ``text`` in UTF-8, whole or not at all. Raises `WriteError`."""
     write(path, lambda stream: stream.write(text.encode(errors="backslashreplace")))
+
+
+def to_json(content: Any) -> str:
+    """Return ``content`` as JSON; numbers that are not finite, which JSON has not, are null."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: finite(one) for key, one in value.items()}
+        if isinstance(value, list):
+            return [finite(one) for one in value]
+        return value if not isinstance(value, float) or math.isfinite(value) else None
+
+    return json.dumps(finite(content), indent=2) + "\n"
 
 
 def read_yaml(path: str | os.PathLike, title: str, example: str) -> dict[Any, Any]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -20,7 +22,8 @@ class Interrupt:
 
     SIGTERM, SIGHUP (unless ignored, as under nohup) and SIGUSR1, which schedulers send as a notice
     of pre-emption, are the same; sent again they change nothing, as a scheduler and a launcher may
-    both send one. A second SIGINT (Ctrl-C) leaves at once.
+    both send one. A second SIGINT (Ctrl-C) leaves at once, also in the middle of a long operation
+    of Paddle's. To be entered after the import of Paddle, which takes SIGTERM for itself.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -28,35 +31,40 @@ class Interrupt:
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self.count = 0
-        self._interrupts = 0
-        self._before: dict[signal.Signals, Any] = {}  # handlers to give the signals back to
 
     def __enter__(self) -> Interrupt:
-        self._before = {
-            number: signal.getsignal(number)
+        self._pipe, written = os.pipe()
+        os.set_blocking(written, False)
+        self._fd_before = signal.set_wakeup_fd(written, warn_on_full_buffer=False)
+        self._written = written
+        threading.Thread(target=self._watch, args=(self._pipe,), daemon=True).start()
+        self._before: dict[signal.Signals, Any] = {
+            number: signal.signal(number, self._note)
             for number in self.SIGNALS
             if signal.getsignal(number) is not signal.SIG_IGN
         }
-        self.renew()
         return self
-
-    def renew(self) -> None:
-        """Take the signals back from what has been imported since: Paddle ends on a SIGTERM."""
-        for number in self._before:
-            signal.signal(number, self._note)
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        signal.set_wakeup_fd(self._fd_before)
+        os.close(self._written)  # which ends the thread
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._interrupts += number == signal.SIGINT
-        if self._interrupts > 1:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
         self.count += 1
         if self.signal is None:
             self.signal = signal.Signals(number)
+
+    @staticmethod
+    def _watch(pipe: int) -> None:
+        """Leave at the second SIGINT; `_note` must wait for the operation that is under way."""
+        interrupts = 0
+        with open(pipe, "rb", buffering=0) as stream:
+            for numbers in iter(lambda: stream.read(1), b""):
+                interrupts += numbers[0] == signal.SIGINT
+                if interrupts > 1:
+                    os._exit(128 + signal.SIGINT)
 
     def checked(self, items: Iterable[Item]) -> Iterator[Item]:
         """Yield ``items``; raise `Interrupted` before the first that follows a signal."""
@@ -71,3 +79,20 @@ class Interrupt:
         if self.signal is None:
             return 0
         return 128 + (signal.SIGTERM if self.signal == signal.SIGUSR1 else self.signal)
+
+
+@contextmanager
+def at_once() -> Iterator[None]:
+    """Let Ctrl-C end the process at once inside, where an import or a library would swallow it."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def heed_notice() -> None:
+    """Have SIGUSR1, a notice of pre-emption, do what SIGTERM does, where nothing can be saved."""
+    signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))

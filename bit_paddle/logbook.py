@@ -149,9 +149,11 @@ class Logbook:
         lines, unreadable = read_metrics(folder / METRICS)
         last = {"train": step, "val": evaluated}
         lines = [line for line in lines if line["step"] <= last[line["kind"]]]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        if unreadable > 1 or not _cut(folder / METRICS, text.encode()):
+            files.write_text(folder / METRICS, text)
         for old in folder.glob("vdlrecords*"):
             old.unlink()
-        files.write_text(folder / METRICS, "".join(json.dumps(line) + "\n" for line in lines))
         self._metrics, self._scalars = GrowingFile(folder / METRICS), GrowingFile(folder / SCALARS)
         self._files += [self._metrics, self._scalars]
         self._scalars.write(b"".join(map(self._records, lines)))
@@ -259,6 +261,17 @@ class Silent(Logbook):
 
     def sync(self) -> None:
         pass
+
+
+def _cut(path: Path, beginning: bytes) -> bool:
+    """Leave ``beginning`` of a file that begins so, which needs no room; return if it does."""
+    try:
+        if not path.read_bytes().startswith(beginning):
+            return False
+        os.truncate(path, len(beginning))
+    except OSError:
+        return False
+    return True
 
 
 def _is_number(value: object) -> bool:

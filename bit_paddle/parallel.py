@@ -12,6 +12,7 @@ import paddle.distributed
 from paddle import Tensor
 
 from bit_paddle import environment, processes
+from bit_paddle.architecture import Architecture
 from bit_paddle.errors import ConfigError, PeerError
 
 
@@ -24,7 +25,7 @@ def select_device(name: str = "auto", deterministic: bool = False) -> str:
     """
     count = paddle.device.cuda.device_count() if paddle.device.is_compiled_with_cuda() else 0
     if name == "auto":
-        name = "gpu" if count else "cpu"
+        name = "gpu" if count or processes.has_gpu() else "cpu"
     if name == "gpu":
         if not count:
             build = "sees no GPU" if paddle.device.is_compiled_with_cuda() else "is the CPU build"
@@ -50,6 +51,7 @@ def select_device(name: str = "auto", deterministic: bool = False) -> str:
 
 def join() -> None:
     """Meet the other processes of this run, of which `processes` knows; one alone meets nobody."""
+    paddle.disable_signal_handler()  # Paddle's answer to SIGTERM is a stack trace
     if processes.world_size() > 1:
         with redirect_stderr(io.StringIO()):  # a list of Paddle's own flags
             paddle.distributed.init_parallel_env()
@@ -98,13 +100,14 @@ def _each(tensors: Iterable[Tensor], exchange: Callable[[Tensor], object]) -> No
 # --- Memory -------------------------------------------------------------------------------------
 
 
-def activation_memory(device: str) -> int:
+def activation_memory(device: str, architecture: Architecture, classes: int) -> int:
     """Return the bytes to plan with for activations: a share of the GPU's or machine's memory.
 
     The rest is for weights, gradients, momentum, workspaces and, on a CPU, for other programs.
     """
     if device == "gpu":
-        return int(0.7 * paddle.device.cuda.get_device_properties().total_memory)
+        memory = paddle.device.cuda.get_device_properties().total_memory
+        return architecture.room(memory, classes)
     return int(0.3 * environment.memory_bytes())
 
 

@@ -41,9 +41,8 @@ class Plan:
         """
         if self.settings.batch_split != config.AUTO:
             return self.settings.batch_split
-        fits = memory // (4 * self.architecture.activations(self.resolution.crop))
         share = -(-self.settings.batch // processes)
-        return -(-share // min(max(1, fits), share))
+        return self.architecture.split(share, memory, self.resolution.crop, self.settings.recompute)
 
     def describe(self) -> str:
         """Return the plan as aligned lines."""

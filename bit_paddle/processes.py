@@ -11,7 +11,6 @@ import importlib.metadata
 import itertools
 import math
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -55,9 +54,16 @@ def end_with_parent() -> None:
     """
     if not started_by_us():
         return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)  # Linux
+    if prctl is not None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != int(os.environ[_PARENT]):  # it has ended already
         os._exit(1)
+
+
+def has_gpu() -> bool:
+    """Return whether this process was given a GPU."""
+    return "FLAGS_selected_gpus" in os.environ
 
 
 def gpus(devices: str | None = None) -> list[int]:
@@ -88,12 +94,11 @@ def _visible_gpus() -> list[str]:
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         labels = [word.strip() for word in os.environ["CUDA_VISIBLE_DEVICES"].split(",")]
         return list(itertools.takewhile(lambda label: label not in ("", "-1"), labels))
-    if _NVIDIA.is_dir():
-        return [str(number) for number in range(len(list(_NVIDIA.iterdir())))]
-    if shutil.which("nvidia-smi"):  # a machine whose driver has no such folder
+    with suppress(OSError, subprocess.TimeoutExpired):  # knows what a container may use
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60)
         return [str(number) for number in range(listed.stdout.count("GPU "))]
-    return []
+    count = len(list(_NVIDIA.iterdir())) if _NVIDIA.is_dir() else 0
+    return [str(number) for number in range(count)]
 
 
 def launch(command: Sequence[str], count: int, gpus: Sequence[int] = ()) -> int:

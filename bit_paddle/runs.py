@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import re
 import shutil
@@ -54,6 +55,7 @@ class Checkpoint:
     path: Path
     progress: Progress
     notes: dict[str, Any]
+    elsewhere: bool = False  # of another run, which --resume names
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,6 @@ class Start:
     result: dict[str, Any] | None = None  # of a run that is complete
     notes: tuple[str, ...] = ()  # what the user should know of the choice
     damaged: tuple[Path, ...] = ()  # checkpoints that cannot be read
-    elsewhere: bool = False  # the checkpoints are those of --resume
 
 
 # --- Checkpoints in a folder --------------------------------------------------------------------
@@ -179,7 +180,7 @@ def _start(folder: Path, settings: config.Settings, force: bool) -> Start | None
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     names = {name for name in names - _BEFORE_CONFIG if not name.endswith(".part")}
     if not names:
-        return _new(folder, settings, force)
+        return Start(folder, _elsewhere(settings, force))
     named = settings.name is not None
     if CONFIG not in names:
         if named:
@@ -189,11 +190,19 @@ def _start(folder: Path, settings: config.Settings, force: bool) -> Start | None
             )
         return None
     try:
-        changed = config.differences(_settings_in(folder), settings)
+        before = _settings_in(folder)
     except BitPaddleError:
         if named:
             raise
         return None
+    if (before.get("repeats", 1) == 1) != (settings.repeats == 1):
+        if named:
+            raise ConfigError(
+                f"--name {settings.name}: {folder} holds a run with --repeats "
+                f"{before.get('repeats', 1)}; take another name"
+            )
+        return None
+    changed = config.differences(before, settings)
     ended = result(folder, settings)
     if ended and (not changed or not named):
         return Start(folder, result=ended) if named else None
@@ -203,11 +212,15 @@ def _start(folder: Path, settings: config.Settings, force: bool) -> Start | None
         return None
     checkpoints, faults = _readable(folder)
     notes, damaged = tuple(faults.values()), tuple(faults)
-    if checkpoints:
-        return Start(folder, tuple(checkpoints), None, notes, damaged)
-    begun = f"{folder} holds a run without a checkpoint, which begins again"
-    start = _new(folder, settings, force)
-    return replace(start, notes=(*notes, begun), damaged=damaged)
+    if not checkpoints:
+        notes += (f"{folder} holds a run without a checkpoint, which begins again",)
+    try:
+        others = _elsewhere(settings, force)
+    except ConfigError:
+        if not checkpoints:
+            raise
+        others = ()  # it has gone since; there are our own
+    return Start(folder, (*checkpoints, *others), None, notes, damaged)
 
 
 def _settings_in(folder: Path) -> dict[Any, Any]:
@@ -218,10 +231,10 @@ def _settings_in(folder: Path) -> dict[Any, Any]:
     return found
 
 
-def _new(folder: Path, settings: config.Settings, force: bool) -> Start:
-    """Return the start of a run without a checkpoint of its own: --resume, or the beginning."""
+def _elsewhere(settings: config.Settings, force: bool) -> tuple[Checkpoint, ...]:
+    """Return the checkpoints that --resume names, newest first, or none without it."""
     if settings.resume is None:
-        return Start(folder)
+        return ()
     path = Path(settings.resume)
     if path.is_dir():
         path = path.parent if path.name == CHECKPOINTS else path
@@ -239,12 +252,12 @@ def _new(folder: Path, settings: config.Settings, force: bool) -> Start:
     changed = config.differences(found[0].notes["settings"], settings)
     if changed and not force:
         raise ConfigError(_refusal(f"--resume {path}: is a run", changed))
-    return Start(folder, tuple(found), elsewhere=True)
+    return tuple(replace(one, elsewhere=True) for one in found)
 
 
 def check_data(start: Start, data: dict[str, Any]) -> None:
-    """Raise `ConfigError` if the run that ``start`` goes on from had other ``data``."""
-    for checkpoint in start.checkpoints[:1]:
+    """Raise `ConfigError` if a run that ``start`` may go on from had other ``data``."""
+    for checkpoint in start.checkpoints:
         before = checkpoint.notes["data"]
         changed = [
             f"{key}: {before.get(key)} -> {value}"
@@ -272,7 +285,10 @@ def result(folder: Path, settings: config.Settings) -> dict[str, Any] | None:
         return None
     if not isinstance(content, dict) or content.get("count", 1) != settings.repeats:
         return None
-    return content
+    known = {"top1", "top5", "loss"}
+    if not known <= content.keys():
+        return None
+    return {key: math.nan if value is None else value for key, value in content.items()}
 
 
 # --- The lock -----------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ class Saver:
         self._under_way: Future | None = None
         self._step, self._time = step, time.monotonic()  # of the last save
         self._write: Callable[[Path], None] | None = None
+        self._best: Callable[[Path], None] | None = None  # writes the best, which is not yet saved
         self.failure: str | None = None  # of the last save
 
     def due(self, step: int) -> bool:
@@ -56,14 +57,18 @@ class Saver:
         """
         self.wait()
         self._step, self._time, self._write = step, time.monotonic(), write
-        self._under_way = self._pool.submit(self._save, step, write, best)
+        self._best = write if best else self._best
+        self._under_way = self._pool.submit(self._save, step, write)
 
-    def _save(self, step: int, write: Callable[[Path], None], best: bool) -> None:
+    def _save(self, step: int, write: Callable[[Path], None]) -> None:
         self._log.sync()  # no checkpoint without the metrics of its steps
         path = runs.checkpoint_path(self._folder, step)
         files.make_folder(path.parent, "--logdir")
-        if best:  # first: a checkpoint says how good the best is, which then must be there
-            write(path.with_name(runs.BEST))
+        if (
+            self._best is not None
+        ):  # first: checkpoints say how good the best is, so it must be there
+            self._best(path.with_name(runs.BEST))
+        if self._best is write:
             link = path.with_name(f"{path.name}.{os.getpid()}.part")
             try:
                 os.link(path.with_name(runs.BEST), link)
@@ -73,6 +78,7 @@ class Saver:
                 write(path)
         else:
             write(path)
+        self._best = None
         others = [one for one in runs.checkpoint_files(self._folder) if one != path]
         for old in others[self._keep - 1 :]:
             with suppress(OSError):
@@ -80,25 +86,28 @@ class Saver:
 
     def wait(self) -> None:
         """Wait for the save that is under way, if there is one, and say if it failed."""
+        if self._wait():
+            self._log.say("Training goes on, and the next save is tried")
+
+    def _wait(self) -> bool:
+        """Wait likewise; return whether there was one that failed."""
         if self._under_way is None:
-            return
+            return False
         try:
             self._under_way.result()
             self.failure = None
+            return False
         except (BitPaddleError, OSError, MemoryError) as error:
             self.failure = f"the checkpoint of step {self._step} ({error})"
-            self._log.say(
-                f"warning: not saved: {self.failure}. Training goes on; what was saved before "
-                "stays, and the next save is tried"
-            )
+            self._log.say(f"warning: not saved: {self.failure}. What was saved before stays")
+            return True
         finally:
             self._under_way = None
 
     def close(self) -> None:
         """Wait for the last save; if it has failed, put it where there is room: the temp folder."""
-        self.wait()
         self._pool.shutdown()
-        if self.failure is None:
+        if not self._wait():
             return
         name = runs.checkpoint_path(self._folder, self._step).name
         with suppress(BitPaddleError, OSError):

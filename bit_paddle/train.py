@@ -7,7 +7,6 @@ seconds to load: help, a bad flag, a missing file and broken data are answered b
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shlex
@@ -15,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, astuple, replace
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,7 @@ from bit_paddle import (
     saving,
 )
 from bit_paddle.data import loader, readers
-from bit_paddle.interrupt import Interrupt, Interrupted
+from bit_paddle.interrupt import Interrupt, Interrupted, at_once, heed_notice
 from bit_paddle.planning import Plan, make_plan
 from bit_paddle.runs import Progress
 
@@ -103,22 +103,25 @@ def _loss(model: ResNetV2, part: loader.MicroBatch, lam: float) -> Tensor:
 # --- The run ------------------------------------------------------------------------------------
 
 
-def run(plan: Plan, log: logbook.Logbook, stop: Interrupt) -> dict[str, Any] | None:
-    """Carry out ``plan`` from its start on; return the result, or None if ``stop`` has ended it."""
+def run(plan: Plan, log: logbook.Logbook, signals: ExitStack) -> tuple[int, dict[str, Any] | None]:
+    """Carry out ``plan`` from its start on; return the exit status, and the result if it is there.
+
+    There is none if a signal has ended the run. They are heeded until ``signals`` is closed.
+    """
     settings, schedule, crop = plan.settings, plan.schedule, plan.resolution.crop
     rank, world_size = processes.rank(), processes.world_size()
 
-    with log.timed("loading Paddle"):
+    with log.timed("loading Paddle"), at_once():
         import paddle
 
         from bit_paddle import checkpoint, metrics, parallel
-    stop.renew()
 
-    # --- Device, processes, model: from here on all processes do the same ---
-    device = parallel.select_device(settings.device, settings.deterministic)
-    parallel.join()
+        # --- Device and processes: from here on all processes do the same ---
+        device = parallel.select_device(settings.device, settings.deterministic)
+        parallel.join()
+    stop = signals.enter_context(Interrupt())
     if not parallel.from_first([plan.start.result is None])[0]:
-        return plan.start.result or {}
+        return 0, plan.start.result or {}
     with log.timed("loading the model"):
         model, optimizer, progress, batch_split = _begin(plan, device, log)
     micro_batch = -(-settings.batch // (batch_split * world_size))
@@ -163,6 +166,7 @@ def run(plan: Plan, log: logbook.Logbook, stop: Interrupt) -> dict[str, Any] | N
             "progress": asdict(progress),
             "data": plan.data_identity,
             "batch_split": batch_split,
+            "processes": world_size,
         }
 
     saver = None
@@ -225,7 +229,9 @@ def run(plan: Plan, log: logbook.Logbook, stop: Interrupt) -> dict[str, Any] | N
                         loss, nonfinite = update(model, optimizer, batch, lr), 0
                 except errors.NonFiniteError as error:
                     loss, nonfinite = np.nan, progress.nonfinite + 1
-                    fault = _non_finite(error, step, lr, plan, batch.indices)
+                    names = [plan.data.train.name(index) for index in batch.indices]
+                    log.say(f"the batch of step {step}: {', '.join(names)}", console=False)
+                    fault = _non_finite(error, step, lr, names)
                     if nonfinite > settings.skip_nonfinite:
                         raise fault from None
                     log.say(f"warning: {fault}")
@@ -239,11 +245,17 @@ def run(plan: Plan, log: logbook.Logbook, stop: Interrupt) -> dict[str, Any] | N
     except Interrupted:
         if progress.step > begun:
             save()
-        log.say(
+        ending = (
             f"{stop.signal.name if stop.signal else 'Another process'}: ending after step "
-            f"{progress.step} of {schedule.steps}; the same command goes on from there"
+            f"{progress.step} of {schedule.steps}"
         )
-        return None
+        if saver is not None:
+            saver.close()
+            if saver.failure:
+                raise errors.WriteError(f"{ending}; not saved: {saver.failure}") from None
+            ending += "; the same command goes on from there"
+        log.say(ending)
+        return stop.exit_status or 128 + signal.SIGTERM, None
     except Exception:  # what has been learned is kept, unless an update was cut in two
         if optimizer.whole and progress.step > begun:
             save()
@@ -256,27 +268,30 @@ def run(plan: Plan, log: logbook.Logbook, stop: Interrupt) -> dict[str, Any] | N
 
     # --- The end: the model for use, and the result, which says that the run is complete ---
     result = {"steps": progress.step, **tally.summary()}
+    if rank:
+        return 0, result
     missing = []
-    if rank == 0:
-        try:
-            if saver is not None:
-                path = log.folder / "model.npz"
-                with log.timed("saving"):
-                    checkpoint.save_npz(model, path, notes())
-                log.say(f"model after step {progress.step} saved to {path}")
-                missing += [saver.failure] if saver.failure else []
-            files.write_text(log.folder / runs.RESULT, json.dumps(result, indent=2) + "\n")
-        except errors.WriteError as error:
-            missing.append(str(error))
-    log.say(f"{log.timings()}\nlogs are in {log.folder}")
-    missing += log.missing()
+    try:
+        if saver is not None:
+            path = log.folder / "model.npz"
+            with log.timed("saving"):
+                checkpoint.save_npz(model, path, notes())
+            log.say(f"model after step {progress.step} saved to {path}")
+            missing += [saver.failure] if saver.failure else []
+        log.say(f"{log.timings()}\nlogs are in {log.folder}")
+        missing += log.missing()
+        if not missing:
+            files.write_text(log.folder / runs.RESULT, files.to_json(result))
+    except errors.WriteError as error:
+        missing += [str(error), *log.missing()]
     if missing:
         lines = "".join(f"\n  {one}" for one in missing)
+        then = "goes on from the last checkpoint" if settings.save else "begins again"
         raise errors.WriteError(
-            f"the run is complete, but not all of it could be written:{lines}\nMake room, and the "
-            "same command goes on from the last checkpoint"
+            f"the last step is done, but not all of it could be written:{lines}\nMake room, and "
+            f"the same command {then}"
         )
-    return result
+    return 0, result
 
 
 def _begin(
@@ -294,25 +309,34 @@ def _begin(
 
     settings, classes = plan.settings, len(plan.data.train.classes)
     progress = Progress()
-    batch_split = plan.batch_split(parallel.activation_memory(device), processes.world_size())
+    memory = parallel.activation_memory(device, plan.architecture, classes)
+    batch_split = plan.batch_split(memory, processes.world_size())
     model = None
     if processes.rank() or plan.start.checkpoints:
         model = models.ResNetV2(plan.architecture, classes)
         optimizer = sgd.Momentum(settings.base_lr, hyperrule.MOMENTUM, model.parameters())
-    for found in plan.start.checkpoints:
+    for k, found in enumerate(plan.start.checkpoints):
         try:
             checkpoint.restore(model, optimizer, found.path)
         except errors.CheckpointError as error:
-            if plan.start.elsewhere and found is plan.start.checkpoints[-1]:
+            later = plan.start.checkpoints[k + 1 :]
+            if found.elsewhere and not later:
                 raise
-            log.say(f"warning: {error}\nThe checkpoint before it is tried")
-            if not plan.start.elsewhere:
+            then = f"{later[0].path} is tried" if later else "the run begins again"
+            log.say(f"warning: {error}\n{then}")
+            if not found.elsewhere:
                 runs.set_aside(found.path)
             continue
         log.say(f"goes on after step {found.progress.step}, from {found.path}")
         progress = found.progress
-        if settings.batch_split == config.AUTO:
+        divided = found.notes.get("processes"), settings.batch_split
+        if divided == (processes.world_size(), config.AUTO):
             batch_split = int(found.notes["batch_split"])
+        moved = found.elsewhere or found.notes["data"] != plan.data_identity
+        if moved or not (log.folder / runs.CHECKPOINTS / runs.BEST).exists():
+            progress = replace(progress, best=-1.0)
+        if found.elsewhere:  # validations so far are in the other run's log
+            progress = replace(progress, evaluated=-1)
         break
     else:
         if processes.rank() == 0:
@@ -338,14 +362,13 @@ def _begin(
 
 
 def _non_finite(
-    error: errors.NonFiniteError, step: int, lr: float, plan: Plan, indices: np.ndarray
+    error: errors.NonFiniteError, step: int, lr: float, names: Sequence[str]
 ) -> errors.NonFiniteError:
-    """Return ``error`` with where it happened: the step, the learning rate, the images."""
-    names = [plan.data.train.name(index) for index in indices]
+    """Return ``error`` with where it happened: the step, the learning rate, the images' names."""
     return errors.NonFiniteError(
         f"step {step}, learning rate {lr:g}: {error}; the update was not made. Try a smaller "
         f"--base_lr. The batch: {', '.join(names[:8])}"
-        f"{f' and {len(names) - 8} more' if len(names) > 8 else ''}"
+        f"{f' and {len(names) - 8} more, in train.log' if len(names) > 8 else ''}"
     )
 
 
@@ -354,11 +377,19 @@ def _non_finite(
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command ``arguments``; `bit_paddle.errors` says what it raises."""
+    heed_notice()
     settings, request = config.parse(arguments, PROG, readers.find)
     if request.dry_run:
         with runs.claim(settings, request.force, dry=True) as begin:
-            print(make_plan(settings, begin, fetch=False).describe())
+            if begin.result is not None:
+                print(_complete(begin))
+            else:
+                print(_plan(settings, begin, request.force, fetch=False).describe())
         return 0
+    if settings.repeats > 1 and processes.world_size() > 1:
+        raise errors.ConfigError(
+            "--repeats: is not for a launcher of processes; let --devices or --nproc start them"
+        )
     if settings.repeats > 1:
         return repeat(settings, arguments, request.force)
     return start(settings, arguments, request.force)[0]
@@ -385,12 +416,11 @@ def start(
             os.environ.update(FLAGS_selected_gpus=str(gpus[0]))  # what Paddle takes as "gpu"
     processes.end_with_parent()
     if processes.rank():
-        with Interrupt() as stop:
-            result = run(make_plan(settings, fetch=False), logbook.Silent(), stop)
-            return _status(result, stop), result
+        with ExitStack() as signals:
+            return run(make_plan(settings, fetch=False), logbook.Silent(), signals)
     with runs.claim(settings, force) as begin:
         if begin.result is not None:
-            print(f"{begin.folder}: this run is complete: {_describe_result(begin.result)}")
+            print(_complete(begin))
             if processes.world_size() == 1:
                 return 0, begin.result
         plan = _plan(settings, begin, force)
@@ -399,18 +429,20 @@ def start(
         with logbook.Logbook(folder) as log:
             command = shlex.join([*PROG.split(), *arguments])
             if (new or force) and begin.result is None:
-                text = f"# {command}\n{config.to_yaml(settings)}"
-                files.write_text(folder / runs.CONFIG, text)
                 (folder / runs.RESULT).unlink(missing_ok=True)
+                title = " ".join(command.splitlines())
+                files.write_text(folder / runs.CONFIG, f"# {title}\n{config.to_yaml(settings)}")
             if plan.skipped:
                 lines = "".join(f"{one}\n" for one in plan.skipped)
                 files.write_text(folder / "skipped.txt", lines)
             log.say(f"{command}\n{described}")
             try:
-                with Interrupt() as stop:
-                    result = run(plan, log, stop)
-                return _status(result, stop), result
-            except errors.ConfigError:  # such as a GPU that is not there: nothing has been done
+                with ExitStack() as signals:
+                    return run(plan, log, signals)
+            except (
+                errors.ConfigError,
+                errors.CheckpointError,
+            ):  # such as a GPU that is not there: nothing has been done
                 if new:
                     runs.forget(folder)
                 raise
@@ -419,13 +451,8 @@ def start(
                 raise
 
 
-def _status(result: dict[str, Any] | None, stop: Interrupt) -> int:
-    """Return the exit status of a run that is complete, or was ended here or in another process."""
-    return 0 if result is not None else stop.exit_status or 128 + signal.SIGTERM
-
-
-def _plan(settings: config.Settings, begin: runs.Start, force: bool) -> Plan:
-    plan = make_plan(settings, begin)
+def _plan(settings: config.Settings, begin: runs.Start, force: bool, fetch: bool = True) -> Plan:
+    plan = make_plan(settings, begin, fetch)
     if not force:
         runs.check_data(begin, plan.data_identity)
     return plan
@@ -439,18 +466,20 @@ def _start_processes(
     gpus: Sequence[int],
 ) -> tuple[int, dict[str, Any] | None]:
     """Do as `start` does, by ``count`` processes; mistakes are answered before there are any."""
-    with runs.claim(settings, force, dry=True) as begin:
+    with runs.claim(settings, force) as begin:
         if begin.result is not None:
-            print(f"{begin.folder}: this run is complete: {_describe_result(begin.result)}")
+            print(_complete(begin))
             return 0, begin.result
         _plan(settings, begin, force)
     command = [sys.executable, "-m", "bit_paddle.train", *arguments]
+    command += ["--traceback"] if "--traceback" in sys.argv else []
     status = processes.launch(command, count, gpus)
     return status, runs.result(begin.folder, settings)
 
 
-def _describe_result(result: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in result.items() if name != "runs")
+def _complete(begin: runs.Start) -> str:
+    values = (f"{name} {value}" for name, value in begin.result.items() if name != "runs")
+    return f"{begin.folder}: this run is complete: {', '.join(values)}"
 
 
 def repeat(settings: config.Settings, arguments: Sequence[str], force: bool = False) -> int:
@@ -489,16 +518,16 @@ def repeat(settings: config.Settings, arguments: Sequence[str], force: bool = Fa
     return 0
 
 
-def report(runs: Sequence[dict[str, float]], folder: Path) -> None:
-    """Write and print the lowest, the median and the highest value of ``runs`` so far."""
-    values = {key: [one[key] for one in runs] for key in ("top1", "top5", "loss")}
+def report(found: Sequence[dict[str, float]], folder: Path) -> None:
+    """Write and print the lowest, the median and the highest value of the runs ``found`` so far."""
+    values = {key: [one[key] for one in found] for key in ("top1", "top5", "loss")}
     spread = {
         key: {"min": min(some), "median": float(np.median(some)), "max": max(some)}
         for key, some in values.items()
     }
     rows = [
         f"{one['seed']:6}  {one['top1']:7.2%}  {one['top5']:7.2%}  {one['loss']:8.4f}\n"
-        for one in runs
+        for one in found
     ]
     rows += [
         f"{key:>6}  {spread['top1'][key]:7.2%}  {spread['top5'][key]:7.2%}  "
@@ -507,8 +536,8 @@ def report(runs: Sequence[dict[str, float]], folder: Path) -> None:
     ]
     table = f"{'seed':>6}  {'top-1':>7}  {'top-5':>7}  {'loss':>8}\n" + "".join(rows)
     files.write_text(folder / "repeats.txt", table)
-    content = {"count": len(runs), **spread, "runs": list(runs)}
-    files.write_text(folder / "repeats.json", json.dumps(content, indent=2) + "\n")
+    content = {"count": len(found), **spread, "runs": list(found)}
+    files.write_text(folder / runs.REPEATS, files.to_json(content))
     print(table, end="", flush=True)
 
 

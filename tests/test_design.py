@@ -24,7 +24,7 @@ FLOORS = {
             "saving data.lists data.oxford checkpoint metrics onnx_graph",
             "data.readers",
             "formats planning",
-            "train evaluate predict bulk export data.show",
+            "train plan evaluate predict bulk export data.show",
         )
     )
     for name in names.split()

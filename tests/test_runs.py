@@ -21,6 +21,7 @@ from bit_paddle.errors import CheckpointError, ConfigError, MissingFileError
 
 DEFAULT = "R14x0.5-digits"
 DATA = {"train": "aa", "val": "bb"}
+RESULT = {"top1": 0.5, "top5": 1.0, "loss": 2.5}
 
 
 @pytest.fixture
@@ -100,6 +101,8 @@ def test_own_checkpoints_come_before_those_of_resume(settings, tmp_path):
     start = claimed(asked)  # begun, but without a checkpoint
     assert paths(start) == [other] and "begins again" in " ".join(start.notes)
     own = leave(tmp_path / "run", asked, [20, 10])
+    assert paths(claimed(asked)) == [*own, other]  # should all of its own be damaged
+    other.unlink()
     assert paths(claimed(asked)) == own
     assert claimed(asked).checkpoints[0].progress == runs.Progress(20)
     begun = dataclasses.replace(asked, resume=None, name="begun")
@@ -231,11 +234,11 @@ def test_a_named_run_goes_on_or_tells_its_result(settings, tmp_path):
     assert claimed(named) == runs.Start(
         tmp_path / "run", tuple(runs.open_checkpoint(path) for path in files)
     )
-    leave(tmp_path / "run", named, result={"top1": 0.5})
-    assert claimed(named) == runs.Start(tmp_path / "run", result={"top1": 0.5})
+    leave(tmp_path / "run", named, result=RESULT)
+    assert claimed(named) == runs.Start(tmp_path / "run", result=RESULT)
 
 
-@pytest.mark.parametrize("result", [None, {"top1": 0.5}])
+@pytest.mark.parametrize("result", [None, RESULT])
 def test_a_named_run_of_other_settings_is_refused_unless_forced(result, settings, tmp_path):
     files = leave(tmp_path / "run", settings(base_lr=1e-5, crop=32, precrop=36), [5], result)
     before = tree(tmp_path)
@@ -257,7 +260,7 @@ def test_a_named_run_of_other_settings_is_refused_unless_forced(result, settings
 
 def test_a_default_name_is_the_first_that_is_free_or_its_own(settings, tmp_path):
     """Finished and other runs are passed by; an unfinished one of these settings goes on."""
-    leave(tmp_path / DEFAULT, settings(), [5], {"top1": 0.5})
+    leave(tmp_path / DEFAULT, settings(), [5], RESULT)
     leave(tmp_path / f"{DEFAULT}-2", settings(seed=1), [5])
     assert claimed(settings()) == runs.Start(tmp_path / f"{DEFAULT}-3")
     (tmp_path / f"{DEFAULT}-3").mkdir()
@@ -319,19 +322,22 @@ def test_what_a_process_killed_at_its_start_has_left_is_no_hindrance(leftover, s
 
 @pytest.mark.parametrize("content", [b'{"top1": 0.', b"", b"[1]", b"{}", b'"\xff"', b"[" * 99_999])
 def test_a_damaged_result_is_of_no_finished_run(content, settings, tmp_path):
-    files = leave(tmp_path / "run", settings(), [5], {"top1": 0.5})
-    assert runs.result(tmp_path / "run", settings()) == {"top1": 0.5}
+    files = leave(tmp_path / "run", settings(), [5], RESULT)
+    assert runs.result(tmp_path / "run", settings()) == RESULT
     (tmp_path / "run" / runs.RESULT).write_bytes(content)
     start = claimed(settings(name="run"))
     assert start.result is None and paths(start) == files
 
 
 def test_repeats_are_complete_when_all_are_counted(settings, tmp_path):
-    leave(tmp_path, settings(repeats=3), result={"top1": 0.5})
-    for content, expected in (({"count": 2}, None), ({"count": 3}, {"count": 3})):
+    leave(tmp_path, settings(repeats=3), result=RESULT)
+    for content, expected in (
+        ({**RESULT, "count": 2}, None),
+        ({**RESULT, "count": 3}, {**RESULT, "count": 3}),
+    ):
         (tmp_path / runs.REPEATS).write_text(json.dumps(content))
         assert runs.result(tmp_path, settings(repeats=3)) == expected
-    assert runs.result(tmp_path, settings()) == {"top1": 0.5}
+    assert runs.result(tmp_path, settings()) == RESULT
 
 
 def test_a_claim_that_did_nothing_leaves_no_folder_behind(settings, tmp_path):
@@ -351,7 +357,7 @@ def test_a_claim_that_did_nothing_leaves_no_folder_behind(settings, tmp_path):
 
 def test_a_dry_claim_touches_nothing(settings, tmp_path):
     files = leave(tmp_path / "run", settings(), [5])
-    leave(tmp_path / DEFAULT, settings(), [5], {"top1": 0.5})
+    leave(tmp_path / DEFAULT, settings(), [5], RESULT)
     (tmp_path / "run" / "config.yaml.99.part").touch()
     before = tree(tmp_path)
     assert paths(claimed(settings(name="run"), dry=True)) == files
@@ -525,3 +531,13 @@ def test_bad_intervals(word):
             "train",
             lambda *_, **__: None,
         )
+
+
+def test_repeats_and_a_single_run_do_not_share_a_folder(settings, tmp_path):
+    leave(tmp_path / "run", settings(name="run"), [5])
+    with pytest.raises(ConfigError, match="holds a run with --repeats 1"):
+        claimed(settings(name="run", repeats=2), force=True)
+    leave(tmp_path / "many", settings(name="many", repeats=3))
+    with pytest.raises(ConfigError, match="holds a run with --repeats 3"):
+        claimed(settings(name="many"))
+    assert claimed(settings(name="many", repeats=5)).folder == tmp_path / "many"

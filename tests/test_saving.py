@@ -440,5 +440,28 @@ def test_the_best_is_there_before_a_checkpoint_says_how_good_it_is(tmp_path):
         saver = saving.Saver(tmp_path, 2, (1, float("inf")), log)
         saver.save(7, write, best=True)
         saver.close()
-    assert order == [runs.BEST]
+    assert order == [runs.BEST]  # and a link
     assert runs.checkpoint_path(tmp_path, 7).samefile(tmp_path / runs.CHECKPOINTS / runs.BEST)
+
+
+def test_a_best_that_could_not_be_saved_is_saved_before_the_next_checkpoint(tmp_path):
+    full = True
+
+    def best(path):
+        if full:
+            raise WriteError(f"{path}: cannot be written (no room)")
+        path.write_bytes(b"best")
+
+    with logbook.Logbook(tmp_path) as log:
+        log.rewind(0, -1)
+        saver = saving.Saver(tmp_path, 2, (1, float("inf")), log)
+        saver.save(1, best, best=True)
+        saver.save(2, lambda path: path.write_bytes(b"later"))  # tries the best first
+        saver.wait()
+        assert saver.failure and not runs.checkpoint_files(tmp_path)
+        full = False
+        saver.save(3, lambda path: path.write_bytes(b"later"))
+        saver.close()
+    assert saver.failure is None
+    path = runs.checkpoint_path(tmp_path, 3)
+    assert path.read_bytes() == b"later" and path.with_name(runs.BEST).read_bytes() == b"best"
