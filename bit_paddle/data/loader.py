@@ -146,15 +146,14 @@ def training_batches(
     def job(step: int) -> tuple[_Share, list[View]]:
         indices = subset[step_positions(len(subset), batch, seed, step)]
         random = generator(seed, VIEW, step)
-        corners = random.integers(0, precrop - crop + 1, (len(indices), 2))
-        flips = (random.random(len(indices)) < 0.5) & flip
+        corners = random.integers(0, precrop - crop + 1, (len(indices), 2)).tolist()
+        flips = ((random.random(len(indices)) < 0.5) & flip).tolist()
         lam, partners = draw_mixup(mixup_alpha, len(indices), generator(seed, MIXUP, step))
         share = np.array_split(np.arange(len(indices)), world_size)[rank]
         others = np.setdiff1d(partners[share], share) if lam != 1.0 else share[:0]
         places = np.concatenate([share, others])
-        views = [
-            partial(view, int(indices[k]), *corners[k].tolist(), bool(flips[k])) for k in places
-        ]
+        rows = indices.tolist()
+        views = [partial(view, rows[k], *corners[k], flips[k]) for k in places.tolist()]
         return _Share(indices, lam, partners, share, places), views
 
     def micro_batches(part: _Share, pixels: np.ndarray) -> Iterator[MicroBatch]:
