@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# BiT-M-R50x1 on ImageNet-2012 with four V100s of 32 GB. Started again, it goes on. Further flags are passed on.
+#
+#   scripts/imagenet_4xv100.sh /data/imagenet              needs train/<WordNet id>/* and val/
+#   scripts/imagenet_4xv100.sh /data/imagenet --dry-run
+#
+# Plan and expected accuracy: configs/imagenet2012_R50x1.yaml. On each GPU 128 images of a batch, 43 a micro-batch, 3 micro-batches.
+# Hours: not measured. `python -m bit_paddle.plan --config configs/imagenet2012_R50x1.yaml --gpus 4 --images_per_second X`
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=.venv/bin/python
+[ -x "$python" ] || python=python3
+datadir=${1:?usage: scripts/imagenet_4xv100.sh DATADIR [flags of bit_paddle.train]}
+shift
+exec "$python" -m bit_paddle.train --config configs/imagenet2012_R50x1.yaml --datadir "$datadir" \
+    --name imagenet2012-R50x1 --devices 0,1,2,3 --eval_every 2000 "$@"
