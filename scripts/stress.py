@@ -623,7 +623,7 @@ def spoilt(run: Run, kind: str, dice: random.Random) -> None:
     newest = runs.checkpoint_files(run.folder)[0]
     newest.write_bytes(damaged(newest.read_bytes(), kind, dice))
     run.finish()
-    if newest.name not in run.said() or not re.search("passed over|before it is tried", run.said()):
+    if newest.name not in run.said() or not re.search("passed over|npz is tried", run.said()):
         raise Failure(f"does not say that {newest} is damaged: {run.said()}")
 
 
