@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from pathlib import Path
@@ -64,7 +65,7 @@ def _number(fits: Callable[[float], bool], expected: str) -> Callable[[str], flo
     return parse
 
 
-_positive = _number(lambda value: 0 < value < math.inf, "a positive number")
+positive = _number(lambda value: 0 < value < math.inf, "a positive number")
 _not_negative = _number(lambda value: 0 <= value < math.inf, "0 or more")
 fraction = _number(lambda value: 0 < value < 1, "a number between 0 and 1")
 
@@ -95,7 +96,7 @@ def interval(word: str) -> tuple[float, float]:
     """
     try:
         if word.endswith("m"):
-            return math.inf, 60 * _positive(word[:-1])
+            return math.inf, 60 * positive(word[:-1])
         return whole(1)(word), math.inf
     except BadValue:
         raise BadValue(f"is {word!r}, expected steps such as 500, or minutes such as 10m") from None
@@ -180,9 +181,7 @@ class Settings:
         "rest again for the gradients: more time for less memory, and the same result",
         "off",
     )
-    base_lr: float = _setting(
-        "how", _positive, "learning rate after the warm-up", hyperrule.BASE_LR
-    )
+    base_lr: float = _setting("how", positive, "learning rate after the warm-up", hyperrule.BASE_LR)
     steps: int | None = _setting(
         "how",
         whole(1),
@@ -371,7 +370,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
                     help=text if usual else opposite,
                 )
         else:
-            numbers = (_positive, _not_negative, fraction)
+            numbers = (positive, _not_negative, fraction)
             usual = "WORD" if parse is _text else "X" if parse in numbers else "N"
             groups[item.metadata["group"]].add_argument(
                 f"--{name}", help=text, metavar="|".join(getattr(parse, "choices", [usual]))
@@ -388,6 +387,24 @@ def parser(prog: str) -> argparse.ArgumentParser:
         "--traceback", action="store_true", help="show where an error came from"
     )
     return result
+
+
+def outer_parser(prog: str, usage: str, description: str, epilog: str) -> Parser:
+    """Return the parser of a command ``prog`` that takes all flags of training too.
+
+    It knows its own alone, which are to be added; ``{flags}`` in ``epilog`` becomes the others.
+    """
+    flags = textwrap.fill(
+        " ".join(f"--{name}" for name in ("config", *_FIELDS)), 96, break_on_hyphens=False
+    )
+    return Parser(
+        prog=prog,
+        usage=usage,
+        description=description,
+        epilog=epilog.format(flags=textwrap.indent(flags, "  ")),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
 
 
 def parse(

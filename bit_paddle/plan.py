@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import math
 import sys
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -307,35 +306,27 @@ def _duration(seconds: float) -> str:
 # --- The command line ---------------------------------------------------------------------------
 
 
-def _positive(word: str) -> float:
-    try:
-        value = float(word)
-    except ValueError:
-        raise config.BadValue(f"is {word!r}, expected a number") from None
-    if not 0 < value < math.inf:
-        raise config.BadValue(f"is {word}, expected a positive number")
-    return value
-
-
 def _parser() -> argparse.ArgumentParser:
-    names = ["config", *(field.name for field in dataclasses.fields(config.Settings))]
-    flags = textwrap.fill(" ".join(f"--{name}" for name in names), 96, break_on_hyphens=False)
-    parser = config.Parser(
-        prog=PROG,
+    parser = config.outer_parser(
+        PROG,
         usage=f"{PROG} --model NAME --dataset NAME [--gpu_memory GiB] [--gpus N]\n"
         "         [--images_per_second X] [--images N] [--classes N] [any flag of "
         "bit_paddle.train]",
         description="Show what a run takes before there is a GPU for it: parameters, operations, "
         "memory by part,\nthe split of a batch, and the time. Loads no Paddle and downloads no "
         "checkpoint.",
-        epilog=_EPILOG.format(flags=textwrap.indent(flags, "  ")),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        epilog=_EPILOG,
     )
     for flag, parse, default, metavar, text in (
-        ("gpu_memory", _positive, 32.0, "GiB", "of one GPU, in units of 2^30 bytes (default: 32)"),
+        (
+            "gpu_memory",
+            config.positive,
+            32.0,
+            "GiB",
+            "of one GPU, in units of 2^30 bytes (default: 32)",
+        ),
         ("gpus", config.whole(1), 1, "N", "GPUs that share every batch (default: 1)"),
-        ("images_per_second", _positive, None, "X", "that one GPU trains on, for the time"),
+        ("images_per_second", config.positive, None, "X", "that one GPU trains on, for the time"),
         ("images", config.whole(1), None, "N", "training images, where the data are not there"),
         ("classes", config.whole(1), None, "N", "classes, where the data are not there"),
     ):

@@ -29,7 +29,8 @@ from bit_paddle.data import spec as specs
 from bit_paddle.errors import BitPaddleError, CheckpointError, ConfigError, MissingFileError
 
 CHECKPOINTS, BEST = "checkpoints", "best.npz"
-CONFIG, RESULT, REPEATS = "config.yaml", "result.json", "repeats.json"
+CONFIG, MODEL = "config.yaml", "model.npz"
+RESULT, REPEATS = "result.json", "repeats.json"
 LOCK, OWNER = "run.lock", "run.owner"
 _BEFORE_CONFIG = {LOCK, OWNER, logbook.LOG}  # what a run writes before it is known by its settings
 _NAME = re.compile(r"step-(\d{8,})\.npz")
@@ -211,6 +212,13 @@ def _start(folder: Path, settings: config.Settings, force: bool) -> Start | None
             raise ConfigError(_refusal(f"--name {settings.name}: {folder} holds a run", changed))
         return None
     checkpoints, faults = _readable(folder)
+    if MODEL in names and not checkpoints and not faults:  # complete, but older than `RESULT`
+        if named:
+            raise ConfigError(
+                f"--name {settings.name}: {folder} holds a trained model, and no checkpoint to go "
+                "on from; take another name"
+            )
+        return None
     notes, damaged = tuple(faults.values()), tuple(faults)
     if not checkpoints:
         notes += (f"{folder} holds a run without a checkpoint, which begins again",)

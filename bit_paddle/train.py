@@ -273,7 +273,7 @@ def run(plan: Plan, log: logbook.Logbook, signals: ExitStack) -> tuple[int, dict
     missing = []
     try:
         if saver is not None:
-            path = log.folder / "model.npz"
+            path = log.folder / runs.MODEL
             with log.timed("saving"):
                 checkpoint.save_npz(model, path, notes())
             log.say(f"model after step {progress.step} saved to {path}")

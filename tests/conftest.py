@@ -107,6 +107,15 @@ def image_folder(tmp_path_factory) -> Path:
     return root
 
 
+def start_train(*arguments: object, **options) -> subprocess.Popen:
+    """Start ``python -m bit_paddle.train`` as a user would, in a process that can be disturbed."""
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", "bit_paddle.train", *map(str, arguments)],
+        text=True,
+        **{"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
+    )
+
+
 def run_train(*arguments: object, timeout: float = 300, **options) -> subprocess.CompletedProcess:
     """Run ``python -m bit_paddle.train`` as a user would and return what it printed."""
     return subprocess.run(

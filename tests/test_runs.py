@@ -541,3 +541,12 @@ def test_repeats_and_a_single_run_do_not_share_a_folder(settings, tmp_path):
     with pytest.raises(ConfigError, match="holds a run with --repeats 3"):
         claimed(settings(name="many"))
     assert claimed(settings(name="many", repeats=5)).folder == tmp_path / "many"
+
+
+def test_a_model_without_a_checkpoint_is_not_begun_again(settings, tmp_path):
+    """As a version before there were checkpoints has left it."""
+    named = settings(name="run")
+    leave(tmp_path / "run", named)
+    (tmp_path / "run/model.npz").touch()
+    with pytest.raises(ConfigError, match="holds a trained model"):
+        claimed(named)

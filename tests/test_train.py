@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, arrays_of, run_train
+from conftest import ROOT, arrays_of, run_train, start_train
 from PIL import Image
 
 from bit_paddle import config, create_model, logbook, npz, planning, sgd, train
@@ -162,13 +162,7 @@ def test_a_signal_ends_the_run_and_the_same_command_goes_on(number, status, imag
                  "--batch_split", 2, "--eval_every", 40, "--logdir", tmp_path]  # fmt: skip
     assert run_train(*arguments, "--name", "undisturbed").returncode == 0
     arguments += ["--name", "run"]
-    process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "bit_paddle.train", *map(str, arguments)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = start_train(*arguments)
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (
@@ -199,11 +193,7 @@ def test_a_killed_run_goes_on_from_what_is_whole_and_fits(image_folder, tmp_path
     assert run_train(*arguments, "--name", "undisturbed").returncode == 0
     expected = state_of(tmp_path / "undisturbed")
     run = [*arguments, "--name", "run"]
-    process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "bit_paddle.train", *map(str, run)],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-    )
+    process = start_train(*run, stdout=subprocess.DEVNULL)
     checkpoints = tmp_path / "run/checkpoints"
     while len(list(checkpoints.glob("step-*.npz"))) < 2:
         time.sleep(0.01)
@@ -329,13 +319,7 @@ def test_a_process_that_is_killed_ends_the_run_which_goes_on(image_folder, tmp_p
                  "--nproc", 2, "--save_every", 1, "--logdir", tmp_path]  # fmt: skip
     assert run_train(*arguments, "--name", "undisturbed").returncode == 0
     arguments += ["--name", "run"]
-    process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "bit_paddle.train", *map(str, arguments)],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = start_train(*arguments, stdout=subprocess.DEVNULL)
     while not list((tmp_path / "run/checkpoints").glob("step-*.npz")):
         time.sleep(0.01)
     children = f"/proc/{process.pid}/task/{process.pid}/children"

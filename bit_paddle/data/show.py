@@ -12,13 +12,11 @@ import dataclasses
 import itertools
 import math
 import sys
-import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
-import yaml
 from PIL import Image, ImageDraw
 
 from bit_paddle import config, errors, files, logbook
@@ -193,25 +191,20 @@ def _views(word: str) -> int:
 def _names_model(path: str) -> bool:
     """Tell whether a --config file has a model; what is wrong with it `config.parse` says."""
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError):
+        return config.load_yaml(path).get("model") is not None
+    except errors.BitPaddleError:
         return False
-    return isinstance(content, dict) and content.get("model") is not None
 
 
 def _parser() -> argparse.ArgumentParser:
-    names = ["config", *(field.name for field in dataclasses.fields(config.Settings))]
-    flags = textwrap.fill(" ".join(f"--{name}" for name in names), 96, break_on_hyphens=False)
-    parser = config.Parser(
-        prog=PROG,
+    parser = config.outer_parser(
+        PROG,
         usage=f"{PROG} --dataset NAME [--datadir DIR]\n"
         "         [--output DIR] [--images N] [any flag of bit_paddle.train]",
         description="Show data before training on them: a contact sheet of training views as the "
         "model gets\nthem (resized, cropped, mirrored), the images of each class, the sizes of the "
         "originals, and\nthe plan. Loads no Paddle and downloads no checkpoint.",
-        epilog=_EPILOG.format(flags=textwrap.indent(flags, "  ")),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        epilog=_EPILOG,
     )
     parser.add_argument(
         "--output", metavar="DIR", help="folder of the results (default: below --logdir, bit_logs)"
