@@ -18,6 +18,7 @@ from paddle.distributed.fleet.utils import recompute
 from bit_paddle.architecture import GROUPS, Architecture
 
 STANDARDIZATION_EPSILON = 1e-10  # timm and Hugging Face use 1e-8
+NORM_EPSILON = 1e-5
 _ZEROS = nn.initializer.Constant(
     0.0
 )  # parameters are filled from a checkpoint or by `reset_parameters`
@@ -56,10 +57,25 @@ class GroupNormReLU(nn.GroupNorm):
     """GroupNorm, then ReLU."""
 
     def __init__(self, channels: int):
-        super().__init__(GROUPS, channels, epsilon=1e-5)
+        super().__init__(GROUPS, channels, epsilon=NORM_EPSILON)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(super().forward(x))
+        return F.relu(self._scaled_by_hand(x) if self._loses_gradients(x) else super().forward(x))
+
+    def _loses_gradients(self, x: Tensor) -> bool:
+        """Whether Paddle's kernel would miss the gradient of a scale.
+
+        That of a CPU takes the normalized input from (output - bias) / scale, so it finds nothing
+        for a scale of zero, and rounding errors for one that is small beside its bias.
+        """
+        if not (x.place.is_cpu_place() and self.training and paddle.is_grad_enabled()):
+            return False
+        return bool((self.weight.abs() <= 1e-3 * self.bias.abs()).any())
+
+    def _scaled_by_hand(self, x: Tensor) -> Tensor:
+        normalized = F.instance_norm(x.reshape([x.shape[0], GROUPS, -1]), eps=NORM_EPSILON)
+        scale, bias = self.weight.reshape([-1, 1, 1]), self.bias.reshape([-1, 1, 1])
+        return normalized.reshape(x.shape) * scale + bias
 
 
 class RootBlock(nn.Layer):

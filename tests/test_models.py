@@ -7,7 +7,7 @@ import pytest
 from bit_paddle import create_model
 from bit_paddle.architecture import Architecture
 from bit_paddle.errors import ConfigError
-from bit_paddle.models import ResNetV2, StdConv2D, standardize
+from bit_paddle.models import GroupNormReLU, ResNetV2, StdConv2D, standardize
 
 
 def formula(weight):
@@ -34,6 +34,32 @@ def test_standardize_widens_half_precision():
     found = standardize(paddle.to_tensor(weight))
     assert found.dtype == paddle.float32
     np.testing.assert_allclose(found.numpy(), formula(weight), atol=1e-4)
+
+
+def test_group_norm_s_gradients_where_a_scale_is_small(dtype):
+    """Zero, and small beside its bias: Paddle's kernel for CPUs alone would lose them."""
+    scales, biases = np.ones(64), np.full(64, 0.1)
+    scales[::3], scales[1::3] = 0, 1e-7
+    biases[::2] = 0
+    random = np.random.default_rng(0)
+    values, weights = random.normal(1, 2, (2, 2, 64, 5, 5))
+    norm = GroupNormReLU(64)
+    norm.weight.set_value(scales.astype(dtype))
+    norm.bias.set_value(biases.astype(dtype))
+    x = paddle.to_tensor(values.astype(dtype), stop_gradient=False)
+    (norm(x) * paddle.to_tensor(weights.astype(dtype))).sum().backward()
+
+    grouped = values.reshape(2, 32, -1)
+    centred = grouped - grouped.mean(2, keepdims=True)
+    normalized = centred / np.sqrt(grouped.var(2, keepdims=True) + np.float32(1e-5))
+    normalized = normalized.reshape(values.shape)
+    passed = weights * (normalized * scales[:, None, None] + biases[:, None, None] > 0)
+    expected = (passed * normalized).sum((0, 2, 3))
+    found = norm.weight.grad.numpy()
+    bar = {"float64": 1e-12, "float32": 1e-5}[dtype]
+    assert np.abs(found - expected).max() <= bar * np.abs(expected).max()
+    assert np.count_nonzero(expected[::6]) == 0  # a zero scale and bias: ReLU's edge
+    assert np.count_nonzero(expected[3::6]) and np.count_nonzero(expected[1::3])
 
 
 def test_standardized_once_gives_the_gradients_of_plain_passes(dtype):
