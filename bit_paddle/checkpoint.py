@@ -83,14 +83,14 @@ def save_npz(model: ResNetV2, path: str | os.PathLike, notes: dict[str, Any] | N
     npz.write(path, _published_arrays(model), notes)
 
 
-def snapshot(model: ResNetV2, optimizer: Momentum) -> Snapshot:
+def snapshot(model: ResNetV2, velocities: Iterable[Tensor | None]) -> Snapshot:
     """Return copies of the weights and of their velocities, for `write_snapshot`."""
-    names = [name for name, _ in model.named_parameters()]
-    velocities = dict(zip(names, optimizer.velocities()))
     parameters = dict(model.named_parameters())
+    pairs = zip(parameters, velocities)
+    copies = {name: velocity.numpy() for name, velocity in pairs if velocity is not None}
     keys = [key for key, _ in npz.shapes(model.architecture, model.num_classes)]
     return [(key, parameters[npz.parameter_name(key)].numpy()) for key in keys] + [
-        (MOMENTUM + key, velocities[npz.parameter_name(key)].numpy()) for key in keys if velocities
+        (MOMENTUM + key, copies[npz.parameter_name(key)]) for key in keys if copies
     ]
 
 

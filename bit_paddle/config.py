@@ -171,7 +171,8 @@ class Settings:
         "how",
         _auto_or_whole,
         "micro-batches a batch is computed in; the "
-        "result is the same, the memory is not. auto: what fits by estimate",
+        "result is the same, the memory is not. auto: as few as fit, by estimate on a CPU and by "
+        "trying on a GPU, and more if memory runs out later",
         AUTO,
     )
     recompute: str = _setting(
@@ -180,6 +181,14 @@ class Settings:
         "keep the inputs of residual units, or of the four blocks of these, alone, and compute the "
         "rest again for the gradients: more time for less memory, and the same result",
         "off",
+    )
+    amp: str = _setting(
+        "how",
+        _one_of("auto", "off", "bf16", "fp16"),
+        "half precision for what goes from layer to layer and what convolutions multiply; all else "
+        "is float32, and fp16 scales the loss. auto: bf16 on GPUs from Ampere on, fp16 on Volta "
+        "and Turing, else off. On a CPU it is for trying out: no faster",
+        "auto",
     )
     base_lr: float = _setting("how", positive, "learning rate after the warm-up", hyperrule.BASE_LR)
     steps: int | None = _setting(
@@ -279,6 +288,13 @@ class Settings:
     )
     nproc: int = _setting(
         "run", whole(1), "without a GPU: processes that share every batch on the processors", 1
+    )
+    shard: bool = _setting(
+        "run",
+        _switch,
+        "each process keeps the summed gradients and the momentum of its share of the weights "
+        "alone (ZeRO 2): less memory, the same result",
+        False,
     )
     deterministic: bool = _setting(
         "run",

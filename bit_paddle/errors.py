@@ -54,6 +54,16 @@ class NonFiniteError(BitPaddleError, ArithmeticError):
     exit_status = 1
 
 
+class GradientOverflow(NonFiniteError):
+    """Gradients too large for half precision at this loss scale; a lower one may do."""
+
+
+class OutOfMemoryError(BitPaddleError, MemoryError):
+    """A step does not fit in the memory of the device."""
+
+    exit_status = 1
+
+
 class PeerError(BitPaddleError, ConnectionError):
     """Another process of the run has gone; its own status says why, and this one does not."""
 
@@ -101,7 +111,7 @@ def run_command(command: Callable[[list[str]], int], arguments: list[str]) -> in
         if isinstance(error, BitPaddleError):
             print(f"error: {error}", file=sys.stderr)
             return error.exit_status
-        if isinstance(error, OSError):  # a full disk, a lost folder: says enough by itself
+        if isinstance(error, (OSError, MemoryError)):  # a full disk, a lost folder: says enough
             print(f"error: {error}", file=sys.stderr)
             return 1
         print(

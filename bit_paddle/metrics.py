@@ -88,14 +88,12 @@ def evaluate(
 
     ``progress`` hears of each batch's size. Raises `Interrupted` if ``batches`` do in any process.
     """
-    tally, stopped = Tally(), False
+    tally, fault = Tally(), None
     try:
         for logits, labels, _ in outputs(model, batches):
             tally.add(logits, labels)
             progress(len(labels))
     except Interrupted:
-        stopped = True
-    images, loss_sum, top1, top5, stopped = parallel.total([*astuple(tally), stopped]).tolist()
-    if stopped:
-        raise Interrupted
+        fault = Interrupted
+    images, loss_sum, top1, top5 = parallel.agree(astuple(tally), fault)
     return Tally(int(images), loss_sum, int(top1), int(top5))

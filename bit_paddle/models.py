@@ -6,8 +6,9 @@ Activations are [N, C, H, W], kernels [O, I, H, W]. Written in the order in whic
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import paddle
@@ -19,9 +20,28 @@ from bit_paddle.architecture import GROUPS, Architecture
 
 STANDARDIZATION_EPSILON = 1e-10  # timm and Hugging Face use 1e-8
 NORM_EPSILON = 1e-5
+AMP = {"fp16": paddle.float16, "bf16": paddle.bfloat16}  # of activations between the layers
 _ZEROS = nn.initializer.Constant(
     0.0
 )  # parameters are filled from a checkpoint or by `reset_parameters`
+
+
+def in_float32(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """Return ``function(*inputs)`` in their precision, computed in float32 where that is half."""
+    dtype = inputs[0].dtype
+    if dtype not in AMP.values():
+        return function(*inputs)
+    return function(*(one.astype("float32") for one in inputs)).astype(dtype)
+
+
+def as_tensor_cores(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """Return ``function(*inputs)`` in their precision, on any device.
+
+    Paddle has no such kernels in half precision for a CPU. There the sums are made in float32, as
+    those of a tensor core are, and the result is rounded: no faster, but the same arithmetic.
+    """
+    on_cpu = inputs[0].place.is_cpu_place()
+    return in_float32(function, *inputs) if on_cpu else function(*inputs)
 
 
 def standardize(weight: Tensor) -> Tensor:
@@ -31,7 +51,7 @@ def standardize(weight: Tensor) -> Tensor:
     1e-10) with the biased variance. The epsilon underflows in half precision, so that is widened
     to float32.
     """
-    if weight.dtype in (paddle.float16, paddle.bfloat16):
+    if weight.dtype in AMP.values():
         weight = weight.astype("float32")
     flat = weight.reshape([1, weight.shape[0], -1])
     return F.instance_norm(flat, eps=STANDARDIZATION_EPSILON).reshape(weight.shape)
@@ -50,7 +70,8 @@ class StdConv2D(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         kernel = standardize(self.weight) if self.standardized is None else self.standardized
-        return F.conv2d(x, kernel.astype(x.dtype), stride=self.stride, padding=self.padding)
+        convolve = partial(F.conv2d, stride=self.stride, padding=self.padding)
+        return as_tensor_cores(convolve, x, kernel.astype(x.dtype))
 
 
 class GroupNormReLU(nn.GroupNorm):
@@ -60,6 +81,11 @@ class GroupNormReLU(nn.GroupNorm):
         super().__init__(GROUPS, channels, epsilon=NORM_EPSILON)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dtype in AMP.values():  # float32 inside, of which nothing is kept for the gradients
+            return recompute(partial(in_float32, self._forward), x, preserve_rng_state=False)
+        return self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
         return F.relu(self._scaled_by_hand(x) if self._loses_gradients(x) else super().forward(x))
 
     def _loses_gradients(self, x: Tensor) -> bool:
@@ -68,7 +94,7 @@ class GroupNormReLU(nn.GroupNorm):
         That of a CPU takes the normalized input from (output - bias) / scale, so it finds nothing
         for a scale of zero, and rounding errors for one that is small beside its bias.
         """
-        if not (x.place.is_cpu_place() and self.training and paddle.is_grad_enabled()):
+        if not (x.place.is_cpu_place() and self.training):
             return False
         return bool((self.weight.abs() <= 1e-3 * self.bias.abs()).any())
 
@@ -86,9 +112,10 @@ class RootBlock(nn.Layer):
         self.conv = StdConv2D(3, channels, kernel_size=7, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.pad(
-            self.conv(x), [1, 1, 1, 1]
-        )  # zeros compete in the pool; max_pool2d's padding would not
+        return in_float32(self._pool, self.conv(x))  # not every GPU build pools bf16
+
+    def _pool(self, x: Tensor) -> Tensor:
+        x = F.pad(x, [1, 1, 1, 1])  # zeros compete in the pool; max_pool2d's padding would not
         return F.max_pool2d(x, kernel_size=3, stride=2)
 
 
@@ -132,7 +159,7 @@ class Bottleneck(nn.Layer):
         shortcut = (
             self.proj(activated) if self.project else x
         )  # the projection sees the activated input
-        return self.c(self.b(self.a.conv(activated))) + shortcut
+        return as_tensor_cores(paddle.add, self.c(self.b(self.a.conv(activated))), shortcut)
 
 
 class ResNetV2(nn.Layer):
@@ -142,13 +169,17 @@ class ResNetV2(nn.Layer):
     are [N, 3, H, W], RGB in [-1, 1], of any size from 32 x 32 on. Kernels are zero until
     `reset_parameters` or a checkpoint fills them. Where ``recompute`` is "unit" or "block",
     training keeps the inputs of these alone and computes what is inside again for the gradients,
-    bit for bit: more time for less memory.
+    bit for bit: more time for less memory. Where ``amp`` is "fp16" or "bf16", training rounds to
+    that what goes from layer to layer, and what convolutions multiply; standardization,
+    GroupNorm, sums, pooling over the image and the head are float32, as are the parameters and
+    their gradients.
     """
 
     def __init__(self, architecture: Architecture, num_classes: int = 0):
         super().__init__()
         self.architecture, self.num_classes = architecture, num_classes
         self.recompute = "off"  # or "unit" or "block": what of it is computed again for gradients
+        self.amp = "off"  # or a key of AMP
         channels = architecture.root_channels
         self.root_block = RootBlock(channels)
         for block, units in enumerate(architecture.units):
@@ -168,6 +199,8 @@ class ResNetV2(nn.Layer):
     def forward_stages(self, x: Tensor) -> list[Tensor]:
         """Return the outputs of the four blocks, at strides 4, 8, 16 and 32, not activated."""
         stages = []
+        if self.training and self.amp != "off":
+            x = x.astype(AMP[self.amp])
         x = self.root_block(x)  # [N, 64 w, H/4, W/4]
         for block in (self.block1, self.block2, self.block3, self.block4):
             for part in block if self.recompute == "unit" else [block]:
@@ -178,39 +211,40 @@ class ResNetV2(nn.Layer):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the pre-logits [N, C]: the last stage, activated and averaged over space."""
-        return self.norm(self.forward_stages(x)[-1]).mean(axis=[2, 3])
+        x = self.norm(self.forward_stages(x)[-1])
+        return x.astype(self.norm.weight.dtype).mean(axis=[2, 3])
 
     def forward(self, x: Tensor) -> Tensor:
         features = self.forward_features(x)
         return self.head(features) if self.num_classes else features
 
     @contextmanager
-    def standardized_once(self) -> Iterator[None]:
+    def standardized_once(self) -> Iterator[Callable[[], None]]:
         """Standardize every kernel once for all passes inside, instead of once a pass.
 
-        Backward passes inside add up their gradients at the standardized kernels; on leaving, one
-        pass back through the standardization takes the sums to the kernels themselves. The result
-        is that of the plain passes, as the standardization depends on the kernels alone. The
-        kernels must not change inside. After an exception the gradients inside are dropped.
+        Backward passes inside add up their gradients at the standardized kernels. Call what this
+        yields before the last of them: that one takes each sum on, back through the
+        standardization, to the kernel itself. The result is that of the plain passes, as the
+        standardization depends on the kernels alone. The kernels must not change inside. Without a
+        last pass, the gradients inside are dropped.
         """
         convolutions = [layer for layer in self.sublayers() if isinstance(layer, StdConv2D)]
         standardized = [standardize(convolution.weight) for convolution in convolutions]
         for convolution, kernel in zip(convolutions, standardized):
             convolution.standardized = kernel.detach()  # a leaf: micro-batches' gradients meet here
             convolution.standardized.stop_gradient = kernel.stop_gradient
+
+        def last_pass() -> None:
+            for convolution, kernel in zip(convolutions, standardized):
+                if not kernel.stop_gradient:
+                    kernel.register_hook(partial(_with_earlier, convolution.standardized))
+                convolution.standardized = kernel
+
         try:
-            yield
-            leaves = [convolution.standardized for convolution in convolutions]
+            yield last_pass
         finally:
             for convolution in convolutions:
                 convolution.standardized = None
-        pairs = [
-            (kernel, leaf.grad)
-            for kernel, leaf in zip(standardized, leaves)
-            if leaf.grad is not None
-        ]
-        if pairs:
-            paddle.autograd.backward(*(list(column) for column in zip(*pairs)))
 
     def reset_parameters(self, seed: int = 0) -> None:
         """Fill in random kernels (He's normal, by fan-in), identity GroupNorms and a zero head.
@@ -231,6 +265,15 @@ class ResNetV2(nn.Layer):
                 parameter.set_value(
                     np.full(parameter.shape, name.endswith("weight"), _numpy_type(parameter))
                 )
+
+
+def _with_earlier(leaf: Tensor, gradient: Tensor) -> Tensor:
+    """Return ``gradient`` plus that of ``leaf``, which is given back to the memory."""
+    if leaf.grad is None:
+        return gradient
+    total = gradient + leaf.grad
+    leaf.clear_gradient(False)  # frees it; Paddle heeds no keyword here
+    return total
 
 
 def _numpy_type(parameter: Tensor) -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import redirect_stderr
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from functools import partial
+from typing import Any
 
 import numpy as np
 import paddle
@@ -13,7 +16,8 @@ from paddle import Tensor
 
 from bit_paddle import environment, processes
 from bit_paddle.architecture import Architecture
-from bit_paddle.errors import ConfigError, PeerError
+from bit_paddle.errors import ConfigError, OutOfMemoryError, PeerError
+from bit_paddle.interrupt import Interrupted
 
 
 def select_device(name: str = "auto", deterministic: bool = False) -> str:
@@ -46,6 +50,25 @@ def select_device(name: str = "auto", deterministic: bool = False) -> str:
     return name
 
 
+def amp_for(device: str, amp: str = "auto") -> str:
+    """Return the half precision to train in, or "off": ``amp``, or for "auto" that of ``device``.
+
+    Tensor cores multiply fp16 from compute capability 7.0 on (V100), bf16 too from 8.0 on, which
+    needs no loss scaling. Raises `ConfigError` for bf16 on a GPU that has none.
+    """
+    if device != "gpu":
+        return "off" if amp == "auto" else amp
+    major, minor = paddle.device.cuda.get_device_capability()
+    if amp == "auto":
+        return "bf16" if major >= 8 else "fp16" if major == 7 else "off"
+    if amp == "bf16" and major < 8:
+        raise ConfigError(
+            f"--amp bf16: this GPU has compute capability {major}.{minor}, and bf16 needs 8.0 "
+            "(Ampere); take --amp fp16"
+        )
+    return amp
+
+
 # --- Between processes --------------------------------------------------------------------------
 
 
@@ -64,15 +87,26 @@ def total(values: Sequence[float]) -> np.ndarray:
     return tensor.numpy()
 
 
-def sum_gradients(parameters: Iterable[Tensor]) -> None:
-    """Replace each gradient by its sum over all processes; a process without images has zeros."""
-    if processes.world_size() == 1:
-        return
-    parameters = list(parameters)
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = paddle.zeros_like(parameter)
-    _each([parameter.grad for parameter in parameters], paddle.distributed.all_reduce)
+def largest(value: float) -> float:
+    """Return the largest ``value`` of any process."""
+    tensor = paddle.to_tensor(np.asarray([value], np.float64))
+    highest = partial(paddle.distributed.all_reduce, op=paddle.distributed.ReduceOp.MAX)
+    _each([tensor], highest)
+    return float(tensor)
+
+
+def agree(values: Sequence[float], fault: type[BaseException] | None = None) -> list[float]:
+    """Return the sums of ``values`` over all processes, unless one of them has met a ``fault``.
+
+    Raises that in all of them then: `Interrupted`, or `OutOfMemoryError` for MemoryError.
+    """
+    flags = [fault is Interrupted, fault is MemoryError]
+    *sums, interrupted, exhausted = total([*values, *flags]).tolist()
+    if interrupted:
+        raise Interrupted
+    if exhausted:
+        raise OutOfMemoryError
+    return sums
 
 
 def broadcast(tensors: Iterable[Tensor]) -> None:
@@ -88,27 +122,164 @@ def from_first(values: Sequence[float]) -> np.ndarray:
 
 
 def _each(tensors: Iterable[Tensor], exchange: Callable[[Tensor], object]) -> None:
-    if processes.world_size() == 1:
-        return
+    if processes.world_size() > 1:
+        with _peers():
+            for tensor in tensors:
+                exchange(tensor)
+
+
+@contextmanager
+def _peers() -> Iterator[None]:
+    """Say of a connection that has broken what it means."""
     try:
-        for tensor in tensors:
-            exchange(tensor)
-    except (RuntimeError, OSError) as error:  # a connection has broken
+        yield
+    except (RuntimeError, OSError) as error:
         raise PeerError("another process of the run has gone") from error
+
+
+class GradientSums:
+    """The gradients of ``parameters``, summed over all processes while they are computed.
+
+    Each is sent as soon as the backward pass has it and has sent those before it, so that the
+    exchange goes on beside the pass; the order is fixed, as all processes must send the same at
+    once. With ``shard`` a process keeps the sums for its own share of the parameters alone
+    (`owners`); as nothing else has a gradient then, the optimizer steps on that share, holds the
+    velocities of that share, and `share_parameters` gives the others what it has made of it (ZeRO
+    2, arXiv 1910.02054). Paddle's group sharding refuses to run on a CPU and exchanges gradients
+    once a micro-batch.
+    """
+
+    AHEAD = 8  # gradients under way at once; before more are sent, the oldest is waited for
+
+    def __init__(self, parameters: Sequence[Tensor], shard: bool = False):
+        self._parameters = list(parameters)
+        rank, world_size = processes.rank(), processes.world_size()
+        self._owners = owners([one.size for one in parameters], world_size) if shard else None
+        self._own = [not shard or owner == rank for owner in self._owners or self._parameters]
+        self._open = False
+        if world_size > 1:
+            for place, parameter in enumerate(self._parameters):
+                parameter._register_backward_hook(partial(self._arrived, place))
+
+    @contextmanager
+    def exchanged(self) -> Iterator[None]:
+        """Exchange what a backward pass inside adds to gradients: the last pass of a step."""
+        if processes.world_size() == 1:
+            yield
+            return
+        self._next = len(self._parameters) - 1  # from the last one, which a pass has first
+        self._there: set[int] = set()
+        self._under_way: deque[tuple[int, Any]] = deque()
+        self._failure: Exception | None = None
+        self._open = True
+        try:
+            yield
+        finally:
+            self._open = False
+        with _peers():
+            self._there.update(range(len(self._parameters)))  # zeros where no pass has come by
+            self._send()
+            while self._under_way:
+                self._settle()
+            if self._failure is not None:
+                raise self._failure
+
+    def _arrived(self, place: int, *_: object) -> None:
+        """Note that the gradient of the parameter at ``place`` is complete; called by Paddle."""
+        if not self._open or self._failure is not None:
+            return
+        self._there.add(place)
+        try:
+            self._send()
+        except Exception as error:  # Paddle cannot pass it on from here
+            self._failure = error
+
+    def _send(self) -> None:
+        while self._next in self._there and self._failure is None:
+            parameter = self._parameters[self._next]
+            if parameter.grad is None:
+                parameter.grad = paddle.zeros_like(parameter)
+            if self._owners is None:
+                task = paddle.distributed.all_reduce(parameter.grad, sync_op=False)
+            else:
+                owner = self._owners[self._next]
+                task = paddle.distributed.reduce(parameter.grad, owner, sync_op=False)
+            self._under_way.append((self._next, task))
+            self._next -= 1
+            if len(self._under_way) > self.AHEAD:
+                self._settle()
+
+    def _settle(self) -> None:
+        place, task = self._under_way.popleft()
+        task.wait()
+        if not self._own[place]:
+            self._parameters[place].clear_gradient(False)
+
+    def share_parameters(self) -> None:
+        """Give all processes the parameters that each has updated; without ``shard``, nothing."""
+        if self._owners is None or processes.world_size() == 1:
+            return
+        with _peers():
+            tasks = [
+                paddle.distributed.broadcast(parameter, owner, sync_op=False)
+                for parameter, owner in zip(self._parameters, self._owners)
+            ]
+            for task in tasks:
+                task.wait()
+
+    def gathered(self, values: Sequence[Tensor | None]) -> Iterator[Tensor]:
+        """Yield one tensor a parameter, of its shape: that of its owner; to be gone through by all.
+
+        Nothing if there are none yet.
+        """
+        if self._owners is None:
+            yield from values
+        elif total([any(value is not None for value in values)])[0]:
+            for parameter, owner, value in zip(self._parameters, self._owners, values):
+                value = paddle.zeros_like(parameter) if value is None else value
+                _each([value], partial(paddle.distributed.broadcast, src=owner))
+                yield value
+
+    def scattered(self, values: Sequence[Tensor] | None) -> list[Tensor | None]:
+        """Return, of those that the first process has, the values of this one's parameters."""
+        kept = []
+        for place, parameter in enumerate(self._parameters):
+            value = values[place] if values else paddle.zeros_like(parameter)
+            broadcast([value])
+            kept.append(value if self._own[place] else None)
+        return kept
+
+
+def owners(sizes: Sequence[int], count: int) -> list[int]:
+    """Return who of ``count`` processes owns each parameter: shares as equal as can be."""
+    loads, found = [0] * count, [0] * len(sizes)
+    for place in sorted(range(len(sizes)), key=lambda place: -sizes[place]):
+        found[place] = loads.index(min(loads))
+        loads[found[place]] += sizes[place]
+    return found
 
 
 # --- Memory -------------------------------------------------------------------------------------
 
 
-def activation_memory(device: str, architecture: Architecture, classes: int) -> int:
+def activation_memory(
+    device: str, architecture: Architecture, classes: int, amp: str = "off", shared: int = 1
+) -> int:
     """Return the bytes to plan with for activations: a share of the GPU's or machine's memory.
 
     The rest is for weights, gradients, momentum, workspaces and, on a CPU, for other programs.
     """
     if device == "gpu":
         memory = paddle.device.cuda.get_device_properties().total_memory
-        return architecture.room(memory, classes)
+        return architecture.room(memory, classes, amp != "off", shared)
     return int(0.3 * environment.memory_bytes())
+
+
+def peak_memory() -> int | None:
+    """Return the most bytes that this process has held on its GPU; None on a CPU."""
+    if not paddle.get_device().startswith("gpu"):
+        return None
+    return paddle.device.cuda.max_memory_allocated()
 
 
 def to_device(images: np.ndarray) -> Tensor:

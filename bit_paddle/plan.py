@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bit_paddle import catalog, config, errors, hyperrule, npz
-from bit_paddle.architecture import FLOAT, PLANNED, Architecture
+from bit_paddle.architecture import PLANNED, Architecture
 from bit_paddle.data import readers
 from bit_paddle.data import spec as specs
 from bit_paddle.planning import make_plan
@@ -211,7 +211,7 @@ def describe(
         ),
         ("", f"{4 * operations:,.1f} G with --recompute: of the convolutions and the head. Not"),
         ("", "counted: GroupNorm, ReLU, pooling, additions, and the kernels' standardization"),
-        *_memory_rows(architecture, task.classes, memory, gpus),
+        *_memory_rows(settings, architecture, task.classes, memory, gpus),
         *_split_rows(settings, architecture, task, memory, gpus),
         ("time", _time(settings, task, gpus, images_per_second)),
     ]
@@ -219,58 +219,72 @@ def describe(
 
 
 def _memory_rows(
-    architecture: Architecture, classes: int, memory: int, gpus: int
+    settings: config.Settings, architecture: Architecture, classes: int, memory: int, gpus: int
 ) -> list[tuple[str, str]]:
-    """Return the lines on what each GPU has, holds and has left."""
-    parts = architecture.training_memory(classes)
-    left, room = memory - sum(parts.values()), architecture.room(memory, classes)
-    of = f"each of {gpus} GPUs" if gpus > 1 else "the GPU"
-    fault = (
-        "the model does not fit, even without an image"
-        if left < 0
-        else "the gradients that a step ends with do not fit"
-        if not room
-        else ""
-    )
+    """Return the lines on what each GPU has, holds and has left, in each precision."""
+    shared = gpus if settings.shard else 1
+    full, half = (architecture.training_memory(classes, half, shared) for half in (False, True))
+    rows = [(part, full.get(part, 0), size) for part, size in half.items()]
+    left = [memory - sum(parts.values()) for parts in (full, half)]
+    room = [architecture.room(memory, classes, half, shared) for half in (False, True)]
     lines = [
-        *(f"{part:22}{size / GIB:8.2f} GiB" for part, size in parts.items()),
-        f"{'left':22}{left / GIB:8.2f} GiB{fault and f': {fault}'}",
-        f"{'for activations':22}{room / GIB:8.2f} GiB"
-        f"{'' if fault else f', {PLANNED:.0%} of it; CUDA, workspaces and gaps take some'}",
+        f"{title:22}" + "".join(f"{size / GIB:8.2f} GiB" for size in sizes)
+        for title, *sizes in [*rows, ("left", *left), ("for activations", *room)]
     ]
-    head = f"{memory / GIB:g} GiB on {of} (2^30 bytes), of which float32 training takes"
-    return [("memory", head), *(("", line) for line in lines)]
+    if left[_half(settings)] < 0:
+        lines[-2] += ": does not fit, even without an image"
+    else:
+        lines[-1] += f", {PLANNED:.0%} of it; CUDA takes some, and gaps"
+    if gpus > 1 and not settings.shard:
+        saved = full["momentum"] - architecture.training_memory(classes, False, gpus)["momentum"]
+        lines.append(f"--shard: GPUs share the momentum, which leaves {saved / GIB:.2f} GiB more")
+    of = f"each of {gpus} GPUs" if gpus > 1 else "the GPU"
+    head = f"{memory / GIB:g} GiB on {of} (2^30 bytes), of which training takes"
+    return [
+        ("memory", head),
+        ("", f"{'':22}{'--amp off':>12}{'fp16, bf16':>12}"),
+        *(("", line) for line in lines),
+    ]
 
 
 def _split_rows(
     settings: config.Settings, architecture: Architecture, task: Task, memory: int, gpus: int
 ) -> list[tuple[str, str]]:
-    """Return a line on the split for each kind of recomputation, and one on that asked for."""
-    crop, room = task.resolution.crop, architecture.room(memory, task.classes)
-    share, chosen = -(-settings.batch // gpus), settings.recompute
-    lines = ["--recompute  MiB an image  images that fit  a micro-batch has  micro-batches"]
+    """Return a line on the split for each way to compute, and one on that asked for."""
+    crop, share = task.resolution.crop, -(-settings.batch // gpus)
+    shared = gpus if settings.shard else 1
+    lines = ["--amp       --recompute  MiB an image  images fit  in a micro-batch  micro-batches"]
     verdict = ""
-    for recompute in RECOMPUTE:
-        size = FLOAT * architecture.activations(crop, recompute)
-        fits = architecture.fits(room, crop, recompute)
-        parts = settings.batch_split
-        if parts == config.AUTO:
-            parts = architecture.split(share, room, crop, recompute)
-        images = -(-share // parts)
-        enough = fits >= images
-        lines.append(
-            f"{recompute:11}  {size / MIB:12,.1f}  {fits:15,}  {images:17,}  {parts:13,}"
-            + ("" if enough else "  too much")
-            + ("  <-" if recompute == chosen else "")
-        )
-        if recompute == chosen:
-            verdict = (
-                f"{settings.batch} images a step, {share} on each GPU: {images} a micro-batch, "
-                f"{parts} micro-batch{'es' * (parts > 1)}"
+    for half in (False, True):
+        room = architecture.room(memory, task.classes, half, shared)
+        for recompute in RECOMPUTE:
+            chosen = (half, recompute) == (_half(settings), settings.recompute)
+            size = architecture.activations(crop, recompute, half)
+            fits = architecture.fits(room, crop, recompute, half)
+            parts = settings.batch_split
+            if parts == config.AUTO:
+                parts = architecture.split(share, room, crop, recompute, half)
+            images = -(-share // parts)
+            lines.append(
+                f"{'fp16, bf16' if half else 'off':10}  {recompute:11}  {size / MIB:12,.1f}  "
+                f"{fits:10,}  {images:16,}  {parts:13,}"
+                + ("" if fits >= images else "  too much")
+                + ("  <-" if chosen else "")
             )
-            if not enough:
-                verdict += f"; but {fits or 'none'} fit{'s' * (fits == 1)}"
+            if chosen:
+                verdict = (
+                    f"{settings.batch} images a step, {share} on each GPU: {images} a micro-batch, "
+                    f"{parts} micro-batch{'es' * (parts > 1)}"
+                )
+                if fits < images:
+                    verdict += f"; but {fits or 'none'} fit{'s' * (fits == 1)}"
+    lines.append("Half precision is by estimate, and not measured; a run on a GPU tries for itself")
     return [("activations", lines[0]), *(("", line) for line in lines[1:]), ("split", verdict)]
+
+
+def _half(settings: config.Settings) -> bool:
+    """Whether to plan for half precision, as --amp auto is on most GPUs."""
+    return settings.amp != "off"
 
 
 def _time(settings: config.Settings, task: Task, gpus: int, images_per_second: float | None) -> str:

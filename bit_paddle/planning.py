@@ -16,6 +16,14 @@ from bit_paddle import catalog, config, download, environment, hyperrule, npz, r
 from bit_paddle.architecture import Architecture
 from bit_paddle.data import check, fewshot, loader, readers
 
+_HALF = "half precision from layer to layer and in convolutions, float32 elsewhere"
+_PRECISION = {
+    "off": "float32",
+    "auto": f"float32 on a CPU; on a GPU with tensor cores {_HALF}",
+    "bf16": f"bf16: {_HALF}",
+    "fp16": f"fp16: {_HALF}, loss scaled",
+}
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -34,15 +42,15 @@ class Plan:
     skipped: tuple[str, ...]  # what is wrong with each image that is left out
     start: runs.Start
 
-    def batch_split(self, memory: int, processes: int = 1) -> int:
+    def batch_split(self, memory: int, amp: str = "off", processes: int = 1) -> int:
         """Return in how many parts each of ``processes`` computes its share of a batch.
 
-        ``memory`` bytes are what a process has for activations.
+        ``memory`` bytes are what a process has for activations, in float32 unless by ``amp``.
         """
         if self.settings.batch_split != config.AUTO:
             return self.settings.batch_split
-        share = -(-self.settings.batch // processes)
-        return self.architecture.split(share, memory, self.resolution.crop, self.settings.recompute)
+        share, crop = -(-self.settings.batch // processes), self.resolution.crop
+        return self.architecture.split(share, memory, crop, self.settings.recompute, amp != "off")
 
     def describe(self) -> str:
         """Return the plan as aligned lines."""
@@ -82,6 +90,7 @@ class Plan:
                 if len(self.subset) < settings.batch
                 else ""
             ),
+            "precision": _PRECISION[settings.amp],
             "MixUp": f"Beta({self.mixup_alpha}, {self.mixup_alpha})"
             if self.mixup_alpha
             else f"none below {hyperrule.SMALL_TASK:,} training images",
@@ -101,7 +110,9 @@ class Plan:
             f"result.json{', checkpoints, model.npz' if settings.save else ''}",
         }
         if settings.nproc > 1:
-            rows["processes"] = f"{settings.nproc}, each with a share of every batch"
+            rows["processes"] = f"{settings.nproc}, each with a share of every batch" + (
+                ", of summed gradients and of momentum" if settings.shard else ""
+            )
         if settings.repeats > 1:
             rows["files"] = f"{self.start.folder}/: repeats.txt, repeats.json, a folder a run"
             rows["runs"] = (

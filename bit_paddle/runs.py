@@ -32,6 +32,7 @@ CHECKPOINTS, BEST = "checkpoints", "best.npz"
 CONFIG, MODEL = "config.yaml", "model.npz"
 RESULT, REPEATS = "result.json", "repeats.json"
 LOCK, OWNER = "run.lock", "run.owner"
+CLEAN, LARGEST_SCALE = 2000, 2.0**24  # of the loss scale
 _BEFORE_CONFIG = {LOCK, OWNER, logbook.LOG}  # what a run writes before it is known by its settings
 _NAME = re.compile(r"step-(\d{8,})\.npz")
 
@@ -47,6 +48,14 @@ class Progress:
     evaluated: int = -1  # the step after which validation was last done
     nonfinite: int = 0  # steps in a row whose update was left out
     best: float = -1.0  # the highest top-1 so far
+    loss_scale: float = 2.0**16  # which keeps gradients in the range of fp16
+    clean: int = 0  # steps since it was last changed
+
+    def counted(self) -> Progress:
+        """Return this after one more clean step; every 2,000th tries twice the loss scale."""
+        if self.clean + 1 < CLEAN:
+            return replace(self, clean=self.clean + 1)
+        return replace(self, loss_scale=min(2 * self.loss_scale, LARGEST_SCALE), clean=0)
 
 
 @dataclass(frozen=True)
@@ -92,8 +101,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     types = {name: type(item.default) for name, item in Progress.__dataclass_fields__.items()}
     if (
         not isinstance(values, dict)
-        or {name: type(value) for name, value in values.items()} != types
-        or values["step"] < 0
+        or any(type(value) is not types.get(name) for name, value in values.items())
+        or values.get("step", -1) < 0
         or not isinstance(notes.get("settings"), dict)
         or not isinstance(notes.get("data"), dict)
     ):

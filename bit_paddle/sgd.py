@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import paddle
-from paddle import Tensor, nn
+from paddle import Tensor
 
 
 class Momentum(paddle.optimizer.Momentum):
@@ -29,15 +29,15 @@ class Momentum(paddle.optimizer.Momentum):
         super().step()
         self.whole, self._loaded = True, {}
 
-    def velocities(self) -> list[Tensor]:
-        """Return the velocity of each parameter, in their order; none before the first step."""
+    def velocities(self) -> list[Tensor | None]:
+        """Return the velocity of each parameter, in their order; None for one without updates."""
         state = {**self._loaded, **self.state_dict()}
-        keys = map(self._key, self._parameter_list)
-        return [state[key] for key in keys if key in state]
+        return [state.get(key) for key in map(self._key, self._parameter_list)]
 
-    def load_velocities(self, velocities: Iterable[Tensor]) -> None:
+    def load_velocities(self, velocities: Iterable[Tensor | None]) -> None:
         """Start from ``velocities``, in the order of the parameters; before the first step."""
-        self._loaded = dict(zip(map(self._key, self._parameter_list), velocities))
+        pairs = zip(map(self._key, self._parameter_list), velocities)
+        self._loaded = {key: velocity for key, velocity in pairs if velocity is not None}
         self.set_state_dict(dict(self._loaded))
 
     def _key(self, parameter: Tensor) -> str:
@@ -51,11 +51,20 @@ class Momentum(paddle.optimizer.Momentum):
         parameter.subtract_(velocity * self.get_lr())
 
 
-def non_finite(model: nn.Layer) -> list[str]:
-    """Return the names of parameters with a gradient that is not finite, the first three of them.
+def non_finite(parameters: Iterable[Tensor]) -> list[bool]:
+    """Return of each parameter whether its gradient is not finite.
 
     A sum of numbers shows whether one of them is infinite or none, in one pass.
     """
-    found = [(name, one.grad) for name, one in model.named_parameters() if one.grad is not None]
-    sums = paddle.stack([gradient.sum() for _, gradient in found]).numpy()
-    return [name for (name, _), one in zip(found, sums) if not np.isfinite(one)][:3]
+    parameters = list(parameters)
+    gradients = [one.grad for one in parameters if one.grad is not None]
+    sums = iter(paddle.stack([one.sum() for one in gradients]).numpy() if gradients else ())
+    return [one.grad is not None and not np.isfinite(next(sums)) for one in parameters]
+
+
+@paddle.no_grad()
+def unscale(parameters: Iterable[Tensor], scale: float) -> None:
+    """Divide every gradient by ``scale``, a power of two: exact."""
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad.scale_(1 / scale)

@@ -13,7 +13,8 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, astuple, replace
 from functools import partial
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
     from bit_paddle import metrics
     from bit_paddle.models import ResNetV2
+    from bit_paddle.parallel import GradientSums
     from bit_paddle.sgd import Momentum
 
 PROG = "python -m bit_paddle.train"
@@ -52,41 +54,86 @@ PROG = "python -m bit_paddle.train"
 # --- One update ---------------------------------------------------------------------------------
 
 
-def update(model: ResNetV2, optimizer: Momentum, batch: loader.Batch, lr: float) -> float:
-    """Make one optimizer step with the mean loss over ``batch``, of all processes; return that.
+def update(
+    model: ResNetV2,
+    optimizer: Momentum,
+    sums: GradientSums,
+    micro_batches: Iterable[loader.MicroBatch],
+    images: int,
+    lr: float,
+    lam: float = 1.0,
+    loss_scale: float = 1.0,
+    checked: Callable[[Iterator], Iterator] = iter,
+) -> float:
+    """Make one optimizer step with the mean loss over ``images``, of all processes; return that.
 
-    The gradients of the micro-batches, weighted by their sizes, add up to that of the mean loss.
-    Raises, with the weights as they were, `NonFiniteError` if the loss or a gradient is not a
-    finite number, and `Interrupted` if a process was told to end before it had seen all of its
-    micro-batches.
+    ``micro_batches`` are this process's share of them, mixed by ``lam``. Their gradients, weighted
+    by their sizes, add up to that of the mean loss. ``loss_scale``, a power of two, multiplies the
+    gradients while they are in half precision. ``checked`` goes through the micro-batches, and may
+    raise `Interrupted` before one.
+
+    Raises, in all processes and with the weights as they were: `Interrupted` if one of them was
+    told to end before it had seen all of its micro-batches, `OutOfMemoryError`, `NonFiniteError` if
+    the loss or a gradient is not a finite number, and `GradientOverflow` for the latter where a
+    lower ``loss_scale`` may do.
     """
     from bit_paddle import parallel, sgd
 
-    losses, stopped = [], False
+    losses: list[Tensor] = []
     try:
-        try:
-            with model.standardized_once():
-                for part in batch.micro_batches:
-                    loss = _loss(model, part, batch.lam)
-                    loss = loss * (len(part.labels) / len(batch.indices))
-                    loss.backward()
-                    losses.append(loss)
-        except Interrupted:
-            losses, stopped = [], True
-        loss, stopped = parallel.total([sum(map(float, losses)), stopped])
-        if stopped:
-            raise Interrupted
-        if not np.isfinite(loss):
-            raise errors.NonFiniteError(f"the loss is {loss}")
-        parallel.sum_gradients(model.parameters())
-        bad = sgd.non_finite(model)
-        if bad:
-            raise errors.NonFiniteError(f"the gradient of {' and '.join(bad)} is not finite")
+        with model.standardized_once() as last_pass:
+            # --- All passes but the last one's way back ---
+            fault: type[BaseException] | None = None
+            try:
+                for part, last in checked(_with_last(micro_batches)):
+                    if last:
+                        last_pass()
+                    losses.append(_loss(model, part, lam) * (len(part.labels) / images))
+                    if not last:
+                        (losses[-1] * loss_scale).backward()
+            except (Interrupted, MemoryError) as error:
+                fault = Interrupted if isinstance(error, Interrupted) else MemoryError
+                losses.clear()
+            (loss,) = parallel.agree([sum(map(float, losses))], fault)
+            if not np.isfinite(loss):
+                raise errors.NonFiniteError(f"the loss is {loss}")
+
+            # --- Its way back, beside which the sums over all processes are made ---
+            with sums.exchanged():
+                try:
+                    if losses:
+                        (losses[-1] * loss_scale).backward()
+                except MemoryError:
+                    fault = MemoryError
+                losses.clear()
+        bad = sgd.non_finite(model.parameters())
+        (count,) = parallel.agree([sum(bad)], fault)
+        if count:
+            if loss_scale > 1:
+                raise errors.GradientOverflow(f"gradients overflow at a loss scale of {loss_scale}")
+            named = [name for name, _ in model.named_parameters()]
+            names = [name for name, found in zip(named, parallel.total(bad)) if found][:3]
+            raise errors.NonFiniteError(f"the gradient of {' and '.join(names)} is not finite")
+
+        # --- The step ---
+        if loss_scale != 1:
+            sgd.unscale(model.parameters(), loss_scale)
         optimizer.set_lr(lr)
         optimizer.step()
+        sums.share_parameters()
     finally:
-        optimizer.clear_grad()
-    return float(loss)
+        optimizer.clear_grad(set_to_zero=False)
+    return loss
+
+
+def _with_last(parts: Iterable[loader.MicroBatch]) -> Iterator[tuple[loader.MicroBatch, bool]]:
+    """Yield each of ``parts`` with whether it is the last one."""
+    parts = iter(parts)
+    part = next(parts, None)
+    while part is not None:
+        following = next(parts, None)
+        yield part, following is None
+        part = following
 
 
 def _loss(model: ResNetV2, part: loader.MicroBatch, lam: float) -> Tensor:
@@ -114,28 +161,29 @@ def run(plan: Plan, log: logbook.Logbook, signals: ExitStack) -> tuple[int, dict
     with log.timed("loading Paddle"), at_once():
         import paddle
 
-        from bit_paddle import checkpoint, metrics, parallel
+        from bit_paddle import checkpoint, fitting, metrics, parallel
 
         # --- Device and processes: from here on all processes do the same ---
         device = parallel.select_device(settings.device, settings.deterministic)
+        amp = parallel.amp_for(device, settings.amp)
         parallel.join()
     stop = signals.enter_context(Interrupt())
     if not parallel.from_first([plan.start.result is None])[0]:
         return 0, plan.start.result or {}
     with log.timed("loading the model"):
-        model, optimizer, progress, batch_split = _begin(plan, device, log)
-    micro_batch = -(-settings.batch // (batch_split * world_size))
+        model, optimizer, sums, progress, batch_split = _begin(plan, device, amp, log)
     log.rewind(progress.step, min(progress.evaluated, schedule.steps - 1))  # the last is made anew
     log.say(
         f"bit_paddle {__version__}, Paddle {paddle.__version__} on {device}, "
         f"{environment.cpu_count()} processors{f' for each of {world_size}' * (world_size > 1)}; "
         f"{settings.batch} images a step, in {world_size * batch_split} "
-        f"part{'s' * (world_size * batch_split > 1)}"
+        f"part{'s' * (world_size * batch_split > 1)}{f', in {amp}' * (amp != 'off')}"
     )
 
     # --- What a run does beside training: it measures itself, and saves what it needs to go on ---
     def evaluate() -> metrics.Tally:
         """Measure the model on all validation images, and log it."""
+        micro_batch = -(-settings.batch // (batch_split * world_size))
         batches = loader.evaluation_batches(
             plan.data.val, crop, micro_batch, settings.workers, rank=rank, world_size=world_size
         )
@@ -167,6 +215,7 @@ def run(plan: Plan, log: logbook.Logbook, signals: ExitStack) -> tuple[int, dict
             "data": plan.data_identity,
             "batch_split": batch_split,
             "processes": world_size,
+            "amp": amp,
         }
 
     saver = None
@@ -175,10 +224,17 @@ def run(plan: Plan, log: logbook.Logbook, signals: ExitStack) -> tuple[int, dict
         saver = saving.Saver(log.folder, settings.keep, interval, log, progress.step)
 
     def save(best: bool = False) -> None:
-        """Save all that the run needs to go on from here, without waiting for the disk."""
-        if saver is not None:
+        """Save all that the run needs to go on from here, without waiting for the disk.
+
+        With --shard by all processes, each of which has a part of it.
+        """
+        velocities = sums.gathered(optimizer.velocities())
+        if saver is None:
+            if settings.shard and settings.save:
+                deque(velocities, maxlen=0)
+        else:
             with log.timed("copying for a checkpoint"):
-                arrays = checkpoint.snapshot(model, optimizer)
+                arrays = checkpoint.snapshot(model, velocities)
             write = partial(checkpoint.write_snapshot, arrays=arrays, notes=notes())
             saver.save(progress.step, write, best)
 
@@ -188,7 +244,6 @@ def run(plan: Plan, log: logbook.Logbook, signals: ExitStack) -> tuple[int, dict
         plan.subset,
         plan.resolution,
         settings.batch,
-        batch_split,
         settings.seed,
         settings.workers,
         plan.flip,
@@ -217,25 +272,44 @@ def run(plan: Plan, log: logbook.Logbook, signals: ExitStack) -> tuple[int, dict
                         save(best=True)
                 if ended:
                     break
-                if saver is not None and saver.due(step):
+                save_due = saver is not None and saver.due(step)
+                if parallel.from_first([save_due])[0] if settings.shard else save_due:
                     save()
                 start = time.perf_counter()
                 with log.timed("waiting for data"):
                     batch = next(batches)
                 lr = schedule.learning_rate(step, settings.base_lr)
-                batch = batch._replace(micro_batches=stop.checked(batch.micro_batches))
-                try:
-                    with log.timed("training"):
-                        loss, nonfinite = update(model, optimizer, batch, lr), 0
-                except errors.NonFiniteError as error:
-                    loss, nonfinite = np.nan, progress.nonfinite + 1
-                    names = [plan.data.train.name(index) for index in batch.indices]
-                    log.say(f"the batch of step {step}: {', '.join(names)}", console=False)
-                    fault = _non_finite(error, step, lr, names)
-                    if nonfinite > settings.skip_nonfinite:
-                        raise fault from None
-                    log.say(f"warning: {fault}")
-                progress = replace(progress, step=step + 1, nonfinite=nonfinite)
+                loss, nonfinite = None, 0
+                while loss is None:
+                    try:
+                        with log.timed("training"):
+                            loss = update(
+                                model,
+                                optimizer,
+                                sums,
+                                batch.micro_batches(batch_split),
+                                len(batch.indices),
+                                lr,
+                                batch.lam,
+                                progress.loss_scale if amp == "fp16" else 1.0,
+                                stop.checked,
+                            )
+                    except errors.OutOfMemoryError:
+                        batch_split = _split_further(plan, batch_split)
+                        fitting.release(model)
+                        log.say(f"step {step}: out of memory; made again in {batch_split} parts")
+                    except errors.GradientOverflow as error:
+                        progress = replace(progress, loss_scale=progress.loss_scale / 2, clean=0)
+                        log.say(f"step {step}: {error}; made again with half of it", console=False)
+                    except errors.NonFiniteError as error:
+                        loss, nonfinite = np.nan, progress.nonfinite + 1
+                        names = [plan.data.train.name(index) for index in batch.indices]
+                        log.say(f"the batch of step {step}: {', '.join(names)}", console=False)
+                        fault = _non_finite(error, step, lr, names)
+                        if nonfinite > settings.skip_nonfinite:
+                            raise fault from None
+                        log.say(f"warning: {fault}")
+                progress = replace(progress, step=step + 1, nonfinite=nonfinite).counted()
                 speed = len(batch.indices) / (time.perf_counter() - start)
                 log.metrics("train", step + 1, loss=loss, lr=lr, images_per_second=round(speed, 2))
                 line = f"loss {loss:.5f}, lr {lr:.3g}, {speed:.1f} images/s"
@@ -256,8 +330,9 @@ def run(plan: Plan, log: logbook.Logbook, signals: ExitStack) -> tuple[int, dict
             ending += "; the same command goes on from there"
         log.say(ending)
         return stop.exit_status or 128 + signal.SIGTERM, None
-    except Exception:  # what has been learned is kept, unless an update was cut in two
-        if optimizer.whole and progress.step > begun:
+    except Exception as error:  # what has been learned is kept, unless an update was cut in two
+        together = isinstance(error, (errors.NonFiniteError, errors.OutOfMemoryError))
+        if optimizer.whole and progress.step > begun and (together or not settings.shard):
             save()
         raise
     finally:
@@ -278,6 +353,8 @@ def run(plan: Plan, log: logbook.Logbook, signals: ExitStack) -> tuple[int, dict
                 checkpoint.save_npz(model, path, notes())
             log.say(f"model after step {progress.step} saved to {path}")
             missing += [saver.failure] if saver.failure else []
+        if parallel.peak_memory():
+            log.say(f"GPU memory held, at most: {parallel.peak_memory() / 2**30:.2f} GiB")
         log.say(f"{log.timings()}\nlogs are in {log.folder}")
         missing += log.missing()
         if not missing:
@@ -295,23 +372,19 @@ def run(plan: Plan, log: logbook.Logbook, signals: ExitStack) -> tuple[int, dict
 
 
 def _begin(
-    plan: Plan, device: str, log: logbook.Logbook
-) -> tuple[ResNetV2, Momentum, Progress, int]:
-    """Return model, optimizer, progress and --batch_split at the start, the same in all processes.
+    plan: Plan, device: str, amp: str, log: logbook.Logbook
+) -> tuple[ResNetV2, Momentum, GradientSums, Progress, int]:
+    """Return what all processes start from: the same, but for what --shard shares out.
 
     The order is that of `runs`: a checkpoint of this run, or of --resume; pre-trained; random. The
     first process reads, and gives the others what it has found. Raises `CheckpointError` if nothing
     that --resume names is whole.
     """
-    import paddle
 
-    from bit_paddle import checkpoint, models, parallel, sgd
+    from bit_paddle import checkpoint, fitting, models, parallel, sgd
 
     settings, classes = plan.settings, len(plan.data.train.classes)
-    progress = Progress()
-    memory = parallel.activation_memory(device, plan.architecture, classes)
-    batch_split = plan.batch_split(memory, processes.world_size())
-    model = None
+    world_size, progress, known_split, model = processes.world_size(), Progress(), 0, None
     if processes.rank() or plan.start.checkpoints:
         model = models.ResNetV2(plan.architecture, classes)
         optimizer = sgd.Momentum(settings.base_lr, hyperrule.MOMENTUM, model.parameters())
@@ -330,8 +403,10 @@ def _begin(
         log.say(f"goes on after step {found.progress.step}, from {found.path}")
         progress = found.progress
         divided = found.notes.get("processes"), settings.batch_split
-        if divided == (processes.world_size(), config.AUTO):
-            batch_split = int(found.notes["batch_split"])
+        if divided == (world_size, config.AUTO):
+            known_split = int(found.notes["batch_split"])
+        if found.notes.get("amp", amp) != amp:
+            log.say(f"warning: --amp was {found.notes['amp']} so far, and is {amp} from here on")
         moved = found.elsewhere or found.notes["data"] != plan.data_identity
         if moved or not (log.folder / runs.CHECKPOINTS / runs.BEST).exists():
             progress = replace(progress, best=-1.0)
@@ -349,16 +424,57 @@ def _begin(
             )
             optimizer = sgd.Momentum(settings.base_lr, hyperrule.MOMENTUM, model.parameters())
     velocities = optimizer.velocities()
-    model.recompute = settings.recompute
-    values = parallel.from_first([*astuple(progress), batch_split, len(velocities)]).tolist()
-    step, evaluated, nonfinite, best, batch_split, moving = values
+    moving = any(velocity is not None for velocity in velocities)
+    model.recompute, model.amp = settings.recompute, amp
+    values = parallel.from_first([*astuple(progress), known_split, moving]).tolist()
+    step, evaluated, nonfinite, best, loss_scale, clean, known_split, moving = values
+    progress = Progress(int(step), int(evaluated), int(nonfinite), best, loss_scale, int(clean))
     parallel.broadcast(model.parameters())
+    sums = parallel.GradientSums(model.parameters(), settings.shard)
     if moving:
-        velocities = velocities or [paddle.zeros_like(one) for one in model.parameters()]
-        parallel.broadcast(velocities)
-        optimizer.load_velocities(velocities)
-    progress = Progress(int(step), int(evaluated), int(nonfinite), best)
-    return model, optimizer, progress, int(batch_split)
+        optimizer.load_velocities(sums.scattered(None if processes.rank() else velocities))
+    if known_split:
+        return model, optimizer, sums, progress, int(known_split)
+
+    # --- In how many parts to compute a batch: by estimate, and on a GPU by trying ---
+    shared = world_size if settings.shard else 1
+    memory = parallel.activation_memory(device, plan.architecture, classes, amp, shared)
+    batch_split = plan.batch_split(memory, amp, world_size)
+    if device == "gpu" and settings.batch_split == config.AUTO:
+        share, crop = -(-settings.batch // world_size), plan.resolution.crop
+        tried: list[str] = []
+
+        def fits(split: int) -> bool:
+            images = -(-share // split)
+            found = fitting.fits(model, optimizer, _loss, crop, images, split > 1)
+            tried.append(f"{images}{'' if found else ' (too many)'}")
+            return found
+
+        with log.timed("trying micro-batches"):
+            found = fitting.smallest_split(batch_split, share, fits)
+        batch_split = int(parallel.largest(found))  # of the process with the least memory
+        log.say(
+            f"--batch_split {batch_split}: tried micro-batches of {', '.join(tried)} images; "
+            f"each has {-(-share // batch_split)}"
+        )
+    return model, optimizer, sums, progress, batch_split
+
+
+def _split_further(plan: Plan, batch_split: int) -> int:
+    """Return the next --batch_split where memory was not enough for ``batch_split``.
+
+    Raises `OutOfMemoryError` if the user has chosen that, or a part has one image already.
+    """
+    share = -(-plan.settings.batch // processes.world_size())
+    images = -(-share // batch_split)
+    then = "a smaller --crop, or --recompute unit where it is off"
+    if plan.settings.batch_split != config.AUTO:
+        then = f"--batch_split auto, more than {batch_split} parts, {then}"
+    elif images > 1:
+        return min(2 * batch_split, share)
+    raise errors.OutOfMemoryError(
+        f"out of memory with {images} image{'s' * (images > 1)} a micro-batch; take {then}"
+    )
 
 
 def _non_finite(

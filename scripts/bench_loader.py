@@ -54,11 +54,11 @@ def baseline(images: Images, precrop: int, crop: int, batch: int, batches: int) 
 
 def ours(stream, batch: int, batches: int, scaled: bool) -> float:
     """Return images a second of ``stream`` from here on."""
-    (part,) = next(stream).micro_batches
+    (part,) = next(stream).micro_batches(1)
     floats = np.empty(part.images.shape, np.float32)
     start = time.perf_counter()
     for _ in range(batches):
-        (part,) = next(stream).micro_batches
+        (part,) = next(stream).micro_batches(1)
         pixels = part.images
         if scaled:
             np.divide(pixels, np.float32(127.5), out=floats[: len(pixels)], dtype=np.float32)
@@ -84,7 +84,7 @@ def main() -> None:
 
     def stream(subset: np.ndarray, memory: int):
         return loader.training_batches(
-            images, subset, sides, flags.batch, 1, 0, flags.workers, memory=memory
+            images, subset, sides, flags.batch, 0, flags.workers, memory=memory
         )
 
     ratios: dict[str, list[float]] = {}

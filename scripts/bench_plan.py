@@ -16,21 +16,21 @@ import os
 import subprocess
 import sys
 
-from bit_paddle.architecture import FLOAT, Architecture
+from bit_paddle.architecture import Architecture
 
 STEP = """
 import resource, sys
 import numpy as np
 import paddle
-from bit_paddle import checkpoint, sgd, train
-from bit_paddle.data.loader import Batch, MicroBatch
+from bit_paddle import checkpoint, parallel, sgd, train
+from bit_paddle.data.loader import MicroBatch
 name, side, images, recompute = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 model = checkpoint.create_model(name, 10)
 model.recompute = recompute
 optimizer = sgd.Momentum(0.003, 0.9, model.parameters())
 pixels = np.random.default_rng(0).integers(0, 256, (images, 3, side, side), np.uint8)
 part = MicroBatch(pixels, np.arange(images) % 10, np.arange(images))
-train.update(model, optimizer, Batch([part, part], np.arange(2 * images)), 1e-9)
+train.update(model, optimizer, parallel.GradientSums([]), [part, part], 2 * images, 1e-9)
 allocated = paddle.base.core.host_memory_stat_peak_value("Allocated", 0)
 print(allocated, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
@@ -58,7 +58,7 @@ def main() -> None:
     print(f"{flags.model:8}  side  --recompute  estimate  allocated  ratio  resident  ratio")
     for side in flags.side:
         for recompute in ("off", "unit", "block"):
-            estimate = FLOAT * Architecture.parse(flags.model).activations(side, recompute) / 1e6
+            estimate = Architecture.parse(flags.model).activations(side, recompute) / 1e6
             pairs = zip(
                 *(peaks(flags.model, side, n, recompute, gaps=flags.gaps) for n in (few, many))
             )

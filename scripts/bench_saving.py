@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from bit_paddle import logbook, runs, saving, train
-from bit_paddle.data.loader import Batch, MicroBatch
+from bit_paddle.data.loader import MicroBatch
 
 
 def main() -> None:
@@ -30,16 +30,17 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10, help="between two saves")
     flags = parser.parse_args()
 
-    from bit_paddle import checkpoint, models, sgd
+    from bit_paddle import checkpoint, models, parallel, sgd
 
     model = checkpoint.create_model(flags.model, 10)
     optimizer = sgd.Momentum(0.003, 0.9, model.parameters())
+    sums = parallel.GradientSums([])
     pixels = np.random.default_rng(0).integers(0, 256, (flags.batch, 3, flags.side, flags.side))
     part = MicroBatch(pixels.astype(np.uint8), np.arange(flags.batch) % 10, np.arange(flags.batch))
 
     def step() -> float:
         start = time.perf_counter()
-        train.update(model, optimizer, Batch([part], part.indices), 1e-9)
+        train.update(model, optimizer, sums, [part], flags.batch, 1e-9)
         return time.perf_counter() - start
 
     step()
@@ -50,7 +51,7 @@ def main() -> None:
         for turn in range(flags.rounds):
             alone += [step() for _ in range(flags.steps)]
             start = time.perf_counter()
-            arrays = checkpoint.snapshot(model, optimizer)
+            arrays = checkpoint.snapshot(model, optimizer.velocities())
             copies.append(time.perf_counter() - start)
             write = partial(checkpoint.write_snapshot, arrays=arrays, notes={})
             for k in range(flags.steps):  # a save is under way during each of these steps

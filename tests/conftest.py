@@ -125,3 +125,12 @@ def run_train(*arguments: object, timeout: float = 300, **options) -> subprocess
         timeout=timeout,
         **{"cwd": ROOT, **options},
     )
+
+
+def update(model, optimizer, parts, lr, lam=1.0, images=None, **options):
+    """`train.update` with ``parts``, which are all of the batch unless it has more ``images``."""
+    from bit_paddle import parallel, train
+
+    sums = parallel.GradientSums(list(model.parameters()))
+    images = sum(len(part.labels) for part in parts) if images is None else images
+    return train.update(model, optimizer, sums, parts, images, lr, lam, **options)

@@ -293,9 +293,9 @@ def steps_of(
 ):
     subset = np.arange(len(images)) if subset is None else subset
     batches = loader.training_batches(
-        images, subset, Resolution(*resolution), batch, split, seed, workers, **more
+        images, subset, Resolution(*resolution), batch, seed, workers, **more
     )
-    return [list(next(batches).micro_batches) for _ in range(count)]
+    return [list(next(batches).micro_batches(split)) for _ in range(count)]
 
 
 def flat(steps):
@@ -349,12 +349,12 @@ from bit_paddle.hyperrule import Resolution
 images = readers.open_dataset("folder", sys.argv[1]).train
 rank, world_size = map(int, sys.argv[2:4])
 batches = loader.training_batches(
-    images, np.arange(len(images)), Resolution(40, 32), 10, 2, 3, 2, True, 0.5, rank=rank,
+    images, np.arange(len(images)), Resolution(40, 32), 10, 3, 2, True, 0.5, rank=rank,
     world_size=world_size
 )
 for _ in range(6):
     batch = next(batches)
-    for part in batch.micro_batches:
+    for part in batch.micro_batches(2):
         for k, index in enumerate(part.indices):
             pixels = part.images[k].tobytes() + part.partner_images[k].tobytes()
             print(index, part.partner_labels[k], hashlib.sha1(pixels).hexdigest(), batch.lam)
@@ -391,12 +391,12 @@ def test_the_data_do_not_depend_on_the_number_of_processes(world_size, image_fol
 def test_partners_are_a_permutation_of_the_whole_batch(noise):
     """Whatever the split: each image is once itself and once a partner, with its own view."""
     batches = loader.training_batches(
-        noise, np.arange(23), Resolution(10, 8), 6, 3, 0, 2, mixup_alpha=0.5
+        noise, np.arange(23), Resolution(10, 8), 6, 0, 2, mixup_alpha=0.5
     )
     lams = set()
     for _ in range(4):
         batch = next(batches)
-        parts = list(batch.micro_batches)
+        parts = list(batch.micro_batches(3))
         images, partners = (
             sorted((view.tobytes(), int(label)) for part in parts for view, label in zip(*of(part)))
             for of in (lambda one: one[:2], lambda one: one[3:])

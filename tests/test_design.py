@@ -21,7 +21,7 @@ FLOORS = {
             "config download data.listing data.loader",
             "source runs data.archives data.cifar data.check data.folders",
             "models mixup sgd parallel",
-            "saving data.lists data.oxford checkpoint metrics onnx_graph",
+            "saving data.lists data.oxford checkpoint metrics onnx_graph fitting",
             "data.readers",
             "formats planning",
             "train plan evaluate predict bulk export data.show",
@@ -29,7 +29,7 @@ FLOORS = {
     )
     for name in names.split()
 }
-NEED_PADDLE = {"models", "mixup", "sgd", "parallel", "checkpoint", "metrics"}
+NEED_PADDLE = {"models", "mixup", "sgd", "parallel", "checkpoint", "metrics", "fitting"}
 MODULES = {
     ".".join(path.relative_to(ROOT / "bit_paddle").with_suffix("").parts): path
     for path in (ROOT / "bit_paddle").rglob("*.py")

@@ -1,5 +1,6 @@
 """What a run takes: exact counts against the real network, the estimate against Paddle's own."""
 
+import itertools
 import math
 import os
 import subprocess
@@ -8,13 +9,14 @@ import sys
 import numpy as np
 import paddle
 import pytest
-from conftest import ROOT
+from conftest import ROOT, update
 
-from bit_paddle import catalog, config, errors, npz, plan, planning, train
+from bit_paddle import catalog, config, create_model, errors, npz, plan, planning, train
 from bit_paddle.architecture import UNITS, Architecture
 from bit_paddle.data import readers
 from bit_paddle.data.loader import MicroBatch
 from bit_paddle.models import ResNetV2, StdConv2D
+from bit_paddle.sgd import Momentum
 
 GIB = 2**30
 NAMES = sorted({*catalog.PARAMETERS, *(f"R{layers}x0.5" for layers in UNITS)})
@@ -48,12 +50,13 @@ def printed(*arguments):
 
 
 def table(text):
-    """{--recompute: (MiB an image, images that fit, images a micro-batch, micro-batches)}."""
-    rows = (line.split() for line in text.replace(",", "").splitlines())
+    """{(--amp, --recompute): (MiB an image, images that fit, of a micro-batch, micro-batches)}."""
+    rows = (line.replace("fp16, bf16", "half").replace(",", "").split()
+            for line in text.splitlines())  # fmt: skip
     return {
-        row[0]: (float(row[1]), *map(int, row[2:5]))
+        (row[0], row[1]): (float(row[2]), *map(int, row[3:6]))
         for row in rows
-        if row and row[0] in plan.RECOMPUTE
+        if len(row) > 5 and row[1] in plan.RECOMPUTE
     }
 
 
@@ -72,26 +75,42 @@ def test_parameters_are_those_of_a_checkpoint(name, classes):
 
 @pytest.mark.parametrize(
     "name, crop, classes",
-    [("R50x1", 224, 1000), ("R50x1", 353, 7), ("R14x0.5", 33, 0), ("R26x2", 97, 10)],
+    [
+        ("R50x1", 128, 1000),
+        ("R50x1", 224, 1000),
+        ("R50x1", 353, 7),
+        ("R14x0.5", 33, 0),
+        ("R14x0.5", 97, 10),
+        ("R101x3", 128, 1000),
+    ],
 )
-def test_multiply_adds_are_those_of_the_network(name, crop, classes):
-    """Counted at each layer of the real one, from the shapes that it has there."""
-    architecture, counts = Architecture.parse(name), []
-    assert architecture.multiply_adds(crop, classes) == by_shapes(architecture, crop, classes)
+def test_multiply_adds_and_parameters_are_those_that_paddle_counts(
+    name, crop, classes, monkeypatch, capsys
+):
+    """By `paddle.flops`, of the real network, with convolutions of a kind that it knows."""
+    architecture = Architecture.parse(name)
     model = ResNetV2(architecture, classes)
-
-    def count(layer, inputs, output):
-        weight = layer.weight.shape
-        each = math.prod(weight[1:]) if isinstance(layer, StdConv2D) else weight[0]
-        counts.append(each * math.prod(output.shape))
-
-    for layer in model.sublayers():
-        if isinstance(layer, (StdConv2D, paddle.nn.Conv2D, paddle.nn.Linear)):
-            layer.register_forward_post_hook(count)
-    with paddle.no_grad():
-        model(paddle.zeros([1, 3, crop, crop]))
-    assert len(counts) == 1 + 3 * sum(architecture.units) + 4 + bool(classes)
-    assert sum(counts) == architecture.multiply_adds(crop, classes)
+    for parent in model.sublayers():
+        ours = getattr(parent, "conv", None)
+        if isinstance(ours, StdConv2D):
+            out, channels, size, _ = ours.weight.shape
+            parent.conv = paddle.nn.Conv2D(
+                *(channels, out, size, ours.stride, ours.padding),
+                weight_attr=paddle.nn.initializer.Constant(),  # random numbers would take seconds
+                bias_attr=False,
+            )
+    # Paddle takes int() of tensors of shape [1], and NumPy refuses that from 2.4 on.
+    monkeypatch.setattr(paddle.Tensor, "__int__", paddle.Tensor.item)
+    # It counts multiply-adds of convolutions and of the head (not its bias), as we do. GroupNorm
+    # is unknown to it, hence zero; ReLU, padding, pooling, sum and mean are no layers here, so that
+    # it never sees them. Nothing is left to subtract. Paddle 2.6 rounds a layer's count to float32,
+    # which changes none at these crops; at 701 it does.
+    counted = paddle.flops(model, [1, 3, crop, crop])
+    del model.forward  # set by it: a cycle, which would keep the memory that later tests measure
+    assert counted == architecture.multiply_adds(crop, classes)
+    assert counted == by_shapes(architecture, crop, classes)
+    end = f"Total Flops: {counted}     Total Params: {architecture.parameters(classes)}\n"
+    assert capsys.readouterr().out.endswith(end)
 
 
 def by_shapes(architecture, crop, classes):
@@ -149,7 +168,7 @@ def test_activations_are_what_paddle_asks_for(units, crop, recompute):
                 train._loss(model, part, 1.0).backward()
         peaks.append(core.host_memory_stat_peak_value("Allocated", 0) - before)
     measured = (peaks[1] - peaks[0]) / (many - few)
-    assert 4 * architecture.activations(crop, recompute) == pytest.approx(measured, rel=0.015)
+    assert architecture.activations(crop, recompute) == pytest.approx(measured, rel=0.015)
 
 
 def test_recomputing_takes_less_memory():
@@ -158,7 +177,7 @@ def test_recomputing_takes_less_memory():
             Architecture.parse(name).activations(480, recompute) for recompute in plan.RECOMPUTE
         )
         assert unit <= block < off
-    assert 4 * Architecture.parse("R50x1").activations(224) == pytest.approx(112e6, rel=0.02)
+    assert Architecture.parse("R50x1").activations(224) == pytest.approx(112e6, rel=0.02)
 
 
 def test_what_is_left_for_activations():
@@ -167,9 +186,9 @@ def test_what_is_left_for_activations():
     assert parts["weights"] == parts["gradients"] == parts["momentum"] == 4 * 936_533_224
     room = architecture.room(32 * GIB, 1000)
     assert room == int(0.7 * (32 * GIB - sum(parts.values())))
-    assert architecture.room(16 * GIB, 1000) == architecture.room(20 * GIB, 1000) == 0
+    assert architecture.room(13 * GIB, 1000) == 0 < architecture.room(14 * GIB, 1000)
     assert architecture.split(128, room, 480) == 64
-    assert architecture.split(128, room, 480, "unit") == 15
+    assert architecture.split(128, room, 480, "unit") == 11
     assert architecture.split(128, 0, 480) == 128
     assert architecture.split(3, 10**15, 480) == 1
 
@@ -188,30 +207,61 @@ def test_a_run_splits_by_its_recompute():
 
 
 def test_the_largest_model_on_four_gpus():
-    text = printed(*IMAGENET, "--gpu_memory", 32, "--gpus", 4)
+    text = printed(*IMAGENET, "--gpu_memory", 32, "--gpus", 4, "--amp", "off")
     assert "936,533,224 parameters" in text and "1,281,167 training images" in text
     assert "20,000 steps of 512 images, by the rule: 10,240,000 images, 8.0 epochs" in text
     assert "32 GiB on each of 4 GPUs" in text and "512 -> 480" in text
     found = table(text)
-    assert list(found) == list(plan.RECOMPUTE)
+    assert list(found) == list(itertools.product(("off", "half"), plan.RECOMPUTE))
     for _, fits, images, parts in found.values():
         assert 1 < images <= fits and images * parts >= 128 > images * (parts - 1)
-    assert found["unit"][1] > found["block"][1] > found["off"][1]
+    for amp in ("off", "half"):
+        assert found[amp, "unit"][1] > found[amp, "block"][1] > found[amp, "off"][1]
+    assert all(found["half", kind][1] > found["off", kind][1] for kind in plan.RECOMPUTE)
     assert "128 on each GPU: 2 a micro-batch, 64 micro-batches" in text
     assert "--images_per_second X" in text and "divided by 4" in text
     text = printed(*IMAGENET, "--gpus", 4, "--recompute", "unit", "--images_per_second", 12)
-    assert "128 on each GPU: 9 a micro-batch, 15 micro-batches" in text
+    assert "128 on each GPU: 16 a micro-batch, 8 micro-batches" in text
     assert "2 days 11 h of training, at 12 images/s on each of 4 GPUs" in text  # 2.56 M / 12 / s
 
 
 def test_what_does_not_fit_says_so():
-    text = printed(*IMAGENET, "--gpu_memory", 16)
-    assert "does not fit, even without an image" in text and text.count("too much") == 3
-    text = printed(*IMAGENET, "--gpu_memory", 20)
-    assert "that a step ends with do not fit" in text and "but none fit" in text
-    text = printed(*IMAGENET, "--batch", 8, "--batch_split", 2)
+    text = printed(*IMAGENET, "--gpu_memory", 13)
+    assert "does not fit, even without an image" in text and text.count("too much") == 6
+    assert "but none fit" in text
+    text = printed(*IMAGENET, "--batch", 8, "--batch_split", 2, "--amp", "off")
     assert "4 a micro-batch, 2 micro-batches; but 2 fit" in text
-    assert text.count("too much") == 1  # without recomputation
+    assert text.count("too much") == 1  # in float32 and without recomputation
+
+
+def test_shared_momentum_leaves_room_for_images():
+    alone, shared = (printed(*IMAGENET, "--gpus", 4, *more) for more in ([], ["--shard"]))
+    assert "--shard: GPUs share the momentum, which leaves 2.62 GiB more" in alone
+    assert "--shard" not in shared and "momentum                  0.87 GiB    0.87 GiB" in shared
+    assert table(shared)["half", "unit"][1] > table(alone)["half", "unit"][1]
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_what_a_step_holds_beside_activations(passes):
+    """By Paddle's own count, of a network whose weights outweigh what it makes of small images.
+
+    The sums of several micro-batches' gradients become those of the kernels one by one.
+    """
+    core = paddle.base.core
+    if not hasattr(core, "host_memory_stat_reset_peak_value"):
+        pytest.skip("this Paddle cannot count anew")
+    before = core.host_memory_stat_current_value("Allocated", 0)
+    model = create_model("R50x1", 10)
+    optimizer = Momentum(0.003, 0.9, model.parameters())
+    labels = np.zeros(1, np.int64)
+    part = MicroBatch(np.zeros((1, 3, 32, 32), np.uint8), labels, labels)
+    for _ in range(2):  # momentum is there from the second on
+        core.host_memory_stat_reset_peak_value("Allocated", 0)
+        update(model, optimizer, [part] * passes, 1e-9)
+    measured = core.host_memory_stat_peak_value("Allocated", 0) - before
+    estimate = sum(model.architecture.training_memory(10).values())
+    estimate += model.architecture.activations(32)
+    assert measured == pytest.approx(estimate, rel=0.15)
 
 
 @pytest.mark.parametrize(

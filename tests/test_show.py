@@ -45,11 +45,11 @@ def expected_views(plan, count):
     """The views of training, taken from the loader: [count, side, side, 3], and their labels."""
     batch, seed = plan.settings.batch, plan.settings.seed
     batches = loader.training_batches(
-        plan.data.train, plan.subset, plan.resolution, batch, 1, seed, 0, plan.flip
+        plan.data.train, plan.subset, plan.resolution, batch, seed, 0, plan.flip
     )
     images, labels = np.empty((0, 3, *[plan.resolution.crop] * 2), np.uint8), []
     while len(images) < count:
-        (one,) = next(batches).micro_batches
+        (one,) = next(batches).micro_batches(1)
         images = np.concatenate([images, one.images])
         labels += one.labels.tolist()
     return images[:count].transpose(0, 2, 3, 1), labels[:count]

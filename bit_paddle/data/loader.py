@@ -42,15 +42,36 @@ class MicroBatch(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One process's share of an optimizer step, in parts, which can be gone through once.
+    """One process's share of an optimizer step.
 
-    ``indices`` are those of the whole step, of all processes; ``lam`` is MixUp's lambda, 1 for no
-    MixUp.
+    ``indices`` are those of the whole step, of all processes, and so are ``labels`` and
+    ``partners``, for each image the place of the one that it is mixed with; ``lam`` is MixUp's
+    lambda, 1 for no MixUp. ``pixels`` [N, 3, crop, crop] uint8 are those of ``places``: of this
+    process's ``share``, and of the partners that it needs beside them.
     """
 
-    micro_batches: Iterable[MicroBatch]
     indices: np.ndarray
-    lam: float = 1.0
+    labels: np.ndarray
+    lam: float
+    partners: np.ndarray
+    share: np.ndarray
+    places: np.ndarray
+    pixels: np.ndarray
+
+    def micro_batches(self, split: int) -> Iterator[MicroBatch]:
+        """Yield the share in ``split`` nearly equal parts; in fewer where it has fewer images."""
+        row = np.empty(len(self.indices), np.int64)  # of each place that is made here
+        row[self.places] = np.arange(len(self.places))
+        for places in np.array_split(self.share, min(split, len(self.share)) or 1):
+            if not len(places):
+                continue
+            rows = slice(row[places[0]], row[places[-1]] + 1)
+            own = self.pixels[rows], self.labels[places], self.indices[places]
+            if self.lam == 1.0:
+                yield MicroBatch(*own)
+            else:
+                partners = self.partners[places]
+                yield MicroBatch(*own, self.pixels[row[partners]], self.labels[partners])
 
 
 def generator(seed: int, stream: int, count: int) -> np.random.Generator:
@@ -118,7 +139,6 @@ def training_batches(
     subset: np.ndarray,
     resolution: Resolution,
     batch: int,
-    batch_split: int,
     seed: int,
     workers: int,
     flip: bool = True,
@@ -131,10 +151,9 @@ def training_batches(
     """Yield, without end, the batch of each optimizer step from step ``start`` on.
 
     A batch of ``subset`` (indices into ``images``) is cut into a share for each of ``world_size``
-    processes, and that of ``rank`` into ``batch_split`` parts of equal size; the smaller batch that
-    ends an epoch into nearly equal ones, as many as have an image. Put together, the shares are the
-    batch of one process: partners for MixUp are drawn over the whole batch, and a process makes
-    those of others that its own images are mixed with. Without ``flip`` no image is mirrored;
+    processes, nearly equal ones, of which this one makes that of ``rank``. Put together, the shares
+    are the batch of one process: partners for MixUp are drawn over the whole batch, and a process
+    makes those of others that its own images are mixed with. Without ``flip`` no image is mirrored;
     ``memory`` is that of `ResizedImages`.
     """
     precrop, crop = resolution.precrop, resolution.crop
@@ -143,7 +162,7 @@ def training_batches(
     def view(index: int, top: int, left: int, mirrored: bool, out: np.ndarray) -> None:
         training_view(source(index), top, left, mirrored, out)
 
-    def job(step: int) -> tuple[_Share, list[View]]:
+    def job(step: int) -> tuple[tuple, list[View]]:
         indices = subset[step_positions(len(subset), batch, seed, step)]
         random = generator(seed, VIEW, step)
         corners = random.integers(0, precrop - crop + 1, (len(indices), 2)).tolist()
@@ -154,35 +173,11 @@ def training_batches(
         places = np.concatenate([share, others])
         rows = indices.tolist()
         views = [partial(view, rows[k], *corners[k], flips[k]) for k in places.tolist()]
-        return _Share(indices, lam, partners, share, places), views
-
-    def micro_batches(part: _Share, pixels: np.ndarray) -> Iterator[MicroBatch]:
-        row = np.empty(len(part.indices), np.int64)  # of each place that is made here
-        row[part.places] = np.arange(len(part.places))
-        labels = images.labels[part.indices]
-        for places in np.array_split(part.share, min(batch_split, len(part.share)) or 1):
-            if not len(places):
-                continue
-            own = pixels[row[places[0]] : row[places[-1]] + 1], labels[places], part.indices[places]
-            if part.lam == 1.0:
-                yield MicroBatch(*own)
-            else:
-                partners = part.partners[places]
-                yield MicroBatch(*own, pixels[row[partners]], labels[partners])
+        return (indices, images.labels[indices], lam, partners, share, places), views
 
     with closing(_made(map(job, itertools.count(start)), crop, workers, ahead=1)) as stream:
-        for part, pixels in stream:
-            yield Batch(micro_batches(part, pixels), part.indices, part.lam)
-
-
-class _Share(NamedTuple):
-    """What a process makes of a step: ``places`` in the batch, its own ``share`` before others."""
-
-    indices: np.ndarray
-    lam: float
-    partners: np.ndarray
-    share: np.ndarray
-    places: np.ndarray
+        for fields, pixels in stream:
+            yield Batch(*fields, pixels)
 
 
 def evaluation_batches(

@@ -125,7 +125,6 @@ def views(plan: Plan, count: int) -> Iterator[tuple[np.ndarray, int]]:
         plan.subset,
         plan.resolution,
         batch,
-        1,
         plan.settings.seed,
         plan.settings.workers,
         plan.flip,
@@ -133,7 +132,7 @@ def views(plan: Plan, count: int) -> Iterator[tuple[np.ndarray, int]]:
         world_size=max(1, batch // count),  # as if for many processes: the first one's share is all
     )
     with closing(steps):
-        parts = itertools.chain.from_iterable(step.micro_batches for step in steps)
+        parts = itertools.chain.from_iterable(step.micro_batches(1) for step in steps)
         every = (pair for part in parts for pair in zip(part.images, part.labels.tolist()))
         yield from itertools.islice(every, count)
 
