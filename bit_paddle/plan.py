@@ -253,7 +253,7 @@ def _split_rows(
     """Return a line on the split for each way to compute, and one on that asked for."""
     crop, share = task.resolution.crop, -(-settings.batch // gpus)
     shared = gpus if settings.shard else 1
-    lines = ["--amp       --recompute  MiB an image  images fit  in a micro-batch  micro-batches"]
+    lines = ["--amp       --recompute  MiB an image  images  a micro-batch  micro-batches"]
     verdict = ""
     for half in (False, True):
         room = architecture.room(memory, task.classes, half, shared)
@@ -267,7 +267,7 @@ def _split_rows(
             images = -(-share // parts)
             lines.append(
                 f"{'fp16, bf16' if half else 'off':10}  {recompute:11}  {size / MIB:12,.1f}  "
-                f"{fits:10,}  {images:16,}  {parts:13,}"
+                f"{fits:6,}  {images:13,}  {parts:13,}"
                 + ("" if fits >= images else "  too much")
                 + ("  <-" if chosen else "")
             )
