@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -10,7 +10,6 @@ import paddle
 
 from bit_paddle.data.loader import MicroBatch
 from bit_paddle.models import ResNetV2
-from bit_paddle.sgd import Momentum
 
 Loss = Callable[[ResNetV2, MicroBatch, float], paddle.Tensor]
 
@@ -34,19 +33,23 @@ def smallest_split(estimate: int, images: int, fits: Callable[[int], bool]) -> i
 
 
 def fits(
-    model: ResNetV2, optimizer: Momentum, loss: Loss, crop: int, images: int, several: bool
+    model: ResNetV2,
+    loss: Loss,
+    crop: int,
+    images: int,
+    several: bool,
+    moved: Sequence[paddle.Tensor] = (),
 ) -> bool:
     """Return whether a training pass over ``images`` fits in memory, by making one over zeros.
 
-    With all that training holds beside it: velocities, which a run has from its first step on,
-    and, with ``several`` micro-batches, the gradients of the one before. Changes nothing.
+    With all that training holds beside it: with ``several`` micro-batches, the gradients of the one
+    before, and velocities for the parameters ``moved`` that have none yet. Changes nothing.
     """
     pixels, labels = np.zeros((images, 3, crop, crop), np.uint8), np.zeros(images, np.int64)
     part = MicroBatch(pixels, labels, labels, pixels, labels)
-    there = any(velocity is not None for velocity in optimizer.velocities())
     enough, held = False, []
     with suppress(MemoryError):
-        held += [] if there else [paddle.zeros_like(one) for one in model.parameters()]
+        held += [paddle.zeros_like(one) for one in moved]
         with model.standardized_once() as last_pass:
             if several:
                 loss(model, part, 0.5).backward()

@@ -143,10 +143,10 @@ class GradientSums:
     Each is sent as soon as the backward pass has it and has sent those before it, so that the
     exchange goes on beside the pass; the order is fixed, as all processes must send the same at
     once. With ``shard`` a process keeps the sums for its own share of the parameters alone
-    (`owners`); as nothing else has a gradient then, the optimizer steps on that share, holds the
-    velocities of that share, and `share_parameters` gives the others what it has made of it (ZeRO
-    2, arXiv 1910.02054). Paddle's group sharding refuses to run on a CPU and exchanges gradients
-    once a micro-batch.
+    (`owners`, listed as ``own``); as nothing else has a gradient then, the optimizer steps on that
+    share, holds the velocities of that share, and `share_parameters` gives the others what it has
+    made of it (ZeRO 2, arXiv 1910.02054). Paddle's group sharding would refuse to run on a CPU, and
+    exchange gradients once a micro-batch.
     """
 
     AHEAD = 8  # gradients under way at once; before more are sent, the oldest is waited for
@@ -156,6 +156,7 @@ class GradientSums:
         rank, world_size = processes.rank(), processes.world_size()
         self._owners = owners([one.size for one in parameters], world_size) if shard else None
         self._own = [not shard or owner == rank for owner in self._owners or self._parameters]
+        self.own = [one for one, own in zip(self._parameters, self._own) if own]
         self._open = False
         if world_size > 1:
             for place, parameter in enumerate(self._parameters):

@@ -33,6 +33,7 @@ CONFIG, MODEL = "config.yaml", "model.npz"
 RESULT, REPEATS = "result.json", "repeats.json"
 LOCK, OWNER = "run.lock", "run.owner"
 CLEAN, LARGEST_SCALE = 2000, 2.0**24  # of the loss scale
+_LATER = {"loss_scale": 2.0**16, "clean": 0}  # of `Progress`, not in the oldest checkpoints
 _BEFORE_CONFIG = {LOCK, OWNER, logbook.LOG}  # what a run writes before it is known by its settings
 _NAME = re.compile(r"step-(\d{8,})\.npz")
 
@@ -101,8 +102,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     types = {name: type(item.default) for name, item in Progress.__dataclass_fields__.items()}
     if (
         not isinstance(values, dict)
-        or any(type(value) is not types.get(name) for name, value in values.items())
-        or values.get("step", -1) < 0
+        or {name: type(value) for name, value in {**_LATER, **values}.items()} != types
+        or values["step"] < 0
         or not isinstance(notes.get("settings"), dict)
         or not isinstance(notes.get("data"), dict)
     ):

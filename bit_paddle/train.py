@@ -16,9 +16,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, astuple, replace
+from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,16 +28,15 @@ from bit_paddle import (
     environment,
     errors,
     files,
-    hyperrule,
     logbook,
     processes,
+    repeats,
     runs,
     saving,
 )
 from bit_paddle.data import loader, readers
 from bit_paddle.interrupt import Interrupt, Interrupted, at_once, heed_notice
 from bit_paddle.planning import Plan, make_plan
-from bit_paddle.runs import Progress
 
 if TYPE_CHECKING:
     from paddle import Tensor
@@ -161,7 +159,7 @@ def run(plan: Plan, log: logbook.Logbook, signals: ExitStack) -> tuple[int, dict
     with log.timed("loading Paddle"), at_once():
         import paddle
 
-        from bit_paddle import checkpoint, fitting, metrics, parallel
+        from bit_paddle import checkpoint, fitting, metrics, parallel, starting
 
         # --- Device and processes: from here on all processes do the same ---
         device = parallel.select_device(settings.device, settings.deterministic)
@@ -171,7 +169,9 @@ def run(plan: Plan, log: logbook.Logbook, signals: ExitStack) -> tuple[int, dict
     if not parallel.from_first([plan.start.result is None])[0]:
         return 0, plan.start.result or {}
     with log.timed("loading the model"):
-        model, optimizer, sums, progress, batch_split = _begin(plan, device, amp, log)
+        model, optimizer, sums, progress, batch_split = starting.begin(
+            plan, device, amp, _loss, log
+        )
     log.rewind(progress.step, min(progress.evaluated, schedule.steps - 1))  # the last is made anew
     log.say(
         f"bit_paddle {__version__}, Paddle {paddle.__version__} on {device}, "
@@ -295,7 +295,7 @@ def run(plan: Plan, log: logbook.Logbook, signals: ExitStack) -> tuple[int, dict
                                 stop.checked,
                             )
                     except errors.OutOfMemoryError:
-                        batch_split = _split_further(plan, batch_split)
+                        batch_split = starting.split_further(plan, batch_split)
                         fitting.release(model)
                         log.say(f"step {step}: out of memory; made again in {batch_split} parts")
                     except errors.GradientOverflow as error:
@@ -371,112 +371,6 @@ def run(plan: Plan, log: logbook.Logbook, signals: ExitStack) -> tuple[int, dict
     return 0, result
 
 
-def _begin(
-    plan: Plan, device: str, amp: str, log: logbook.Logbook
-) -> tuple[ResNetV2, Momentum, GradientSums, Progress, int]:
-    """Return what all processes start from: the same, but for what --shard shares out.
-
-    The order is that of `runs`: a checkpoint of this run, or of --resume; pre-trained; random. The
-    first process reads, and gives the others what it has found. Raises `CheckpointError` if nothing
-    that --resume names is whole.
-    """
-
-    from bit_paddle import checkpoint, fitting, models, parallel, sgd
-
-    settings, classes = plan.settings, len(plan.data.train.classes)
-    world_size, progress, known_split, model = processes.world_size(), Progress(), 0, None
-    if processes.rank() or plan.start.checkpoints:
-        model = models.ResNetV2(plan.architecture, classes)
-        optimizer = sgd.Momentum(settings.base_lr, hyperrule.MOMENTUM, model.parameters())
-    for k, found in enumerate(plan.start.checkpoints):
-        try:
-            checkpoint.restore(model, optimizer, found.path)
-        except errors.CheckpointError as error:
-            later = plan.start.checkpoints[k + 1 :]
-            if found.elsewhere and not later:
-                raise
-            then = f"{later[0].path} is tried" if later else "the run begins again"
-            log.say(f"warning: {error}\n{then}")
-            if not found.elsewhere:
-                runs.set_aside(found.path)
-            continue
-        log.say(f"goes on after step {found.progress.step}, from {found.path}")
-        progress = found.progress
-        divided = found.notes.get("processes"), settings.batch_split
-        if divided == (world_size, config.AUTO):
-            known_split = int(found.notes["batch_split"])
-        if found.notes.get("amp", amp) != amp:
-            log.say(f"warning: --amp was {found.notes['amp']} so far, and is {amp} from here on")
-        moved = found.elsewhere or found.notes["data"] != plan.data_identity
-        if moved or not (log.folder / runs.CHECKPOINTS / runs.BEST).exists():
-            progress = replace(progress, best=-1.0)
-        if found.elsewhere:  # validations so far are in the other run's log
-            progress = replace(progress, evaluated=-1)
-        break
-    else:
-        if processes.rank() == 0:
-            model = checkpoint.create_model(
-                settings.model,
-                classes,
-                pretrained=not settings.from_scratch,
-                directory=settings.bit_pretrained_dir,
-                seed=settings.seed,
-            )
-            optimizer = sgd.Momentum(settings.base_lr, hyperrule.MOMENTUM, model.parameters())
-    velocities = optimizer.velocities()
-    moving = any(velocity is not None for velocity in velocities)
-    model.recompute, model.amp = settings.recompute, amp
-    values = parallel.from_first([*astuple(progress), known_split, moving]).tolist()
-    step, evaluated, nonfinite, best, loss_scale, clean, known_split, moving = values
-    progress = Progress(int(step), int(evaluated), int(nonfinite), best, loss_scale, int(clean))
-    parallel.broadcast(model.parameters())
-    sums = parallel.GradientSums(model.parameters(), settings.shard)
-    if moving:
-        optimizer.load_velocities(sums.scattered(None if processes.rank() else velocities))
-    if known_split:
-        return model, optimizer, sums, progress, int(known_split)
-
-    # --- In how many parts to compute a batch: by estimate, and on a GPU by trying ---
-    shared = world_size if settings.shard else 1
-    memory = parallel.activation_memory(device, plan.architecture, classes, amp, shared)
-    batch_split = plan.batch_split(memory, amp, world_size)
-    if device == "gpu" and settings.batch_split == config.AUTO:
-        share, crop = -(-settings.batch // world_size), plan.resolution.crop
-        tried: list[str] = []
-
-        def fits(split: int) -> bool:
-            images = -(-share // split)
-            found = fitting.fits(model, optimizer, _loss, crop, images, split > 1)
-            tried.append(f"{images}{'' if found else ' (too many)'}")
-            return found
-
-        with log.timed("trying micro-batches"):
-            found = fitting.smallest_split(batch_split, share, fits)
-        batch_split = int(parallel.largest(found))  # of the process with the least memory
-        log.say(
-            f"--batch_split {batch_split}: tried micro-batches of {', '.join(tried)} images; "
-            f"each has {-(-share // batch_split)}"
-        )
-    return model, optimizer, sums, progress, batch_split
-
-
-def _split_further(plan: Plan, batch_split: int) -> int:
-    """Return the next --batch_split where memory was not enough for ``batch_split``.
-
-    Raises `OutOfMemoryError` if the user has chosen that, or a part has one image already.
-    """
-    share = -(-plan.settings.batch // processes.world_size())
-    images = -(-share // batch_split)
-    then = "a smaller --crop, or --recompute unit where it is off"
-    if plan.settings.batch_split != config.AUTO:
-        then = f"--batch_split auto, more than {batch_split} parts, {then}"
-    elif images > 1:
-        return min(2 * batch_split, share)
-    raise errors.OutOfMemoryError(
-        f"out of memory with {images} image{'s' * (images > 1)} a micro-batch; take {then}"
-    )
-
-
 def _non_finite(
     error: errors.NonFiniteError, step: int, lr: float, names: Sequence[str]
 ) -> errors.NonFiniteError:
@@ -507,7 +401,7 @@ def main(arguments: Sequence[str]) -> int:
             "--repeats: is not for a launcher of processes; let --devices or --nproc start them"
         )
     if settings.repeats > 1:
-        return repeat(settings, arguments, request.force)
+        return repeats.repeat(settings, arguments, start, request.force)
     return start(settings, arguments, request.force)[0]
 
 
@@ -596,65 +490,6 @@ def _start_processes(
 def _complete(begin: runs.Start) -> str:
     values = (f"{name} {value}" for name, value in begin.result.items() if name != "runs")
     return f"{begin.folder}: this run is complete: {', '.join(values)}"
-
-
-def repeat(settings: config.Settings, arguments: Sequence[str], force: bool = False) -> int:
-    """Make --repeats runs, with seeds that count up; report the spread.
-
-    The runs are folders ``seed-<seed>`` in one, next to repeats.json and repeats.txt. A signal ends
-    the run under way and leaves out the rest; the same command goes on there.
-    """
-    with runs.claim(settings, force) as begin:
-        folder, found = begin.folder, []
-        if begin.result is not None:
-            print((folder / "repeats.txt").read_text(), end="")
-            return 0
-        new = not (folder / runs.CONFIG).exists()
-        files.write_text(folder / runs.CONFIG, config.to_yaml(settings))
-        for k in range(settings.repeats):
-            changes = {
-                "seed": settings.seed + k,
-                "examples_per_class_seed": settings.examples_per_class_seed + k,
-                "logdir": str(folder),
-                "name": f"seed-{settings.seed + k}",
-                "repeats": 1,
-            }
-            words = [f"--{name}={value}" for name, value in changes.items()]
-            print(f"--- run {k + 1} of {settings.repeats}: {folder / changes['name']}", flush=True)
-            try:
-                status, result = start(replace(settings, **changes), [*arguments, *words], force)
-            except errors.ConfigError:
-                if new and k == 0:
-                    runs.forget(folder)
-                raise
-            if status:
-                return status
-            found.append({"seed": changes["seed"], **result})
-            report(found, folder)
-    return 0
-
-
-def report(found: Sequence[dict[str, float]], folder: Path) -> None:
-    """Write and print the lowest, the median and the highest value of the runs ``found`` so far."""
-    values = {key: [one[key] for one in found] for key in ("top1", "top5", "loss")}
-    spread = {
-        key: {"min": min(some), "median": float(np.median(some)), "max": max(some)}
-        for key, some in values.items()
-    }
-    rows = [
-        f"{one['seed']:6}  {one['top1']:7.2%}  {one['top5']:7.2%}  {one['loss']:8.4f}\n"
-        for one in found
-    ]
-    rows += [
-        f"{key:>6}  {spread['top1'][key]:7.2%}  {spread['top5'][key]:7.2%}  "
-        f"{spread['loss'][key]:8.4f}\n"
-        for key in ("min", "median", "max")
-    ]
-    table = f"{'seed':>6}  {'top-1':>7}  {'top-5':>7}  {'loss':>8}\n" + "".join(rows)
-    files.write_text(folder / "repeats.txt", table)
-    content = {"count": len(found), **spread, "runs": list(found)}
-    files.write_text(folder / runs.REPEATS, files.to_json(content))
-    print(table, end="", flush=True)
 
 
 if __name__ == "__main__":

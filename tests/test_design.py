@@ -24,12 +24,13 @@ FLOORS = {
             "saving data.lists data.oxford checkpoint metrics onnx_graph fitting",
             "data.readers",
             "formats planning",
+            "starting repeats",
             "train plan evaluate predict bulk export data.show",
         )
     )
     for name in names.split()
 }
-NEED_PADDLE = {"models", "mixup", "sgd", "parallel", "checkpoint", "metrics", "fitting"}
+NEED_PADDLE = {"models", "mixup", "sgd", "parallel", "checkpoint", "metrics", "fitting", "starting"}
 MODULES = {
     ".".join(path.relative_to(ROOT / "bit_paddle").with_suffix("").parts): path
     for path in (ROOT / "bit_paddle").rglob("*.py")
