@@ -103,7 +103,6 @@ def update(
                         (losses[-1] * loss_scale).backward()
                 except MemoryError:
                     fault = MemoryError
-                losses.clear()
         bad = sgd.non_finite(model.parameters())
         (count,) = parallel.agree([sum(bad)], fault)
         if count:
@@ -120,6 +119,7 @@ def update(
         optimizer.step()
         sums.share_parameters()
     finally:
+        losses.clear()  # activations hang on them
         optimizer.clear_grad(set_to_zero=False)
     return loss
 
@@ -309,7 +309,9 @@ def run(plan: Plan, log: logbook.Logbook, signals: ExitStack) -> tuple[int, dict
                         if nonfinite > settings.skip_nonfinite:
                             raise fault from None
                         log.say(f"warning: {fault}")
-                progress = replace(progress, step=step + 1, nonfinite=nonfinite).counted()
+                progress = replace(progress, step=step + 1, nonfinite=nonfinite)
+                if amp == "fp16":
+                    progress = progress.counted()
                 speed = len(batch.indices) / (time.perf_counter() - start)
                 log.metrics("train", step + 1, loss=loss, lr=lr, images_per_second=round(speed, 2))
                 line = f"loss {loss:.5f}, lr {lr:.3g}, {speed:.1f} images/s"

@@ -309,15 +309,19 @@ processes.end_with_parent()
 paddle.set_default_dtype("float64")
 parallel.join()
 rank, size = processes.rank(), processes.world_size()
-exchanged, all_reduce = [], paddle.distributed.all_reduce
+exchanged = []
 
 
-def counted(tensor, *arguments, **options):
-    exchanged.append(tensor.size)
-    return all_reduce(tensor, *arguments, **options)
+def counted(exchange):
+    def counting(tensor, *arguments, **options):
+        exchanged.append(tensor.size)
+        return exchange(tensor, *arguments, **options)
+
+    return counting
 
 
-paddle.distributed.all_reduce = counted
+for name in ("all_reduce", "reduce", "broadcast"):
+    setattr(paddle.distributed, name, counted(getattr(paddle.distributed, name)))
 
 
 def noise(count, classes):
@@ -327,11 +331,16 @@ def noise(count, classes):
     return ArrayImages(pixels, random.integers(0, classes, count), names, "noise")
 
 
-def train_on(images, batch, split, precrop, steps):
-    """Return the model, its weights, and of each step loss, what was exchanged, and the share."""
+def train_on(images, batch, split, precrop, steps, shard=False):
+    """Return the model, its weights, and of each step loss, what was exchanged, and the share.
+
+    Also the numbers whose velocities are here, and of each step how many tensors had been exchanged
+    when the backward pass came to the first kernel.
+    """
     model = checkpoint.create_model("R14x0.5", len(images.classes), seed=0)
     optimizer = sgd.Momentum(0.01, 0.9, model.parameters())
-    sums = parallel.GradientSums(model.parameters())
+    sums, early = parallel.GradientSums(model.parameters(), shard), []
+    model.root_block.conv.weight.register_hook(lambda _: early.append(len(exchanged)) and None)
     batches = loader.training_batches(
         images, np.arange(len(images)), Resolution(precrop, 32), batch, 0, 0,
         mixup_alpha=0.1, rank=rank, world_size=size)
@@ -346,19 +355,24 @@ def train_on(images, batch, split, precrop, steps):
         volumes.append(sum(exchanged))
     batches.close()
     weights = {name: parameter.numpy() for name, parameter in model.named_parameters()}
-    return model, weights, losses, volumes, shares
+    here = sum(velocity.size for velocity in optimizer.velocities() if velocity is not None)
+    return model, weights, losses, volumes, shares, here, early
 
 
 folder = readers.open_dataset("folder", image_folder).train
-told = {"parameters": {}, "hashes": {}, "volumes": {}, "shares": {}}
+told = {"parameters": {}, "hashes": {}, "volumes": {}, "shares": {}, "velocities": {}, "early": {}}
 arrays = {}
-for title, images, batch, precrop, split, steps in [
-    *(("8", folder, 8, 36, split, 10) for split in splits),
-    ("uneven", noise(18, 5), 8, 32, 1, 4),
-    ("three", noise(18, 5), 3, 32, 1, 2),
+for title, images, batch, precrop, split, steps, shard in [
+    *(("8", folder, 8, 36, split, 10, False) for split in splits),
+    ("uneven", noise(18, 5), 8, 32, 1, 4, False),
+    ("three", noise(18, 5), 3, 32, 1, 2, False),
+    ("shared 8", folder, 8, 36, splits[-1], 10, True),
+    ("shared three", noise(18, 5), 3, 32, 1, 2, True),
 ]:
-    model, weights, losses, volumes, shares = train_on(images, batch, split, precrop, steps)
+    model, weights, losses, volumes, shares, here, early = train_on(
+        images, batch, split, precrop, steps, shard)
     title = f"{title} in {split}"
+    told["velocities"][title], told["early"][title] = here, early
     digest = hashlib.sha256(b"".join(array.tobytes() for array in weights.values()))
     told["hashes"][title] = digest.hexdigest()
     told["volumes"][title], told["shares"][title] = volumes, shares
@@ -440,10 +454,33 @@ def test_a_step_exchanges_each_gradient_once_however_it_is_split(trained):
     """And six numbers: the loss, and whether a signal has come or memory has run out, twice."""
     for count, (told, _) in trained.items():
         for one in told:
-            assert len(one["volumes"]) == len(SPLITS[count]) + 2
+            assert len(one["volumes"]) == len(SPLITS[count]) + 4
             for title, volumes in one["volumes"].items():
-                expected = one["parameters"][title] + 6 if count > 1 else 0
+                ways = 2 if "shared" in title else 1  # weights come back from their owners
+                expected = ways * one["parameters"][title] + 6 if count > 1 else 0
                 assert one["parameters"][title] > 100_000 and set(volumes) == {expected}
+
+
+def test_gradients_are_exchanged_while_the_backward_pass_goes_on(trained):
+    """All but the last few of 45, before it has come back to the first kernel; once a step."""
+    for count in (2, 4):
+        for one in trained[count][0]:
+            for title, early in one["early"].items():
+                assert len(early) == sum(share > 0 for share in one["shares"][title])
+                assert all(sent > 40 for sent in early), title
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_sharing_out_gradients_and_momentum_changes_no_bit(count, trained):
+    told, _ = trained[count]
+    for title in ("8", "three"):
+        split = SPLITS[count][-1] if title == "8" else 1
+        plain, shared = f"{title} in {split}", f"shared {title} in {split}"
+        total = told[0]["parameters"][plain]
+        assert all(one["hashes"][shared] == one["hashes"][plain] for one in told)
+        assert [one["velocities"][plain] for one in told] == [total] * count
+        parts = [one["velocities"][shared] for one in told]
+        assert sum(parts) == total and max(parts) < 1.2 * total / count
 
 
 def test_validation_counts_the_same_on_any_number_of_processes(trained):
