@@ -104,6 +104,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         not isinstance(values, dict)
         or {name: type(value) for name, value in {**_LATER, **values}.items()} != types
         or values["step"] < 0
+        or math.frexp({**_LATER, **values}["loss_scale"])[0] != 0.5  # a power of two
         or not isinstance(notes.get("settings"), dict)
         or not isinstance(notes.get("data"), dict)
     ):

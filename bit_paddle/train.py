@@ -279,7 +279,7 @@ def run(plan: Plan, log: logbook.Logbook, signals: ExitStack) -> tuple[int, dict
                 with log.timed("waiting for data"):
                     batch = next(batches)
                 lr = schedule.learning_rate(step, settings.base_lr)
-                loss, nonfinite = None, 0
+                loss, nonfinite, before = None, 0, progress
                 while loss is None:
                     try:
                         with log.timed("training"):
@@ -302,6 +302,7 @@ def run(plan: Plan, log: logbook.Logbook, signals: ExitStack) -> tuple[int, dict
                         progress = replace(progress, loss_scale=progress.loss_scale / 2, clean=0)
                         log.say(f"step {step}: {error}; made again with half of it", console=False)
                     except errors.NonFiniteError as error:
+                        progress = before  # no loss scale would do
                         loss, nonfinite = np.nan, progress.nonfinite + 1
                         names = [plan.data.train.name(index) for index in batch.indices]
                         log.say(f"the batch of step {step}: {', '.join(names)}", console=False)
@@ -310,7 +311,7 @@ def run(plan: Plan, log: logbook.Logbook, signals: ExitStack) -> tuple[int, dict
                             raise fault from None
                         log.say(f"warning: {fault}")
                 progress = replace(progress, step=step + 1, nonfinite=nonfinite)
-                if amp == "fp16":
+                if amp == "fp16" and not nonfinite:
                     progress = progress.counted()
                 speed = len(batch.indices) / (time.perf_counter() - start)
                 log.metrics("train", step + 1, loss=loss, lr=lr, images_per_second=round(speed, 2))

@@ -159,6 +159,8 @@ def test_resume_refuses_other_settings_unless_forced(settings, tmp_path):
         {"progress": {"step": -1, "evaluated": -1, "nonfinite": 0, "best": 0.5}},
         {"progress": {"step": 5.0, "evaluated": -1, "nonfinite": 0, "best": 0.5}},
         {"progress": {"step": 5, "evaluated": -1, "nonfinite": 0, "best": 0.5, "more": 1}},
+        {"progress": {**dataclasses.asdict(runs.Progress(5)), "loss_scale": 0.0}},
+        {"progress": {**dataclasses.asdict(runs.Progress(5)), "loss_scale": 3.0}},
         {"settings": None},
         {"data": []},
     ],
