@@ -293,7 +293,7 @@ class Settings:
         "run",
         _switch,
         "each process keeps the summed gradients and the momentum of its share of the weights "
-        "alone (ZeRO 2): less memory, the same result",
+        "alone (ZeRO 2): less memory, for momentum above all, and the same result",
         False,
     )
     deterministic: bool = _setting(

@@ -8,6 +8,7 @@ from contextlib import suppress
 import numpy as np
 import paddle
 
+from bit_paddle import parallel
 from bit_paddle.data.loader import MicroBatch
 from bit_paddle.models import ResNetV2
 
@@ -48,7 +49,7 @@ def fits(
     pixels, labels = np.zeros((images, 3, crop, crop), np.uint8), np.zeros(images, np.int64)
     part = MicroBatch(pixels, labels, labels, pixels, labels)
     enough, held = False, []
-    with suppress(MemoryError):
+    with suppress(MemoryError), parallel.memory_errors():
         held += [paddle.zeros_like(one) for one in moved]
         with model.standardized_once() as last_pass:
             if several:

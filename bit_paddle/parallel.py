@@ -50,6 +50,9 @@ def select_device(name: str = "auto", deterministic: bool = False) -> str:
     return name
 
 
+_PRECISIONS = ("off", "fp16", "bf16")  # each needs what the one before does, and more
+
+
 def amp_for(device: str, amp: str = "auto") -> str:
     """Return the half precision to train in, or "off": ``amp``, or for "auto" that of ``device``.
 
@@ -92,7 +95,7 @@ def largest(value: float) -> float:
     tensor = paddle.to_tensor(np.asarray([value], np.float64))
     highest = partial(paddle.distributed.all_reduce, op=paddle.distributed.ReduceOp.MAX)
     _each([tensor], highest)
-    return float(tensor)
+    return tensor.item()
 
 
 def agree(values: Sequence[float], fault: type[BaseException] | None = None) -> list[float]:
@@ -105,13 +108,18 @@ def agree(values: Sequence[float], fault: type[BaseException] | None = None) -> 
     if interrupted:
         raise Interrupted
     if exhausted:
-        raise OutOfMemoryError
+        raise OutOfMemoryError("memory has run out")
     return sums
 
 
 def broadcast(tensors: Iterable[Tensor]) -> None:
     """Give every process the values that the first one has."""
     _each(tensors, lambda tensor: paddle.distributed.broadcast(tensor, 0))
+
+
+def amp_of_all(amp: str) -> str:
+    """Return the ``amp`` that all processes can do, where their GPUs differ."""
+    return _PRECISIONS[int(-largest(-_PRECISIONS.index(amp)))]
 
 
 def from_first(values: Sequence[float]) -> np.ndarray:
@@ -155,8 +163,9 @@ class GradientSums:
         self._parameters = list(parameters)
         rank, world_size = processes.rank(), processes.world_size()
         self._owners = owners([one.size for one in parameters], world_size) if shard else None
-        self._own = [not shard or owner == rank for owner in self._owners or self._parameters]
-        self.own = [one for one, own in zip(self._parameters, self._own) if own]
+        places = range(len(self._parameters))
+        self._own = {k for k in places if self._owners is None or self._owners[k] == rank}
+        self.own = [self._parameters[place] for place in sorted(self._own)]
         self._open = False
         if world_size > 1:
             for place, parameter in enumerate(self._parameters):
@@ -213,7 +222,7 @@ class GradientSums:
     def _settle(self) -> None:
         place, task = self._under_way.popleft()
         task.wait()
-        if not self._own[place]:
+        if place not in self._own:
             self._parameters[place].clear_gradient(False)
 
     def share_parameters(self) -> None:
@@ -247,7 +256,7 @@ class GradientSums:
         for place, parameter in enumerate(self._parameters):
             value = values[place] if values else paddle.zeros_like(parameter)
             broadcast([value])
-            kept.append(value if self._own[place] else None)
+            kept.append(value if place in self._own else None)
         return kept
 
 
@@ -261,6 +270,23 @@ def owners(sizes: Sequence[int], count: int) -> list[int]:
 
 
 # --- Memory -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Raise MemoryError inside for all that Paddle says when memory has run out.
+
+    From within recomputation, or a hook, and from CUDA's libraries it comes as an OSError.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if any(words in str(error) for words in _EXHAUSTED):
+            raise MemoryError(str(error)) from None
+        raise
+
+
+_EXHAUSTED = ("MemoryError", "ResourceExhausted", "out of memory", "ALLOC_FAILED")
 
 
 def activation_memory(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import astuple, replace
+
+from paddle import Tensor
 
 from bit_paddle import (
     checkpoint,
@@ -22,9 +25,11 @@ from bit_paddle.runs import Progress
 
 
 def begin(
-    plan: Plan, device: str, amp: str, loss: fitting.Loss, log: logbook.Logbook
+    plan: Plan, amp: str, log: logbook.Logbook
 ) -> tuple[models.ResNetV2, sgd.Momentum, parallel.GradientSums, Progress, int]:
     """Return what all processes start from: the same, but for what --shard shares out.
+
+    Last comes the --batch_split that was found for a run of the same size before, or 0.
 
     The order is that of `runs`: a checkpoint of this run, or of --resume; pre-trained; random. The
     first process reads, and gives the others what it has found. Raises `CheckpointError` if nothing
@@ -49,11 +54,15 @@ def begin(
             continue
         log.say(f"goes on after step {found.progress.step}, from {found.path}")
         progress = found.progress
-        divided = found.notes.get("processes"), settings.batch_split
-        if divided == (world_size, config.AUTO):
-            known_split = int(found.notes["batch_split"])
-        if found.notes.get("amp", amp) != amp:
-            log.say(f"warning: --amp was {found.notes['amp']} so far, and is {amp} from here on")
+        before = found.notes.get("amp", "off")  # the oldest runs knew no other
+        if before != amp:
+            log.say(f"warning: --amp was {before} so far, and is {amp} from here on")
+        size = {"processes": world_size, "amp": amp, "crop": plan.resolution.crop}
+        same = all(found.notes.get(key) == value for key, value in size.items()) and all(
+            found.notes["settings"].get(key) == getattr(settings, key)
+            for key in ("batch", "recompute", "shard")
+        )
+        known_split = int(found.notes["batch_split"]) if same else 0
         moved = found.elsewhere or found.notes["data"] != plan.data_identity
         if moved or not (log.folder / runs.CHECKPOINTS / runs.BEST).exists():
             progress = replace(progress, best=-1.0)
@@ -80,31 +89,49 @@ def begin(
     sums = parallel.GradientSums(model.parameters(), settings.shard)
     if moving:
         optimizer.load_velocities(sums.scattered(None if processes.rank() else velocities))
-    if known_split:
-        return model, optimizer, sums, progress, int(known_split)
+    return model, optimizer, sums, progress, int(known_split)
 
-    # --- In how many parts to compute a batch: by estimate, and on a GPU by trying ---
-    shared = world_size if settings.shard else 1
-    memory = parallel.activation_memory(device, plan.architecture, classes, amp, shared)
-    batch_split = plan.batch_split(memory, amp, world_size)
-    if device == "gpu" and settings.batch_split == config.AUTO:
-        share, crop = -(-settings.batch // world_size), plan.resolution.crop
-        tried: list[str] = []
 
-        def fits(split: int) -> bool:
-            images = -(-share // split)
-            found = fitting.fits(model, loss, crop, images, split > 1, [] if moving else sums.own)
-            tried.append(f"{images}{'' if found else ' (too many)'}")
-            return found
+def find_split(
+    plan: Plan,
+    device: str,
+    known_split: int,
+    model: models.ResNetV2,
+    loss: fitting.Loss,
+    moved: Sequence[Tensor],
+    log: logbook.Logbook,
+) -> int:
+    """Return in how many parts each process computes its share of a batch, the same in all.
 
-        with log.timed("trying micro-batches"):
-            found = fitting.smallest_split(batch_split, share, fits)
-        batch_split = int(parallel.largest(found))  # of the process with the least memory
-        log.say(
-            f"--batch_split {batch_split}: tried micro-batches of {', '.join(tried)} images; "
-            f"each has {-(-share // batch_split)}"
-        )
-    return model, optimizer, sums, progress, batch_split
+    As --batch_split says; else by estimate on a CPU, and by trying on a GPU unless it is known from
+    before. ``moved`` are parameters whose velocities are still to come.
+    """
+    settings, world_size = plan.settings, processes.world_size()
+    if settings.batch_split != config.AUTO:
+        return settings.batch_split
+    if device == "gpu" and known_split:
+        return known_split
+    shared, classes = world_size if settings.shard else 1, len(plan.data.train.classes)
+    memory = parallel.activation_memory(device, plan.architecture, classes, model.amp, shared)
+    estimate = plan.batch_split(memory, model.amp, world_size)
+    if device != "gpu":
+        return int(parallel.largest(max(estimate, known_split)))
+    share, crop = -(-settings.batch // world_size), plan.resolution.crop
+    tried: list[str] = []
+
+    def enough(split: int) -> bool:
+        images = -(-share // split)
+        found = fitting.fits(model, loss, crop, images, split > 1, moved)
+        tried.append(f"{images}{'' if found else ' (too many)'}")
+        return found
+
+    found = fitting.smallest_split(estimate, share, enough)
+    split = int(parallel.largest(found))  # of the process with the least memory
+    log.say(
+        f"--batch_split {split}: tried micro-batches of {', '.join(tried)} images; each has "
+        f"{-(-share // split)}"
+    )
+    return split
 
 
 def split_further(plan: Plan, batch_split: int) -> int:
@@ -116,7 +143,7 @@ def split_further(plan: Plan, batch_split: int) -> int:
     images = -(-share // batch_split)
     then = "a smaller --crop, or --recompute unit where it is off"
     if plan.settings.batch_split != config.AUTO:
-        then = f"--batch_split auto, more than {batch_split} parts, {then}"
+        then = f"--batch_split auto, more parts than {batch_split}, {then}"
     elif images > 1:
         return min(2 * batch_split, share)
     raise errors.OutOfMemoryError(

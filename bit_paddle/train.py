@@ -83,12 +83,13 @@ def update(
             # --- All passes but the last one's way back ---
             fault: type[BaseException] | None = None
             try:
-                for part, last in checked(_with_last(micro_batches)):
-                    if last:
-                        last_pass()
-                    losses.append(_loss(model, part, lam) * (len(part.labels) / images))
-                    if not last:
-                        (losses[-1] * loss_scale).backward()
+                with parallel.memory_errors():
+                    for part, last in checked(_with_last(micro_batches)):
+                        if last:
+                            last_pass()
+                        losses.append(_loss(model, part, lam) * (len(part.labels) / images))
+                        if not last:
+                            (losses[-1] * loss_scale).backward()
             except (Interrupted, MemoryError) as error:
                 fault = Interrupted if isinstance(error, Interrupted) else MemoryError
                 losses.clear()
@@ -99,10 +100,12 @@ def update(
             # --- Its way back, beside which the sums over all processes are made ---
             with sums.exchanged():
                 try:
-                    if losses:
-                        (losses[-1] * loss_scale).backward()
+                    with parallel.memory_errors():
+                        if losses:
+                            (losses[-1] * loss_scale).backward()
                 except MemoryError:
                     fault = MemoryError
+                    losses.clear()
         bad = sgd.non_finite(model.parameters())
         (count,) = parallel.agree([sum(bad)], fault)
         if count:
@@ -165,13 +168,17 @@ def run(plan: Plan, log: logbook.Logbook, signals: ExitStack) -> tuple[int, dict
         device = parallel.select_device(settings.device, settings.deterministic)
         amp = parallel.amp_for(device, settings.amp)
         parallel.join()
+        amp = parallel.amp_of_all(amp)
     stop = signals.enter_context(Interrupt())
     if not parallel.from_first([plan.start.result is None])[0]:
         return 0, plan.start.result or {}
     with log.timed("loading the model"):
-        model, optimizer, sums, progress, batch_split = starting.begin(
-            plan, device, amp, _loss, log
-        )
+        model, optimizer, sums, progress, known_split = starting.begin(plan, amp, log)
+    with log.timed("trying micro-batches"):
+        moved = [] if progress.step else sums.own
+        batch_split = starting.find_split(plan, device, known_split, model, _loss, moved, log)
+    if settings.shard and world_size == 1:
+        log.say("note: --shard changes nothing for one process")
     log.rewind(progress.step, min(progress.evaluated, schedule.steps - 1))  # the last is made anew
     log.say(
         f"bit_paddle {__version__}, Paddle {paddle.__version__} on {device}, "
@@ -297,10 +304,14 @@ def run(plan: Plan, log: logbook.Logbook, signals: ExitStack) -> tuple[int, dict
                     except errors.OutOfMemoryError:
                         batch_split = starting.split_further(plan, batch_split)
                         fitting.release(model)
-                        log.say(f"step {step}: out of memory; made again in {batch_split} parts")
+                        log.say(
+                            f"step {step + 1}: out of memory; made again in {batch_split} parts"
+                        )
                     except errors.GradientOverflow as error:
                         progress = replace(progress, loss_scale=progress.loss_scale / 2, clean=0)
-                        log.say(f"step {step}: {error}; made again with half of it", console=False)
+                        log.say(
+                            f"step {step + 1}: {error}; made again at half of it", console=False
+                        )
                     except errors.NonFiniteError as error:
                         progress = before  # no loss scale would do
                         loss, nonfinite = np.nan, progress.nonfinite + 1
