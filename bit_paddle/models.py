@@ -40,8 +40,10 @@ def as_tensor_cores(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     Paddle has no such kernels in half precision for a CPU. There the sums are made in float32, as
     those of a tensor core are, and the result is rounded: no faster, but the same arithmetic.
     """
-    on_cpu = inputs[0].place.is_cpu_place()
-    return in_float32(function, *inputs) if on_cpu else function(*inputs)
+    half = inputs[0].dtype in AMP.values()
+    if half and inputs[0].place.is_cpu_place():
+        return in_float32(function, *inputs)
+    return function(*inputs)
 
 
 def standardize(weight: Tensor) -> Tensor:
@@ -94,7 +96,7 @@ class GroupNormReLU(nn.GroupNorm):
         That of a CPU takes the normalized input from (output - bias) / scale, so it finds nothing
         for a scale of zero, and rounding errors for one that is small beside its bias.
         """
-        if not (x.place.is_cpu_place() and self.training):
+        if not (self.training and x.place.is_cpu_place()):
             return False
         return bool((self.weight.abs() <= 1e-3 * self.bias.abs()).any())
 
