@@ -9,12 +9,13 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
-from paddle.distributed.fleet.utils import recompute
+from paddle.autograd import PyLayer
 
 from bit_paddle.architecture import GROUPS, Architecture
 
@@ -44,6 +45,37 @@ def as_tensor_cores(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     if half and inputs[0].place.is_cpu_place():
         return in_float32(function, *inputs)
     return function(*inputs)
+
+
+class _Recomputed(PyLayer):
+    """``function(x)``, of which a backward pass keeps ``x`` alone and computes the rest again.
+
+    Paddle's own `recompute` does that too; but Paddle never frees what it hands to a layer whose
+    backward pass fails, and here that fails where memory runs out, to be tried again with less.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.x, ctx.function = x, function
+        return function(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        x, ctx.x = ctx.x.detach(), None
+        x.stop_gradient = False
+        try:
+            with paddle.enable_grad():
+                output = ctx.function(x)
+            paddle.autograd.backward([output], [gradient])
+        except Exception:
+            gradient._clear_data()
+            raise
+        return x.grad
+
+
+def recompute(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Return ``function(x)``, keeping only ``x`` for the gradients where they are wanted."""
+    return _Recomputed.apply(x, function) if paddle.is_grad_enabled() else function(x)
 
 
 def standardize(weight: Tensor) -> Tensor:
@@ -84,7 +116,7 @@ class GroupNormReLU(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype in AMP.values():  # float32 inside, of which nothing is kept for the gradients
-            return recompute(partial(in_float32, self._forward), x, preserve_rng_state=False)
+            return recompute(partial(in_float32, self._forward), x)
         return self._forward(x)
 
     def _forward(self, x: Tensor) -> Tensor:
@@ -207,14 +239,16 @@ class ResNetV2(nn.Layer):
         for block in (self.block1, self.block2, self.block3, self.block4):
             for part in block if self.recompute == "unit" else [block]:
                 again = self.training and self.recompute != "off"
-                x = recompute(part, x, preserve_rng_state=False) if again else part(x)
+                x = recompute(part, x) if again else part(x)
             stages.append(x)  # [N, 256 w, H/4, W/4] … [N, 2048 w, H/32, W/32]
         return stages
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the pre-logits [N, C]: the last stage, activated and averaged over space."""
         x = self.norm(self.forward_stages(x)[-1])
-        return x.astype(self.norm.weight.dtype).mean(axis=[2, 3])
+        if x.dtype in AMP.values():
+            x = x.astype("float32")
+        return x.mean(axis=[2, 3])
 
     def forward(self, x: Tensor) -> Tensor:
         features = self.forward_features(x)
