@@ -37,6 +37,7 @@ setup(
         "digits": ["scikit-learn"],
         "export": ["safetensors"],
         "onnx": ["onnx", "onnxruntime"],
+        "bench": ["torch", "transformers"],
         "dev": ["hypothesis", "pytest", "ruff"],
     },
 )

@@ -56,8 +56,9 @@ class _Recomputed(PyLayer):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-        ctx.x, ctx.function = x, function
-        return function(x)
+        output = function(x)
+        ctx.x, ctx.function = x, function  # last: Paddle never frees the ctx of what fails
+        return output
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:

@@ -583,7 +583,7 @@ def flips(bench: Bench, count: int = 200, processes: bool = True) -> list[Row]:
         optimizer = sgd.Momentum(0.003, 0.9, model.parameters())
         found = runs.open_checkpoint(path)
         checkpoint.restore(model, optimizer, path)
-        tensors = [*model.parameters(), *filter(None, optimizer.velocities())]
+        tensors = [*model.parameters(), *(one for one in optimizer.velocities() if one is not None)]
         return found.progress, found.notes, [one.numpy().tobytes() for one in tensors]
 
     path.write_bytes(content)

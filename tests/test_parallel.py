@@ -136,7 +136,7 @@ def test_nobody_owns_more_than_the_mean_and_one_parameter(count):
 
 @pytest.mark.parametrize("layers", [26, 50])
 def test_shares_of_a_network_are_as_good_as_equal(layers):
-    """Measured: to 3 parts in 100,000. A single kernel of R14 is larger than a quarter of it all."""
+    """To 3 parts in 100,000. A single kernel of R14 is larger than a quarter of it all."""
     model = ResNetV2(Architecture(UNITS[layers], 0.5), 10)
     loads = loads_of([one.size for one in model.parameters()], 4)
     assert loads.max() < 1.001 * loads.mean()
