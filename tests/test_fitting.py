@@ -1,7 +1,7 @@
 """Memory runs out for real here: the system refuses a process more address space than some limit.
 
-What is measured is exact as Paddle's arrays, of which the smallest is not worth it, are given back
-to the system at once (`EXACT`).
+Processes that are limited give the memory of every array back to the system at once (`EXACT`), so
+that their address space tells how much they have.
 """
 
 import json
