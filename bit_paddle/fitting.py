@@ -46,10 +46,10 @@ def fits(
     With all that training holds beside it: with ``several`` micro-batches, the gradients of the one
     before, and velocities for the parameters ``moved`` that have none yet. Changes nothing.
     """
-    pixels, labels = np.zeros((images, 3, crop, crop), np.uint8), np.zeros(images, np.int64)
-    part = MicroBatch(pixels, labels, labels, pixels, labels)
     enough, held = False, []
     with suppress(MemoryError), parallel.memory_errors():
+        pixels, labels = np.zeros((images, 3, crop, crop), np.uint8), np.zeros(images, np.int64)
+        part = MicroBatch(pixels, labels, labels, pixels, labels)
         held += [paddle.zeros_like(one) for one in moved]
         with model.standardized_once() as last_pass:
             if several:
