@@ -18,7 +18,7 @@ setup(
     python_requires=">=3.9",
     packages=[*find_packages(include=["bit_paddle", "bit_paddle.*"]), "bit_paddle.configs"],
     package_dir={"bit_paddle.configs": "configs"},  # an installed package knows its data sets too
-    package_data={"bit_paddle.configs": ["**/*.yaml"]},
+    package_data={"bit_paddle.configs": ["**/*.yaml"], "bit_paddle.native": ["*.cc", "*.h"]},
     install_requires=[
         "crc32c",
         "filelock",
@@ -37,6 +37,7 @@ setup(
         "digits": ["scikit-learn"],
         "export": ["safetensors"],
         "onnx": ["onnx", "onnxruntime"],
+        "native": ["setuptools"],
         "bench": ["torch", "transformers"],
         "dev": ["hypothesis", "pytest", "ruff"],
     },

@@ -150,6 +150,8 @@ def _fill(model: ResNetV2, file: npz.CheckpointFile, head: str) -> None:
         else:
             array = _to_paddle(key, file.array(key))
         parameter.set_value(np.ascontiguousarray(array, dtype=_dtype(parameter)))
+    if not model.training:
+        model.eval()  # standardizes anew
 
 
 def _published_arrays(model: ResNetV2) -> Iterator[tuple[str, np.ndarray]]:

@@ -49,15 +49,14 @@ def main(arguments: Sequence[str]) -> int:
     outputs = match_classes(trained, images)
     names = trained.classes or list(images.classes)
 
-    from bit_paddle import checkpoint, metrics, parallel
+    from bit_paddle import inference, metrics
 
-    parallel.select_device(flags.device)
-    model = checkpoint.create_model(trained.path)
+    model, amp = inference.load(flags, trained.path)
     batches = loader.evaluation_batches(images, view.crop, flags.batch, flags.workers, view.resize)
     tally = metrics.Tally()
     confusion = np.zeros((len(names), len(names)), np.int64)  # [class, prediction]
     with logbook.progress_bar(desc="evaluation", unit="img", total=len(images)) as bar:
-        for logits, labels, _ in metrics.outputs(model, batches):
+        for logits, labels, _ in metrics.outputs(model, batches, amp):
             tally.add(logits, outputs[labels])
             np.add.at(confusion, (outputs[labels], logits.argmax(axis=1)), 1)
             bar.update(len(labels))

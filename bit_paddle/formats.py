@@ -215,25 +215,15 @@ FORMATS = {
 
 def folded(model: ResNetV2) -> ResNetV2:
     """Return a copy of ``model`` in Paddle's own layers alone, its kernels standardized."""
-    from paddle import nn
-
-    from bit_paddle.models import GroupNormReLU, ResNetV2, StdConv2D, standardize
+    from bit_paddle.models import ResNetV2, StdConv2D
+    from bit_paddle.native.plain import standardize
 
     result = ResNetV2(model.architecture, model.num_classes)
     result.set_state_dict(model.state_dict())
-    for parent in result.sublayers(include_self=True):
-        for name, layer in list(parent.named_children()):
-            if isinstance(layer, StdConv2D):
-                outputs, inputs, size, _ = layer.weight.shape
-                plain = nn.Conv2D(
-                    inputs, outputs, size, layer.stride, layer.padding, bias_attr=False
-                )
-                plain.weight.set_value(standardize(layer.weight))
-                setattr(parent, name, plain)
-            elif isinstance(layer, GroupNormReLU):
-                plain = nn.GroupNorm(GROUPS, len(layer.weight), epsilon=layer._epsilon)
-                plain.set_state_dict(layer.state_dict())
-                setattr(parent, name, nn.Sequential(plain, nn.ReLU()))
+    for layer in result.sublayers():
+        if isinstance(layer, StdConv2D):
+            layer.weight.set_value(standardize(layer.weight))
+            layer.standardized = layer.weight
     result.eval()
     return result
 

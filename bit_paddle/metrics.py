@@ -66,17 +66,18 @@ class Tally:
 
 
 def outputs(
-    model: ResNetV2, batches: Iterable[MicroBatch]
+    model: ResNetV2, batches: Iterable[MicroBatch], amp: str = "off"
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield (what ``model`` gives, labels [N], indices [N]) of each of ``batches``.
-
-    Kernels are standardized once.
-    """
+    """Yield (what ``model`` gives in ``amp``, labels [N], indices [N]) of each of ``batches``."""
+    before, model.amp = model.amp, amp
     model.eval()
-    with paddle.no_grad(), model.standardized_once():
-        for batch in batches:
-            yield model(parallel.to_device(batch.images)).numpy(), batch.labels, batch.indices
-    model.train()
+    try:
+        with paddle.no_grad():
+            for batch in batches:
+                yield model(parallel.to_device(batch.images)).numpy(), batch.labels, batch.indices
+    finally:
+        model.train()
+        model.amp = before
 
 
 def evaluate(

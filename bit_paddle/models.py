@@ -13,145 +13,71 @@ from typing import Any
 
 import numpy as np
 import paddle
-import paddle.nn.functional as F
 from paddle import Tensor, nn
-from paddle.autograd import PyLayer
 
 from bit_paddle.architecture import GROUPS, Architecture
+from bit_paddle.native import plain
 
-STANDARDIZATION_EPSILON = 1e-10  # timm and Hugging Face use 1e-8
-NORM_EPSILON = 1e-5
 AMP = {"fp16": paddle.float16, "bf16": paddle.bfloat16}  # of activations between the layers
 _ZEROS = nn.initializer.Constant(
     0.0
 )  # parameters are filled from a checkpoint or by `reset_parameters`
 
 
-def in_float32(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """Return ``function(*inputs)`` in their precision, computed in float32 where that is half."""
-    dtype = inputs[0].dtype
-    if dtype not in AMP.values():
-        return function(*inputs)
-    return function(*(one.astype("float32") for one in inputs)).astype(dtype)
-
-
-def as_tensor_cores(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """Return ``function(*inputs)`` in their precision, on any device.
-
-    Paddle has no such kernels in half precision for a CPU. There the sums are made in float32, as
-    those of a tensor core are, and the result is rounded: no faster, but the same arithmetic.
-    """
-    half = inputs[0].dtype in AMP.values()
-    if half and inputs[0].place.is_cpu_place():
-        return in_float32(function, *inputs)
-    return function(*inputs)
-
-
-class _Recomputed(PyLayer):
-    """``function(x)``, of which a backward pass keeps ``x`` alone and computes the rest again.
-
-    Paddle's own `recompute` does that too; but Paddle never frees what it hands to a layer whose
-    backward pass fails, and here that fails where memory runs out, to be tried again with less.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-        output = function(x)
-        ctx.x, ctx.function = x, function  # last: Paddle never frees the ctx of what fails
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        x, ctx.x = ctx.x.detach(), None
-        x.stop_gradient = False
-        try:
-            with paddle.enable_grad():
-                output = ctx.function(x)
-            paddle.autograd.backward([output], [gradient])
-        except Exception:
-            gradient._clear_data()
-            raise
-        return x.grad
-
-
-def recompute(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Return ``function(x)``, keeping only ``x`` for the gradients where they are wanted."""
-    return _Recomputed.apply(x, function) if paddle.is_grad_enabled() else function(x)
-
-
-def standardize(weight: Tensor) -> Tensor:
-    """Return ``weight`` [O, I, H, W] with mean 0 and variance 1 over each output's [I, H, W].
-
-    One fused operation instead of the four of its formula, (w - mean) / sqrt(var +
-    1e-10) with the biased variance. The epsilon underflows in half precision, so that is widened
-    to float32.
-    """
-    if weight.dtype in AMP.values():
-        weight = weight.astype("float32")
-    flat = weight.reshape([1, weight.shape[0], -1])
-    return F.instance_norm(flat, eps=STANDARDIZATION_EPSILON).reshape(weight.shape)
-
-
 class StdConv2D(nn.Layer):
     """Convolution without bias, whose kernel is standardized first."""
 
+    operators: Any = plain
+
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1):
         super().__init__()
-        self.stride, self.padding = stride, kernel_size // 2
+        self.stride = stride
         self.weight = self.create_parameter(
             [out_channels, in_channels, kernel_size, kernel_size], default_initializer=_ZEROS
         )
         self.standardized: Tensor | None = None  # set within ResNetV2.standardized_once
+        self.folded: Tensor | None = None  # the same in ResNetV2.eval, for passes without gradients
 
-    def forward(self, x: Tensor) -> Tensor:
-        kernel = standardize(self.weight) if self.standardized is None else self.standardized
-        convolve = partial(F.conv2d, stride=self.stride, padding=self.padding)
-        return as_tensor_cores(convolve, x, kernel.astype(x.dtype))
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        kernel = self.standardized
+        if kernel is None and not paddle.is_grad_enabled():
+            kernel = self.folded
+        if kernel is None:
+            kernel = self.operators.standardize(self.weight)
+        return self.operators.convolve(x, kernel, self.stride, residual)
 
 
 class GroupNormReLU(nn.GroupNorm):
     """GroupNorm, then ReLU."""
 
+    operators: Any = plain
+
     def __init__(self, channels: int):
-        super().__init__(GROUPS, channels, epsilon=NORM_EPSILON)
+        super().__init__(GROUPS, channels, epsilon=plain.NORM_EPSILON)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype in AMP.values():  # float32 inside, of which nothing is kept for the gradients
-            return recompute(partial(in_float32, self._forward), x)
-        return self._forward(x)
+        return self.operators.norm_relu(x, self)
 
-    def _forward(self, x: Tensor) -> Tensor:
-        return F.relu(self._scaled_by_hand(x) if self._loses_gradients(x) else super().forward(x))
+    def twice(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the result two times, for two users."""
+        return self.operators.norm_relu_twice(x, self)
 
-    def _loses_gradients(self, x: Tensor) -> bool:
-        """Whether Paddle's kernel would miss the gradient of a scale.
-
-        That of a CPU takes the normalized input from (output - bias) / scale, so it finds nothing
-        for a scale of zero, and rounding errors for one that is small beside its bias.
-        """
-        if not (self.training and x.place.is_cpu_place()):
-            return False
-        return bool((self.weight.abs() <= 1e-3 * self.bias.abs()).any())
-
-    def _scaled_by_hand(self, x: Tensor) -> Tensor:
-        normalized = F.instance_norm(x.reshape([x.shape[0], GROUPS, -1]), eps=NORM_EPSILON)
-        scale, bias = self.weight.reshape([-1, 1, 1]), self.bias.reshape([-1, 1, 1])
-        return normalized.reshape(x.shape) * scale + bias
+    def beside(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the result, and ``x`` for another user."""
+        return self.operators.norm_relu_beside(x, self)
 
 
 class RootBlock(nn.Layer):
     """Strides 2 and 2: [N, 3, H, W] to about [N, C, H/4, W/4]."""
+
+    operators: Any = plain
 
     def __init__(self, channels: int):
         super().__init__()
         self.conv = StdConv2D(3, channels, kernel_size=7, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return in_float32(self._pool, self.conv(x))  # not every GPU build pools bf16
-
-    def _pool(self, x: Tensor) -> Tensor:
-        x = F.pad(x, [1, 1, 1, 1])  # zeros compete in the pool; max_pool2d's padding would not
-        return F.max_pool2d(x, kernel_size=3, stride=2)
+        return self.operators.pool(self.conv(x))
 
 
 class PreActivationConv(nn.Layer):
@@ -162,8 +88,8 @@ class PreActivationConv(nn.Layer):
         self.norm = GroupNormReLU(in_channels)
         self.conv = StdConv2D(in_channels, out_channels, kernel_size, stride)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(self.norm(x))
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return self.conv(self.norm(x), residual)
 
 
 class Projection(nn.Layer):
@@ -190,11 +116,12 @@ class Bottleneck(nn.Layer):
         self.c = PreActivationConv(middle, 4 * middle, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        activated = self.a.norm(x)
-        shortcut = (
-            self.proj(activated) if self.project else x
-        )  # the projection sees the activated input
-        return as_tensor_cores(paddle.add, self.c(self.b(self.a.conv(activated))), shortcut)
+        if self.project:  # the projection sees the activated input
+            activated, shortcut = self.a.norm.twice(x)
+            shortcut = self.proj(shortcut)
+        else:
+            activated, shortcut = self.a.norm.beside(x)
+        return self.c(self.b(self.a.conv(activated)), shortcut)
 
 
 class ResNetV2(nn.Layer):
@@ -204,7 +131,7 @@ class ResNetV2(nn.Layer):
     are [N, 3, H, W], RGB in [-1, 1], of any size from 32 x 32 on. Kernels are zero until
     `reset_parameters` or a checkpoint fills them. Where ``recompute`` is "unit" or "block",
     training keeps the inputs of these alone and computes what is inside again for the gradients,
-    bit for bit: more time for less memory. Where ``amp`` is "fp16" or "bf16", training rounds to
+    bit for bit: more time for less memory. Where ``amp`` is "fp16" or "bf16", it rounds to
     that what goes from layer to layer, and what convolutions multiply; standardization,
     GroupNorm, sums, pooling over the image and the head are float32, as are the parameters and
     their gradients.
@@ -215,6 +142,7 @@ class ResNetV2(nn.Layer):
         self.architecture, self.num_classes = architecture, num_classes
         self.recompute = "off"  # or "unit" or "block": what of it is computed again for gradients
         self.amp = "off"  # or a key of AMP
+        self._operators: Any = plain
         channels = architecture.root_channels
         self.root_block = RootBlock(channels)
         for block, units in enumerate(architecture.units):
@@ -231,29 +159,68 @@ class ResNetV2(nn.Layer):
         if num_classes:
             self.head = nn.Linear(channels, num_classes, weight_attr=_ZEROS, bias_attr=_ZEROS)
 
+    def compute_with(self, operators: Any) -> None:
+        """Let ``operators`` do the work: `bit_paddle.native.plain`, or what has its functions."""
+        self._operators = operators
+        for layer in self.sublayers():
+            if hasattr(layer, "operators"):
+                layer.operators = operators
+
     def forward_stages(self, x: Tensor) -> list[Tensor]:
         """Return the outputs of the four blocks, at strides 4, 8, 16 and 32, not activated."""
+        return [self._operators.leave(stage) for stage in self._stages(x)]
+
+    def _stages(self, x: Tensor) -> list[Tensor]:
         stages = []
-        if self.training and self.amp != "off":
+        x = self._operators.enter(x)
+        if self.amp != "off":
             x = x.astype(AMP[self.amp])
         x = self.root_block(x)  # [N, 64 w, H/4, W/4]
         for block in (self.block1, self.block2, self.block3, self.block4):
             for part in block if self.recompute == "unit" else [block]:
                 again = self.training and self.recompute != "off"
-                x = recompute(part, x) if again else part(x)
+                x = plain.recompute(part, x) if again else part(x)
             stages.append(x)  # [N, 256 w, H/4, W/4] … [N, 2048 w, H/32, W/32]
         return stages
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the pre-logits [N, C]: the last stage, activated and averaged over space."""
-        x = self.norm(self.forward_stages(x)[-1])
-        if x.dtype in AMP.values():
-            x = x.astype("float32")
-        return x.mean(axis=[2, 3])
+        return self._operators.average(self.norm(self._stages(x)[-1]))
 
     def forward(self, x: Tensor) -> Tensor:
         features = self.forward_features(x)
         return self.head(features) if self.num_classes else features
+
+    def eval(self) -> None:
+        """Go over to inference: kernels are standardized now, instead of in each pass.
+
+        Passes under `paddle.no_grad` take those. Loading parameters renews them; after writing to a
+        kernel by other means call this again.
+        """
+        super().eval()
+        self._fold(lambda layer: self._operators.standardize(layer.weight))
+
+    def train(self) -> None:
+        """Go back to training."""
+        super().train()
+        self._fold(lambda layer: None)
+
+    @paddle.no_grad()
+    def _fold(self, folded: Callable[[StdConv2D], Tensor | None]) -> None:
+        for layer in self._convolutions():
+            layer.folded = folded(layer)
+
+    def _convolutions(self) -> list[StdConv2D]:
+        return [layer for layer in self.sublayers() if isinstance(layer, StdConv2D)]
+
+    def set_state_dict(self, *arguments: Any, **options: Any) -> Any:
+        """Do as Paddle's layers do."""
+        answer = super().set_state_dict(*arguments, **options)
+        if not self.training:
+            self.eval()
+        return answer
+
+    set_dict = load_dict = set_state_dict
 
     @contextmanager
     def standardized_once(self) -> Iterator[Callable[[], None]]:
@@ -265,8 +232,8 @@ class ResNetV2(nn.Layer):
         standardization depends on the kernels alone. The kernels must not change inside. Without a
         last pass, the gradients inside are dropped.
         """
-        convolutions = [layer for layer in self.sublayers() if isinstance(layer, StdConv2D)]
-        standardized = [standardize(convolution.weight) for convolution in convolutions]
+        convolutions = self._convolutions()
+        standardized = [self._operators.standardize(one.weight) for one in convolutions]
         for convolution, kernel in zip(convolutions, standardized):
             convolution.standardized = kernel.detach()  # a leaf: micro-batches' gradients meet here
             convolution.standardized.stop_gradient = kernel.stop_gradient

@@ -20,7 +20,7 @@ def onnx_model(model: ResNetV2) -> Any:
     """Return an ``onnx.ModelProto`` of opset 17, with ``images`` [batch, 3, height, width]."""
     from onnx import TensorProto, helper, numpy_helper
 
-    from bit_paddle.models import standardize
+    from bit_paddle.native.plain import standardize
 
     nodes, constants = [], []
 

@@ -66,10 +66,9 @@ def main(arguments: Sequence[str]) -> int:
                 f"{trained.path}: has no head; --features takes its pre-logits"
             )
 
-        from bit_paddle import checkpoint, metrics, parallel
+        from bit_paddle import inference, metrics
 
-        parallel.select_device(flags.device)
-        model = checkpoint.create_model(trained.path, num_classes=0 if flags.features else None)
+        model, amp = inference.load(flags, trained.path, 0 if flags.features else None)
         batches = loader.evaluation_batches(
             images, view.crop, flags.batch, flags.workers, view.resize
         )
@@ -77,7 +76,7 @@ def main(arguments: Sequence[str]) -> int:
         def readable() -> Iterator[tuple[np.ndarray, np.ndarray]]:
             """Yield (output, indices) of each batch, without the images that could not be read."""
             with logbook.progress_bar(desc="images", unit="img", total=len(images)) as bar:
-                for values, _, indices in metrics.outputs(model, batches):
+                for values, _, indices in metrics.outputs(model, batches, amp):
                     bar.update(len(indices))
                     good = np.array([index not in images.broken for index in indices])
                     yield values[good], indices[good]

@@ -124,4 +124,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help=config.help_of("workers"),
     )
     parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
+    parser.add_argument(
+        "--amp",
+        choices=("auto", "off", "bf16", "fp16"),
+        default="off",
+        help="half precision: faster where the processor multiplies in it, but rounded to 3 (bf16) "
+        "or 4 digits (fp16); auto is what the GPU does best (default: off)",
+    )
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")

@@ -163,6 +163,7 @@ def run(plan: Plan, log: logbook.Logbook, signals: ExitStack) -> tuple[int, dict
         import paddle
 
         from bit_paddle import checkpoint, fitting, metrics, parallel, starting
+        from bit_paddle.native import build
 
         # --- Device and processes: from here on all processes do the same ---
         device = parallel.select_device(settings.device, settings.deterministic)
@@ -174,6 +175,8 @@ def run(plan: Plan, log: logbook.Logbook, signals: ExitStack) -> tuple[int, dict
         return 0, plan.start.result or {}
     with log.timed("loading the model"):
         model, optimizer, sums, progress, known_split = starting.begin(plan, amp, log)
+        operators, named = build.choose(device, amp, log.say)
+        model.compute_with(operators)
     with log.timed("trying micro-batches"):
         moved = [] if progress.step else sums.own
         batch_split = starting.find_split(plan, device, known_split, model, _loss, moved, log)
@@ -184,7 +187,8 @@ def run(plan: Plan, log: logbook.Logbook, signals: ExitStack) -> tuple[int, dict
         f"bit_paddle {__version__}, Paddle {paddle.__version__} on {device}, "
         f"{environment.cpu_count()} processors{f' for each of {world_size}' * (world_size > 1)}; "
         f"{settings.batch} images a step, in {world_size * batch_split} "
-        f"part{'s' * (world_size * batch_split > 1)}{f', in {amp}' * (amp != 'off')}"
+        f"part{'s' * (world_size * batch_split > 1)}{f', in {amp}' * (amp != 'off')}\n"
+        f"operators: {named}"
     )
 
     # --- What a run does beside training: it measures itself, and saves what it needs to go on ---

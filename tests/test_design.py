@@ -17,20 +17,21 @@ FLOORS = {
         (
             "errors environment interrupt",
             "files processes hyperrule architecture data.images data.fewshot data.transforms",
-            "logbook catalog npz data.spec",
-            "config download data.listing data.loader",
-            "source runs data.archives data.cifar data.check data.folders",
+            "logbook catalog npz data.spec native.plain",
+            "config download data.listing data.loader native.compiled native.checks",
+            "source runs data.archives data.cifar data.check data.folders native.build",
             "models mixup sgd parallel",
             "saving data.lists data.oxford checkpoint metrics onnx_graph fitting",
             "data.readers",
-            "formats planning",
+            "formats planning inference",
             "starting repeats",
-            "train plan evaluate predict bulk export data.show",
+            "train plan evaluate predict bulk export data.show native.__main__",
         )
     )
     for name in names.split()
 }
-NEED_PADDLE = {"models", "mixup", "sgd", "parallel", "checkpoint", "metrics", "fitting", "starting"}
+WITH_PADDLE = "models mixup sgd parallel checkpoint metrics fitting starting inference"
+NEED_PADDLE = {*WITH_PADDLE.split(), "native.plain", "native.compiled", "native.checks"}
 MODULES = {
     ".".join(path.relative_to(ROOT / "bit_paddle").with_suffix("").parts): path
     for path in (ROOT / "bit_paddle").rglob("*.py")

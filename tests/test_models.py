@@ -7,7 +7,8 @@ import pytest
 from bit_paddle import create_model
 from bit_paddle.architecture import Architecture
 from bit_paddle.errors import ConfigError
-from bit_paddle.models import GroupNormReLU, ResNetV2, StdConv2D, standardize
+from bit_paddle.models import GroupNormReLU, ResNetV2, StdConv2D
+from bit_paddle.native.plain import standardize
 
 
 def formula(weight):
@@ -97,11 +98,11 @@ def test_standardized_once_gives_the_gradients_of_plain_passes(dtype):
 
 
 def test_standardized_once_standardizes_once(monkeypatch):
-    from bit_paddle import models
+    from bit_paddle.native import plain
 
     calls = []
-    original = models.standardize
-    monkeypatch.setattr(models, "standardize", lambda weight: calls.append(1) or original(weight))
+    original = plain.standardize
+    monkeypatch.setattr(plain, "standardize", lambda weight: calls.append(1) or original(weight))
     model = create_model("R14x0.5", num_classes=2)
     count = sum(isinstance(layer, StdConv2D) for layer in model.sublayers())
     with model.standardized_once() as last_pass:

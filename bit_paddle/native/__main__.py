@@ -1,0 +1,36 @@
+"""Compile the operators for this machine ahead of time: ``python -m bit_paddle.native``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bit_paddle import config, errors
+from bit_paddle.native import build
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command ``arguments``."""
+    parser = config.Parser(
+        prog="python -m bit_paddle.native",
+        description=__doc__.split(":")[0] + ". Commands do so at first use; a build that has "
+        f"failed is tried again here. {build.SWITCH}=0 in the environment refuses them.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
+    flags = parser.parse_args(arguments)
+    if flags.into:
+        build.build(flags.into)
+        return 0
+    try:
+        _, facts = build.rebuild()
+    except build.Unavailable as reason:
+        raise errors.BitPaddleError(f"no compiled operators: {reason}") from None
+    print(f"compiled, with oneDNN {facts['onednn']}{', bf16 too' * facts['bf16']}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run_command(main, sys.argv[1:]))

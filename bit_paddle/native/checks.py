@@ -1,0 +1,70 @@
+"""Compares compiled operators with `plain`, on a small network: values and gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import nn
+
+from bit_paddle.architecture import GROUPS
+from bit_paddle.native import plain
+from bit_paddle.native.plain import NORM_EPSILON
+
+TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2}  # of the largest number; sums have 500 terms
+
+
+def check(operators: Any, dtype: str) -> None:
+    """Raise RuntimeError where ``operators`` and `plain` differ by more than rounding does."""
+    expected, found = _outcomes(plain, dtype), _outcomes(operators, dtype)
+    for name, value in expected.items():
+        error = float(np.abs(found[name] - value).max() / np.abs(value).max())
+        if not error < TOLERANCES[dtype]:
+            raise RuntimeError(f"{name} in {dtype} is off by {error:.2g} of the largest number")
+
+
+def passes(operators: Any, dtype: str) -> bool:
+    """Return whether `check` does; a processor may lack a precision."""
+    try:
+        check(operators, dtype)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _outcomes(operators: Any, dtype: str) -> dict[str, np.ndarray]:
+    """Return {name: float32} of the output and the gradients of two units behind a root."""
+    random = np.random.default_rng(0)
+
+    def parameter(name: str, *shape: int) -> paddle.Tensor:
+        values = random.standard_normal(shape).astype(np.float32)
+        made[name] = paddle.create_parameter(
+            shape, "float32", default_initializer=nn.initializer.Assign(values)
+        )
+        return made[name]
+
+    def norm(name: str, channels: int) -> nn.GroupNorm:
+        layer = nn.GroupNorm(GROUPS, channels, NORM_EPSILON)
+        layer.weight, layer.bias = (
+            parameter(f"{name}.scale", channels),
+            parameter(f"{name}.bias", channels),
+        )
+        return layer
+
+    def kernel(name: str, *shape: int) -> paddle.Tensor:
+        return operators.standardize(parameter(name, *shape))
+
+    made: dict[str, paddle.Tensor] = {}
+    images = random.standard_normal((3, 3, 17, 22)).astype(np.float32)
+    x = operators.enter(paddle.to_tensor(images)).astype(dtype)
+    x = operators.pool(operators.convolve(x, kernel("root", 64, 3, 7, 7), 2))
+    y, shortcut = operators.norm_relu_twice(x, norm("first", 64))
+    shortcut = operators.convolve(shortcut, kernel("projection", 96, 64, 1, 1), 2)
+    x = operators.convolve(y, kernel("strided", 96, 64, 3, 3), 2, shortcut)
+    y, shortcut = operators.norm_relu_beside(x, norm("second", 96))
+    x = operators.convolve(y, kernel("pointwise", 96, 96, 1, 1), 1, shortcut)
+    y = operators.average(operators.norm_relu(x, norm("last", 96)))
+    (y * y).sum().backward()
+    outcomes = {"output": y.numpy(), "stage": operators.leave(x).astype("float32").numpy()}
+    return outcomes | {f"gradient of {name}": one.grad.numpy() for name, one in made.items()}

@@ -1,0 +1,59 @@
+"""The operators of `plain`, compiled for a CPU: float32 and bfloat16.
+
+Activations are [N, H, W, C] here, kernels [O, I, H, W] as ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from paddle import Tensor, nn
+from paddle.base import core
+
+from bit_paddle.architecture import GROUPS
+from bit_paddle.native.plain import NORM_EPSILON, STANDARDIZATION_EPSILON
+
+
+class Compiled:
+    """The operators of operators.cc, which `build` has loaded."""
+
+    def enter(self, images: Tensor) -> Tensor:
+        return images.transpose([0, 2, 3, 1])
+
+    def leave(self, x: Tensor) -> Tensor:
+        return x.transpose([0, 3, 1, 2])
+
+    def standardize(self, weight: Tensor) -> Tensor:
+        return _run("bit_standardize", weight, STANDARDIZATION_EPSILON)[0]
+
+    def convolve(
+        self, x: Tensor, kernel: Tensor, stride: int, residual: Tensor | None = None
+    ) -> Tensor:
+        if x.shape[-1] == 3:
+            return _run("bit_convolve_images", x, kernel, stride)[0]
+        if residual is None:
+            return _run("bit_convolve", x, kernel, stride)[0]
+        return _run("bit_convolve_add", x, kernel, residual, stride)[0]
+
+    def norm_relu(self, x: Tensor, norm: nn.GroupNorm) -> Tensor:
+        return _normalize("bit_norm_relu", x, norm)[0]
+
+    def norm_relu_twice(self, x: Tensor, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
+        return tuple(_normalize("bit_norm_relu_twice", x, norm)[:2])
+
+    def norm_relu_beside(self, x: Tensor, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
+        return tuple(_normalize("bit_norm_relu_beside", x, norm)[:2])
+
+    def pool(self, x: Tensor) -> Tensor:
+        return _run("bit_pool", x)[0]
+
+    def average(self, x: Tensor) -> Tensor:
+        return x.astype("float32").mean(axis=[1, 2])
+
+
+def _normalize(name: str, x: Tensor, norm: nn.GroupNorm) -> Sequence[Tensor]:
+    return _run(name, x, norm.weight, norm.bias, GROUPS, NORM_EPSILON)
+
+
+def _run(name: str, *arguments: object) -> Sequence[Tensor]:
+    return core.eager._run_custom_op(name, *arguments)

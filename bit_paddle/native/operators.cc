@@ -1,0 +1,816 @@
+// Operators of BiT on a CPU. Activations are [N, H, W, C], float32 or bfloat16; kernels
+// [O, I, H, W], statistics and the gradients of parameters are float32. Work is cut by image or by
+// output channel and sums are made in a fixed order, so results do not depend on the threads.
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <list>
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "onednn.h"
+#include "paddle/extension.h"
+
+namespace {
+
+using paddle::Tensor;
+
+// --- Numbers -------------------------------------------------------------------------------------
+
+typedef uint16_t bf16;
+
+inline float widen(float x) { return x; }
+inline float widen(bf16 x) {
+  uint32_t bits = uint32_t(x) << 16;
+  float wide;
+  std::memcpy(&wide, &bits, 4);
+  return wide;
+}
+
+template <typename T>
+inline T narrow(float x);
+template <>
+inline float narrow<float>(float x) { return x; }
+template <>
+inline bf16 narrow<bf16>(float x) {  // to the nearest, ties to even
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  return x == x ? bf16(rounded) : bf16(0x7fc0);
+}
+
+template <typename T>
+const T* read(const Tensor& x) { return reinterpret_cast<const T*>(x.data()); }
+template <typename T>
+T* write(Tensor& x) { return reinterpret_cast<T*>(x.data()); }
+
+bool is_half(const Tensor& x) { return x.dtype() == paddle::DataType::BFLOAT16; }
+
+Tensor empty(const std::vector<int64_t>& shape, paddle::DataType type, const Tensor& beside) {
+  return paddle::empty(shape, type, beside.place());
+}
+
+// --- Convolution ---------------------------------------------------------------------------------
+
+void check(int status) {
+  if (status == dnnl_out_of_memory) throw std::bad_alloc();
+  if (status != dnnl_success) PD_THROW("oneDNN answers with status ", status);
+}
+
+dnnl_engine_t engine() {
+  static dnnl_engine_t one = [] {
+    dnnl_engine_t made;
+    check(dnnl_engine_create(&made, dnnl_cpu, 0));
+    return made;
+  }();
+  return one;
+}
+
+struct Layout {  // owns a description of memory
+  dnnl_memory_desc_t handle = nullptr;
+  Layout() = default;
+  explicit Layout(const_dnnl_memory_desc_t other) { check(dnnl_memory_desc_clone(&handle, other)); }
+  Layout(Layout&& other) { std::swap(handle, other.handle); }
+  Layout& operator=(Layout&& other) { std::swap(handle, other.handle); return *this; }
+  ~Layout() { if (handle) dnnl_memory_desc_destroy(handle); }
+  size_t bytes() const { return dnnl_memory_desc_get_size(handle); }
+};
+
+Layout channels_last(int64_t n, int64_t c, int64_t h, int64_t w, int type) {
+  Layout made;
+  dnnl_dims_t dims = {n, c, h, w}, strides = {h * w * c, 1, w * c, c};
+  check(dnnl_memory_desc_create_with_strides(&made.handle, 4, dims, type, strides));
+  return made;
+}
+
+Layout any_kernel_layout(int64_t o, int64_t i, int64_t k, int type) {
+  Layout made;
+  dnnl_dims_t dims = {o, i, k, k};
+  check(dnnl_memory_desc_create_with_tag(&made.handle, 4, dims, type, dnnl_format_tag_any));
+  return made;
+}
+
+// Memory that lives on between calls; each caller has its own slot.
+char* buffer(int slot, size_t bytes) {
+  static thread_local std::array<std::vector<char>, 2> slots;
+  auto& one = slots[slot];
+  if (one.size() < bytes + 64) { one.clear(); one.shrink_to_fit(); one.resize(bytes + 64); }
+  return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(one.data()) + 63) & ~uintptr_t(63));
+}
+
+struct Primitive {
+  dnnl_primitive_t handle = nullptr;
+  Layout scratchpad;
+  ~Primitive() { if (handle) dnnl_primitive_destroy(handle); }
+
+  explicit Primitive(dnnl_primitive_desc_t description)
+      : scratchpad(dnnl_primitive_desc_query_md(description, dnnl_query_scratchpad_md, 0)) {
+    check(dnnl_primitive_create(&handle, description));
+  }
+
+  struct Argument {
+    int name;
+    const Layout& layout;
+    const void* data;
+  };
+
+  void run(std::vector<Argument> arguments) const {
+    static thread_local dnnl_stream_t stream = [] {
+      dnnl_stream_t made;
+      check(dnnl_stream_create(&made, engine(), dnnl_stream_in_order));
+      return made;
+    }();
+    if (size_t bytes = scratchpad.bytes())
+      arguments.push_back({DNNL_ARG_SCRATCHPAD, scratchpad, buffer(0, bytes)});
+    std::vector<dnnl_exec_arg_t> given;
+    for (auto& one : arguments) {
+      dnnl_memory_t memory;
+      check(dnnl_memory_create(&memory, one.layout.handle, engine(), const_cast<void*>(one.data)));
+      given.push_back({one.name, memory});
+    }
+    int status = dnnl_primitive_execute(handle, stream, given.size(), given.data());
+    dnnl_stream_wait(stream);
+    for (auto& one : given) dnnl_memory_destroy(one.memory);
+    check(status);
+  }
+};
+
+// A kernel in the blocked layout that a primitive asks for. The place of [o, i, h, w] in it is a sum
+// of one number for o and one for (i, h, w), so two tables tell it. (oneDNN's own reordering takes
+// three times as long.)
+struct KernelLayout {
+  Layout layout;
+  std::vector<int64_t> outputs, inputs;
+  bool padded = false, outputs_inmost = false;
+
+  KernelLayout() = default;
+  KernelLayout(dnnl_primitive_desc_t description, int what, int64_t o, int64_t i, int64_t k, int size)
+      : layout(dnnl_primitive_desc_query_md(description, what, 0)) {
+    int blocks;
+    const dnnl_dims_t *strides, *sizes, *dims;
+    check(dnnl_memory_desc_query(layout.handle, dnnl_query_inner_nblks_s32, &blocks));
+    check(dnnl_memory_desc_query(layout.handle, dnnl_query_inner_blks, &sizes));
+    check(dnnl_memory_desc_query(layout.handle, dnnl_query_inner_idxs, &dims));
+    check(dnnl_memory_desc_query(layout.handle, dnnl_query_strides, &strides));
+    auto offset = [&](int dim, int64_t place) {
+      int64_t total = 0, stride = 1;
+      for (int block = blocks - 1; block >= 0; --block) {
+        if ((*dims)[block] == dim) {
+          total += place % (*sizes)[block] * stride;
+          place /= (*sizes)[block];
+        }
+        stride *= (*sizes)[block];
+      }
+      return total + place * (*strides)[dim];
+    };
+    for (int64_t place = 0; place < o; ++place) outputs.push_back(offset(0, place));
+    for (int64_t place = 0; place < i; ++place)
+      for (int64_t row = 0; row < k; ++row)
+        for (int64_t column = 0; column < k; ++column)
+          inputs.push_back(offset(1, place) + offset(2, row) + offset(3, column));
+    outputs_inmost = i < 3 || outputs[2] - outputs[0] < inputs[2 * k * k] - inputs[0];
+    padded = layout.bytes() > size_t(o * i * k * k * size);
+  }
+
+  static constexpr int64_t TILE = 32, WIDTH = 144;  // 144: of 3 x 3 pixels, 16 channels
+
+  template <typename T>
+  void pack(const float* plain, T* packed) const {
+    int64_t o = outputs.size(), size = inputs.size();
+    if (padded) std::memset(packed, 0, layout.bytes());
+#pragma omp parallel for
+    for (int64_t first = 0; first < o; first += TILE)
+      for (int64_t begin = 0; begin < size; begin += WIDTH) {
+        T tile[TILE][WIDTH];  // in the nearest cache, where strides do no harm
+        int64_t height = std::min(TILE, o - first), width = std::min(WIDTH, size - begin);
+        for (int64_t k = 0; k < height; ++k) {
+          const float* row = plain + (first + k) * size + begin;
+#pragma omp simd
+          for (int64_t j = 0; j < width; ++j) tile[k][j] = narrow<T>(row[j]);
+        }
+        const int64_t *at = outputs.data() + first, *along = inputs.data() + begin;
+        if (outputs_inmost) {
+          for (int64_t j = 0; j < width; ++j) {
+            T* to = packed + along[j];
+            for (int64_t k = 0; k < height; ++k) to[at[k]] = tile[k][j];
+          }
+        } else {
+          for (int64_t k = 0; k < height; ++k) {
+            T* to = packed + at[k];
+            for (int64_t j = 0; j < width; ++j) to[along[j]] = tile[k][j];
+          }
+        }
+      }
+  }
+
+  void unpack(const float* packed, float* plain) const {
+    int64_t o = outputs.size(), size = inputs.size();
+#pragma omp parallel for
+    for (int64_t first = 0; first < o; first += TILE)
+      for (int64_t begin = 0; begin < size; begin += WIDTH)
+        for (int64_t k = first; k < std::min(o, first + TILE); ++k)
+          for (int64_t j = begin; j < std::min(size, begin + WIDTH); ++j)
+            plain[k * size + j] = packed[outputs[k] + inputs[j]];
+  }
+};
+
+struct Geometry {
+  int64_t n, h, w, i, o, k, stride, padding;
+  int type, residual;
+  int bytes() const { return type == dnnl_bf16 ? 2 : 4; }
+  int64_t out_h() const { return (h + 2 * padding - k) / stride + 1; }
+  int64_t out_w() const { return (w + 2 * padding - k) / stride + 1; }
+  auto key() const { return std::array<int64_t, 10>{n, h, w, i, o, k, stride, padding, type, residual}; }
+};
+
+// What a convolution of one geometry needs: three primitives, those of the way back when asked for.
+struct Convolution {
+  Geometry g;
+  Layout x, y;
+  KernelLayout forward_kernel, data_kernel, kernel_gradient;
+  std::unique_ptr<Primitive> forward, to_data, to_kernel;
+  dnnl_primitive_attr_t attributes;
+  dnnl_primitive_desc_t description;  // of forward: the others ask for it as a hint
+  const dnnl_dims_t strides, dilates = {0, 0}, padding;
+
+  explicit Convolution(const Geometry& geometry)
+      : g(geometry),
+        x(channels_last(g.n, g.i, g.h, g.w, g.type)),
+        y(channels_last(g.n, g.o, g.out_h(), g.out_w(), g.type)),
+        strides{g.stride, g.stride},
+        padding{g.padding, g.padding} {
+    dnnl_primitive_attr_t adding;
+    for (auto* made : {&attributes, &adding}) {
+      check(dnnl_primitive_attr_create(made));
+      check(dnnl_primitive_attr_set_scratchpad_mode(*made, dnnl_scratchpad_mode_user));
+    }
+    if (g.residual) {
+      dnnl_post_ops_t operations;
+      check(dnnl_post_ops_create(&operations));
+      check(dnnl_post_ops_append_binary(operations, dnnl_binary_add, y.handle));
+      check(dnnl_primitive_attr_set_post_ops(adding, operations));
+      dnnl_post_ops_destroy(operations);
+    }
+    Layout any = any_kernel_layout(g.o, g.i, g.k, g.type);
+    check(dnnl_convolution_forward_primitive_desc_create(
+        &description, engine(), dnnl_forward_training, dnnl_convolution_direct, x.handle, any.handle,
+        nullptr, y.handle, strides, dilates, padding, padding, adding));
+    dnnl_primitive_attr_destroy(adding);
+    forward_kernel = KernelLayout(description, dnnl_query_weights_md, g.o, g.i, g.k, g.bytes());
+    forward.reset(new Primitive(description));
+  }
+
+  ~Convolution() {
+    dnnl_primitive_desc_destroy(description);
+    dnnl_primitive_attr_destroy(attributes);
+  }
+
+  void prepare_data_gradient() {
+    if (to_data) return;
+    Layout any = any_kernel_layout(g.o, g.i, g.k, g.type);
+    dnnl_primitive_desc_t made;
+    check(dnnl_convolution_backward_data_primitive_desc_create(
+        &made, engine(), dnnl_convolution_direct, x.handle, any.handle, y.handle, strides, dilates,
+        padding, padding, description, attributes));
+    data_kernel = KernelLayout(made, dnnl_query_weights_md, g.o, g.i, g.k, g.bytes());
+    to_data.reset(new Primitive(made));
+    dnnl_primitive_desc_destroy(made);
+  }
+
+  void prepare_kernel_gradient() {
+    if (to_kernel) return;
+    Layout any = any_kernel_layout(g.o, g.i, g.k, dnnl_f32);
+    dnnl_primitive_desc_t made;
+    check(dnnl_convolution_backward_weights_primitive_desc_create(
+        &made, engine(), dnnl_convolution_direct, x.handle, any.handle, nullptr, y.handle, strides,
+        dilates, padding, padding, description, attributes));
+    kernel_gradient = KernelLayout(made, dnnl_query_diff_weights_md, g.o, g.i, g.k, 4);
+    to_kernel.reset(new Primitive(made));
+    dnnl_primitive_desc_destroy(made);
+  }
+
+  const void* packed(const KernelLayout& to, const Tensor& kernel) const {
+    char* room = buffer(1, to.layout.bytes());
+    if (g.type == dnnl_bf16)
+      to.pack(read<float>(kernel), reinterpret_cast<bf16*>(room));
+    else
+      to.pack(read<float>(kernel), reinterpret_cast<float*>(room));
+    return room;
+  }
+};
+
+// The convolutions met last. A network has some dozens; sizes that vary must not fill the memory.
+Convolution& convolution(const Geometry& geometry) {
+  static thread_local std::list<std::unique_ptr<Convolution>> kept;
+  const size_t bound = 256;
+  auto key = geometry.key();
+  for (auto one = kept.begin(); one != kept.end(); ++one)
+    if ((*one)->g.key() == key) {
+      kept.splice(kept.begin(), kept, one);
+      return *kept.front();
+    }
+  kept.emplace_front(new Convolution(geometry));
+  if (kept.size() > bound) kept.pop_back();
+  return *kept.front();
+}
+
+Geometry geometry(const Tensor& x, const Tensor& kernel, int stride, bool residual) {
+  auto s = x.shape(), k = kernel.shape();
+  int type = is_half(x) ? dnnl_bf16 : dnnl_f32;
+  return {s[0], s[1], s[2], s[3], k[0], k[2], stride, k[2] / 2, type, residual};
+}
+
+Tensor convolve_with(const Tensor& x, const Tensor& kernel, const Tensor* residual, int stride) {
+  auto& one = convolution(geometry(x, kernel, stride, residual));
+  Tensor y = empty({one.g.n, one.g.out_h(), one.g.out_w(), one.g.o}, x.dtype(), x);
+  std::vector<Primitive::Argument> arguments = {
+      {DNNL_ARG_SRC, one.x, x.data()},
+      {DNNL_ARG_WEIGHTS, one.forward_kernel.layout, one.packed(one.forward_kernel, kernel)},
+      {DNNL_ARG_DST, one.y, y.data()}};
+  if (residual)
+    arguments.push_back({DNNL_ARG_POST_OP_0 | DNNL_ARG_SRC_1, one.y, residual->data()});
+  one.forward->run(arguments);
+  return y;
+}
+
+Tensor data_gradient(Convolution& one, const Tensor& x, const Tensor& kernel, const Tensor& dy) {
+  one.prepare_data_gradient();
+  Tensor dx = empty(x.shape(), x.dtype(), x);
+  one.to_data->run(
+      {{DNNL_ARG_DIFF_DST, one.y, dy.data()},
+       {DNNL_ARG_WEIGHTS, one.data_kernel.layout, one.packed(one.data_kernel, kernel)},
+       {DNNL_ARG_DIFF_SRC, one.x, dx.data()}});
+  return dx;
+}
+
+Tensor kernel_gradient(Convolution& one, const Tensor& x, const Tensor& kernel, const Tensor& dy) {
+  one.prepare_kernel_gradient();
+  Tensor dw = empty(kernel.shape(), kernel.dtype(), kernel);
+  char* room = buffer(1, one.kernel_gradient.layout.bytes());
+  one.to_kernel->run({{DNNL_ARG_SRC, one.x, x.data()},
+                      {DNNL_ARG_DIFF_DST, one.y, dy.data()},
+                      {DNNL_ARG_DIFF_WEIGHTS, one.kernel_gradient.layout, room}});
+  one.kernel_gradient.unpack(reinterpret_cast<float*>(room), write<float>(dw));
+  return dw;
+}
+
+std::vector<Tensor> convolve(const Tensor& x, const Tensor& kernel, int stride) {
+  return {convolve_with(x, kernel, nullptr, stride)};
+}
+
+std::vector<Tensor> convolve_backward(
+    const Tensor& x, const Tensor& kernel, const Tensor& dy, int stride) {
+  auto& one = convolution(geometry(x, kernel, stride, false));
+  return {data_gradient(one, x, kernel, dy), kernel_gradient(one, x, kernel, dy)};
+}
+
+// The same for images, which need no gradient.
+std::vector<Tensor> convolve_images_backward(
+    const Tensor& x, const Tensor& kernel, const Tensor& dy, int stride) {
+  return {kernel_gradient(convolution(geometry(x, kernel, stride, false)), x, kernel, dy)};
+}
+
+std::vector<Tensor> convolve_add(
+    const Tensor& x, const Tensor& kernel, const Tensor& residual, int stride) {
+  return {convolve_with(x, kernel, &residual, stride)};
+}
+
+std::vector<Tensor> convolve_add_backward(
+    const Tensor& x, const Tensor& kernel, const Tensor& dy, int stride) {
+  auto& one = convolution(geometry(x, kernel, stride, true));
+  return {data_gradient(one, x, kernel, dy), kernel_gradient(one, x, kernel, dy), dy};
+}
+
+// --- GroupNorm and ReLU --------------------------------------------------------------------------
+
+// How many pieces to cut each image's channels into, whole groups each, so that all threads work.
+int pieces(int64_t images, int64_t groups) {
+  int64_t wanted = 1;
+  while (images * wanted < 4 && wanted < groups / 4) wanted *= 2;
+  return wanted;
+}
+
+const int64_t ROWS = 256;  // pixels whose float32 sums go into a float64 one
+
+// Sums of x and of its square over the pixels, of channels [from, to), less a channel's first value:
+// then nothing cancels where a mean is large.
+template <typename T>
+void moments(
+    const T* x, int64_t pixels, int64_t c, int64_t from, int64_t to, double* sums, double* squares) {
+  int64_t width = to - from;
+  std::vector<float> room(3 * width);
+  float *first = room.data(), *sum = first + width, *square = sum + width;
+  for (int64_t k = 0; k < width; ++k) first[k] = widen(x[from + k]), sums[k] = squares[k] = 0;
+  for (int64_t begin = 0; begin < pixels; begin += ROWS) {
+    std::fill(sum, sum + 2 * width, 0.f);
+    for (int64_t p = begin; p < std::min(pixels, begin + ROWS); ++p) {
+      const T* row = x + p * c + from;
+#pragma omp simd
+      for (int64_t k = 0; k < width; ++k) {
+        float d = widen(row[k]) - first[k];
+        sum[k] += d;
+        square[k] += d * d;
+      }
+    }
+    for (int64_t k = 0; k < width; ++k) sums[k] += sum[k], squares[k] += square[k];
+  }
+  for (int64_t k = 0; k < width; ++k) {  // to the mean, and the sum of squares around that
+    double mean = sums[k] / pixels;
+    squares[k] = std::max(0.0, squares[k] - sums[k] * mean);
+    sums[k] = first[k] + mean;
+  }
+}
+
+template <typename T>
+void norm_relu_of(
+    const Tensor& x, const float* scale, const float* bias, int groups, float epsilon, Tensor& y,
+    float* means, float* inverses) {
+  auto s = x.shape();
+  int64_t n = s[0], pixels = s[1] * s[2], c = s[3], size = c / groups;
+  int cuts = pieces(n, groups);
+#pragma omp parallel for collapse(2)
+  for (int64_t image = 0; image < n; ++image)
+    for (int cut = 0; cut < cuts; ++cut) {
+      const T* in = read<T>(x) + image * pixels * c;
+      T* out = write<T>(y) + image * pixels * c;
+      int64_t from = groups * cut / cuts * size, to = groups * (cut + 1) / cuts * size;
+      std::vector<double> sums(to - from), squares(to - from);
+      moments(in, pixels, c, from, to, sums.data(), squares.data());
+      std::vector<float> factor(to - from), shift(to - from);
+      for (int64_t g = from; g < to; g += size) {
+        double mean = 0, square = 0;
+        for (int64_t k = g - from; k < g - from + size; ++k) mean += sums[k] / size;
+        for (int64_t k = g - from; k < g - from + size; ++k) {
+          double off = sums[k] - mean;
+          square += squares[k] + pixels * off * off;
+        }
+        double inverse = 1 / std::sqrt(square / (size * pixels) + epsilon);
+        means[image * groups + g / size] = mean;
+        inverses[image * groups + g / size] = inverse;
+        for (int64_t k = g; k < g + size; ++k) {
+          factor[k - from] = scale[k] * inverse;
+          shift[k - from] = bias[k] - mean * scale[k] * inverse;
+        }
+      }
+      for (int64_t p = 0; p < pixels; ++p) {
+        const T* row = in + p * c + from;
+        T* to_row = out + p * c + from;
+#pragma omp simd
+        for (int64_t k = 0; k < to - from; ++k)
+          to_row[k] = narrow<T>(std::max(0.f, widen(row[k]) * factor[k] + shift[k]));
+      }
+    }
+}
+
+std::vector<Tensor> norm_relu(
+    const Tensor& x, const Tensor& scale, const Tensor& bias, int groups, float epsilon) {
+  Tensor y = empty(x.shape(), x.dtype(), x);
+  Tensor means = empty({x.shape()[0], groups}, paddle::DataType::FLOAT32, x);
+  Tensor inverses = empty({x.shape()[0], groups}, paddle::DataType::FLOAT32, x);
+  auto run = is_half(x) ? norm_relu_of<bf16> : norm_relu_of<float>;
+  run(x, read<float>(scale), read<float>(bias), groups, epsilon, y, write<float>(means),
+      write<float>(inverses));
+  return {y, means, inverses};
+}
+
+// With z = scale * (x - mean) * inverse + bias and y = max(0, z): dz = dy where z > 0, and over a
+// group of m numbers dx = inverse * (scale dz - mean(scale dz) - xhat mean(scale dz xhat)).
+template <typename T>
+void norm_relu_gradient_of(
+    const Tensor& x, const float* scale, const float* bias, const float* means,
+    const float* inverses, const Tensor& dy, const Tensor* beside, Tensor& dx, double* dscale,
+    double* dbias) {
+  auto s = x.shape();
+  int64_t n = s[0], pixels = s[1] * s[2], c = s[3];
+  int groups = 32;
+  int64_t size = c / groups;
+  int cuts = pieces(n, groups);
+#pragma omp parallel for collapse(2)
+  for (int64_t image = 0; image < n; ++image)
+    for (int cut = 0; cut < cuts; ++cut) {
+      const T* in = read<T>(x) + image * pixels * c;
+      const T* above = read<T>(dy) + image * pixels * c;
+      T* out = write<T>(dx) + image * pixels * c;
+      int64_t from = groups * cut / cuts * size, to = groups * (cut + 1) / cuts * size, width = to - from;
+      std::vector<float> room(6 * width);
+      float *factor = room.data(), *shift = factor + width, *mean = shift + width,
+            *sum = mean + width, *product = sum + width, *constant = product + width;
+      for (int64_t k = 0; k < width; ++k) {
+        int64_t g = image * groups + (from + k) / size;
+        mean[k] = means[g];
+        factor[k] = scale[from + k] * inverses[g];
+        shift[k] = bias[from + k] - means[g] * factor[k];
+      }
+      double *dbias_here = dbias + image * c + from, *dscale_here = dscale + image * c + from;
+      std::fill(dbias_here, dbias_here + width, 0.0);
+      std::fill(dscale_here, dscale_here + width, 0.0);
+      for (int64_t begin = 0; begin < pixels; begin += ROWS) {
+        std::fill(sum, sum + 2 * width, 0.f);
+        for (int64_t p = begin; p < std::min(pixels, begin + ROWS); ++p) {
+          const T *row = in + p * c + from, *above_row = above + p * c + from;
+#pragma omp simd
+          for (int64_t k = 0; k < width; ++k) {
+            float value = widen(row[k]), up = widen(above_row[k]);
+            float dz = value * factor[k] + shift[k] > 0 ? up : 0.f;
+            sum[k] += dz;
+            product[k] += dz * (value - mean[k]);
+          }
+        }
+        for (int64_t k = 0; k < width; ++k) dbias_here[k] += sum[k], dscale_here[k] += product[k];
+      }
+      float *slope = sum;
+      for (int64_t g = 0; g < width; g += size) {
+        double inverse = inverses[image * groups + (from + g) / size], first = 0, second = 0;
+        for (int64_t k = g; k < g + size; ++k) {
+          dscale_here[k] *= inverse;
+          first += scale[from + k] * dbias_here[k];
+          second += scale[from + k] * dscale_here[k];
+        }
+        first /= size * pixels, second /= size * pixels;
+        for (int64_t k = g; k < g + size; ++k) {
+          slope[k] = -inverse * inverse * second;
+          constant[k] = -inverse * first + mean[k] * inverse * inverse * second;
+        }
+      }
+      for (int64_t p = 0; p < pixels; ++p) {
+        const T *row = in + p * c + from, *above_row = above + p * c + from;
+        const T* more = beside ? read<T>(*beside) + (image * pixels + p) * c + from : nullptr;
+        T* to_row = out + p * c + from;
+#pragma omp simd
+        for (int64_t k = 0; k < width; ++k) {
+          float value = widen(row[k]), up = widen(above_row[k]);
+          float dz = value * factor[k] + shift[k] > 0 ? up : 0.f;
+          float down = dz * factor[k] + value * slope[k] + constant[k];
+          to_row[k] = narrow<T>(beside ? down + widen(more[k]) : down);
+        }
+      }
+    }
+}
+
+// The gradients by x, scale and bias, of which the first is added to that ``beside``.
+std::vector<Tensor> norm_relu_gradients(
+    const Tensor& x, const Tensor& scale, const Tensor& bias, const Tensor& means,
+    const Tensor& inverses, const Tensor& dy, const Tensor* beside, Tensor dx) {
+  int64_t n = x.shape()[0], c = x.shape()[3];
+  std::vector<double> dscales(n * c), dbiases(n * c);
+  auto run = is_half(x) ? norm_relu_gradient_of<bf16> : norm_relu_gradient_of<float>;
+  run(x, read<float>(scale), read<float>(bias), read<float>(means), read<float>(inverses), dy,
+      beside, dx, dscales.data(), dbiases.data());
+  Tensor dscale = empty({c}, scale.dtype(), scale), dbias = empty({c}, scale.dtype(), scale);
+  for (int64_t k = 0; k < c; ++k) {
+    double first = 0, second = 0;
+    for (int64_t image = 0; image < n; ++image)
+      first += dscales[image * c + k], second += dbiases[image * c + k];
+    write<float>(dscale)[k] = first, write<float>(dbias)[k] = second;
+  }
+  return {dx, dscale, dbias};
+}
+
+std::vector<Tensor> norm_relu_backward(
+    const Tensor& x, const Tensor& scale, const Tensor& bias, const Tensor& means,
+    const Tensor& inverses, const Tensor& dy) {
+  Tensor dx = empty(x.shape(), x.dtype(), x);
+  return norm_relu_gradients(x, scale, bias, means, inverses, dy, nullptr, dx);
+}
+
+// With x itself as a second output: what comes back for it is added as the gradient is written.
+std::vector<Tensor> norm_relu_beside(
+    const Tensor& x, const Tensor& scale, const Tensor& bias, int groups, float epsilon) {
+  auto made = norm_relu(x, scale, bias, groups, epsilon);
+  return {made[0], Tensor(x.impl()), made[1], made[2]};
+}
+
+std::vector<Tensor> norm_relu_beside_backward(
+    const Tensor& x, const Tensor& scale, const Tensor& bias, const Tensor& means,
+    const Tensor& inverses, const Tensor& dy, const Tensor& beside) {
+  Tensor dx = empty(x.shape(), x.dtype(), x);
+  return norm_relu_gradients(x, scale, bias, means, inverses, dy, &beside, dx);
+}
+
+// With the result twice, for two users: what comes back is added up by all threads.
+std::vector<Tensor> norm_relu_twice(
+    const Tensor& x, const Tensor& scale, const Tensor& bias, int groups, float epsilon) {
+  auto made = norm_relu(x, scale, bias, groups, epsilon);
+  return {made[0], Tensor(made[0].impl()), made[1], made[2]};
+}
+
+template <typename T>
+void add_of(const Tensor& a, const Tensor& b, Tensor& sum) {
+  const T *first = read<T>(a), *second = read<T>(b);
+  T* to = write<T>(sum);
+#pragma omp parallel for simd
+  for (int64_t k = 0; k < a.numel(); ++k) to[k] = narrow<T>(widen(first[k]) + widen(second[k]));
+}
+
+std::vector<Tensor> norm_relu_twice_backward(
+    const Tensor& x, const Tensor& scale, const Tensor& bias, const Tensor& means,
+    const Tensor& inverses, const Tensor& dy, const Tensor& dy2) {
+  Tensor dx = empty(x.shape(), x.dtype(), x);
+  (is_half(x) ? add_of<bf16> : add_of<float>)(dy, dy2, dx);
+  return norm_relu_gradients(x, scale, bias, means, inverses, dx, nullptr, dx);
+}
+
+// --- Pooling -------------------------------------------------------------------------------------
+
+// Maxima of 3 x 3 pixels at stride 2, with zeros around. ``which`` names the pixel of a window, or
+// 9 for a zero: the first of equal ones, in the order of memory.
+template <typename T>
+void pool_of(const Tensor& x, Tensor& y, uint8_t* which) {
+  auto s = x.shape(), t = y.shape();
+  int64_t n = s[0], h = s[1], w = s[2], c = s[3], out_h = t[1], out_w = t[2];
+#pragma omp parallel for collapse(2)
+  for (int64_t image = 0; image < n; ++image)
+    for (int64_t row = 0; row < out_h; ++row) {
+      std::vector<float> maxima(c);
+      std::vector<int32_t> places(c);
+      float* best = maxima.data();
+      int32_t* found = places.data();
+      for (int64_t column = 0; column < out_w; ++column) {
+        bool edge = row == 0 || column == 0 || 2 * row == h - 1 || 2 * column == w - 1;
+        std::fill(best, best + c, edge ? 0.f : -INFINITY);
+        std::fill(found, found + c, 9);
+        for (int place = 0; place < 9; ++place) {
+          int64_t i = 2 * row - 1 + place / 3, j = 2 * column - 1 + place % 3;
+          if (i < 0 || i >= h || j < 0 || j >= w) continue;
+          const T* in = read<T>(x) + ((image * h + i) * w + j) * c;
+#pragma omp simd
+          for (int64_t k = 0; k < c; ++k) {
+            float value = widen(in[k]);
+            bool higher = value > best[k];
+            best[k] = higher ? value : best[k];
+            found[k] = higher ? place : found[k];
+          }
+        }
+        int64_t at = ((image * out_h + row) * out_w + column) * c;
+        for (int64_t k = 0; k < c; ++k) {
+          write<T>(y)[at + k] = narrow<T>(best[k]);
+          which[at + k] = found[k];
+        }
+      }
+    }
+}
+
+std::vector<Tensor> pool(const Tensor& x) {
+  auto s = x.shape();
+  std::vector<int64_t> shape = {s[0], (s[1] - 1) / 2 + 1, (s[2] - 1) / 2 + 1, s[3]};
+  Tensor y = empty(shape, x.dtype(), x), which = empty(shape, paddle::DataType::UINT8, x);
+  (is_half(x) ? pool_of<bf16> : pool_of<float>)(x, y, write<uint8_t>(which));
+  return {y, which};
+}
+
+template <typename T>
+void pool_gradient_of(const Tensor& dy, const uint8_t* which, Tensor& dx) {
+  auto s = dx.shape(), t = dy.shape();
+  int64_t n = s[0], h = s[1], w = s[2], c = s[3], out_h = t[1], out_w = t[2];
+#pragma omp parallel for collapse(2)
+  for (int64_t image = 0; image < n; ++image)
+    for (int64_t i = 0; i < h; ++i) {
+      std::vector<float> sum(c);
+      for (int64_t j = 0; j < w; ++j) {
+        std::fill(sum.begin(), sum.end(), 0.f);
+        for (int64_t row = i / 2; row <= std::min(out_h - 1, (i + 1) / 2); ++row)
+          for (int64_t column = j / 2; column <= std::min(out_w - 1, (j + 1) / 2); ++column) {
+            int place = (i - 2 * row + 1) * 3 + j - 2 * column + 1;
+            int64_t at = ((image * out_h + row) * out_w + column) * c;
+            const T* from = read<T>(dy) + at;
+            for (int64_t k = 0; k < c; ++k) sum[k] += which[at + k] == place ? widen(from[k]) : 0.f;
+          }
+        T* to = write<T>(dx) + ((image * h + i) * w + j) * c;
+        for (int64_t k = 0; k < c; ++k) to[k] = narrow<T>(sum[k]);
+      }
+    }
+}
+
+std::vector<Tensor> pool_backward(const Tensor& x, const Tensor& which, const Tensor& dy) {
+  Tensor dx = empty(x.shape(), x.dtype(), x);
+  (is_half(x) ? pool_gradient_of<bf16> : pool_gradient_of<float>)(dy, read<uint8_t>(which), dx);
+  return {dx};
+}
+
+// --- Standardization -----------------------------------------------------------------------------
+
+std::vector<Tensor> standardize(const Tensor& weight, float epsilon) {
+  auto s = weight.shape();
+  int64_t o = s[0], size = s[1] * s[2] * s[3];
+  Tensor out = empty(s, weight.dtype(), weight);
+  Tensor inverses = empty({o}, weight.dtype(), weight);
+#pragma omp parallel for
+  for (int64_t k = 0; k < o; ++k) {
+    const float* in = read<float>(weight) + k * size;
+    float* to = write<float>(out) + k * size;
+    double sum = 0, square = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = 0; j < size; ++j) sum += in[j];
+    double mean = sum / size;
+#pragma omp simd reduction(+ : square)
+    for (int64_t j = 0; j < size; ++j) square += (in[j] - mean) * (in[j] - mean);
+    double inverse = 1 / std::sqrt(square / size + epsilon);
+    write<float>(inverses)[k] = inverse;
+#pragma omp simd
+    for (int64_t j = 0; j < size; ++j) to[j] = (in[j] - mean) * inverse;
+  }
+  return {out, inverses};
+}
+
+std::vector<Tensor> standardize_backward(
+    const Tensor& standardized, const Tensor& inverses, const Tensor& gradient) {
+  auto s = standardized.shape();
+  int64_t o = s[0], size = s[1] * s[2] * s[3];
+  Tensor out = empty(s, gradient.dtype(), gradient);
+#pragma omp parallel for
+  for (int64_t k = 0; k < o; ++k) {
+    const float *w = read<float>(standardized) + k * size, *g = read<float>(gradient) + k * size;
+    float* to = write<float>(out) + k * size;
+    double sum = 0, product = 0;
+#pragma omp simd reduction(+ : sum, product)
+    for (int64_t j = 0; j < size; ++j) sum += g[j], product += double(g[j]) * w[j];
+    float inverse = read<float>(inverses)[k], first = sum / size, second = product / size;
+#pragma omp simd
+    for (int64_t j = 0; j < size; ++j) to[j] = inverse * (g[j] - first - w[j] * second);
+  }
+  return {out};
+}
+
+}  // namespace
+
+PD_BUILD_OP(bit_convolve)
+    .Inputs({"X", "Kernel"})
+    .Outputs({"Y"})
+    .Attrs({"stride: int"})
+    .SetKernelFn(PD_KERNEL(convolve));
+PD_BUILD_GRAD_OP(bit_convolve)
+    .Inputs({"X", "Kernel", paddle::Grad("Y")})
+    .Outputs({paddle::Grad("X"), paddle::Grad("Kernel")})
+    .Attrs({"stride: int"})
+    .SetKernelFn(PD_KERNEL(convolve_backward));
+
+PD_BUILD_OP(bit_convolve_images)
+    .Inputs({"X", "Kernel"})
+    .Outputs({"Y"})
+    .Attrs({"stride: int"})
+    .SetKernelFn(PD_KERNEL(convolve));
+PD_BUILD_GRAD_OP(bit_convolve_images)
+    .Inputs({"X", "Kernel", paddle::Grad("Y")})
+    .Outputs({paddle::Grad("Kernel")})
+    .Attrs({"stride: int"})
+    .SetKernelFn(PD_KERNEL(convolve_images_backward));
+
+PD_BUILD_OP(bit_convolve_add)
+    .Inputs({"X", "Kernel", "Residual"})
+    .Outputs({"Y"})
+    .Attrs({"stride: int"})
+    .SetKernelFn(PD_KERNEL(convolve_add));
+PD_BUILD_GRAD_OP(bit_convolve_add)
+    .Inputs({"X", "Kernel", paddle::Grad("Y")})
+    .Outputs({paddle::Grad("X"), paddle::Grad("Kernel"), paddle::Grad("Residual")})
+    .Attrs({"stride: int"})
+    .SetKernelFn(PD_KERNEL(convolve_add_backward));
+
+PD_BUILD_OP(bit_norm_relu)
+    .Inputs({"X", "Scale", "Bias"})
+    .Outputs({"Y", "Means", "Inverses"})
+    .Attrs({"groups: int", "epsilon: float"})
+    .SetKernelFn(PD_KERNEL(norm_relu));
+PD_BUILD_GRAD_OP(bit_norm_relu)
+    .Inputs({"X", "Scale", "Bias", "Means", "Inverses", paddle::Grad("Y")})
+    .Outputs({paddle::Grad("X"), paddle::Grad("Scale"), paddle::Grad("Bias")})
+    .SetKernelFn(PD_KERNEL(norm_relu_backward));
+
+PD_BUILD_OP(bit_norm_relu_beside)
+    .Inputs({"X", "Scale", "Bias"})
+    .Outputs({"Y", "Beside", "Means", "Inverses"})
+    .Attrs({"groups: int", "epsilon: float"})
+    .SetKernelFn(PD_KERNEL(norm_relu_beside));
+PD_BUILD_GRAD_OP(bit_norm_relu_beside)
+    .Inputs({"X", "Scale", "Bias", "Means", "Inverses", paddle::Grad("Y"), paddle::Grad("Beside")})
+    .Outputs({paddle::Grad("X"), paddle::Grad("Scale"), paddle::Grad("Bias")})
+    .SetKernelFn(PD_KERNEL(norm_relu_beside_backward));
+
+PD_BUILD_OP(bit_norm_relu_twice)
+    .Inputs({"X", "Scale", "Bias"})
+    .Outputs({"Y", "Twin", "Means", "Inverses"})
+    .Attrs({"groups: int", "epsilon: float"})
+    .SetKernelFn(PD_KERNEL(norm_relu_twice));
+PD_BUILD_GRAD_OP(bit_norm_relu_twice)
+    .Inputs({"X", "Scale", "Bias", "Means", "Inverses", paddle::Grad("Y"), paddle::Grad("Twin")})
+    .Outputs({paddle::Grad("X"), paddle::Grad("Scale"), paddle::Grad("Bias")})
+    .SetKernelFn(PD_KERNEL(norm_relu_twice_backward));
+
+PD_BUILD_OP(bit_standardize)
+    .Inputs({"Weight"})
+    .Outputs({"Standardized", "Inverses"})
+    .Attrs({"epsilon: float"})
+    .SetKernelFn(PD_KERNEL(standardize));
+PD_BUILD_GRAD_OP(bit_standardize)
+    .Inputs({"Standardized", "Inverses", paddle::Grad("Standardized")})
+    .Outputs({paddle::Grad("Weight")})
+    .SetKernelFn(PD_KERNEL(standardize_backward));
+
+PD_BUILD_OP(bit_pool).Inputs({"X"}).Outputs({"Y", "Which"}).SetKernelFn(PD_KERNEL(pool));
+PD_BUILD_GRAD_OP(bit_pool)
+    .Inputs({"X", "Which", paddle::Grad("Y")})
+    .Outputs({paddle::Grad("X")})
+    .SetKernelFn(PD_KERNEL(pool_backward));
