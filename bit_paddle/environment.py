@@ -23,7 +23,10 @@ def prepare() -> None:
     Pillow, when it is imported, reads how many blocks of memory to keep. By default it gives each
     image's back to the system, which clears new pages for the next: a third of a resize.
     """
+    global _threads
     os.environ.setdefault("PILLOW_BLOCKS_MAX", str(_PILLOW_BLOCKS))
+    if "paddle" not in sys.modules:  # which would have said 1 for the user
+        _threads = os.environ.get("OMP_NUM_THREADS") or os.environ.get("MKL_NUM_THREADS") or ""
     if not {"OMP_NUM_THREADS", "MKL_NUM_THREADS"} & set(os.environ):
         os.environ["MKL_NUM_THREADS"] = _chosen["MKL_NUM_THREADS"] = str(cpu_count())
     if _is_amd_with_avx2():
@@ -32,8 +35,7 @@ def prepare() -> None:
 
 def threads() -> int:
     """Return how many threads are to compute in this process: the user's number, or `prepare`'s."""
-    given = os.environ.get("OMP_NUM_THREADS") or os.environ.get("MKL_NUM_THREADS") or ""
-    first = given.split(",")[0]
+    first = _threads.split(",")[0]
     return int(first) if first.isdigit() and int(first) else cpu_count()
 
 
@@ -52,6 +54,7 @@ def keep_memory() -> None:
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 
 
+_threads = ""  # what the user has asked for
 _chosen: dict[str, str] = {}  # what `prepare` has set that is not for several processes
 
 

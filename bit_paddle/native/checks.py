@@ -12,16 +12,16 @@ from bit_paddle.architecture import GROUPS
 from bit_paddle.native import plain
 from bit_paddle.native.plain import NORM_EPSILON
 
-TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2}  # of the largest number; sums have 500 terms
+TOLERANCES = {"float32": 1e-5, "bfloat16": 3e-2}  # mean error by mean size: ReLU may flip a number
 
 
 def check(operators: Any, dtype: str) -> None:
     """Raise RuntimeError where ``operators`` and `plain` differ by more than rounding does."""
     expected, found = _outcomes(plain, dtype), _outcomes(operators, dtype)
     for name, value in expected.items():
-        error = float(np.abs(found[name] - value).max() / np.abs(value).max())
+        error = float(np.abs(found[name] - value).mean() / np.abs(value).mean())
         if not error < TOLERANCES[dtype]:
-            raise RuntimeError(f"{name} in {dtype} is off by {error:.2g} of the largest number")
+            raise RuntimeError(f"{name} in {dtype} is off by {error:.2g} of its size")
 
 
 def passes(operators: Any, dtype: str) -> bool:

@@ -6,7 +6,9 @@ Activations are [N, H, W, C] here, kernels [O, I, H, W] as ever.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import paddle
 from paddle import Tensor, nn
 from paddle.base import core
 
@@ -55,5 +57,7 @@ def _normalize(name: str, x: Tensor, norm: nn.GroupNorm) -> Sequence[Tensor]:
     return _run(name, x, norm.weight, norm.bias, GROUPS, NORM_EPSILON)
 
 
-def _run(name: str, *arguments: object) -> Sequence[Tensor]:
+def _run(name: str, *arguments: Any) -> Sequence[Tensor]:
+    if not paddle.is_grad_enabled():  # which Paddle forgets of custom operators: they keep it all
+        arguments = [one.detach() if isinstance(one, Tensor) else one for one in arguments]
     return core.eager._run_custom_op(name, *arguments)

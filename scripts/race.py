@@ -1,0 +1,310 @@
+"""What the benches of speed have in common: contenders in processes of their own, taking turns.
+
+Two OpenMP runtimes in one process spoil each other, and turns let a busy moment of the machine hit
+all. A step is what training does with a batch of uint8 images: x / 127.5 - 1, forward pass, mean
+cross-entropy, backward pass, SGD with momentum; inference is the forward pass to logits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+OURS, PURE, PARTS = "bit_paddle", "bit_paddle, pure Paddle", "bit_paddle, 4 micro-batches"
+OBVIOUS = "paddle, obvious"
+HUGGING_FACE, TIMM = "transformers", "timm"
+CLASSES, PAUSE = 10, 0.4  # seconds between turns: threads of OpenMP spin on when their work is done
+LEGEND = """\
+contenders (... bf16: bfloat16 wherever it is the usual thing: --amp bf16, torch.autocast):
+  bit_paddle              this package as it comes, and with BIT_PADDLE_NATIVE=0 (pure Paddle)
+  paddle, obvious         standardization by mean, variance and square root in every pass, Paddle's
+                          own momentum, Paddle's threads as they come
+  transformers            Hugging Face's BitForImageClassification; NHWC: channels-last; folded: the
+                          kernels standardized beforehand by hand
+  timm                    resnetv2_50x1_bit, where it is installed
+"""
+
+
+# --- Contenders: each returns what is to be timed -----------------------------------------------
+
+
+def ours(flags: argparse.Namespace, images: np.ndarray, labels: np.ndarray) -> Callable[[], object]:
+    from bit_paddle import checkpoint, metrics, parallel, sgd, train
+    from bit_paddle.data.loader import MicroBatch
+    from bit_paddle.native import build
+
+    model = checkpoint.create_model(flags.model, CLASSES)
+    amp = "bf16" if "bf16" in flags.worker else "off"
+    operators, named = build.choose("cpu", amp, lambda text: None)
+    print(named, flush=True)
+    model.compute_with(operators)
+    part = MicroBatch(images, labels, labels)
+    if flags.inference:
+        answers = metrics.outputs(model, iter(lambda: part, None), amp)
+        return lambda: next(answers)
+    model.amp = amp
+    optimizer = sgd.Momentum(0.003, 0.9, model.parameters())
+    sums = parallel.GradientSums(model.parameters())
+    parts = [part] * (4 if flags.worker == PARTS else 1)
+    total = len(parts) * len(labels)
+    return lambda: train.update(model, optimizer, sums, parts, total, 1e-4)
+
+
+def obvious(
+    flags: argparse.Namespace, images: np.ndarray, labels: np.ndarray
+) -> Callable[[], object]:
+    import paddle
+
+    from bit_paddle import checkpoint, parallel
+    from bit_paddle.native import plain
+
+    def standardize(weight: paddle.Tensor) -> paddle.Tensor:
+        mean = weight.mean(axis=[1, 2, 3], keepdim=True)
+        variance = weight.var(axis=[1, 2, 3], unbiased=False, keepdim=True)
+        return (weight - mean) / paddle.sqrt(variance + plain.STANDARDIZATION_EPSILON)
+
+    plain.standardize = standardize
+    model = checkpoint.create_model(flags.model, CLASSES)
+    optimizer = paddle.optimizer.Momentum(1e-4, 0.9, model.parameters())
+    targets = paddle.to_tensor(labels)
+
+    def infer() -> np.ndarray:
+        with paddle.no_grad():
+            return model(parallel.to_device(images)).numpy()
+
+    def step() -> None:
+        logits = model(parallel.to_device(images))
+        paddle.nn.functional.cross_entropy(logits, targets).backward()
+        optimizer.step()
+        optimizer.clear_grad()
+
+    return infer if flags.inference else step
+
+
+def pytorch(
+    flags: argparse.Namespace, images: np.ndarray, labels: np.ndarray
+) -> Callable[[], object]:
+    import torch
+
+    from bit_paddle.environment import machine_cpu_count
+
+    torch.set_num_threads(machine_cpu_count())
+    layout = torch.channels_last if "NHWC" in flags.worker else torch.contiguous_format
+    model = (_timm if flags.worker.startswith(TIMM) else _hugging_face)(flags)
+    model = model.to(memory_format=layout).train(not flags.inference)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+    targets, half = torch.from_numpy(labels), "bf16" in flags.worker
+
+    def logits() -> torch.Tensor:
+        pixels = torch.from_numpy(images).float().div_(127.5).sub_(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            made = model(pixels.contiguous(memory_format=layout))
+        return getattr(made, "logits", made).float()
+
+    def infer() -> np.ndarray:
+        with torch.inference_mode():
+            return logits().numpy()
+
+    def step() -> None:
+        torch.nn.functional.cross_entropy(logits(), targets).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return infer if flags.inference else step
+
+
+def _hugging_face(flags: argparse.Namespace) -> object:
+    import torch
+    from transformers import BitConfig, BitForImageClassification
+    from transformers.models.bit.modeling_bit import WeightStandardizedConv2d
+
+    from bit_paddle.architecture import Architecture
+
+    shape = Architecture.parse(flags.model)
+    config = BitConfig(
+        depths=list(shape.units),
+        hidden_sizes=[int(256 * shape.width * 2**block) for block in range(4)],
+        embedding_size=shape.root_channels,
+        num_labels=CLASSES,
+    )
+    model = BitForImageClassification(config)
+    if "folded" in flags.worker:
+        for layer in model.modules():
+            if isinstance(layer, WeightStandardizedConv2d):
+                with torch.no_grad():
+                    flat = layer.weight.flatten(1)
+                    deviation = (flat.var(1, unbiased=False, keepdim=True) + layer.eps).sqrt()
+                    flat = (flat - flat.mean(1, keepdim=True)) / deviation
+                    layer.weight.copy_(flat.view_as(layer.weight))
+                layer.forward = _plain_forward(layer)
+    return model
+
+
+def _plain_forward(layer: object) -> Callable[[object], object]:
+    import torch
+
+    return lambda x: torch.nn.functional.conv2d(
+        x, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups
+    )
+
+
+def _timm(flags: argparse.Namespace) -> object:
+    import timm
+
+    depth, width = flags.model[1:].split("x")
+    return timm.create_model(f"resnetv2_{depth}x{width}_bit", num_classes=CLASSES)
+
+
+def work(flags: argparse.Namespace) -> None:
+    """Be a contender: one run for each line of input, answered with its seconds and the memory."""
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (flags.batch, 3, flags.side, flags.side)).astype(np.uint8)
+    labels = random.integers(0, CLASSES, flags.batch)
+    maker = ours if flags.worker.startswith(OURS) else pytorch
+    run = (obvious if flags.worker == OBVIOUS else maker)(flags, images, labels)
+    for _ in range(2):
+        run()
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        run()
+        seconds = (time.perf_counter() - start) / (4 if flags.worker == PARTS else 1)
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps([seconds, memory]), flush=True)
+
+
+# --- The race -----------------------------------------------------------------------------------
+
+
+def race(contenders: Sequence[str], rounds: int, words: Sequence[str]) -> dict[str, dict]:
+    """Return {contender: {"seconds": of each round, "memory": MB at the peak}}."""
+    children = {}
+    for name in contenders:
+        environment = dict(os.environ)
+        if name.startswith(PURE):
+            environment["BIT_PADDLE_NATIVE"] = "0"
+        if name == OBVIOUS:
+            environment["OMP_NUM_THREADS"] = "1"  # what Paddle gives MKL where nobody says
+        children[name] = subprocess.Popen(
+            [sys.executable, "-W", "ignore", sys.argv[0], "--worker", name, *words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+        )
+        lines = iter(children[name].stdout.readline, "")  # one after the other: starting is work
+        if not any(line == "ready\n" for line in lines):
+            print(f"{name}: does not run here")
+            del children[name]
+    found: dict[str, dict] = {name: {"seconds": [], "memory": 0.0} for name in children}
+    for _ in range(rounds):
+        for name, child in children.items():
+            time.sleep(PAUSE)
+            child.stdin.write("\n")
+            child.stdin.flush()
+            seconds, found[name]["memory"] = json.loads(child.stdout.readline())
+            found[name]["seconds"].append(seconds)
+    for child in children.values():
+        child.stdin.close()
+        child.wait()
+    return found
+
+
+def medians(found: dict[str, dict]) -> dict[str, float]:
+    return {name: statistics.median(one["seconds"]) for name, one in found.items()}
+
+
+def fastest_peer(found: dict[str, dict], half: bool, folded: bool = False) -> float:
+    """Return the median of the fastest PyTorch contender at that precision."""
+    return min(
+        (
+            median
+            for name, median in medians(found).items()
+            if name.startswith((HUGGING_FACE, TIMM))
+            and name.endswith("bf16") == half
+            and ("folded" in name) == folded
+        ),
+        default=float("nan"),
+    )
+
+
+def report(found: dict[str, dict]) -> None:
+    """Print medians, spread, the ratio to the faster PyTorch as it comes, and memory."""
+    print(f"{'':30}{'median s':>8}  {'fastest':>8} {'slowest':>8}   ratio       MB")
+    for name, one in found.items():
+        median = statistics.median(one["seconds"])
+        ratio = median / fastest_peer(found, name.endswith("bf16"))
+        print(
+            f"{name:30}{median:8.3f}  {min(one['seconds']):8.3f} {max(one['seconds']):8.3f}  "
+            f"{ratio:6.2f}  {one['memory']:7,.0f}",
+            flush=True,
+        )
+
+
+def draw(every: dict[str, dict[str, dict]], path: Path) -> None:
+    """Draw {title: what `race` gives} as bars with the spread of the rounds, a panel a title."""
+    from matplotlib.figure import Figure
+
+    rows = max(len(found) for found in every.values())
+    figure = Figure(figsize=(4.6 * len(every), 1 + 0.34 * rows), layout="constrained")
+    for axes, (title, found) in zip(
+        figure.subplots(1, len(every), squeeze=False)[0], every.items()
+    ):
+        names = list(found)[::-1]
+        middle = [statistics.median(found[name]["seconds"]) for name in names]
+        low = [m - min(found[name]["seconds"]) for name, m in zip(names, middle)]
+        high = [max(found[name]["seconds"]) - m for name, m in zip(names, middle)]
+        colors = ["tab:blue" if name.startswith(OURS) else "silver" for name in names]
+        axes.barh(names, middle, xerr=[low, high], color=colors, error_kw={"linewidth": 1})
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("seconds: median, fastest and slowest", fontsize=8)
+        axes.tick_params(labelsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """Return the parser of the flags that all races share."""
+    made = argparse.ArgumentParser(
+        description=description,
+        epilog=LEGEND,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--model", default="R50x1", help="R<layers>x<width>")
+    made.add_argument("--batches", type=int, nargs="+", default=[8, 32], help="images at once")
+    made.add_argument("--side", type=int, default=128, help="of the images")
+    made.add_argument("--rounds", type=int, default=7)
+    made.add_argument("--without", nargs="+", default=[], help="contenders to leave out")
+    made.add_argument("--json", type=Path, help="file for every time")
+    made.add_argument("--plot", type=Path, help="file for a picture")
+    for hidden in ("--batch", "--worker"):
+        made.add_argument(hidden, type=int if hidden == "--batch" else str, help=argparse.SUPPRESS)
+    made.set_defaults(inference=False)
+    return made
+
+
+def run(flags: argparse.Namespace, contenders: Sequence[str], what: str) -> dict[str, dict]:
+    """Hold the races that ``flags`` ask for, print them, and write what they found."""
+    contenders = [name for name in contenders if name not in flags.without]
+    every = {}
+    for batch in flags.batches:
+        title = f"{flags.model}, {flags.side} x {flags.side}, {what}, batch {batch}"
+        print(title, flush=True)
+        words = ["--model", flags.model, "--side", str(flags.side), "--batch", str(batch)]
+        every[title] = race(contenders, flags.rounds, words)
+        report(every[title])
+    if flags.json:
+        flags.json.write_text(json.dumps(every, indent=1))
+    if flags.plot:
+        draw(every, flags.plot)
+    return every
