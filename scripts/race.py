@@ -25,7 +25,7 @@ OBVIOUS = "paddle, obvious"
 HUGGING_FACE, TIMM = "transformers", "timm"
 CLASSES, PAUSE = 10, 0.4  # seconds between turns: threads of OpenMP spin on when their work is done
 LEGEND = """\
-contenders (... bf16: bfloat16 wherever it is the usual thing: --amp bf16, torch.autocast):
+contenders (... bf16: with --amp bf16, under torch.autocast):
   bit_paddle              this package as it comes, and with BIT_PADDLE_NATIVE=0 (pure Paddle)
   paddle, obvious         standardization by mean, variance and square root in every pass, Paddle's
                           own momentum, Paddle's threads as they come
@@ -73,7 +73,11 @@ def obvious(
         variance = weight.var(axis=[1, 2, 3], unbiased=False, keepdim=True)
         return (weight - mean) / paddle.sqrt(variance + plain.STANDARDIZATION_EPSILON)
 
-    plain.standardize = standardize
+    def pool(x: paddle.Tensor) -> paddle.Tensor:
+        x = paddle.nn.functional.pad(x, [1, 1, 1, 1])
+        return paddle.nn.functional.max_pool2d(x, kernel_size=3, stride=2)
+
+    plain.standardize, plain.pool = standardize, pool
     model = checkpoint.create_model(flags.model, CLASSES)
     optimizer = paddle.optimizer.Momentum(1e-4, 0.9, model.parameters())
     targets = paddle.to_tensor(labels)
