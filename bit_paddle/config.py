@@ -187,7 +187,7 @@ class Settings:
         _one_of("auto", "off", "bf16", "fp16"),
         "half precision for what goes from layer to layer and what convolutions multiply; all else "
         "is float32, and fp16 scales the loss. auto: bf16 on GPUs from Ampere on, fp16 on Volta "
-        "and Turing, else off. On a CPU it is for trying out: no faster",
+        "and Turing, else off. On a CPU with bfloat16 (AMX, AVX-512), bf16 is faster, and not auto",
         "auto",
     )
     base_lr: float = _setting("how", positive, "learning rate after the warm-up", hyperrule.BASE_LR)
@@ -295,6 +295,13 @@ class Settings:
         "each process keeps the summed gradients and the momentum of its share of the weights "
         "alone (ZeRO 2): less memory, for momentum above all, and the same result",
         False,
+    )
+    profile: int = _setting(
+        "run",
+        whole(0),
+        "write where the time of a step goes, over so many steps after the first three: a table, a "
+        "picture, and a trace for chrome://tracing",
+        0,
     )
     deterministic: bool = _setting(
         "run",

@@ -30,6 +30,7 @@ from bit_paddle import (
     files,
     logbook,
     processes,
+    profiling,
     repeats,
     runs,
     saving,
@@ -87,9 +88,11 @@ def update(
                     for part, last in checked(_with_last(micro_batches)):
                         if last:
                             last_pass()
-                        losses.append(_loss(model, part, lam) * (len(part.labels) / images))
+                        with profiling.part("forward pass"):
+                            losses.append(_loss(model, part, lam) * (len(part.labels) / images))
                         if not last:
-                            (losses[-1] * loss_scale).backward()
+                            with profiling.part("backward pass"):
+                                (losses[-1] * loss_scale).backward()
             except (Interrupted, MemoryError) as error:
                 fault = Interrupted if isinstance(error, Interrupted) else MemoryError
                 losses.clear()
@@ -100,7 +103,7 @@ def update(
             # --- Its way back, beside which the sums over all processes are made ---
             with sums.exchanged():
                 try:
-                    with parallel.memory_errors():
+                    with parallel.memory_errors(), profiling.part("backward pass"):
                         if losses:
                             (losses[-1] * loss_scale).backward()
                 except MemoryError:
@@ -119,8 +122,9 @@ def update(
         if loss_scale != 1:
             sgd.unscale(model.parameters(), loss_scale)
         optimizer.set_lr(lr)
-        optimizer.step()
-        sums.share_parameters()
+        with profiling.part("optimizer"):
+            optimizer.step()
+            sums.share_parameters()
     finally:
         losses.clear()  # activations hang on them
         optimizer.clear_grad(set_to_zero=False)
@@ -265,6 +269,7 @@ def run(plan: Plan, log: logbook.Logbook, signals: ExitStack) -> tuple[int, dict
         world_size,
     )
     begun, tally = progress.step, None
+    profile = profiling.Profile(settings.profile, log) if settings.profile and not rank else None
     try:
         with logbook.progress_bar(
             desc="training", total=schedule.steps, initial=progress.step
@@ -272,6 +277,8 @@ def run(plan: Plan, log: logbook.Logbook, signals: ExitStack) -> tuple[int, dict
             while True:
                 step, ended = progress.step, progress.step >= schedule.steps
                 if ended:
+                    if profile is not None:
+                        profile.close()
                     save()  # validation may take long
                 due = settings.eval_every and step and step % settings.eval_every == 0
                 if (due or ended) and (progress.evaluated != step or ended):
@@ -287,7 +294,7 @@ def run(plan: Plan, log: logbook.Logbook, signals: ExitStack) -> tuple[int, dict
                 if parallel.from_first([save_due])[0] if settings.shard else save_due:
                     save()
                 start = time.perf_counter()
-                with log.timed("waiting for data"):
+                with log.timed("waiting for data"), profiling.part("waiting for data"):
                     batch = next(batches)
                 lr = schedule.learning_rate(step, settings.base_lr)
                 loss, nonfinite, before = None, 0, progress
@@ -334,6 +341,8 @@ def run(plan: Plan, log: logbook.Logbook, signals: ExitStack) -> tuple[int, dict
                 log.say(f"step {step + 1}: {line}", console=False)
                 bar.set_postfix_str(line, refresh=False)
                 bar.update()
+                if profile is not None:
+                    profile.step()
     except Interrupted:
         if progress.step > begun:
             save()

@@ -18,7 +18,7 @@ FLOORS = {
             "errors environment interrupt",
             "files processes hyperrule architecture data.images data.fewshot data.transforms",
             "logbook catalog npz data.spec native.plain",
-            "config download data.listing data.loader native.compiled native.checks",
+            "config download data.listing data.loader native.compiled native.checks profiling",
             "source runs data.archives data.cifar data.check data.folders native.build",
             "models mixup sgd parallel",
             "saving data.lists data.oxford checkpoint metrics onnx_graph fitting",

@@ -510,6 +510,7 @@ CHANGES = {
     "recompute": None,
     "amp": "bf16",
     "shard": None,
+    "profile": None,
 }
 
 

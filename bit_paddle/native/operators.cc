@@ -621,6 +621,8 @@ template <typename T>
 void pool_of(const Tensor& x, Tensor& y, uint8_t* which) {
   auto s = x.shape(), t = y.shape();
   int64_t n = s[0], h = s[1], w = s[2], c = s[3], out_h = t[1], out_w = t[2];
+  const T* from = read<T>(x);
+  T* to = write<T>(y);
 #pragma omp parallel for collapse(2)
   for (int64_t image = 0; image < n; ++image)
     for (int64_t row = 0; row < out_h; ++row) {
@@ -635,7 +637,7 @@ void pool_of(const Tensor& x, Tensor& y, uint8_t* which) {
         for (int place = 0; place < 9; ++place) {
           int64_t i = 2 * row - 1 + place / 3, j = 2 * column - 1 + place % 3;
           if (i < 0 || i >= h || j < 0 || j >= w) continue;
-          const T* in = read<T>(x) + ((image * h + i) * w + j) * c;
+          const T* in = from + ((image * h + i) * w + j) * c;
 #pragma omp simd
           for (int64_t k = 0; k < c; ++k) {
             float value = widen(in[k]);
@@ -645,10 +647,10 @@ void pool_of(const Tensor& x, Tensor& y, uint8_t* which) {
           }
         }
         int64_t at = ((image * out_h + row) * out_w + column) * c;
-        for (int64_t k = 0; k < c; ++k) {
-          write<T>(y)[at + k] = narrow<T>(best[k]);
-          which[at + k] = found[k];
-        }
+        T* value = to + at;
+        uint8_t* name = which + at;
+#pragma omp simd
+        for (int64_t k = 0; k < c; ++k) value[k] = narrow<T>(best[k]), name[k] = found[k];
       }
     }
 }
@@ -665,20 +667,26 @@ template <typename T>
 void pool_gradient_of(const Tensor& dy, const uint8_t* which, Tensor& dx) {
   auto s = dx.shape(), t = dy.shape();
   int64_t n = s[0], h = s[1], w = s[2], c = s[3], out_h = t[1], out_w = t[2];
+  const T* above = read<T>(dy);
+  T* below = write<T>(dx);
 #pragma omp parallel for collapse(2)
   for (int64_t image = 0; image < n; ++image)
     for (int64_t i = 0; i < h; ++i) {
-      std::vector<float> sum(c);
+      std::vector<float> sums(c);
+      float* sum = sums.data();
       for (int64_t j = 0; j < w; ++j) {
-        std::fill(sum.begin(), sum.end(), 0.f);
+        std::fill(sum, sum + c, 0.f);
         for (int64_t row = i / 2; row <= std::min(out_h - 1, (i + 1) / 2); ++row)
           for (int64_t column = j / 2; column <= std::min(out_w - 1, (j + 1) / 2); ++column) {
             int place = (i - 2 * row + 1) * 3 + j - 2 * column + 1;
             int64_t at = ((image * out_h + row) * out_w + column) * c;
-            const T* from = read<T>(dy) + at;
-            for (int64_t k = 0; k < c; ++k) sum[k] += which[at + k] == place ? widen(from[k]) : 0.f;
+            const T* from = above + at;
+            const uint8_t* name = which + at;
+#pragma omp simd
+            for (int64_t k = 0; k < c; ++k) sum[k] += name[k] == place ? widen(from[k]) : 0.f;
           }
-        T* to = write<T>(dx) + ((image * h + i) * w + j) * c;
+        T* to = below + ((image * h + i) * w + j) * c;
+#pragma omp simd
         for (int64_t k = 0; k < c; ++k) to[k] = narrow<T>(sum[k]);
       }
     }
@@ -692,25 +700,38 @@ std::vector<Tensor> pool_backward(const Tensor& x, const Tensor& which, const Te
 
 // --- Standardization -----------------------------------------------------------------------------
 
+// The sum of f(k) over [0, size), in float32 for a piece and in float64 over these.
+template <typename F>
+inline double sum_of(int64_t size, F f) {
+  double total = 0;
+  for (int64_t begin = 0; begin < size; begin += ROWS) {
+    float piece = 0;
+    int64_t end = std::min(size, begin + ROWS);
+#pragma omp simd reduction(+ : piece)
+    for (int64_t k = begin; k < end; ++k) piece += f(k);
+    total += piece;
+  }
+  return total;
+}
+
 std::vector<Tensor> standardize(const Tensor& weight, float epsilon) {
   auto s = weight.shape();
   int64_t o = s[0], size = s[1] * s[2] * s[3];
   Tensor out = empty(s, weight.dtype(), weight);
   Tensor inverses = empty({o}, weight.dtype(), weight);
+  const float* from = read<float>(weight);
+  float *to = write<float>(out), *inverse_of = write<float>(inverses);
 #pragma omp parallel for
   for (int64_t k = 0; k < o; ++k) {
-    const float* in = read<float>(weight) + k * size;
-    float* to = write<float>(out) + k * size;
-    double sum = 0, square = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t j = 0; j < size; ++j) sum += in[j];
-    double mean = sum / size;
-#pragma omp simd reduction(+ : square)
-    for (int64_t j = 0; j < size; ++j) square += (in[j] - mean) * (in[j] - mean);
-    double inverse = 1 / std::sqrt(square / size + epsilon);
-    write<float>(inverses)[k] = inverse;
+    const float* in = from + k * size;
+    float* row = to + k * size;
+    float mean = sum_of(size, [=](int64_t j) { return in[j]; }) / size;
+    float rest = sum_of(size, [=](int64_t j) { return in[j] - mean; }) / size;  // of rounding it
+    double square = sum_of(size, [=](int64_t j) { return (in[j] - mean) * (in[j] - mean); });
+    float inverse = 1 / std::sqrt(square / size - double(rest) * rest + epsilon);
+    inverse_of[k] = inverse;
 #pragma omp simd
-    for (int64_t j = 0; j < size; ++j) to[j] = (in[j] - mean) * inverse;
+    for (int64_t j = 0; j < size; ++j) row[j] = (in[j] - mean - rest) * inverse;
   }
   return {out, inverses};
 }
@@ -720,16 +741,18 @@ std::vector<Tensor> standardize_backward(
   auto s = standardized.shape();
   int64_t o = s[0], size = s[1] * s[2] * s[3];
   Tensor out = empty(s, gradient.dtype(), gradient);
+  const float *kernel = read<float>(standardized), *above = read<float>(gradient);
+  const float* inverse_of = read<float>(inverses);
+  float* to = write<float>(out);
 #pragma omp parallel for
   for (int64_t k = 0; k < o; ++k) {
-    const float *w = read<float>(standardized) + k * size, *g = read<float>(gradient) + k * size;
-    float* to = write<float>(out) + k * size;
-    double sum = 0, product = 0;
-#pragma omp simd reduction(+ : sum, product)
-    for (int64_t j = 0; j < size; ++j) sum += g[j], product += double(g[j]) * w[j];
-    float inverse = read<float>(inverses)[k], first = sum / size, second = product / size;
+    const float *w = kernel + k * size, *g = above + k * size;
+    float* row = to + k * size;
+    float inverse = inverse_of[k];
+    float first = sum_of(size, [=](int64_t j) { return g[j]; }) / size;
+    float second = sum_of(size, [=](int64_t j) { return g[j] * w[j]; }) / size;
 #pragma omp simd
-    for (int64_t j = 0; j < size; ++j) to[j] = inverse * (g[j] - first - w[j] * second);
+    for (int64_t j = 0; j < size; ++j) row[j] = inverse * (g[j] - first - w[j] * second);
   }
   return {out};
 }
