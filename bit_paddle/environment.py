@@ -44,7 +44,10 @@ def keep_memory() -> None:
 
     By default glibc gives large pieces back to the system, which clears new pages for the next: a
     tenth of a training step on a CPU. For commands: what has been kept is there until they end.
+    What the user has set is left alone.
     """
+    if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")) for name in os.environ):
+        return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has one
     if mallopt is not None and sys.platform == "linux":
         mallopt(_M_MMAP_MAX, 0)

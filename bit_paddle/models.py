@@ -40,7 +40,7 @@ class StdConv2D(nn.Layer):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         kernel = self.standardized
-        if kernel is None and not paddle.is_grad_enabled():
+        if kernel is None and not (self.training or paddle.is_grad_enabled()):
             kernel = self.folded
         if kernel is None:
             kernel = self.operators.standardize(self.weight)
@@ -55,16 +55,13 @@ class GroupNormReLU(nn.GroupNorm):
     def __init__(self, channels: int):
         super().__init__(GROUPS, channels, epsilon=plain.NORM_EPSILON)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.operators.norm_relu(x, self)
-
-    def twice(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the result two times, for two users."""
-        return self.operators.norm_relu_twice(x, self)
-
-    def beside(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the result, and ``x`` for another user."""
-        return self.operators.norm_relu_beside(x, self)
+    def forward(
+        self, x: Tensor, twice: bool = False, beside: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Return the result; ``twice`` for two users, or with ``x`` for another user ``beside``."""
+        if twice:
+            return self.operators.norm_relu_twice(x, self)
+        return (self.operators.norm_relu_beside if beside else self.operators.norm_relu)(x, self)
 
 
 class RootBlock(nn.Layer):
@@ -117,10 +114,10 @@ class Bottleneck(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.project:  # the projection sees the activated input
-            activated, shortcut = self.a.norm.twice(x)
+            activated, shortcut = self.a.norm(x, twice=True)
             shortcut = self.proj(shortcut)
         else:
-            activated, shortcut = self.a.norm.beside(x)
+            activated, shortcut = self.a.norm(x, beside=True)
         return self.c(self.b(self.a.conv(activated)), shortcut)
 
 

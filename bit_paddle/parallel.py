@@ -166,16 +166,20 @@ class GradientSums:
         places = range(len(self._parameters))
         self._own = {k for k in places if self._owners is None or self._owners[k] == rank}
         self.own = [self._parameters[place] for place in sorted(self._own)]
-        self._open = False
+        self._open, self._nothing = False, None
         if world_size > 1:
             for place, parameter in enumerate(self._parameters):
                 parameter._register_backward_hook(partial(self._arrived, place))
 
     @contextmanager
-    def exchanged(self) -> Iterator[None]:
-        """Exchange what a backward pass inside adds to gradients: the last pass of a step."""
+    def exchanged(self) -> Iterator[Callable[[], None]]:
+        """Exchange what a backward pass inside adds to gradients: the last pass of a step.
+
+        Call what this yields where that pass has failed for want of memory: what is not yet sent is
+        then sent as nothing, from one piece of memory, and no sums are kept.
+        """
         if processes.world_size() == 1:
-            yield
+            yield self.give_up
             return
         self._next = len(self._parameters) - 1  # from the last one, which a pass has first
         self._there: set[int] = set()
@@ -183,7 +187,7 @@ class GradientSums:
         self._failure: Exception | None = None
         self._open = True
         try:
-            yield
+            yield self.give_up
         finally:
             self._open = False
         with _peers():
@@ -191,8 +195,18 @@ class GradientSums:
             self._send()
             while self._under_way:
                 self._settle()
+            self._nothing = None
             if self._failure is not None:
                 raise self._failure
+
+    def give_up(self) -> None:
+        """See `exchanged`."""
+        if processes.world_size() > 1:
+            self._failure = None  # such as want of memory, in a hook
+            for parameter in self._parameters[: self._next + 1]:
+                parameter.clear_gradient(False)
+            largest = max(self._parameters, key=lambda parameter: parameter.size)
+            self._nothing = paddle.zeros_like(largest).reshape([-1])
 
     def _arrived(self, place: int, *_: object) -> None:
         """Note that the gradient of the parameter at ``place`` is complete; called by Paddle."""
@@ -207,16 +221,20 @@ class GradientSums:
     def _send(self) -> None:
         while self._next in self._there and self._failure is None:
             parameter = self._parameters[self._next]
-            if parameter.grad is None:
-                parameter.grad = paddle.zeros_like(parameter)
+            if self._nothing is not None:
+                gradient = self._nothing[: parameter.size]
+            else:
+                if parameter.grad is None:
+                    parameter.grad = paddle.zeros_like(parameter)
+                gradient = parameter.grad
             if self._owners is None:
-                task = paddle.distributed.all_reduce(parameter.grad, sync_op=False)
+                task = paddle.distributed.all_reduce(gradient, sync_op=False)
             else:
                 owner = self._owners[self._next]
-                task = paddle.distributed.reduce(parameter.grad, owner, sync_op=False)
+                task = paddle.distributed.reduce(gradient, owner, sync_op=False)
             self._under_way.append((self._next, task))
             self._next -= 1
-            if len(self._under_way) > self.AHEAD:
+            while len(self._under_way) > (self.AHEAD if self._nothing is None else 0):
                 self._settle()
 
     def _settle(self) -> None:

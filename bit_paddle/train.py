@@ -80,11 +80,12 @@ def update(
 
     losses: list[Tensor] = []
     try:
-        with model.standardized_once() as last_pass:
+        with ExitStack() as stack:
             # --- All passes but the last one's way back ---
             fault: type[BaseException] | None = None
             try:
                 with parallel.memory_errors():
+                    last_pass = stack.enter_context(model.standardized_once())
                     for part, last in checked(_with_last(micro_batches)):
                         if last:
                             last_pass()
@@ -101,7 +102,7 @@ def update(
                 raise errors.NonFiniteError(f"the loss is {loss}")
 
             # --- Its way back, beside which the sums over all processes are made ---
-            with sums.exchanged():
+            with sums.exchanged() as give_up:
                 try:
                     with parallel.memory_errors(), profiling.part("backward pass"):
                         if losses:
@@ -109,6 +110,8 @@ def update(
                 except MemoryError:
                     fault = MemoryError
                     losses.clear()
+                if fault is not None:  # out of the handler, whose error may hold memory
+                    give_up()
         bad = sgd.non_finite(model.parameters())
         (count,) = parallel.agree([sum(bad)], fault)
         if count:

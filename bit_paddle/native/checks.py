@@ -12,12 +12,12 @@ from bit_paddle.architecture import GROUPS
 from bit_paddle.native import plain
 from bit_paddle.native.plain import NORM_EPSILON
 
-TOLERANCES = {"float32": 1e-5, "bfloat16": 3e-2}  # mean error by mean size: ReLU may flip a number
+TOLERANCES = {"float32": 1e-5, "bfloat16": 0.1}  # mean error by mean size; bfloat16 has 3 digits
 
 
 def check(operators: Any, dtype: str) -> None:
-    """Raise RuntimeError where ``operators`` and `plain` differ by more than rounding does."""
-    expected, found = _outcomes(plain, dtype), _outcomes(operators, dtype)
+    """Raise RuntimeError where ``operators`` in ``dtype`` are off `plain` in float32."""
+    expected, found = _outcomes(plain, "float32"), _outcomes(operators, dtype)
     for name, value in expected.items():
         error = float(np.abs(found[name] - value).mean() / np.abs(value).mean())
         if not error < TOLERANCES[dtype]:
@@ -28,7 +28,7 @@ def passes(operators: Any, dtype: str) -> bool:
     """Return whether `check` does; a processor may lack a precision."""
     try:
         check(operators, dtype)
-    except RuntimeError:
+    except (RuntimeError, OSError):  # as which Paddle passes on what an operator throws
         return False
     return True
 

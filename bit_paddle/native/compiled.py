@@ -32,7 +32,7 @@ class Compiled:
     def convolve(
         self, x: Tensor, kernel: Tensor, stride: int, residual: Tensor | None = None
     ) -> Tensor:
-        if x.shape[-1] == 3:
+        if x.shape[-1] == 3 and x.stop_gradient:  # images: nobody wants their gradient
             return _run("bit_convolve_images", x, kernel, stride)[0]
         if residual is None:
             return _run("bit_convolve", x, kernel, stride)[0]

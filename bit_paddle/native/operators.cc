@@ -1,6 +1,7 @@
 // Operators of BiT on a CPU. Activations are [N, H, W, C], float32 or bfloat16; kernels
 // [O, I, H, W], statistics and the gradients of parameters are float32. Work is cut by image or by
-// output channel and sums are made in a fixed order, so results do not depend on the threads.
+// output channel and sums are made in a fixed order, so results do not depend on the threads; but
+// for the gradients of kernels, whose sums oneDNN cuts by the number of threads.
 
 #include <algorithm>
 #include <array>
@@ -10,6 +11,9 @@
 #include <map>
 #include <memory>
 #include <vector>
+
+#include <omp.h>
+#include <sys/mman.h>
 
 #include "onednn.h"
 #include "paddle/extension.h"
@@ -52,6 +56,31 @@ bool is_half(const Tensor& x) { return x.dtype() == paddle::DataType::BFLOAT16; 
 Tensor empty(const std::vector<int64_t>& shape, paddle::DataType type, const Tensor& beside) {
   return paddle::empty(shape, type, beside.place());
 }
+
+void require(bool holds, const char* what) {
+  if (!holds) PD_THROW("compiled operators of bit_paddle: ", what);
+}
+
+void require_activations(const Tensor& x) {
+  bool known = x.dtype() == paddle::DataType::FLOAT32 || is_half(x);
+  require(x.is_cpu() && known && x.shape().size() == 4, "need [N, H, W, C] in float32 or bfloat16");
+}
+
+void require_float32(const Tensor& x, size_t dimensions) {
+  bool right = x.dtype() == paddle::DataType::FLOAT32 && x.shape().size() == dimensions;
+  require(x.is_cpu() && right, "need parameters in float32");
+}
+
+// Numbers for each thread of a parallel region, taken before it: inside, nothing may throw.
+template <typename T>
+class Rooms {
+  int64_t count;
+  std::vector<T> all;
+
+ public:
+  explicit Rooms(int64_t count) : count(count), all(count * omp_get_max_threads()) {}
+  T* mine() { return all.data() + count * omp_get_thread_num(); }
+};
 
 // --- Convolution ---------------------------------------------------------------------------------
 
@@ -101,6 +130,15 @@ char* buffer(int slot, size_t bytes) {
   return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(one.data()) + 63) & ~uintptr_t(63));
 }
 
+// Throws where there is no room for the machine code of a primitive: oneDNN would make one that has
+// none, say that all is well, and crash when it is used.
+void need_room_for_code() {
+  const size_t bytes = 8 << 20;
+  void* room = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (room == MAP_FAILED) throw std::bad_alloc();
+  munmap(room, bytes);
+}
+
 struct Primitive {
   dnnl_primitive_t handle = nullptr;
   Layout scratchpad;
@@ -108,6 +146,7 @@ struct Primitive {
 
   explicit Primitive(dnnl_primitive_desc_t description)
       : scratchpad(dnnl_primitive_desc_query_md(description, dnnl_query_scratchpad_md, 0)) {
+    need_room_for_code();
     check(dnnl_primitive_create(&handle, description));
   }
 
@@ -171,7 +210,7 @@ struct KernelLayout {
       for (int64_t row = 0; row < k; ++row)
         for (int64_t column = 0; column < k; ++column)
           inputs.push_back(offset(1, place) + offset(2, row) + offset(3, column));
-    outputs_inmost = i < 3 || outputs[2] - outputs[0] < inputs[2 * k * k] - inputs[0];
+    outputs_inmost = o < 3 || i < 3 || outputs[2] - outputs[0] < inputs[2 * k * k] - inputs[0];
     padded = layout.bytes() > size_t(o * i * k * k * size);
   }
 
@@ -318,7 +357,10 @@ Convolution& convolution(const Geometry& geometry) {
 }
 
 Geometry geometry(const Tensor& x, const Tensor& kernel, int stride, bool residual) {
+  require_activations(x);
+  require_float32(kernel, 4);
   auto s = x.shape(), k = kernel.shape();
+  require(s[3] == k[1] && k[2] == k[3], "need a square kernel of as many channels");
   int type = is_half(x) ? dnnl_bf16 : dnnl_f32;
   return {s[0], s[1], s[2], s[3], k[0], k[2], stride, k[2] / 2, type, residual};
 }
@@ -326,6 +368,8 @@ Geometry geometry(const Tensor& x, const Tensor& kernel, int stride, bool residu
 Tensor convolve_with(const Tensor& x, const Tensor& kernel, const Tensor* residual, int stride) {
   auto& one = convolution(geometry(x, kernel, stride, residual));
   Tensor y = empty({one.g.n, one.g.out_h(), one.g.out_w(), one.g.o}, x.dtype(), x);
+  bool alike = !residual || (residual->shape() == y.shape() && residual->dtype() == y.dtype());
+  require(alike, "need a residual like the result");
   std::vector<Primitive::Argument> arguments = {
       {DNNL_ARG_SRC, one.x, x.data()},
       {DNNL_ARG_WEIGHTS, one.forward_kernel.layout, one.packed(one.forward_kernel, kernel)},
@@ -399,10 +443,10 @@ const int64_t ROWS = 256;  // pixels whose float32 sums go into a float64 one
 // then nothing cancels where a mean is large.
 template <typename T>
 void moments(
-    const T* x, int64_t pixels, int64_t c, int64_t from, int64_t to, double* sums, double* squares) {
+    const T* x, int64_t pixels, int64_t c, int64_t from, int64_t to, float* room, double* sums,
+    double* squares) {
   int64_t width = to - from;
-  std::vector<float> room(3 * width);
-  float *first = room.data(), *sum = first + width, *square = sum + width;
+  float *first = room, *sum = first + width, *square = sum + width;
   for (int64_t k = 0; k < width; ++k) first[k] = widen(x[from + k]), sums[k] = squares[k] = 0;
   for (int64_t begin = 0; begin < pixels; begin += ROWS) {
     std::fill(sum, sum + 2 * width, 0.f);
@@ -431,15 +475,19 @@ void norm_relu_of(
   auto s = x.shape();
   int64_t n = s[0], pixels = s[1] * s[2], c = s[3], size = c / groups;
   int cuts = pieces(n, groups);
+  const T* whole_in = read<T>(x);
+  T* whole_out = write<T>(y);
+  Rooms<float> rooms(3 * c);
+  Rooms<double> wide_rooms(2 * c);
 #pragma omp parallel for collapse(2)
   for (int64_t image = 0; image < n; ++image)
     for (int cut = 0; cut < cuts; ++cut) {
-      const T* in = read<T>(x) + image * pixels * c;
-      T* out = write<T>(y) + image * pixels * c;
+      const T* in = whole_in + image * pixels * c;
+      T* out = whole_out + image * pixels * c;
       int64_t from = groups * cut / cuts * size, to = groups * (cut + 1) / cuts * size;
-      std::vector<double> sums(to - from), squares(to - from);
-      moments(in, pixels, c, from, to, sums.data(), squares.data());
-      std::vector<float> factor(to - from), shift(to - from);
+      double *sums = wide_rooms.mine(), *squares = sums + c;
+      moments(in, pixels, c, from, to, rooms.mine(), sums, squares);
+      float *factor = rooms.mine(), *shift = factor + c;
       for (int64_t g = from; g < to; g += size) {
         double mean = 0, square = 0;
         for (int64_t k = g - from; k < g - from + size; ++k) mean += sums[k] / size;
@@ -460,13 +508,19 @@ void norm_relu_of(
         T* to_row = out + p * c + from;
 #pragma omp simd
         for (int64_t k = 0; k < to - from; ++k)
-          to_row[k] = narrow<T>(std::max(0.f, widen(row[k]) * factor[k] + shift[k]));
+          to_row[k] = narrow<T>(std::max(widen(row[k]) * factor[k] + shift[k], 0.f));  // keeps NaN
       }
     }
 }
 
 std::vector<Tensor> norm_relu(
     const Tensor& x, const Tensor& scale, const Tensor& bias, int groups, float epsilon) {
+  require_activations(x);
+  require_float32(scale, 1);
+  require_float32(bias, 1);
+  int64_t c = x.shape()[3];
+  bool fits = c % groups == 0 && scale.numel() == c && bias.numel() == c;
+  require(fits, "need channels that the groups divide, and as many scales and biases");
   Tensor y = empty(x.shape(), x.dtype(), x);
   Tensor means = empty({x.shape()[0], groups}, paddle::DataType::FLOAT32, x);
   Tensor inverses = empty({x.shape()[0], groups}, paddle::DataType::FLOAT32, x);
@@ -480,23 +534,27 @@ std::vector<Tensor> norm_relu(
 // group of m numbers dx = inverse * (scale dz - mean(scale dz) - xhat mean(scale dz xhat)).
 template <typename T>
 void norm_relu_gradient_of(
-    const Tensor& x, const float* scale, const float* bias, const float* means,
-    const float* inverses, const Tensor& dy, const Tensor* beside, Tensor& dx, double* dscale,
-    double* dbias) {
+    const Tensor& x, const float* scale, const float* bias, const Tensor& saved_means,
+    const Tensor& saved_inverses, const Tensor& dy, const Tensor* beside, Tensor& dx,
+    double* dscale, double* dbias) {
+  const float *means = read<float>(saved_means), *inverses = read<float>(saved_inverses);
   auto s = x.shape();
   int64_t n = s[0], pixels = s[1] * s[2], c = s[3];
-  int groups = 32;
+  int groups = saved_means.shape()[1];
   int64_t size = c / groups;
   int cuts = pieces(n, groups);
+  const T *whole_in = read<T>(x), *whole_above = read<T>(dy);
+  const T* whole_beside = beside ? read<T>(*beside) : nullptr;
+  T* whole_out = write<T>(dx);
+  Rooms<float> rooms(6 * c);
 #pragma omp parallel for collapse(2)
   for (int64_t image = 0; image < n; ++image)
     for (int cut = 0; cut < cuts; ++cut) {
-      const T* in = read<T>(x) + image * pixels * c;
-      const T* above = read<T>(dy) + image * pixels * c;
-      T* out = write<T>(dx) + image * pixels * c;
+      const T* in = whole_in + image * pixels * c;
+      const T* above = whole_above + image * pixels * c;
+      T* out = whole_out + image * pixels * c;
       int64_t from = groups * cut / cuts * size, to = groups * (cut + 1) / cuts * size, width = to - from;
-      std::vector<float> room(6 * width);
-      float *factor = room.data(), *shift = factor + width, *mean = shift + width,
+      float *factor = rooms.mine(), *shift = factor + width, *mean = shift + width,
             *sum = mean + width, *product = sum + width, *constant = product + width;
       for (int64_t k = 0; k < width; ++k) {
         int64_t g = image * groups + (from + k) / size;
@@ -514,7 +572,7 @@ void norm_relu_gradient_of(
 #pragma omp simd
           for (int64_t k = 0; k < width; ++k) {
             float value = widen(row[k]), up = widen(above_row[k]);
-            float dz = value * factor[k] + shift[k] > 0 ? up : 0.f;
+            float dz = value * factor[k] + shift[k] <= 0 ? 0.f : up;
             sum[k] += dz;
             product[k] += dz * (value - mean[k]);
           }
@@ -537,12 +595,12 @@ void norm_relu_gradient_of(
       }
       for (int64_t p = 0; p < pixels; ++p) {
         const T *row = in + p * c + from, *above_row = above + p * c + from;
-        const T* more = beside ? read<T>(*beside) + (image * pixels + p) * c + from : nullptr;
+        const T* more = beside ? whole_beside + (image * pixels + p) * c + from : nullptr;
         T* to_row = out + p * c + from;
 #pragma omp simd
         for (int64_t k = 0; k < width; ++k) {
           float value = widen(row[k]), up = widen(above_row[k]);
-          float dz = value * factor[k] + shift[k] > 0 ? up : 0.f;
+          float dz = value * factor[k] + shift[k] <= 0 ? 0.f : up;
           float down = dz * factor[k] + value * slope[k] + constant[k];
           to_row[k] = narrow<T>(beside ? down + widen(more[k]) : down);
         }
@@ -557,8 +615,8 @@ std::vector<Tensor> norm_relu_gradients(
   int64_t n = x.shape()[0], c = x.shape()[3];
   std::vector<double> dscales(n * c), dbiases(n * c);
   auto run = is_half(x) ? norm_relu_gradient_of<bf16> : norm_relu_gradient_of<float>;
-  run(x, read<float>(scale), read<float>(bias), read<float>(means), read<float>(inverses), dy,
-      beside, dx, dscales.data(), dbiases.data());
+  run(x, read<float>(scale), read<float>(bias), means, inverses, dy, beside, dx, dscales.data(),
+      dbiases.data());
   Tensor dscale = empty({c}, scale.dtype(), scale), dbias = empty({c}, scale.dtype(), scale);
   for (int64_t k = 0; k < c; ++k) {
     double first = 0, second = 0;
@@ -583,11 +641,19 @@ std::vector<Tensor> norm_relu_beside(
   return {made[0], Tensor(x.impl()), made[1], made[2]};
 }
 
+Tensor zeros_like(const Tensor& x) {
+  Tensor made = empty(x.shape(), x.dtype(), x);
+  std::memset(made.data(), 0, x.numel() * sizeof(float));
+  return made;
+}
+
 std::vector<Tensor> norm_relu_beside_backward(
     const Tensor& x, const Tensor& scale, const Tensor& bias, const Tensor& means,
     const Tensor& inverses, const Tensor& dy, const Tensor& beside) {
   Tensor dx = empty(x.shape(), x.dtype(), x);
-  return norm_relu_gradients(x, scale, bias, means, inverses, dy, &beside, dx);
+  if (!dy.defined()) return {beside, zeros_like(scale), zeros_like(bias)};
+  const Tensor* more = beside.defined() ? &beside : nullptr;
+  return norm_relu_gradients(x, scale, bias, means, inverses, dy, more, dx);
 }
 
 // With the result twice, for two users: what comes back is added up by all threads.
@@ -609,6 +675,9 @@ std::vector<Tensor> norm_relu_twice_backward(
     const Tensor& x, const Tensor& scale, const Tensor& bias, const Tensor& means,
     const Tensor& inverses, const Tensor& dy, const Tensor& dy2) {
   Tensor dx = empty(x.shape(), x.dtype(), x);
+  if (!dy.defined() || !dy2.defined())
+    return norm_relu_gradients(
+        x, scale, bias, means, inverses, dy.defined() ? dy : dy2, nullptr, dx);
   (is_half(x) ? add_of<bf16> : add_of<float>)(dy, dy2, dx);
   return norm_relu_gradients(x, scale, bias, means, inverses, dx, nullptr, dx);
 }
@@ -623,13 +692,13 @@ void pool_of(const Tensor& x, Tensor& y, uint8_t* which) {
   int64_t n = s[0], h = s[1], w = s[2], c = s[3], out_h = t[1], out_w = t[2];
   const T* from = read<T>(x);
   T* to = write<T>(y);
+  Rooms<float> maxima(c);
+  Rooms<int32_t> places(c);
 #pragma omp parallel for collapse(2)
   for (int64_t image = 0; image < n; ++image)
     for (int64_t row = 0; row < out_h; ++row) {
-      std::vector<float> maxima(c);
-      std::vector<int32_t> places(c);
-      float* best = maxima.data();
-      int32_t* found = places.data();
+      float* best = maxima.mine();
+      int32_t* found = places.mine();
       for (int64_t column = 0; column < out_w; ++column) {
         bool edge = row == 0 || column == 0 || 2 * row == h - 1 || 2 * column == w - 1;
         std::fill(best, best + c, edge ? 0.f : -INFINITY);
@@ -641,7 +710,7 @@ void pool_of(const Tensor& x, Tensor& y, uint8_t* which) {
 #pragma omp simd
           for (int64_t k = 0; k < c; ++k) {
             float value = widen(in[k]);
-            bool higher = value > best[k];
+            bool higher = value > best[k] || value != value;
             best[k] = higher ? value : best[k];
             found[k] = higher ? place : found[k];
           }
@@ -656,6 +725,7 @@ void pool_of(const Tensor& x, Tensor& y, uint8_t* which) {
 }
 
 std::vector<Tensor> pool(const Tensor& x) {
+  require_activations(x);
   auto s = x.shape();
   std::vector<int64_t> shape = {s[0], (s[1] - 1) / 2 + 1, (s[2] - 1) / 2 + 1, s[3]};
   Tensor y = empty(shape, x.dtype(), x), which = empty(shape, paddle::DataType::UINT8, x);
@@ -669,11 +739,11 @@ void pool_gradient_of(const Tensor& dy, const uint8_t* which, Tensor& dx) {
   int64_t n = s[0], h = s[1], w = s[2], c = s[3], out_h = t[1], out_w = t[2];
   const T* above = read<T>(dy);
   T* below = write<T>(dx);
+  Rooms<float> sums(c);
 #pragma omp parallel for collapse(2)
   for (int64_t image = 0; image < n; ++image)
     for (int64_t i = 0; i < h; ++i) {
-      std::vector<float> sums(c);
-      float* sum = sums.data();
+      float* sum = sums.mine();
       for (int64_t j = 0; j < w; ++j) {
         std::fill(sum, sum + c, 0.f);
         for (int64_t row = i / 2; row <= std::min(out_h - 1, (i + 1) / 2); ++row)
@@ -715,6 +785,7 @@ inline double sum_of(int64_t size, F f) {
 }
 
 std::vector<Tensor> standardize(const Tensor& weight, float epsilon) {
+  require_float32(weight, 4);
   auto s = weight.shape();
   int64_t o = s[0], size = s[1] * s[2] * s[3];
   Tensor out = empty(s, weight.dtype(), weight);
@@ -757,83 +828,113 @@ std::vector<Tensor> standardize_backward(
   return {out};
 }
 
+// What Paddle calls: a bad_alloc would end the process there.
+template <typename Function, Function function>
+struct Guarded;
+template <typename... Inputs, std::vector<Tensor> (*function)(Inputs...)>
+struct Guarded<std::vector<Tensor> (*)(Inputs...), function> {
+  static std::vector<Tensor> run(Inputs... inputs) {
+    try {
+      return function(inputs...);
+    } catch (const std::bad_alloc&) {
+      PD_THROW("out of memory");
+    }
+  }
+};
+
+using convolve_guarded = Guarded<decltype(&convolve), &convolve>;
+using convolve_backward_guarded = Guarded<decltype(&convolve_backward), &convolve_backward>;
+using convolve_images_backward_guarded = Guarded<decltype(&convolve_images_backward), &convolve_images_backward>;
+using convolve_add_guarded = Guarded<decltype(&convolve_add), &convolve_add>;
+using convolve_add_backward_guarded = Guarded<decltype(&convolve_add_backward), &convolve_add_backward>;
+using norm_relu_guarded = Guarded<decltype(&norm_relu), &norm_relu>;
+using norm_relu_backward_guarded = Guarded<decltype(&norm_relu_backward), &norm_relu_backward>;
+using norm_relu_beside_guarded = Guarded<decltype(&norm_relu_beside), &norm_relu_beside>;
+using norm_relu_beside_backward_guarded = Guarded<decltype(&norm_relu_beside_backward), &norm_relu_beside_backward>;
+using norm_relu_twice_guarded = Guarded<decltype(&norm_relu_twice), &norm_relu_twice>;
+using norm_relu_twice_backward_guarded = Guarded<decltype(&norm_relu_twice_backward), &norm_relu_twice_backward>;
+using standardize_guarded = Guarded<decltype(&standardize), &standardize>;
+using standardize_backward_guarded = Guarded<decltype(&standardize_backward), &standardize_backward>;
+using pool_guarded = Guarded<decltype(&pool), &pool>;
+using pool_backward_guarded = Guarded<decltype(&pool_backward), &pool_backward>;
+
 }  // namespace
 
 PD_BUILD_OP(bit_convolve)
     .Inputs({"X", "Kernel"})
     .Outputs({"Y"})
     .Attrs({"stride: int"})
-    .SetKernelFn(PD_KERNEL(convolve));
+    .SetKernelFn(PD_KERNEL(convolve_guarded::run));
 PD_BUILD_GRAD_OP(bit_convolve)
     .Inputs({"X", "Kernel", paddle::Grad("Y")})
     .Outputs({paddle::Grad("X"), paddle::Grad("Kernel")})
     .Attrs({"stride: int"})
-    .SetKernelFn(PD_KERNEL(convolve_backward));
+    .SetKernelFn(PD_KERNEL(convolve_backward_guarded::run));
 
 PD_BUILD_OP(bit_convolve_images)
     .Inputs({"X", "Kernel"})
     .Outputs({"Y"})
     .Attrs({"stride: int"})
-    .SetKernelFn(PD_KERNEL(convolve));
+    .SetKernelFn(PD_KERNEL(convolve_guarded::run));
 PD_BUILD_GRAD_OP(bit_convolve_images)
     .Inputs({"X", "Kernel", paddle::Grad("Y")})
     .Outputs({paddle::Grad("Kernel")})
     .Attrs({"stride: int"})
-    .SetKernelFn(PD_KERNEL(convolve_images_backward));
+    .SetKernelFn(PD_KERNEL(convolve_images_backward_guarded::run));
 
 PD_BUILD_OP(bit_convolve_add)
     .Inputs({"X", "Kernel", "Residual"})
     .Outputs({"Y"})
     .Attrs({"stride: int"})
-    .SetKernelFn(PD_KERNEL(convolve_add));
+    .SetKernelFn(PD_KERNEL(convolve_add_guarded::run));
 PD_BUILD_GRAD_OP(bit_convolve_add)
     .Inputs({"X", "Kernel", paddle::Grad("Y")})
     .Outputs({paddle::Grad("X"), paddle::Grad("Kernel"), paddle::Grad("Residual")})
     .Attrs({"stride: int"})
-    .SetKernelFn(PD_KERNEL(convolve_add_backward));
+    .SetKernelFn(PD_KERNEL(convolve_add_backward_guarded::run));
 
 PD_BUILD_OP(bit_norm_relu)
     .Inputs({"X", "Scale", "Bias"})
     .Outputs({"Y", "Means", "Inverses"})
     .Attrs({"groups: int", "epsilon: float"})
-    .SetKernelFn(PD_KERNEL(norm_relu));
+    .SetKernelFn(PD_KERNEL(norm_relu_guarded::run));
 PD_BUILD_GRAD_OP(bit_norm_relu)
     .Inputs({"X", "Scale", "Bias", "Means", "Inverses", paddle::Grad("Y")})
     .Outputs({paddle::Grad("X"), paddle::Grad("Scale"), paddle::Grad("Bias")})
-    .SetKernelFn(PD_KERNEL(norm_relu_backward));
+    .SetKernelFn(PD_KERNEL(norm_relu_backward_guarded::run));
 
 PD_BUILD_OP(bit_norm_relu_beside)
     .Inputs({"X", "Scale", "Bias"})
     .Outputs({"Y", "Beside", "Means", "Inverses"})
     .Attrs({"groups: int", "epsilon: float"})
-    .SetKernelFn(PD_KERNEL(norm_relu_beside));
+    .SetKernelFn(PD_KERNEL(norm_relu_beside_guarded::run));
 PD_BUILD_GRAD_OP(bit_norm_relu_beside)
     .Inputs({"X", "Scale", "Bias", "Means", "Inverses", paddle::Grad("Y"), paddle::Grad("Beside")})
     .Outputs({paddle::Grad("X"), paddle::Grad("Scale"), paddle::Grad("Bias")})
-    .SetKernelFn(PD_KERNEL(norm_relu_beside_backward));
+    .SetKernelFn(PD_KERNEL(norm_relu_beside_backward_guarded::run));
 
 PD_BUILD_OP(bit_norm_relu_twice)
     .Inputs({"X", "Scale", "Bias"})
     .Outputs({"Y", "Twin", "Means", "Inverses"})
     .Attrs({"groups: int", "epsilon: float"})
-    .SetKernelFn(PD_KERNEL(norm_relu_twice));
+    .SetKernelFn(PD_KERNEL(norm_relu_twice_guarded::run));
 PD_BUILD_GRAD_OP(bit_norm_relu_twice)
     .Inputs({"X", "Scale", "Bias", "Means", "Inverses", paddle::Grad("Y"), paddle::Grad("Twin")})
     .Outputs({paddle::Grad("X"), paddle::Grad("Scale"), paddle::Grad("Bias")})
-    .SetKernelFn(PD_KERNEL(norm_relu_twice_backward));
+    .SetKernelFn(PD_KERNEL(norm_relu_twice_backward_guarded::run));
 
 PD_BUILD_OP(bit_standardize)
     .Inputs({"Weight"})
     .Outputs({"Standardized", "Inverses"})
     .Attrs({"epsilon: float"})
-    .SetKernelFn(PD_KERNEL(standardize));
+    .SetKernelFn(PD_KERNEL(standardize_guarded::run));
 PD_BUILD_GRAD_OP(bit_standardize)
     .Inputs({"Standardized", "Inverses", paddle::Grad("Standardized")})
     .Outputs({paddle::Grad("Weight")})
-    .SetKernelFn(PD_KERNEL(standardize_backward));
+    .SetKernelFn(PD_KERNEL(standardize_backward_guarded::run));
 
-PD_BUILD_OP(bit_pool).Inputs({"X"}).Outputs({"Y", "Which"}).SetKernelFn(PD_KERNEL(pool));
+PD_BUILD_OP(bit_pool).Inputs({"X"}).Outputs({"Y", "Which"}).SetKernelFn(PD_KERNEL(pool_guarded::run));
 PD_BUILD_GRAD_OP(bit_pool)
     .Inputs({"X", "Which", paddle::Grad("Y")})
     .Outputs({paddle::Grad("X")})
-    .SetKernelFn(PD_KERNEL(pool_backward));
+    .SetKernelFn(PD_KERNEL(pool_backward_guarded::run));

@@ -1,7 +1,7 @@
 """Images a second of the input pipeline, against torchvision-style Pillow code in a plain loop.
 
-    python scripts/bench_loader.py cifar10 FOLDER       # 32 -> 160 -> 128, in memory
-    python scripts/bench_loader.py folder FOLDER        # photographs: decode, 512, 480
+    python scripts/bench_input.py cifar10 FOLDER       # 32 -> 160 -> 128, in memory
+    python scripts/bench_input.py folder FOLDER        # photographs: decode, 512, 480
 
 The baseline is what torchvision's transforms do, in Pillow and NumPy: convert, resize, crop, flip,
 ToTensor, Normalize, and a batch of them; its figure is that of one process times --workers. Ours is
