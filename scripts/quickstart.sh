@@ -22,6 +22,6 @@ if capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/
 fi
 
 [ -d .venv ] || "$python" -m venv .venv
-.venv/bin/pip install --quiet --disable-pip-version-check --editable ".[$paddle,digits]"
+.venv/bin/pip install --quiet --disable-pip-version-check --editable ".[$paddle,digits,native]"
 .venv/bin/python -W ignore -m bit_paddle.train --config configs/digits.yaml
 echo "Next: .venv/bin/python -m bit_paddle.train --help"

@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 venv=.venv-test-${PADDLE:-newest}
 [ -d "$venv" ] || "$python" -m venv "$venv"
-"$venv/bin/pip" install --quiet --disable-pip-version-check --editable ".[digits,export,onnx,dev]" \
+"$venv/bin/pip" install --quiet --disable-pip-version-check --editable ".[digits,export,onnx,native,dev]" \
     "paddlepaddle${PADDLE:+==$PADDLE}"
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .

@@ -1,6 +1,6 @@
 """Builds operators.cc for this machine, once, and chooses what a command computes with.
 
-Built are they at first use, or ahead by ``python -m bit_paddle.native``, into the user's cache; a
+They are built at first use, or ahead by ``python -m bit_paddle.native``, into the user's cache; a
 change of Paddle, compiler, processor or of the sources builds them anew.
 """
 
@@ -13,6 +13,7 @@ import importlib.util
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -62,46 +63,48 @@ def choose(device: str, amp: str, say: Callable[[str], object]) -> tuple[Any, st
     return operators, f"compiled for this processor, with oneDNN {facts['onednn']}"
 
 
-@functools.cache
 def load(say: Callable[[str], object] = print) -> tuple[Any, dict[str, Any]]:
     """Return `Compiled` and what is known of it, built before or now; raises `Unavailable`.
 
     A build that has failed is not tried again until ``python -m bit_paddle.native`` is called.
     """
-    if os.environ.get(SWITCH) == "0":
-        raise Unavailable(f"{SWITCH}=0", expected=True)
-    libraries = _libraries()
-    folder = _folder(libraries)
-    with _locked(folder):
-        if not (folder / FACTS).exists():
-            if (folder / FAULT).exists():
-                fault = (folder / FAULT).read_text().strip().splitlines()[-1]
-                raise Unavailable(
-                    f"could not be compiled: {fault}; all of it is in {folder / FAULT}, and "
-                    "`python -m bit_paddle.native` tries again"
-                )
-            say("compiling operators for this processor: once, half a minute")
-            _build(folder)
-        facts = json.loads((folder / FACTS).read_text())
-    return _load(folder / OPERATORS, libraries), facts
+    return _found_or_built(say, again=False)
 
 
 def rebuild(say: Callable[[str], object] = print) -> tuple[Any, dict[str, Any]]:
     """Do as `load` does, after forgetting what was built."""
-    folder = _folder(_libraries())
-    with _locked(folder):
+    return _found_or_built(say, again=True)
+
+
+def _found_or_built(say: Callable[[str], object], again: bool) -> tuple[Any, dict[str, Any]]:
+    if os.environ.get(SWITCH) == "0":
+        raise Unavailable(f"{SWITCH}=0", expected=True)
+    libraries = _libraries()
+    try:
+        folder = _folder(libraries)
+        if again or not (folder / FACTS).exists():  # written last, so it says that all is there
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with FileLock(folder / "lock"):
+                _build_once(folder, say, again)
+        facts = json.loads((folder / FACTS).read_text())
+    except (OSError, RuntimeError, NotImplementedError, ValueError) as error:
+        raise Unavailable(f"cannot be kept in the cache: {error}") from None
+    return _load(folder / OPERATORS, libraries), facts
+
+
+def _build_once(folder: Path, say: Callable[[str], object], again: bool) -> None:
+    """Build into ``folder``, unless another process has been there first."""
+    if again:
         for name in (FACTS, FAULT):
             (folder / name).unlink(missing_ok=True)
-    load.cache_clear()
-    return load(say)
-
-
-def _locked(folder: Path) -> FileLock:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(folder / "lock")
-    except OSError as error:
-        raise Unavailable(f"{folder}: {error.strerror}") from None
+    if (folder / FAULT).exists():
+        raise Unavailable(
+            f"could not be compiled: {_last_error((folder / FAULT).read_text())}; all of it is in "
+            f"{folder / FAULT}, and `python -m bit_paddle.native` tries again"
+        )
+    if not (folder / FACTS).exists():
+        say("compiling operators for this processor: once, half a minute")
+        _build(folder)
 
 
 def _libraries() -> Path:
@@ -120,7 +123,7 @@ def _libraries() -> Path:
 
 
 def _compiler() -> str:
-    return os.environ.get("CXX", "g++")
+    return (shlex.split(os.environ.get("CXX", "")) or ["g++"])[0]
 
 
 def _folder(libraries: Path) -> Path:
@@ -146,26 +149,38 @@ def _processor() -> str:
 def _build(folder: Path) -> None:
     """Compile and check, in a process of its own: a crash there is a fault, not the end."""
     command = [sys.executable, "-W", "ignore", "-m", "bit_paddle.native", "--into", str(folder)]
+    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]  # this very package
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     try:
-        made = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
-        said, status = made.stdout + made.stderr, made.returncode
-    except subprocess.TimeoutExpired as error:
-        said, status = f"{error}\n", 1
-    if status:
-        said += f"\nended with status {status}" if status < 0 else ""
-        files.write_text(folder / FAULT, said.strip() or f"ended with status {status}")
-        fault = said.strip().splitlines()[-1] if said.strip() else f"status {status}"
-        raise Unavailable(f"could not be compiled: {fault}; all of it is in {folder / FAULT}")
+        made = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=environ)
+    except subprocess.TimeoutExpired:
+        raise Unavailable(f"were not compiled in {SECONDS} s") from None
+    if made.returncode:
+        said = f"{made.stdout}{made.stderr}".strip() or f"ended with status {made.returncode}"
+        if made.returncode > 0:  # not one that was killed, such as for want of memory
+            files.write_text(folder / FAULT, said)
+        raise Unavailable(
+            f"could not be compiled: {_last_error(said)}"
+            + f"; all of it is in {folder / FAULT}" * (made.returncode > 0)
+        )
+
+
+def _last_error(said: str) -> str:
+    """Return the line of what a build has said that tells most."""
+    lines = said.strip().splitlines()
+    return next((line for line in lines[::-1] if "error:" in line), lines[-1])
 
 
 def build(folder: Path) -> None:
     """Compile into ``folder``, check against `plain`, and write down what is found."""
+    import paddle
     from paddle.utils import cpp_extension
 
     from bit_paddle.native import checks
 
     libraries = _libraries()
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+    paddle.set_device("cpu")
+    with tempfile.TemporaryDirectory() as temporary:  # whose name a shell can take, unlike others
         cpp_extension.load(
             "bit_native",
             [str(SOURCES[0])],
@@ -175,13 +190,15 @@ def build(folder: Path) -> None:
             extra_ldflags=[str(libraries / "libiomp5.so"), str(libraries / "libdnnl.so.3")],
             build_directory=temporary,
         )
-        os.replace(Path(temporary) / "bit_native" / "bit_native.so", folder / OPERATORS)
+        made = (Path(temporary) / "bit_native" / "bit_native.so").read_bytes()
+    files.write(folder / OPERATORS, lambda stream: stream.write(made))
     operators = _compiled(libraries)
     checks.check(operators, "float32")
     facts = {"onednn": _onednn_version(libraries), "bf16": checks.passes(operators, "bfloat16")}
     files.write_text(folder / FACTS, json.dumps(facts))
 
 
+@functools.cache
 def _load(path: Path, libraries: Path) -> Any:
     from paddle.base import core
 
