@@ -27,7 +27,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         _, facts = build.rebuild()
     except build.Unavailable as reason:
-        raise errors.BitPaddleError(f"no compiled operators: {reason}") from None
+        print(f"error: no compiled operators: {reason}", file=sys.stderr)
+        return 1
     print(f"compiled, with oneDNN {facts['onednn']}{', bf16 too' * facts['bf16']}")
     return 0
 

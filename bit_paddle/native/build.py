@@ -87,9 +87,11 @@ def _found_or_built(say: Callable[[str], object], again: bool) -> tuple[Any, dic
             with FileLock(folder / "lock"):
                 _build_once(folder, say, again)
         facts = json.loads((folder / FACTS).read_text())
-    except (OSError, RuntimeError, NotImplementedError, ValueError) as error:
-        raise Unavailable(f"cannot be kept in the cache: {error}") from None
-    return _load(folder / OPERATORS, libraries), facts
+        return _load(folder / OPERATORS, libraries), facts
+    except (OSError, RuntimeError, subprocess.SubprocessError, ValueError) as error:
+        raise Unavailable(
+            f"cannot be had from the cache: {error}; `python -m bit_paddle.native` tries again"
+        ) from None
 
 
 def _build_once(folder: Path, say: Callable[[str], object], again: bool) -> None:
@@ -130,7 +132,8 @@ def _folder(libraries: Path) -> Path:
     """Return where what is built belongs: another for all that it depends on."""
     import paddle
 
-    version = subprocess.run([_compiler(), "--version"], capture_output=True, text=True).stdout
+    command = [_compiler(), "--version"]
+    version = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
     processor = [line for line in _processor().splitlines() if line.startswith(("flags", "model"))]
     parts = [*(one.read_text() for one in SOURCES), " ".join(_FLAGS), paddle.__version__]
     parts += [str(libraries), version, *sorted(set(processor))]
@@ -151,24 +154,27 @@ def _build(folder: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-m", "bit_paddle.native", "--into", str(folder)]
     paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]  # this very package
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    if os.environ.get("CXX"):
+        environ["CC"] = os.environ["CXX"]  # with which setuptools compiles C++ too
     try:
         made = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=environ)
     except subprocess.TimeoutExpired:
         raise Unavailable(f"were not compiled in {SECONDS} s") from None
     if made.returncode:
         said = f"{made.stdout}{made.stderr}".strip() or f"ended with status {made.returncode}"
-        if made.returncode > 0:  # not one that was killed, such as for want of memory
+        kept = made.returncode == 1  # others were interrupted or killed, as for want of memory
+        if kept:
             files.write_text(folder / FAULT, said)
         raise Unavailable(
             f"could not be compiled: {_last_error(said)}"
-            + f"; all of it is in {folder / FAULT}" * (made.returncode > 0)
+            + f"; all of it is in {folder / FAULT}" * kept
         )
 
 
 def _last_error(said: str) -> str:
-    """Return the line of what a build has said that tells most."""
+    """Return the line of what a build has said that tells most: the first error."""
     lines = said.strip().splitlines()
-    return next((line for line in lines[::-1] if "error:" in line), lines[-1])
+    return next((line for line in lines if "error:" in line), lines[-1])
 
 
 def build(folder: Path) -> None:
