@@ -46,7 +46,7 @@ class Profile:
     def __init__(self, steps: int, log: Logbook):
         from paddle import profiler
 
-        self._log, self._done = log, False
+        self._log, self._made, self._done = log, 0, False
         self._profiler = profiler.Profiler(
             scheduler=(WARM_UP, WARM_UP + steps), on_trace_ready=self._write
         )
@@ -55,6 +55,7 @@ class Profile:
     def step(self) -> None:
         """Say that a step has ended."""
         if not self._done:
+            self._made += 1
             self._profiler.step()
 
     def close(self) -> None:
@@ -65,12 +66,14 @@ class Profile:
             self._log.say(f"no profile: there were not more than {WARM_UP} steps")
 
     def _write(self, profiler: Any) -> None:
+        if self._made <= WARM_UP:
+            return
         self._done = True
         with tempfile.TemporaryDirectory() as temporary:
             path = Path(temporary) / "trace.json"
             profiler.export(path=str(path), format="json")
             text = path.read_text()
-        split = split_of(json.loads(text)["traceEvents"])
+        split = split_of(json.loads(text)["traceEvents"], self._made - WARM_UP)
         files.write_text(self._log.folder / TRACE, text)
         files.write_text(self._log.folder / TABLE, describe(split))
         draw(split, self._log.folder / PICTURE)
@@ -81,13 +84,15 @@ class Profile:
         )
 
 
-def split_of(events: Sequence[dict[str, Any]]) -> Split:
+def split_of(events: Sequence[dict[str, Any]], count: int) -> Split:
     """Return what ``events`` of Paddle's trace say of a step, by what each does itself.
 
-    Of nested events the inner ones' time is theirs, not the outer ones'.
+    The first ``count`` steps in it are whole. Of nested events the inner ones' time is theirs, not
+    the outer ones'.
     """
     events = [event for event in events if event.get("ph") == "X"]
     steps = [event for event in events if event["cat"] == "ProfileStep"]
+    steps = sorted(steps, key=lambda event: event["ts"])[:count]
     kept = [event for event in events if _kind(event)]
     kept.sort(key=lambda event: (event["ts"], -event["dur"]))
     parts: Counter = Counter()
