@@ -15,7 +15,7 @@ import time
 import numpy as np
 import paddle
 import pytest
-from conftest import ROOT, run_train, start_train
+from conftest import ROOT, run_train, start_train, update
 
 from bit_paddle import (
     config,
@@ -27,12 +27,15 @@ from bit_paddle import (
     planning,
     processes,
     save_npz,
+    sgd,
     starting,
     train,
 )
 from bit_paddle.architecture import Architecture
+from bit_paddle.data.loader import MicroBatch
 from bit_paddle.errors import OutOfMemoryError
 from bit_paddle.models import StdConv2D
+from bit_paddle.native import plain
 
 EXACT = {
     "MALLOC_ARENA_MAX": "1",
@@ -607,3 +610,22 @@ def test_a_run_that_cannot_be_split_says_what_to_do(name, flags, images, crop, a
     steps = len((logdir / name / "metrics.jsonl").read_text().splitlines())
     assert [*checkpoints(logdir / name)] == [steps] and steps >= 2
     assert "OutOfMemoryError" in (logdir / name / "train.log").read_text()
+
+
+def test_memory_that_fails_as_kernels_are_standardized_is_an_error_too(
+    monkeypatch, small_checkpoint
+):
+    """At the head of an update; after that, one with memory is made."""
+    model = create_model(small_checkpoint, 3)
+    optimizer = sgd.Momentum(0.1, 0.9, model.parameters())
+    part = MicroBatch(np.zeros((2, 3, 32, 32), np.uint8), np.array([0, 1]), np.arange(2))
+
+    def fail(weight):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(plain, "standardize", fail)
+        with pytest.raises(OutOfMemoryError):
+            update(model, optimizer, [part], 0.01)
+    assert not any(velocity is not None for velocity in optimizer.velocities())
+    assert np.isfinite(update(model, optimizer, [part], 0.01))
