@@ -149,10 +149,17 @@ def disturb(model: ResNetV2, unit: float) -> None:
             x.register_hook(with_error)
         return x
 
+    def passing_first(outputs: Tensor | tuple[Tensor, Tensor]) -> Tensor | tuple[Tensor, Tensor]:
+        """Do so of what a layer gives; the second of two is the same again, or its input."""
+        if not isinstance(outputs, tuple):
+            return passing(outputs)
+        first = passing(outputs[0])
+        return first, first if outputs[1] is outputs[0] else outputs[1]
+
     model.root_block.register_forward_pre_hook(lambda _, inputs: with_error(inputs[0]))
     for layer in model.sublayers():
         if isinstance(layer, (models.StdConv2D, models.GroupNormReLU, models.Bottleneck)):
-            layer.register_forward_post_hook(lambda _, __, output: passing(output))
+            layer.register_forward_post_hook(lambda _, __, outputs: passing_first(outputs))
         if isinstance(layer, models.StdConv2D):
             layer.weight.set_value(with_error(layer.weight.detach()))
             layer.weight.register_hook(with_error)
