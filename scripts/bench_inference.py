@@ -21,14 +21,5 @@ CONTENDERS = (
 )
 
 
-def main() -> None:
-    flags = race.parser(__doc__).parse_args()
-    flags.inference = True
-    if flags.worker:
-        race.work(flags)
-    else:
-        race.run(flags, CONTENDERS, "inference")
-
-
 if __name__ == "__main__":
-    main()
+    race.main(__doc__, CONTENDERS, "inference", inference=True)

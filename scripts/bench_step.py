@@ -21,13 +21,5 @@ CONTENDERS = (
 )
 
 
-def main() -> None:
-    flags = race.parser(__doc__).parse_args()
-    if flags.worker:
-        race.work(flags)
-    else:
-        race.run(flags, CONTENDERS, "training step")
-
-
 if __name__ == "__main__":
-    main()
+    race.main(__doc__, CONTENDERS, "training step")

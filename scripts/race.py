@@ -312,3 +312,13 @@ def run(flags: argparse.Namespace, contenders: Sequence[str], what: str) -> dict
     if flags.plot:
         draw(every, flags.plot)
     return every
+
+
+def main(description: str, contenders: Sequence[str], what: str, inference: bool = False) -> None:
+    """Be the command of a bench, or one of its contenders."""
+    flags = parser(description).parse_args()
+    flags.inference = inference
+    if flags.worker:
+        work(flags)
+    else:
+        run(flags, contenders, what)

@@ -1,7 +1,7 @@
 // The part of oneDNN's C interface that operators.cc calls. Paddle ships the library (3.2 to 3.6)
-// but not its headers, and those on the package index bring twelve packages with them, a second
-// OpenMP among these. oneDNN keeps this interface, numbers included, through version 3:
-// https://uxlfoundation.github.io/oneDNN (BSD-like guarantees of its versioning policy).
+// but not its headers, and those on the package index bring eleven packages with them, a second
+// OpenMP among these. Names and numbers are those of version 3.6, which 3.2 shares; each build is
+// checked by what it computes.
 #pragma once
 
 #include <cstddef>
@@ -28,7 +28,7 @@ enum { dnnl_bf16 = 2, dnnl_f32 = 3 };                         // dnnl_data_type_
 enum { dnnl_format_tag_any = 1 };                             // dnnl_format_tag_t
 enum { dnnl_cpu = 1 };                                        // dnnl_engine_kind_t
 enum { dnnl_stream_in_order = 1 };                            // dnnl_stream_flags_t
-enum { dnnl_forward_training = 64, dnnl_forward_inference = 96 };  // dnnl_prop_kind_t
+enum { dnnl_forward_training = 64 };                          // dnnl_prop_kind_t
 enum { dnnl_convolution_direct = 1, dnnl_binary_add = 0x1fff0 };   // dnnl_alg_kind_t
 enum { dnnl_scratchpad_mode_user = 1 };                       // dnnl_scratchpad_mode_t
 enum {                                                        // dnnl_query_t
@@ -64,7 +64,6 @@ int dnnl_memory_desc_clone(dnnl_memory_desc_t *, const_dnnl_memory_desc_t);
 int dnnl_memory_desc_query(const_dnnl_memory_desc_t, int what, void *result);
 size_t dnnl_memory_desc_get_size(const_dnnl_memory_desc_t);
 int dnnl_memory_create(dnnl_memory_t *, const_dnnl_memory_desc_t, dnnl_engine_t, void *handle);
-int dnnl_memory_set_data_handle(dnnl_memory_t, void *handle);
 int dnnl_memory_destroy(dnnl_memory_t);
 int dnnl_post_ops_create(dnnl_post_ops_t *);
 int dnnl_post_ops_append_binary(dnnl_post_ops_t, int alg, const_dnnl_memory_desc_t);
