@@ -29,8 +29,8 @@ def prepare() -> None:
         _threads = os.environ.get("OMP_NUM_THREADS") or os.environ.get("MKL_NUM_THREADS") or ""
     if not {"OMP_NUM_THREADS", "MKL_NUM_THREADS"} & set(os.environ):
         os.environ["MKL_NUM_THREADS"] = _chosen["MKL_NUM_THREADS"] = str(cpu_count())
-    if _is_amd_with_avx2():
-        os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
+    if kind := _mkl_type_of_amd():
+        os.environ.setdefault("MKL_DEBUG_CPU_TYPE", kind)
 
 
 def threads() -> int:
@@ -67,13 +67,18 @@ def share(processes: int) -> dict[str, str]:
     return dict.fromkeys(_chosen, threads)
 
 
-def _is_amd_with_avx2() -> bool:
+def _mkl_type_of_amd() -> str:
+    """Return MKL's number of the kernels that an AMD processor runs: AVX-512's, AVX2's, or ""."""
     try:
         with open("/proc/cpuinfo") as lines:
-            first = "".join(line for line, _ in zip(lines, range(40)))
+            words = set("".join(line for line, _ in zip(lines, range(40))).split())
     except OSError:  # not Linux
-        return False
-    return "AuthenticAMD" in first and " avx2 " in first
+        return ""
+    if "AuthenticAMD" not in words:
+        return ""
+    if words >= {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}:
+        return "7"
+    return "5" if words >= {"avx2", "fma"} else ""
 
 
 def local_processes() -> int:

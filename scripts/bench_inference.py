@@ -14,6 +14,7 @@ CONTENDERS = (
     race.OURS,
     race.PURE,
     race.OBVIOUS,
+    race.OBVIOUS_SET,
     *(f"{race.HUGGING_FACE}{layout}" for layout in LAYOUTS),
     race.TIMM,
     f"{race.OURS} bf16",

@@ -14,6 +14,7 @@ CONTENDERS = (
     race.PURE,
     race.PARTS,
     race.OBVIOUS,
+    race.OBVIOUS_SET,
     *(f"{race.HUGGING_FACE}{layout}" for layout in ("", ", NHWC")),
     race.TIMM,
     f"{race.OURS} bf16",

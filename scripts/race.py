@@ -21,14 +21,16 @@ from pathlib import Path
 import numpy as np
 
 OURS, PURE, PARTS = "bit_paddle", "bit_paddle, pure Paddle", "bit_paddle, 4 micro-batches"
-OBVIOUS = "paddle, obvious"
+OBVIOUS, OBVIOUS_SET = "paddle, obvious", "paddle, obvious, MKL set"
 HUGGING_FACE, TIMM = "transformers", "timm"
+PADDLE_AS_IT_COMES = {"OMP_NUM_THREADS": "1", "MKL_DEBUG_CPU_TYPE": "0"}  # where nobody says
 CLASSES, PAUSE = 10, 0.4  # seconds between turns: threads of OpenMP spin on when their work is done
 LEGEND = """\
 contenders (... bf16: with --amp bf16, under torch.autocast):
   bit_paddle              this package as it comes, and with BIT_PADDLE_NATIVE=0 (pure Paddle)
   paddle, obvious         standardization by mean, variance and square root in every pass, Paddle's
-                          own momentum, Paddle's threads as they come
+                          own momentum, its MKL as it comes (one thread; SSE on AMD)
+  ..., MKL set            the same with `bit_paddle.environment`'s threads and instructions
   transformers            Hugging Face's BitForImageClassification; NHWC: channels-last; folded: the
                           kernels standardized beforehand by hand
   timm                    resnetv2_50x1_bit, where it is installed
@@ -175,7 +177,7 @@ def work(flags: argparse.Namespace) -> None:
     images = random.integers(0, 256, (flags.batch, 3, flags.side, flags.side)).astype(np.uint8)
     labels = random.integers(0, CLASSES, flags.batch)
     maker = ours if flags.worker.startswith(OURS) else pytorch
-    run = (obvious if flags.worker == OBVIOUS else maker)(flags, images, labels)
+    run = (obvious if flags.worker.startswith(OBVIOUS) else maker)(flags, images, labels)
     for _ in range(2):
         run()
     print("ready", flush=True)
@@ -198,7 +200,7 @@ def race(contenders: Sequence[str], rounds: int, words: Sequence[str]) -> dict[s
         if name.startswith(PURE):
             environment["BIT_PADDLE_NATIVE"] = "0"
         if name == OBVIOUS:
-            environment["OMP_NUM_THREADS"] = "1"  # what Paddle gives MKL where nobody says
+            environment.update(PADDLE_AS_IT_COMES)
         children[name] = subprocess.Popen(
             [sys.executable, "-W", "ignore", sys.argv[0], "--worker", name, *words],
             stdin=subprocess.PIPE,

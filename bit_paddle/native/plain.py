@@ -105,7 +105,11 @@ def convolve(x: Tensor, kernel: Tensor, stride: int, residual: Tensor | None = N
     """
     convolution = partial(F.conv2d, stride=stride, padding=kernel.shape[-1] // 2)
     y = as_tensor_cores(convolution, x, kernel.astype(x.dtype))
-    return y if residual is None else as_tensor_cores(paddle.add, y, residual)
+    if residual is None:
+        return y
+    if y.dtype in HALF:
+        return as_tensor_cores(paddle.add, y, residual)
+    return y.add_(residual)  # nobody else has seen y, and a convolution's gradients do without
 
 
 def norm_relu(x: Tensor, norm: nn.GroupNorm) -> Tensor:
@@ -151,8 +155,9 @@ def pool(x: Tensor) -> Tensor:
 
 
 def _pool(x: Tensor) -> Tensor:
-    # max_pool2d's own padding would not compete; with all axes named Paddle pads 20 times as fast.
-    x = F.pad(x, [0, 0, 0, 0, 1, 1, 1, 1])
+    # max_pool2d's own padding would not compete. With all axes named Paddle pads 20 times as fast;
+    # but an exported model that does so crashes in Paddle Inference with oneDNN (2.6.2 and 3.3.1).
+    x = F.pad(x, [0, 0, 0, 0, 1, 1, 1, 1] if paddle.in_dynamic_mode() else [1, 1, 1, 1])
     return F.max_pool2d(x, kernel_size=3, stride=2)
 
 
