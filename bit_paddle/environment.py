@@ -23,11 +23,11 @@ def prepare() -> None:
     Pillow, when it is imported, reads how many blocks of memory to keep. By default it gives each
     image's back to the system, which clears new pages for the next: a third of a resize.
     """
-    global _threads
     os.environ.setdefault("PILLOW_BLOCKS_MAX", str(_PILLOW_BLOCKS))
-    if "paddle" not in sys.modules:  # which would have said 1 for the user
-        _threads = os.environ.get("OMP_NUM_THREADS") or os.environ.get("MKL_NUM_THREADS") or ""
-    if not {"OMP_NUM_THREADS", "MKL_NUM_THREADS"} & set(os.environ):
+    given = {name: os.environ[name] for name in _THREADS if name in os.environ}
+    if "paddle" not in sys.modules:  # which says 1 for the user
+        _users.update(given)
+    if not given:
         os.environ["MKL_NUM_THREADS"] = _chosen["MKL_NUM_THREADS"] = str(cpu_count())
     if kind := _mkl_type_of_amd():
         os.environ.setdefault("MKL_DEBUG_CPU_TYPE", kind)
@@ -35,7 +35,7 @@ def prepare() -> None:
 
 def threads() -> int:
     """Return how many threads are to compute in this process: the user's number, or `prepare`'s."""
-    first = _threads.split(",")[0]
+    first = next(filter(None, map(_users.get, _THREADS)), "").split(",")[0]
     return int(first) if first.isdigit() and int(first) else cpu_count()
 
 
@@ -57,14 +57,19 @@ def keep_memory() -> None:
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 
 
-_threads = ""  # what the user has asked for
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+_users: dict[str, str] = {}  # what the user has said
 _chosen: dict[str, str] = {}  # what `prepare` has set that is not for several processes
 
 
 def share(processes: int) -> dict[str, str]:
-    """Return what `prepare` has set here and what each of some ``processes`` is to have instead."""
+    """Return the environment for each of some ``processes``: this one, and a share of its threads.
+
+    As they start from it, what Paddle has put here since `prepare` would pass for the user's word.
+    """
+    kept = {name: value for name, value in os.environ.items() if name not in _THREADS}
     threads = str(max(1, machine_cpu_count() // processes))
-    return dict.fromkeys(_chosen, threads)
+    return {**kept, **_users, **dict.fromkeys(_chosen, threads)}
 
 
 def _mkl_type_of_amd() -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bit_paddle import catalog, config, errors, files, logbook, runs, source
+from bit_paddle import config, errors, files, logbook, runs, source
 from bit_paddle.data import check, loader, readers
 from bit_paddle.data import spec as specs
 from bit_paddle.data.images import Images
@@ -27,13 +27,15 @@ prediction) and confusion.png
 examples:
   python -m bit_paddle.evaluate --model BiT-M-R50x1-CIFAR10 --dataset cifar10
   python -m bit_paddle.evaluate --model bit_logs/pets/model.npz --dataset folder --datadir pets
+  python -m bit_paddle.evaluate --model served --amp bf16 --dataset folder --datadir pets
+      where `export --format paddle` wrote the folder served
 """
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command ``arguments``; `bit_paddle.errors` says what it raises."""
     flags = _parse(arguments)
-    catalog.resolve(flags.model)  # a wrong name is answered before anything is read or fetched
+    source.resolve(flags.model)  # a wrong name is answered before anything is read or fetched
     data = readers.open_dataset(flags.dataset, flags.datadir, val_fraction=flags.val_fraction)
     images = getattr(data, flags.split)
     if flags.on_bad_image == "skip":
@@ -51,14 +53,15 @@ def main(arguments: Sequence[str]) -> int:
 
     from bit_paddle import inference, metrics
 
-    model, amp = inference.load(flags, trained.path)
+    run = inference.load(flags, trained)
     batches = loader.evaluation_batches(images, view.crop, flags.batch, flags.workers, view.resize)
     tally = metrics.Tally()
     confusion = np.zeros((len(names), len(names)), np.int64)  # [class, prediction]
     with logbook.progress_bar(desc="evaluation", unit="img", total=len(images)) as bar:
-        for logits, labels, _ in metrics.outputs(model, batches, amp):
-            tally.add(logits, outputs[labels])
-            np.add.at(confusion, (outputs[labels], logits.argmax(axis=1)), 1)
+        for batch in batches:
+            logits, labels = run(batch.images), outputs[batch.labels]
+            tally.add(logits, labels)
+            np.add.at(confusion, (labels, logits.argmax(axis=1)), 1)
             bar.update(len(labels))
 
     path = trained.path.resolve()

@@ -24,7 +24,8 @@ from bit_paddle.errors import (
     WriteError,
     did_you_mean,
 )
-from bit_paddle.formats import FORMATS, Run, as_run, installed
+from bit_paddle.exported import Run
+from bit_paddle.formats import FORMATS, as_run, installed
 from bit_paddle.source import Source
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ Every export takes any batch and any image size.
 examples:
   python -m bit_paddle.export --model bit_logs/pets/model.npz --format onnx --output pets.onnx
   python -m bit_paddle.export --model BiT-M-R50x1-ILSVRC2012 --format paddle --output served
-      then: paddle.jit.load("served/inference")
+      then: paddle.jit.load("served/inference"), Paddle Inference, or --model served of evaluate
+      and predict; those two run it by oneDNN on every core, with --amp bf16 in bfloat16
   python -m bit_paddle.export --model bit_logs/pets/model.npz --format huggingface --output pets_hf
       then: transformers.BitForImageClassification.from_pretrained("pets_hf")
   python -m bit_paddle.export --model BiT-M-R50x1 --format safetensors-timm --output r50x1.safetensors
@@ -154,8 +156,6 @@ def main(arguments: Sequence[str]) -> int:
     trained = source.find(flags.model, flags.bit_pretrained_dir, flags.crop, wants_names)
     if flags.format == "huggingface":
         source.required_preprocessing(trained)
-    os.environ.setdefault("GLOG_minloglevel", "2")  # Paddle's executors announce themselves
-
     import paddle
 
     from bit_paddle.checkpoint import create_model

@@ -15,17 +15,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from bit_paddle import catalog, npz, source
+from bit_paddle import catalog, exported, npz, source
 from bit_paddle.architecture import GROUPS
 from bit_paddle.errors import ConfigError, DifferenceError
+from bit_paddle.exported import Run
 from bit_paddle.source import Source
 
 if TYPE_CHECKING:
     from paddle import Tensor, nn
 
     from bit_paddle.models import ResNetV2
-
-Run = Callable[[np.ndarray], np.ndarray]  # images [N, 3, H, W] -> logits, or features [N, C]
 
 _ONNX_BYTES = 2**31 - 1  # of a protocol buffer
 
@@ -70,16 +69,12 @@ def huggingface_name(key: str) -> str:
 
 def write_paddle(model: ResNetV2, trained: Source, path: Path) -> None:
     """Write ``path/inference.*``, for `paddle.jit.load` and Paddle Inference."""
-    import paddle
-
-    images = paddle.static.InputSpec([None, 3, None, None], "float32", "images")
-    paddle.jit.save(folded(model), str(path / "inference"), input_spec=[images])
+    exported.write(folded(model), path)
+    source.write_notes(trained, path)
 
 
 def read_paddle(path: Path, model: ResNetV2) -> Run:
-    import paddle
-
-    return as_run(paddle.jit.load(str(path / "inference")))
+    return exported.open_folder(path)
 
 
 def write_pdparams(model: ResNetV2, trained: Source, path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass
 
 import numpy as np
@@ -65,19 +65,10 @@ class Tally:
         return self.top5_count / self.images
 
 
-def outputs(
-    model: ResNetV2, batches: Iterable[MicroBatch], amp: str = "off"
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield (what ``model`` gives in ``amp``, labels [N], indices [N]) of each of ``batches``."""
-    before, model.amp = model.amp, amp
-    model.eval()
-    try:
-        with paddle.no_grad():
-            for batch in batches:
-                yield model(parallel.to_device(batch.images)).numpy(), batch.labels, batch.indices
-    finally:
-        model.train()
-        model.amp = before
+def infer(model: ResNetV2, images: np.ndarray) -> np.ndarray:
+    """Return what ``model`` gives for ``images`` [N, 3, H, W], computed without gradients."""
+    with paddle.no_grad():
+        return model(parallel.to_device(images)).numpy()
 
 
 def evaluate(
@@ -85,16 +76,22 @@ def evaluate(
     batches: Iterable[MicroBatch],
     progress: Callable[[int], object] = lambda images: None,
 ) -> Tally:
-    """Return the tally of ``model`` over ``batches``, of which each process has its own.
+    """Return the tally of ``model``, in full precision, over ``batches``.
 
-    ``progress`` hears of each batch's size. Raises `Interrupted` if ``batches`` do in any process.
+    Each process has its own of them. ``progress`` hears of each batch's size. Raises `Interrupted`
+    if ``batches`` do in any process.
     """
     tally, fault = Tally(), None
+    before, model.amp = model.amp, "off"
+    model.eval()
     try:
-        for logits, labels, _ in outputs(model, batches):
-            tally.add(logits, labels)
-            progress(len(labels))
+        for batch in batches:
+            tally.add(infer(model, batch.images), batch.labels)
+            progress(len(batch.labels))
     except Interrupted:
         fault = Interrupted
+    finally:
+        model.train()
+        model.amp = before
     images, loss_sum, top1, top5 = parallel.agree(astuple(tally), fault)
     return Tally(int(images), loss_sum, int(top1), int(top5))

@@ -20,7 +20,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from bit_paddle import catalog, config, download, errors, files, logbook, source
+from bit_paddle import config, download, errors, files, logbook, source
 from bit_paddle.data import loader
 from bit_paddle.data.images import SUFFIXES, FileImages
 from bit_paddle.files import csv_line
@@ -66,9 +66,9 @@ def main(arguments: Sequence[str]) -> int:
                 f"{trained.path}: has no head; --features takes its pre-logits"
             )
 
-        from bit_paddle import inference, metrics
+        from bit_paddle import inference
 
-        model, amp = inference.load(flags, trained.path, 0 if flags.features else None)
+        run = inference.load(flags, trained, head=wants_names)
         batches = loader.evaluation_batches(
             images, view.crop, flags.batch, flags.workers, view.resize
         )
@@ -76,14 +76,15 @@ def main(arguments: Sequence[str]) -> int:
         def readable() -> Iterator[tuple[np.ndarray, np.ndarray]]:
             """Yield (output, indices) of each batch, without the images that could not be read."""
             with logbook.progress_bar(desc="images", unit="img", total=len(images)) as bar:
-                for values, _, indices in metrics.outputs(model, batches, amp):
-                    bar.update(len(indices))
-                    good = np.array([index not in images.broken for index in indices])
-                    yield values[good], indices[good]
+                for batch in batches:
+                    values = run(batch.images)
+                    bar.update(len(values))
+                    good = np.array([index not in images.broken for index in batch.indices])
+                    yield values[good], batch.indices[good]
 
         if flags.features:
-            rows = write_features(flags.features, readable(), model.architecture.features, names)
-            print(f"{rows:,} x {model.architecture.features} features are in {flags.features}")
+            rows = write_features(flags.features, readable(), trained.features, names)
+            print(f"{rows:,} x {trained.features} features are in {flags.features}")
         else:
             results = classify(readable(), trained, names, flags.top)
             first: list[dict] = []  # for the contact sheet
@@ -276,7 +277,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         path = getattr(flags, flag)
         if path and not Path(path).parent.is_dir():
             raise errors.ConfigError(f"--{flag} {path}: {Path(path).parent} is not a folder")
-    catalog.resolve(flags.model)  # a wrong name is answered before anything is read or fetched
+    source.resolve(flags.model)  # a wrong name is answered before anything is read or fetched
     return flags
 
 

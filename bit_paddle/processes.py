@@ -111,7 +111,7 @@ def launch(command: Sequence[str], count: int, gpus: Sequence[int] = ()) -> int:
     ports = _free_ports(count + 1)
     endpoints = [f"127.0.0.1:{port}" for port in ports]
     shared = {
-        **os.environ,
+        **environment.share(count),
         "PADDLE_TRAINERS_NUM": str(count),
         "PADDLE_LOCAL_SIZE": str(count),
         "PADDLE_TRAINER_ENDPOINTS": ",".join(endpoints[:count]),
@@ -119,7 +119,6 @@ def launch(command: Sequence[str], count: int, gpus: Sequence[int] = ()) -> int:
         "PADDLE_DISTRI_BACKEND": "nccl" if gpus else "gloo",
         "GLOG_minloglevel": "2",  # each connection is not worth a line
         _PARENT: str(os.getpid()),
-        **environment.share(count),
     }
     children: list[subprocess.Popen] = []
     messages: list[BinaryIO] = []

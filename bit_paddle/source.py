@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bit_paddle import catalog, config, download, environment, npz
+from bit_paddle import catalog, config, download, environment, exported, npz
+from bit_paddle.architecture import Architecture
 from bit_paddle.catalog import Preprocessing
 from bit_paddle.errors import CheckpointError, ConfigError, DownloadError
 
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint file. ``classes`` are the names of its ``outputs``, or None where unknown."""
+    """A checkpoint file, or a folder of `export --format paddle`.
+
+    ``classes`` are the names of its ``outputs``, or None where unknown; ``features`` is the number
+    of its pre-logits.
+    """
 
     path: Path
     outputs: int
+    features: int
     preprocessing: Preprocessing | None
     classes: list[str] | None
     trained_here: bool  # by `bit_paddle.train`, which wrote the names of the classes into the file
@@ -34,19 +41,21 @@ def find(
     crop: int | None = None,
     names: bool = True,
 ) -> Source:
-    """Return the source of a published name, downloaded if missing, or of an ``.npz`` file.
+    """Return the source of a published name, downloaded if missing, a file, or an exported folder.
 
     Files written by `bit_paddle.train` say themselves how to preprocess and what the classes are;
     published ones are known by their name, and their classes are fetched if ``names``; for others
     ``crop`` (squash to that side) is needed, and it replaces what is known. Loads no Paddle.
     Errors: those of `catalog.resolve`, `download.obtain` and `npz.CheckpointFile`.
     """
-    found = catalog.resolve(model)
+    found = resolve(model)
+    if isinstance(found, Path) and found.is_dir():
+        return _read_notes(found, crop)
     entry = found if isinstance(found, catalog.Entry) else catalog.CATALOG.get(Path(found).stem)
     path = found if isinstance(found, Path) else download.obtain(found, directory)
     with npz.CheckpointFile(path) as file:
         file.check(file.architecture(), file.classes)
-        outputs, notes = file.classes, file.notes()
+        outputs, features, notes = file.classes, file.architecture().features, file.notes()
     classes = notes.get("classes")
     if "crop" in notes:
         preprocessing = Preprocessing(notes["crop"])
@@ -62,7 +71,30 @@ def find(
         raise CheckpointError(
             f"{path}: its head has {outputs} outputs, but there are {len(classes)} class names"
         )
-    return Source(path, outputs, preprocessing, classes, trained_here="classes" in notes)
+    return Source(path, outputs, features, preprocessing, classes, "classes" in notes)
+
+
+def resolve(model: str) -> Path | catalog.Entry | Architecture:
+    """Return what `catalog.resolve` does, or the path of an exported folder."""
+    return Path(model) if exported.is_exported(model) else catalog.resolve(model)
+
+
+def write_notes(source: Source, folder: Path) -> None:
+    """Write what is known of ``source`` beside the model that was exported from it."""
+    notes = {name: value for name, value in asdict(source).items() if name != "path"}
+    text = json.dumps(notes, indent=2, ensure_ascii=False)
+    (folder / exported.NOTES).write_text(text + "\n", encoding="utf-8")
+
+
+def _read_notes(folder: Path, crop: int | None) -> Source:
+    path = folder / exported.NOTES
+    try:
+        notes = json.loads(path.read_text(encoding="utf-8"))
+        view = Preprocessing(**notes["preprocessing"]) if notes["preprocessing"] else None
+        found = Source(folder, **{**notes, "preprocessing": Preprocessing(crop) if crop else view})
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{path}: is not what `export` writes ({error})") from error
+    return found
 
 
 def required_preprocessing(source: Source) -> Preprocessing:
@@ -98,7 +130,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         required=True,
-        help="published name (python -m bit_paddle.catalog lists them), or an .npz file",
+        help="published name (python -m bit_paddle.catalog lists them), an .npz file, or a folder "
+        "of `export --format paddle`, which Paddle Inference runs on the processor",
     )
     parser.add_argument(
         "--bit_pretrained_dir", metavar="DIR", help=config.help_of("bit_pretrained_dir")

@@ -50,11 +50,11 @@ def ours(flags: argparse.Namespace, images: np.ndarray, labels: np.ndarray) -> C
     operators, named = build.choose("cpu", amp, lambda text: None)
     print(named, flush=True)
     model.compute_with(operators)
+    model.amp = amp
     part = MicroBatch(images, labels, labels)
     if flags.inference:
-        answers = metrics.outputs(model, iter(lambda: part, None), amp)
-        return lambda: next(answers)
-    model.amp = amp
+        model.eval()
+        return lambda: metrics.infer(model, images)
     optimizer = sgd.Momentum(0.003, 0.9, model.parameters())
     sums = parallel.GradientSums(model.parameters())
     parts = [part] * (4 if flags.worker == PARTS else 1)

@@ -16,7 +16,8 @@ FLOORS = {
     for floor, names in enumerate(
         (
             "errors environment interrupt",
-            "files processes hyperrule architecture data.images data.fewshot data.transforms",
+            "files processes hyperrule architecture exported "
+            "data.images data.fewshot data.transforms",
             "logbook catalog npz data.spec native.plain",
             "config download data.listing data.loader native.compiled native.checks profiling",
             "source runs data.archives data.cifar data.check data.folders native.build",

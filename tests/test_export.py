@@ -5,13 +5,14 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import paddle
 import pytest
 from conftest import ROOT
 
-from bit_paddle import errors, export, formats, npz, save_npz, source
+from bit_paddle import errors, export, exported, formats, npz, save_npz, source
 from bit_paddle.architecture import Architecture
 from bit_paddle.catalog import Preprocessing
 from bit_paddle.errors import ConfigError, DifferenceError, WriteError
@@ -82,6 +83,53 @@ def test_an_export_computes_the_same(format, network, tmp_path):
         # the model itself rounds by up to 1.4e-5 of the largest, where its MKL has AVX-512
         assert export.relative_difference(outputs(run, shape), expected) < 2e-5
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_paddle_loads_the_folder_by_itself(network, tmp_path):
+    model, trained = network
+    export.export(model, trained, "paddle", tmp_path / "out")
+    run = formats.as_run(paddle.jit.load(str(tmp_path / "out" / "inference")))
+    for shape in SIZES:
+        assert export.relative_difference(outputs(run, shape), outputs(model, shape)) < 2e-5
+
+
+def test_an_exported_folder_computes_in_bfloat16(small, tmp_path):
+    """Rounding to 8 bits is seen, and no more than that."""
+    model, trained = small
+    export.export(model, trained, "paddle", tmp_path / "out")
+    run = exported.open_folder(tmp_path / "out", bf16=True)
+    differences = [
+        export.relative_difference(outputs(run, shape), outputs(model, shape)) for shape in SIZES
+    ]
+    assert max(differences) > 1e-4  # oneDNN emulates it where the processor has none
+    assert max(differences) < 8 * 2**-8
+
+
+def test_an_exported_folder_knows_its_source(network, tmp_path):
+    model, trained = network
+    export.export(model, trained, "paddle", tmp_path / "out")
+    found = source.find(str(tmp_path / "out"))
+    assert found == replace(trained, path=tmp_path / "out")
+    assert found.features == model.architecture.features
+    assert source.find(str(tmp_path / "out"), crop=64).preprocessing == Preprocessing(64)
+
+
+@pytest.mark.parametrize(
+    "file, content",
+    [("bit_paddle.json", "{"), ("bit_paddle.json", "[]"), ("bit_paddle.json", '{"outputs": 1}')],
+)
+def test_a_damaged_folder_is_named(file, content, small, tmp_path):
+    export.export(*small, "paddle", tmp_path / "out")
+    (tmp_path / "out" / file).write_text(content)
+    with pytest.raises(errors.CheckpointError, match="bit_paddle.json: is not what `export` write"):
+        source.find(str(tmp_path / "out"))
+
+
+def test_a_folder_without_its_weights_is_named(small, tmp_path):
+    export.export(*small, "paddle", tmp_path / "out")
+    (tmp_path / "out" / "inference.pdiparams").unlink()
+    with pytest.raises(errors.CheckpointError, match="out: an exported model has .*export it agai"):
+        exported.open_folder(tmp_path / "out")
 
 
 def test_paddle_export_has_plain_layers_alone(small, tmp_path):

@@ -130,6 +130,53 @@ def test_evaluate_refuses_other_classes(colour_model, small_checkpoint):
     assert done.returncode == 2 and "was not trained on 10 classes of the data" in done.stderr
 
 
+@pytest.fixture(scope="module")
+def exported_model(colour_model, tmp_path_factory):
+    """`colour_model` as a folder of Paddle Inference."""
+    folder = tmp_path_factory.mktemp("exported") / "served"
+    done = run("export", "--model", colour_model, "--format", "paddle", "--output", folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("amp, close", [("off", 1e-4), ("bf16", 0.05)])
+def test_an_exported_folder_is_evaluated_and_predicts(
+    amp, close, exported_model, colour_model, image_folder, tmp_path
+):
+    """Whatever Paddle Inference has to say, standard output is the result alone."""
+    flags = ("--dataset", "folder", "--datadir", image_folder, "--batch", 4)
+    for model, *more in ((colour_model,), (exported_model, "--amp", amp)):
+        output = tmp_path / f"evaluate-{model.name}"
+        done = run("evaluate", "--model", model, *flags, *more, "--output", output)
+        assert done.returncode == 0, done.stderr
+    one, other = (
+        json.loads((tmp_path / f"evaluate-{name}" / "metrics.json").read_text())
+        for name in ("model.npz", "served")
+    )
+    assert other["loss"] == pytest.approx(one["loss"], rel=close)
+    assert other["images"] == 15 and (amp != "off" or other["top1"] == one["top1"])
+    words = ("predict", image_folder / "val", "--format", "json", "--model")
+    one = json.loads(run(*words, colour_model).stdout)
+    other = json.loads(run(*words, exported_model, "--amp", amp).stdout)
+    for row, expected in zip(other, one):
+        found = {each["class"]: each["probability"] for each in row["classes"]}
+        sought = {each["class"]: each["probability"] for each in expected["classes"]}
+        assert row["image"] == expected["image"] and found == pytest.approx(sought, abs=close)
+
+
+@pytest.mark.parametrize(
+    "flags, named",
+    [
+        (("--device", "gpu"), "--device gpu"),
+        (("--amp", "fp16"), "--amp fp16"),
+        (("--features", "out.npz"), "--features"),
+    ],
+)
+def test_what_an_exported_folder_cannot(flags, named, exported_model, image_folder):
+    done = run("predict", image_folder / "val", "--model", exported_model, *flags)
+    assert done.returncode == 2 and named in done.stderr and "Traceback" not in done.stderr
+
+
 # --- predict -------------------------------------------------------------------------------------
 
 

@@ -83,8 +83,9 @@ def alive(pid):
 
 def test_each_process_is_told_its_place(launch, tmp_path, monkeypatch):
     monkeypatch.setitem(environment._chosen, "MKL_NUM_THREADS", "64")
+    monkeypatch.setattr(environment, "_users", {})
     monkeypatch.setenv("MKL_NUM_THREADS", "64")
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as Paddle does when it is imported
     code = """
         from bit_paddle import environment, processes
         place = {
@@ -100,6 +101,7 @@ def test_each_process_is_told_its_place(launch, tmp_path, monkeypatch):
     for place in places:
         assert (place["size"], place["local"], place["ours"], place["cpus"]) == (3, 3, True, cpus)
         assert place["environment"]["MKL_NUM_THREADS"] == str(cpus)
+        assert "OMP_NUM_THREADS" not in place["environment"]
     ends = [place["environment"]["PADDLE_CURRENT_ENDPOINT"] for place in places]
     for place in places:
         variables = place["environment"]
@@ -115,8 +117,13 @@ def test_the_user_s_own_number_of_threads_stays(name, launch, tmp_path, monkeypa
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(environment, "_chosen", {})
+    monkeypatch.setattr(environment, "_users", {})
     monkeypatch.setenv(name, "17")
-    environment.prepare()
+    with monkeypatch.context() as before:
+        before.delitem(sys.modules, "paddle", raising=False)
+        environment.prepare()
+    if name != "OMP_NUM_THREADS":
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as Paddle does when it is imported
     code = """
         import bit_paddle
         found = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
