@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bit_paddle import config, errors, files, logbook, runs, source
+from bit_paddle import config, errors, exported, files, logbook, runs, source
 from bit_paddle.data import check, loader, readers
 from bit_paddle.data import spec as specs
 from bit_paddle.data.images import Images
@@ -51,6 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     outputs = match_classes(trained, images)
     names = trained.classes or list(images.classes)
 
+    exported.hush()
     from bit_paddle import inference, metrics
 
     run = inference.load(flags, trained)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from bit_paddle import catalog, config, errors, source
+from bit_paddle import catalog, config, errors, exported, source
 from bit_paddle.errors import (
     BitPaddleError,
     ConfigError,
@@ -156,6 +156,8 @@ def main(arguments: Sequence[str]) -> int:
     trained = source.find(flags.model, flags.bit_pretrained_dir, flags.crop, wants_names)
     if flags.format == "huggingface":
         source.required_preprocessing(trained)
+    exported.hush()
+
     import paddle
 
     from bit_paddle.checkpoint import create_model

@@ -7,7 +7,9 @@ computes them as it does there: by oneDNN, on every core, in float32 or bfloat16
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +33,11 @@ def is_exported(path: str | os.PathLike) -> bool:
     return Path(path, NOTES).is_file()
 
 
+def hush() -> None:
+    """Keep Paddle's executors from announcing themselves; before it is imported."""
+    os.environ.setdefault("GLOG_minloglevel", "2")
+
+
 def write(model: ResNetV2, path: Path) -> None:
     """Write the program and weights of ``model``, for any batch and any size, into ``path``."""
     import paddle
@@ -44,7 +51,6 @@ def open_folder(path: Path, bf16: bool = False) -> Run:
 
     Raises `CheckpointError` where files are missing.
     """
-    os.environ.setdefault("GLOG_minloglevel", "2")  # Paddle's executors announce themselves
     from paddle import inference
 
     programs = [path / name for name in _PROGRAMS if (path / name).is_file()]
@@ -65,7 +71,21 @@ def open_folder(path: Path, bf16: bool = False) -> Run:
 
     def run(images: np.ndarray) -> np.ndarray:
         taken.copy_from_cpu(np.ascontiguousarray(images))
-        predictor.run()
+        with _stdout_on_stderr():  # where results go, and one of Paddle 3.3's kernels says its name
+            predictor.run()
         return given.copy_to_cpu()
 
     return run
+
+
+@contextmanager
+def _stdout_on_stderr() -> Iterator[None]:
+    """Send what is written to this process's standard output, from C++ too, to standard error."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)

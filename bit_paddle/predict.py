@@ -20,7 +20,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from bit_paddle import config, download, errors, files, logbook, source
+from bit_paddle import config, download, errors, exported, files, logbook, source
 from bit_paddle.data import loader
 from bit_paddle.data.images import SUFFIXES, FileImages
 from bit_paddle.files import csv_line
@@ -66,6 +66,7 @@ def main(arguments: Sequence[str]) -> int:
                 f"{trained.path}: has no head; --features takes its pre-logits"
             )
 
+        exported.hush()
         from bit_paddle import inference
 
         run = inference.load(flags, trained, head=wants_names)

@@ -13,11 +13,13 @@ LAYOUTS = ("", ", NHWC", ", folded", ", NHWC, folded")
 CONTENDERS = (
     race.OURS,
     race.PURE,
+    race.EXPORTED,
     race.OBVIOUS,
     race.OBVIOUS_SET,
     *(f"{race.HUGGING_FACE}{layout}" for layout in LAYOUTS),
     race.TIMM,
     f"{race.OURS} bf16",
+    f"{race.EXPORTED} bf16",
     *(f"{race.HUGGING_FACE}{layout} bf16" for layout in LAYOUTS),
 )
 

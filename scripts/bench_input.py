@@ -12,11 +12,14 @@ matter. "first epoch" decodes and resizes every image, "kept" takes resized imag
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import time
+from pathlib import Path
 
 import numpy as np
+import race
 from PIL import Image
 
 from bit_paddle.data import loader, readers
@@ -76,6 +79,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--batches", type=int, default=12, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", type=Path, help="file for every ratio")
+    parser.add_argument("--plot", type=Path, help="file for a picture")
     flags = parser.parse_args()
     images = readers.open_dataset(flags.dataset, flags.datadir).train
     sizes = readers.sizes(images, np.arange(len(images)))
@@ -105,12 +110,14 @@ def main() -> None:
             if source is not kept:
                 source.close()
     kept.close()
-    print(
-        f"\n{flags.dataset}, {sides.precrop} -> {sides.crop}, {flags.workers} workers, "
-        f"median (lowest, highest) of {flags.rounds} ratios to the baseline"
-    )
+    title = f"{flags.dataset}, {sides.precrop} -> {sides.crop}, {flags.workers} workers"
+    print(f"\n{title}, median (lowest, highest) of {flags.rounds} ratios to the baseline")
     for name, values in ratios.items():
         print(f"{name:20} {statistics.median(values):.2f} ({min(values):.2f}, {max(values):.2f})")
+    if flags.json:
+        flags.json.write_text(json.dumps({title: ratios}, indent=1))
+    if flags.plot:
+        race.draw({title: ratios}, flags.plot, "times the baseline's images a second")
 
 
 if __name__ == "__main__":

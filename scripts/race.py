@@ -14,6 +14,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 OURS, PURE, PARTS = "bit_paddle", "bit_paddle, pure Paddle", "bit_paddle, 4 micro-batches"
+EXPORTED = "bit_paddle, exported"
 OBVIOUS, OBVIOUS_SET = "paddle, obvious", "paddle, obvious, MKL set"
 HUGGING_FACE, TIMM = "transformers", "timm"
 PADDLE_AS_IT_COMES = {"OMP_NUM_THREADS": "1", "MKL_DEBUG_CPU_TYPE": "0"}  # where nobody says
@@ -28,6 +30,7 @@ CLASSES, PAUSE = 10, 0.4  # seconds between turns: threads of OpenMP spin on whe
 LEGEND = """\
 contenders (... bf16: with --amp bf16, under torch.autocast):
   bit_paddle              this package as it comes, and with BIT_PADDLE_NATIVE=0 (pure Paddle)
+  ..., exported           a folder of `export --format paddle`, run by Paddle Inference with oneDNN
   paddle, obvious         standardization by mean, variance and square root in every pass, Paddle's
                           own momentum, its MKL as it comes (one thread; SSE on AMD)
   ..., MKL set            the same with `bit_paddle.environment`'s threads and instructions
@@ -54,12 +57,23 @@ def ours(flags: argparse.Namespace, images: np.ndarray, labels: np.ndarray) -> C
     part = MicroBatch(images, labels, labels)
     if flags.inference:
         model.eval()
+        if EXPORTED in flags.worker:
+            return _exported(model, images, "bf16" in flags.worker)
         return lambda: metrics.infer(model, images)
     optimizer = sgd.Momentum(0.003, 0.9, model.parameters())
     sums = parallel.GradientSums(model.parameters())
     parts = [part] * (4 if flags.worker == PARTS else 1)
     total = len(parts) * len(labels)
     return lambda: train.update(model, optimizer, sums, parts, total, 1e-4)
+
+
+def _exported(model: object, images: np.ndarray, bf16: bool) -> Callable[[], object]:
+    from bit_paddle import exported, formats
+
+    with tempfile.TemporaryDirectory() as folder:
+        exported.write(formats.folded(model), Path(folder))
+        run = exported.open_folder(Path(folder), bf16)
+    return lambda: run(images.astype(np.float32) / np.float32(127.5) - np.float32(1))
 
 
 def obvious(
@@ -258,8 +272,8 @@ def report(found: dict[str, dict]) -> None:
         )
 
 
-def draw(every: dict[str, dict[str, dict]], path: Path) -> None:
-    """Draw {title: what `race` gives} as bars with the spread of the rounds, a panel a title."""
+def draw(every: dict[str, dict[str, list[float]]], path: Path, what: str) -> None:
+    """Draw {title: {name: values}} as bars from lowest to highest value, a panel a title."""
     from matplotlib.figure import Figure
 
     rows = max(len(found) for found in every.values())
@@ -268,13 +282,13 @@ def draw(every: dict[str, dict[str, dict]], path: Path) -> None:
         figure.subplots(1, len(every), squeeze=False)[0], every.items()
     ):
         names = list(found)[::-1]
-        middle = [statistics.median(found[name]["seconds"]) for name in names]
-        low = [m - min(found[name]["seconds"]) for name, m in zip(names, middle)]
-        high = [max(found[name]["seconds"]) - m for name, m in zip(names, middle)]
+        middle = [statistics.median(found[name]) for name in names]
+        low = [m - min(found[name]) for name, m in zip(names, middle)]
+        high = [max(found[name]) - m for name, m in zip(names, middle)]
         colors = ["tab:blue" if name.startswith(OURS) else "silver" for name in names]
         axes.barh(names, middle, xerr=[low, high], color=colors, error_kw={"linewidth": 1})
         axes.set_title(title, fontsize=10)
-        axes.set_xlabel("seconds: median, fastest and slowest", fontsize=8)
+        axes.set_xlabel(f"{what}: median, lowest and highest", fontsize=8)
         axes.tick_params(labelsize=8)
     figure.savefig(path, dpi=120)
 
@@ -312,7 +326,11 @@ def run(flags: argparse.Namespace, contenders: Sequence[str], what: str) -> dict
     if flags.json:
         flags.json.write_text(json.dumps(every, indent=1))
     if flags.plot:
-        draw(every, flags.plot)
+        times = {
+            title: {name: one["seconds"] for name, one in found.items()}
+            for title, found in every.items()
+        }
+        draw(times, flags.plot, "seconds")
     return every
 
 

@@ -107,7 +107,7 @@ def convolve(x: Tensor, kernel: Tensor, stride: int, residual: Tensor | None = N
     y = as_tensor_cores(convolution, x, kernel.astype(x.dtype))
     if residual is None:
         return y
-    if y.dtype in HALF:
+    if y.dtype in HALF or not paddle.in_dynamic_mode():
         return as_tensor_cores(paddle.add, y, residual)
     return y.add_(residual)  # nobody else has seen y, and a convolution's gradients do without
 
