@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from bit_paddle import catalog, environment, files, hyperrule
+from bit_paddle import catalog, environment, files, hyperrule, upstream
 from bit_paddle.errors import BitPaddleError, ConfigError, did_you_mean
 
 AUTO = "auto"
@@ -161,12 +161,17 @@ class Settings:
 
     rule: str = _setting(
         "how",
-        _one_of(*hyperrule.RULES),
-        "BiT-HyperRule as the published code has it, "
-        "which made the published numbers, or as the paper's text",
+        _one_of(*hyperrule.RULES, upstream.RULE),
+        "BiT-HyperRule as the published code has it, which made the published numbers, or as the "
+        "paper's text; or upstream training, which `bit_paddle.pretrain` is",
         "code",
     )
-    batch: int = _setting("how", whole(1), "images an optimizer step", hyperrule.BATCH)
+    batch: int = _setting(
+        "how",
+        whole(1),
+        f"images an optimizer step; upstream: {upstream.BATCH}",
+        hyperrule.BATCH,
+    )
     batch_split: int | str = _setting(
         "how",
         _auto_or_whole,
@@ -190,7 +195,35 @@ class Settings:
         "and Turing, else off. On a CPU with bfloat16 (AMX, AVX-512), bf16 is faster, and not auto",
         "auto",
     )
-    base_lr: float = _setting("how", positive, "learning rate after the warm-up", hyperrule.BASE_LR)
+    base_lr: float = _setting(
+        "how",
+        positive,
+        "learning rate after the warm-up; upstream: 0.03 for every 256 images of a batch",
+        hyperrule.BASE_LR,
+    )
+    weight_decay: float = _setting(
+        "how",
+        _not_negative,
+        f"of kernels, added to their gradients; upstream: {upstream.WEIGHT_DECAY:g}",
+        0.0,
+    )
+    loss: str = _setting(
+        "how",
+        _one_of("softmax", "sigmoid"),
+        "cross-entropy over the classes; or over yes and no of each class by itself, as for "
+        f"ImageNet-21k, with a new head's bias at {upstream.HEAD_BIAS:g}",
+        "softmax",
+    )
+    epochs: int | None = _setting(
+        "how",
+        whole(1),
+        "upstream: length of the run, in passes over the training images (default: "
+        f"{upstream.EPOCHS})",
+        None,
+    )
+    warmup: int | None = _setting(
+        "how", whole(0), "steps of linear warm-up from 0 (default: the rule's)", None
+    )
     steps: int | None = _setting(
         "how",
         whole(1),
@@ -201,7 +234,8 @@ class Settings:
     precrop: int | None = _setting(
         "how",
         whole(1),
-        "side that training images are resized to, with --crop (default: the rule's)",
+        "side that training images are resized to, with --crop; upstream: to which the shorter "
+        "side of validation images is (default: the rule's)",
         None,
     )
     crop: int | None = _setting(
@@ -358,14 +392,18 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}; {self.prog} --help lists the flags")
 
 
-def parser(prog: str) -> argparse.ArgumentParser:
+def parser(
+    prog: str,
+    description: str = "Fine-tune a Big Transfer (BiT) model on images, by BiT-HyperRule.",
+    epilog: str = _EPILOG,
+) -> argparse.ArgumentParser:
     """Return the command's parser; its values are words, which `settings` checks all at once."""
     result = Parser(
         prog=prog,
         allow_abbrev=False,
-        epilog=_EPILOG,
+        epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Fine-tune a Big Transfer (BiT) model on images, by BiT-HyperRule.",
+        description=description,
     )
     groups = {key: result.add_argument_group(title) for key, title in _GROUPS.items()}
     groups["what"].add_argument(
@@ -465,6 +503,8 @@ def parse(
             values[name] = None if unset else item.metadata["parse"](word)
         except ValueError as fault:
             faults.append(f"{source}: {fault}")
+    if values.get("rule") == upstream.RULE:
+        values = {**_upstream(values), **values}
     faults += [
         f"--{name}: is required"
         for name, item in _FIELDS.items()
@@ -480,6 +520,17 @@ def parse(
             else f"{len(faults)} faults\n  " + "\n  ".join(faults)
         )
     return Settings(**values), Request(known.dry_run, known.force)
+
+
+def _upstream(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the defaults of upstream training, of which the settings ``values`` are given."""
+    batch = values.get("batch", upstream.BATCH)
+    found = {
+        "batch": batch,
+        "base_lr": upstream.base_lr(batch),
+        "weight_decay": upstream.WEIGHT_DECAY,
+    }
+    return found if values.get("steps") else {**found, "epochs": upstream.EPOCHS}
 
 
 def _combined_faults(values: dict[str, Any], find_dataset: Callable[..., object]) -> list[str]:
@@ -510,6 +561,10 @@ def _combined_faults(values: dict[str, Any], find_dataset: Callable[..., object]
             f"--batch_split: is {split}, which does not divide --batch {batch}; "
             f"{' or '.join(map(str, sorted(near)))} would"
         )
+    if values["epochs"] is not None and values["rule"] != upstream.RULE:
+        faults.append("--epochs: is for --rule upstream; fine-tuning goes by --steps")
+    elif values["epochs"] is not None and values["steps"] is not None:
+        faults.append("--epochs and --steps: both say how long the run is; take one")
     precrop, crop = values["precrop"], values["crop"]
     if (precrop is None) != (crop is None):
         faults.append(

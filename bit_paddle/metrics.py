@@ -23,8 +23,8 @@ class Tally:
     top1_count: int = 0
     top5_count: int = 0
 
-    def add(self, logits: np.ndarray, labels: np.ndarray) -> None:
-        """Count ``logits`` [N, K] and ``labels`` [N], in float64.
+    def add(self, logits: np.ndarray, labels: np.ndarray, loss: str = "softmax") -> None:
+        """Count ``logits`` [N, K] and ``labels`` [N], in float64; ``loss`` is one of `mixup`'s.
 
         Equal logits rank by class number, as a stable sort ranks them; an image with a logit that
         is not a number counts as wrong.
@@ -38,8 +38,12 @@ class Tally:
         with np.errstate(
             invalid="ignore"
         ):  # infinities give a loss that is not a number, as they should
-            highest = logits.max(axis=1, keepdims=True)
-            losses = highest + np.log(np.exp(logits - highest).sum(axis=1, keepdims=True)) - true
+            if loss == "sigmoid":
+                losses = np.logaddexp(0, logits).sum(axis=1, keepdims=True) - true
+            else:
+                highest = logits.max(axis=1, keepdims=True)
+                powers = np.exp(logits - highest).sum(axis=1, keepdims=True)
+                losses = highest + np.log(powers) - true
         self.images += len(labels)
         self.loss_sum += float(losses.sum())
         self.top1_count += int((rank < 1).sum())
@@ -51,7 +55,7 @@ class Tally:
 
     @property
     def loss(self) -> float:
-        """Mean cross-entropy."""
+        """Mean loss."""
         return self.loss_sum / self.images
 
     @property
@@ -75,6 +79,7 @@ def evaluate(
     model: ResNetV2,
     batches: Iterable[MicroBatch],
     progress: Callable[[int], object] = lambda images: None,
+    loss: str = "softmax",
 ) -> Tally:
     """Return the tally of ``model``, in full precision, over ``batches``.
 
@@ -86,7 +91,7 @@ def evaluate(
     model.eval()
     try:
         for batch in batches:
-            tally.add(infer(model, batch.images), batch.labels)
+            tally.add(infer(model, batch.images), batch.labels, loss)
             progress(len(batch.labels))
     except Interrupted:
         fault = Interrupted

@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bit_paddle import catalog, config, errors, hyperrule, npz
+from bit_paddle import catalog, config, errors, hyperrule, npz, upstream
 from bit_paddle.architecture import PLANNED, Architecture
 from bit_paddle.data import readers
 from bit_paddle.data import spec as specs
-from bit_paddle.planning import make_plan
+from bit_paddle.planning import make_plan, resolution_of, schedule_of
 
 PROG, TRAIN = "python -m bit_paddle.plan", "python -m bit_paddle.train"
 GIB, MIB = 2**30, 2**20  # bytes
@@ -135,24 +135,21 @@ def _known_task(settings: config.Settings, known: Known, architecture: Architect
             f"images, {images // known.classes:,} each on average"
         )
     images = images if few is None else few * known.classes
-    resolution = hyperrule.resolution(
-        *_SIDES[known.resolution or "large"], settings.rule, architecture.name
-    )
+    crops = specs.find(settings.dataset, readers.READERS).random_crop
+    crops = crops if settings.random_crop is None else settings.random_crop
+    sides = _SIDES[known.resolution or "large"]
+    resolution = resolution_of(settings, *sides, architecture.name, crops)
     reason = (
         f"by the {settings.rule} rule for {known.resolution} images"
         if known.resolution
         else f"by the {settings.rule} rule, if originals are not under 96 x 96 (else: --precrop "
         "160 --crop 128)"
     )
+    if settings.rule == upstream.RULE:
+        reason = "by the upstream rule"
     if settings.crop is not None:
-        resolution = hyperrule.Resolution(settings.precrop, settings.crop)
         reason = "by --precrop and --crop"
-    crops = specs.find(settings.dataset, readers.READERS).random_crop
-    if not (crops if settings.random_crop is None else settings.random_crop):
-        resolution = hyperrule.Resolution(resolution.crop, resolution.crop)
-    schedule = hyperrule.schedule(images, settings.rule)
-    if settings.steps is not None:
-        schedule = schedule.scaled(settings.steps)
+    schedule = schedule_of(settings, images)
     return Task(images, known.classes, "not opened", resolution, reason, schedule)
 
 
@@ -162,6 +159,8 @@ def _opened_task(settings: config.Settings) -> Task:
     reason = f"by the {settings.rule} rule for originals of {height} x {width}"
     if plan.data.resolution:
         reason = f"by the {settings.rule} rule for {plan.data.resolution} images"
+    if settings.rule == upstream.RULE:
+        reason = "by the upstream rule"
     if settings.crop is not None:
         reason = "by --precrop and --crop"
     classes = len(plan.data.train.classes)

@@ -5,14 +5,23 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bit_paddle import catalog, config, download, environment, hyperrule, npz, runs
+from bit_paddle import (
+    catalog,
+    config,
+    download,
+    environment,
+    hyperrule,
+    npz,
+    runs,
+    upstream,
+)
 from bit_paddle.architecture import Architecture
 from bit_paddle.data import check, fewshot, loader, readers
 
@@ -39,8 +48,14 @@ class Plan:
     schedule: hyperrule.Schedule
     mixup_alpha: float
     flip: bool
+    inception: bool  # training crops are Inception's, not of `resolution`
     skipped: tuple[str, ...]  # what is wrong with each image that is left out
     start: runs.Start
+
+    @property
+    def resize(self) -> int | None:
+        """What the shorter side of a validation image is resized to; None: it is squashed."""
+        return self.resolution.precrop if self.settings.rule == upstream.RULE else None
 
     def batch_split(self, memory: int, amp: str = "off", processes: int = 1) -> int:
         """Return in how many parts each of ``processes`` computes its share of a batch.
@@ -64,11 +79,18 @@ class Plan:
         )
         drops = ", ".join(map(str, schedule.drops))
         own = "" if settings.steps is None else " (--steps; the rule's proportions)"
-        training = (
-            f"resize to {resolution.precrop} x {resolution.precrop} (bilinear)"
-            f"{f', random crop of {resolution.crop}' if self._crops else ''}"
-            f"{', random flip' if self.flip else ''}, x / 127.5 - 1"
-        )
+        own = f" ({settings.epochs} epochs)" if settings.epochs is not None else own
+        scaled = "x / 127.5 - 1"
+        squashed = f"resize to {resolution.precrop} x {resolution.precrop} (bilinear)"
+        if self.inception:
+            squashed = "crop of 5 to 100 % of the area, 3:4 to 4:3, resized to "
+            squashed += f"{resolution.crop} x {resolution.crop} (bilinear)"
+        elif self._crops:
+            squashed += f", random crop of {resolution.crop}"
+        training = f"{squashed}{', random flip' if self.flip else ''}, {scaled}"
+        validation = f"resize to {resolution.crop} x {resolution.crop}"
+        if self.resize is not None:
+            validation = f"resize the shorter side to {self.resize}, centre of {resolution.crop}"
         kept = loader.resized_bytes(len(self.subset), resolution.precrop)
         rows = {
             "model": f"{self.architecture.name}, {self.architecture.features} features, "
@@ -80,8 +102,7 @@ class Plan:
             f"{', …' if len(classes) > 4 else ''})",
             "originals": f"{height} x {width} pixels (the median by area of a sample)",
             "resolution": f"{resolution.precrop} -> {resolution.crop}, {self._resolution_reason()}",
-            "preprocessing": f"training: {training}; validation: resize to {resolution.crop} x "
-            f"{resolution.crop}, x / 127.5 - 1",
+            "preprocessing": f"training: {training}; validation: {validation}, {scaled}",
             "schedule": f"{schedule.steps:,} steps{own}: warm-up {schedule.warmup}, "
             f"a tenth after each of {drops}; base learning rate {settings.base_lr:g}",
             "batch": f"{settings.batch} images a step, split: {settings.batch_split}"
@@ -91,14 +112,20 @@ class Plan:
                 else ""
             ),
             "precision": _PRECISION[settings.amp],
-            "MixUp": f"Beta({self.mixup_alpha}, {self.mixup_alpha})"
-            if self.mixup_alpha
-            else f"none below {hyperrule.SMALL_TASK:,} training images",
+            "MixUp": self._mixup_reason(),
             "memory": f"{kept / 1e6:,.1f} MB keep the resized training images"
-            if kept <= self.cache_bytes
+            if kept <= self.cache_bytes and not self.inception
+            else "crops are cut out of the originals, which are decoded each time"
+            if self.inception
             else f"resized training images ({kept / 1e6:,.1f} MB) are made anew each time; "
             "--cache_gb keeps them",
-            "optimizer": f"SGD, momentum {hyperrule.MOMENTUM}, no weight decay",
+            "loss": f"{settings.loss} cross-entropy",
+            "optimizer": f"SGD, momentum {hyperrule.MOMENTUM}, "
+            + (
+                f"weight decay {settings.weight_decay:g} of kernels"
+                if settings.weight_decay
+                else "no weight decay"
+            ),
             "validation": (f"every {settings.eval_every} steps and " if settings.eval_every else "")
             + "at the end, on all validation images",
             "checkpoints": f"every {settings.save_every.replace('m', ' minutes')}"
@@ -146,12 +173,21 @@ class Plan:
 
     @property
     def _crops(self) -> bool:
-        return self.resolution.precrop > self.resolution.crop
+        return self.inception or self.resolution.precrop > self.resolution.crop
+
+    def _mixup_reason(self) -> str:
+        if self.settings.rule == upstream.RULE:
+            return "none, as upstream"
+        if self.mixup_alpha:
+            return f"Beta({self.mixup_alpha}, {self.mixup_alpha})"
+        return f"none below {hyperrule.SMALL_TASK:,} training images"
 
     def _resolution_reason(self) -> str:
         height, width = self.image_size
         if self.settings.crop is not None:
             return "by --precrop and --crop"
+        if self.settings.rule == upstream.RULE:
+            return "by the upstream rule"
         by = (
             f"the data set's file says {self.data.resolution}"
             if self.data.resolution
@@ -235,14 +271,10 @@ def make_plan(
     by_area = readers.sizes(train, subset)
     size = by_area[len(by_area) // 2]
     sides = {"small": (32, 32), "large": (512, 512), None: size}[data.resolution]
-    resolution = hyperrule.resolution(*sides, settings.rule, architecture.name)
-    if settings.crop is not None:
-        resolution = hyperrule.Resolution(settings.precrop, settings.crop)
-    if not _first(settings.random_crop, data.random_crop):
-        resolution = hyperrule.Resolution(resolution.crop, resolution.crop)
-    schedule = hyperrule.schedule(len(subset), settings.rule)
-    if settings.steps is not None:
-        schedule = schedule.scaled(settings.steps)
+    crops = _first(settings.random_crop, data.random_crop)
+    resolution = resolution_of(settings, *sides, architecture.name, crops)
+    schedule = schedule_of(settings, len(subset))
+    by_upstream = settings.rule == upstream.RULE
     if checkpoint is not None and not checkpoint.is_file() and fetch:
         _checked(download.obtain(model, settings.bit_pretrained_dir))
     return Plan(
@@ -254,11 +286,37 @@ def make_plan(
         size,
         resolution,
         schedule,
-        hyperrule.mixup_alpha(len(subset)),
+        0.0 if by_upstream else hyperrule.mixup_alpha(len(subset)),
         _first(settings.flip, data.flip),
+        by_upstream and crops,
         tuple(skipped),
         start,
     )
+
+
+def resolution_of(
+    settings: config.Settings, height: int, width: int, model: str, crops: bool
+) -> hyperrule.Resolution:
+    """Return the resolution for originals of ``height`` x ``width``, and a random crop or none."""
+    if settings.crop is not None:
+        found = hyperrule.Resolution(settings.precrop, settings.crop)
+    elif settings.rule == upstream.RULE:
+        found = upstream.RESOLUTION
+    else:
+        found = hyperrule.resolution(height, width, settings.rule, model)
+    return found if crops else hyperrule.Resolution(found.crop, found.crop)
+
+
+def schedule_of(settings: config.Settings, images: int) -> hyperrule.Schedule:
+    """Return the schedule for ``images`` training images."""
+    if settings.rule == upstream.RULE:
+        epochs = settings.epochs or upstream.EPOCHS
+        found = upstream.schedule(images, settings.batch, epochs)
+    else:
+        found = hyperrule.schedule(images, settings.rule)
+    if settings.steps is not None:
+        found = found.scaled(settings.steps)
+    return found if settings.warmup is None else replace(found, warmup=settings.warmup)
 
 
 def _first(setting: bool | None, otherwise: bool) -> bool:

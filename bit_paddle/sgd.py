@@ -1,4 +1,4 @@
-"""SGD with momentum, exactly as PyTorch's: v = 0.9 v + g; w = w - lr v. No weight decay."""
+"""SGD with momentum, exactly as PyTorch's: v = 0.9 v + g + decay w; w = w - lr v."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ class Momentum(paddle.optimizer.Momentum):
 
     In float64 that rounding is 3e-8 of a step; in float32 the two agree. Everything else, such as
     the state and its place, stays Paddle's, so that whatever wraps Paddle's optimizers can wrap
-    this one. ``whole`` is False if an error has ended a step halfway: some weights have been
-    updated then and others not.
+    this one. ``weight_decay`` is of kernels alone: of GroupNorms and biases there is none.
+    ``whole`` is False if an error has ended a step halfway: some weights have been updated then and
+    others not.
     """
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
+    def __init__(self, *arguments: Any, weight_decay: float = 0.0, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.whole = True
+        self.whole, self._decay = True, weight_decay
         self._loaded: dict[str, Tensor] = {}  # Paddle shows them again from the first step on
 
     def step(self) -> None:
@@ -48,6 +49,8 @@ class Momentum(paddle.optimizer.Momentum):
         velocity = self._get_accumulator_master(self._velocity_acc_str, parameter)
         velocity.scale_(self._momentum)
         velocity.add_(gradient)
+        if self._decay and parameter.ndim > 1:
+            velocity.add_(parameter * self._decay)
         parameter.subtract_(velocity * self.get_lr())
 
 

@@ -58,7 +58,7 @@ def find(
         outputs, features, notes = file.classes, file.architecture().features, file.notes()
     classes = notes.get("classes")
     if "crop" in notes:
-        preprocessing = Preprocessing(notes["crop"])
+        preprocessing = Preprocessing(notes["crop"], notes.get("resize"))
     elif entry is not None:
         preprocessing = entry.preprocessing
         if names and entry.data in catalog.LEMMAS and outputs == entry.classes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import astuple, replace
 
+import numpy as np
 from paddle import Tensor
 
 from bit_paddle import (
@@ -19,6 +20,7 @@ from bit_paddle import (
     processes,
     runs,
     sgd,
+    upstream,
 )
 from bit_paddle.planning import Plan
 from bit_paddle.runs import Progress
@@ -39,7 +41,7 @@ def begin(
     world_size, progress, known_split, model = processes.world_size(), Progress(), 0, None
     if processes.rank() or plan.start.checkpoints:
         model = models.ResNetV2(plan.architecture, classes)
-        optimizer = sgd.Momentum(settings.base_lr, hyperrule.MOMENTUM, model.parameters())
+        optimizer = _optimizer(settings, model)
     for k, found in enumerate(plan.start.checkpoints):
         try:
             checkpoint.restore(model, optimizer, found.path)
@@ -78,7 +80,9 @@ def begin(
                 directory=settings.bit_pretrained_dir,
                 seed=settings.seed,
             )
-            optimizer = sgd.Momentum(settings.base_lr, hyperrule.MOMENTUM, model.parameters())
+            if settings.loss == "sigmoid":
+                model.head.bias.set_value(np.full(model.head.bias.shape, upstream.HEAD_BIAS, "f4"))
+            optimizer = _optimizer(settings, model)
     velocities = optimizer.velocities()
     moving = any(velocity is not None for velocity in velocities)
     model.recompute, model.amp = settings.recompute, amp
@@ -90,6 +94,15 @@ def begin(
     if moving:
         optimizer.load_velocities(sums.scattered(None if processes.rank() else velocities))
     return model, optimizer, sums, progress, int(known_split)
+
+
+def _optimizer(settings: config.Settings, model: models.ResNetV2) -> sgd.Momentum:
+    return sgd.Momentum(
+        settings.base_lr,
+        hyperrule.MOMENTUM,
+        model.parameters(),
+        weight_decay=settings.weight_decay,
+    )
 
 
 def find_split(

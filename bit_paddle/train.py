@@ -63,13 +63,14 @@ def update(
     lam: float = 1.0,
     loss_scale: float = 1.0,
     checked: Callable[[Iterator], Iterator] = iter,
+    loss_name: str = "softmax",
 ) -> float:
     """Make one optimizer step with the mean loss over ``images``, of all processes; return that.
 
     ``micro_batches`` are this process's share of them, mixed by ``lam``. Their gradients, weighted
     by their sizes, add up to that of the mean loss. ``loss_scale``, a power of two, multiplies the
     gradients while they are in half precision. ``checked`` goes through the micro-batches, and may
-    raise `Interrupted` before one.
+    raise `Interrupted` before one. ``loss_name`` is one of `mixup.LOSSES`.
 
     Raises, in all processes and with the weights as they were: `Interrupted` if one of them was
     told to end before it had seen all of its micro-batches, `OutOfMemoryError`, `NonFiniteError` if
@@ -90,7 +91,9 @@ def update(
                         if last:
                             last_pass()
                         with profiling.part("forward pass"):
-                            losses.append(_loss(model, part, lam) * (len(part.labels) / images))
+                            losses.append(
+                                _loss(model, part, lam, loss_name) * (len(part.labels) / images)
+                            )
                         if not last:
                             with profiling.part("backward pass"):
                                 (losses[-1] * loss_scale).backward()
@@ -144,15 +147,15 @@ def _with_last(parts: Iterable[loader.MicroBatch]) -> Iterator[tuple[loader.Micr
         part = following
 
 
-def _loss(model: ResNetV2, part: loader.MicroBatch, lam: float) -> Tensor:
+def _loss(model: ResNetV2, part: loader.MicroBatch, lam: float, name: str = "softmax") -> Tensor:
     """Return the mean loss over a micro-batch, mixed with its partners."""
     from bit_paddle import mixup, parallel
 
-    images = parallel.to_device(part.images)
+    images, loss = parallel.to_device(part.images), mixup.LOSSES[name]
     if lam == 1.0:
-        return mixup.cross_entropy(model(images), part.labels)
+        return loss(model(images), part.labels)
     images = mixup.mix(images, parallel.to_device(part.partner_images), lam)
-    return mixup.loss(model(images), part.labels, part.partner_labels, lam)
+    return mixup.loss(model(images), part.labels, part.partner_labels, lam, loss)
 
 
 # --- The run ------------------------------------------------------------------------------------
@@ -186,7 +189,8 @@ def run(plan: Plan, log: logbook.Logbook, signals: ExitStack) -> tuple[int, dict
         model.compute_with(operators)
     with log.timed("trying micro-batches"):
         moved = [] if progress.step else sums.own
-        batch_split = starting.find_split(plan, device, known_split, model, _loss, moved, log)
+        loss_of = partial(_loss, name=settings.loss)
+        batch_split = starting.find_split(plan, device, known_split, model, loss_of, moved, log)
     if settings.shard and world_size == 1:
         log.say("note: --shard changes nothing for one process")
     log.rewind(progress.step, min(progress.evaluated, schedule.steps - 1))  # the last is made anew
@@ -203,13 +207,13 @@ def run(plan: Plan, log: logbook.Logbook, signals: ExitStack) -> tuple[int, dict
         """Measure the model on all validation images, and log it."""
         micro_batch = -(-settings.batch // (batch_split * world_size))
         batches = loader.evaluation_batches(
-            plan.data.val, crop, micro_batch, settings.workers, rank=rank, world_size=world_size
+            plan.data.val, crop, micro_batch, settings.workers, plan.resize, rank, world_size
         )
         with (
             log.timed("validation"),
             logbook.progress_bar(desc="validation", unit="img", total=len(plan.data.val)) as bar,
         ):
-            tally = metrics.evaluate(model, stop.checked(batches), bar.update)
+            tally = metrics.evaluate(model, stop.checked(batches), bar.update, settings.loss)
         log.metrics("val", progress.step, **tally.summary())
         log.say(
             f"step {progress.step}: validation loss {tally.loss:.4f}, top-1 {tally.top1:.2%}, "
@@ -227,6 +231,7 @@ def run(plan: Plan, log: logbook.Logbook, signals: ExitStack) -> tuple[int, dict
             },
             "classes": list(plan.data.train.classes),
             "crop": crop,
+            "resize": plan.resize,
             "steps": progress.step,
             "settings": config.to_dict(settings),
             "progress": asdict(progress),
@@ -270,6 +275,7 @@ def run(plan: Plan, log: logbook.Logbook, signals: ExitStack) -> tuple[int, dict
         progress.step,
         rank,
         world_size,
+        plan.inception,
     )
     begun, tally = progress.step, None
     profile = profiling.Profile(settings.profile, log) if settings.profile and not rank else None
@@ -314,6 +320,7 @@ def run(plan: Plan, log: logbook.Logbook, signals: ExitStack) -> tuple[int, dict
                                 batch.lam,
                                 progress.loss_scale if amp == "fp16" else 1.0,
                                 stop.checked,
+                                settings.loss,
                             )
                     except errors.OutOfMemoryError:
                         batch_split = starting.split_further(plan, batch_split)

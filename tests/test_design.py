@@ -18,7 +18,7 @@ FLOORS = {
             "errors environment interrupt",
             "files processes hyperrule architecture exported "
             "data.images data.fewshot data.transforms",
-            "logbook catalog npz data.spec native.plain",
+            "logbook catalog npz upstream data.spec native.plain",
             "config download data.listing data.loader native.compiled native.checks profiling",
             "source runs data.archives data.cifar data.check data.folders native.build",
             "models mixup sgd parallel",
@@ -27,6 +27,7 @@ FLOORS = {
             "formats planning inference",
             "starting repeats",
             "train plan evaluate predict bulk export data.show native.__main__",
+            "pretrain",
         )
     )
     for name in names.split()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from functools import lru_cache, partial
@@ -19,10 +19,15 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from bit_paddle.data.images import Images
-from bit_paddle.data.transforms import evaluation_view, resized, training_view
+from bit_paddle.data.transforms import (
+    evaluation_view,
+    inception_view,
+    resized,
+    training_view,
+)
 from bit_paddle.hyperrule import Resolution
 
-ORDER, VIEW, MIXUP = range(3)  # separate streams of random numbers
+ORDER, VIEW, MIXUP, INCEPTION = range(4)  # separate streams of random numbers
 
 View = Callable[[np.ndarray], None]  # fills uint8 [3, crop, crop]
 Job = TypeVar("Job")
@@ -147,6 +152,7 @@ def training_batches(
     start: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    inception: bool = False,
 ) -> Iterator[Batch]:
     """Yield, without end, the batch of each optimizer step from step ``start`` on.
 
@@ -154,13 +160,17 @@ def training_batches(
     processes, nearly equal ones, of which this one makes that of ``rank``. Put together, the shares
     are the batch of one process: partners for MixUp are drawn over the whole batch, and a process
     makes those of others that its own images are mixed with. Without ``flip`` no image is mirrored;
-    ``memory`` is that of `ResizedImages`.
+    ``memory`` is that of `ResizedImages`. ``inception`` takes `transforms.inception_view` instead
+    of cutting ``resolution.crop`` out of ``resolution.precrop``.
     """
     precrop, crop = resolution.precrop, resolution.crop
     source = ResizedImages(images, precrop, len(subset), memory)
 
     def view(index: int, top: int, left: int, mirrored: bool, out: np.ndarray) -> None:
         training_view(source(index), top, left, mirrored, out)
+
+    def cut(index: int, seeds: Sequence[int], mirrored: bool, out: np.ndarray) -> None:
+        inception_view(images.image(index), np.random.default_rng(seeds), mirrored, out)
 
     def job(step: int) -> tuple[tuple, list[View]]:
         indices = subset[step_positions(len(subset), batch, seed, step)]
@@ -172,7 +182,12 @@ def training_batches(
         others = np.setdiff1d(partners[share], share) if lam != 1.0 else share[:0]
         places = np.concatenate([share, others])
         rows = indices.tolist()
-        views = [partial(view, rows[k], *corners[k], flips[k]) for k in places.tolist()]
+        views = [
+            partial(cut, rows[k], (seed, INCEPTION, step, k), flips[k])
+            if inception
+            else partial(view, rows[k], *corners[k], flips[k])
+            for k in places.tolist()
+        ]
         return (indices, images.labels[indices], lam, partners, share, places), views
 
     with closing(_made(map(job, itertools.count(start)), crop, workers, ahead=1)) as stream:

@@ -129,6 +129,7 @@ def views(plan: Plan, count: int) -> Iterator[tuple[np.ndarray, int]]:
         plan.settings.workers,
         plan.flip,
         memory=plan.cache_bytes,
+        inception=plan.inception,
         world_size=max(1, batch // count),  # as if for many processes: the first one's share is all
     )
     with closing(steps):

@@ -33,6 +33,39 @@ def training_view(
     return out
 
 
+def inception_box(
+    width: int, height: int, random: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """Return (left, top, right, bottom) of an Inception-style crop of ``width`` x ``height``.
+
+    5 to 100 % of the area; width by height is drawn from 0.75 to 1.33, then the height, each
+    uniformly, and the place. Not as torchvision draws: as TensorFlow's SampleDistortedBoundingBox
+    does, with which BiT was trained (google-research/big_vision, pp/ops_image.py). Where 100 draws
+    fail, as for a very long image, it is all of it.
+    """
+    least, whole = 0.05 * width * height, width * height
+    for _ in range(100):
+        aspect = random.uniform(0.75, 1.33)
+        low = round((least / aspect) ** 0.5)
+        high = min(round((whole / aspect) ** 0.5), height, int((width + 0.5) / aspect))
+        rows = int(random.integers(min(low, high), high + 1))
+        columns = round(rows * aspect)
+        if least <= rows * columns and 0 < columns <= width and rows:
+            left, top = (int(random.integers(0, n + 1)) for n in (width - columns, height - rows))
+            return left, top, left + columns, top + rows
+    return 0, 0, width, height
+
+
+def inception_view(
+    image: Image.Image, random: np.random.Generator, flip: bool, out: np.ndarray
+) -> np.ndarray:
+    """Resize an Inception-style crop of RGB ``image`` to ``out``'s size, into it."""
+    height, width = out.shape[1:]
+    box = inception_box(*image.size, random)
+    view = image.crop(box).resize((width, height), Image.Resampling.BILINEAR)
+    return training_view(_bands(view), 0, 0, flip, out)
+
+
 def evaluation_view(image: Image.Image, crop: int, resize: int | None = None) -> np.ndarray:
     """Resize straight to ``crop``; or the shorter side to ``resize``, and cut the centre out."""
     if resize is None:
