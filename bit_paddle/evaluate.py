@@ -11,11 +11,12 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from bit_paddle import config, errors, exported, files, logbook, runs, source
+from bit_paddle import config, errors, exported, figures, files, logbook, runs, source
 from bit_paddle.data import check, loader, readers
 from bit_paddle.data import spec as specs
 from bit_paddle.data.images import Images
@@ -91,7 +92,8 @@ def main(arguments: Sequence[str]) -> int:
     rows = ((name, *row) for name, row in zip(names, confusion))
     table = [("class", *names), *rows]
     files.write_text(folder / "confusion.csv", "".join(map(files.csv_line, table)))
-    draw_confusion(confusion, names, folder / "confusion.png")
+    draw = partial(figures.draw_confusion, confusion, names)
+    files.write(folder / "confusion.png", draw)
     print(
         f"{trained.path} on {flags.dataset} {flags.split} ({view}): top-1 {tally.top1:.2%}, "
         f"top-5 {tally.top5:.2%}, loss {tally.loss:.4f} ({tally.images:,} images)\n"
@@ -121,36 +123,6 @@ def match_classes(trained: source.Source, images: Images) -> np.ndarray:
             f"{len(images.classes)} classes ({', '.join(images.classes[:4])} …)"
         )
     return np.arange(len(images.classes))
-
-
-def draw_confusion(confusion: np.ndarray, names: Sequence[str], path: Path) -> None:
-    """Draw ``confusion`` [class, prediction] as shares of each class, with names where they fit."""
-    from matplotlib.figure import Figure
-
-    side = min(14, 4 + 0.25 * len(names))
-    figure = Figure(figsize=(side, side), layout="constrained")
-    axes = figure.add_subplot()
-    shares = confusion / np.maximum(1, confusion.sum(axis=1, keepdims=True))
-    picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-    axes.set_xlabel("prediction")
-    axes.set_ylabel("class")
-    if len(names) <= 40:
-        axes.set_xticks(range(len(names)), names, rotation=90)
-        axes.set_yticks(range(len(names)), names)
-    if len(names) <= 20:
-        for (row, column), share in np.ndenumerate(shares):
-            if share >= 0.005:
-                axes.text(
-                    column,
-                    row,
-                    f"{100 * share:.0f}",
-                    ha="center",
-                    va="center",
-                    fontsize=8,
-                    color="white" if share > 0.5 else "black",
-                )
-    figure.colorbar(picture, shrink=0.7, label="share of the class")
-    files.write(path, lambda stream: figure.savefig(stream, format="png", dpi=120))
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

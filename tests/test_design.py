@@ -18,21 +18,21 @@ FLOORS = {
             "errors environment interrupt",
             "files processes hyperrule architecture exported "
             "data.images data.fewshot data.transforms",
-            "logbook catalog npz upstream data.spec native.plain",
+            "logbook catalog npz upstream figures data.spec native.plain",
             "config download data.listing data.loader native.compiled native.checks profiling",
             "source runs data.archives data.cifar data.check data.folders native.build",
-            "models mixup sgd parallel",
+            "models mixup sgd parallel recorded",
             "saving data.lists data.oxford checkpoint metrics onnx_graph fitting",
             "data.readers",
-            "formats planning inference",
+            "formats planning inference examined",
             "starting repeats",
-            "train plan evaluate predict bulk export data.show native.__main__",
+            "train plan evaluate predict report bulk export data.show native.__main__",
             "pretrain",
         )
     )
     for name in names.split()
 }
-WITH_PADDLE = "models mixup sgd parallel checkpoint metrics fitting starting inference"
+WITH_PADDLE = "models mixup sgd parallel checkpoint metrics fitting starting inference examined"
 NEED_PADDLE = {*WITH_PADDLE.split(), "native.plain", "native.compiled", "native.checks"}
 MODULES = {
     ".".join(path.relative_to(ROOT / "bit_paddle").with_suffix("").parts): path

@@ -1,0 +1,120 @@
+"""Drawings of runs and of what models confuse."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from bit_paddle.recorded import Recorded
+
+COLORS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#64748b")
+_NOTES = ("Creator", "Date", "Format", "Type")  # that a drawing goes without
+INK = "#010203"  # of text and axes, for which a page has its own colour
+
+
+def draw_curves(found: Sequence[Recorded]) -> dict[str, tuple[str, Figure]]:
+    """Return {name: (caption, figure)} of loss, learning rate and accuracy over steps."""
+    panels: dict[str, tuple[str, list]] = {
+        "loss": ("training loss: each step, and the mean of what is around it", []),
+        "lr": ("learning rate", []),
+        "accuracy": ("top-1 on the validation images", []),
+    }
+    for run in found:
+        panels["loss"][1].append(([one["step"] for one in run.train], _values(run.train, "loss")))
+        panels["lr"][1].append(([one["step"] for one in run.train], _values(run.train, "lr")))
+        panels["accuracy"][1].append(([one["step"] for one in run.val], _values(run.val, "top1")))
+    names = [run.name for run in found]
+    return {
+        name: (caption, _panel(lines, names, name)) for name, (caption, lines) in panels.items()
+    }
+
+
+def _values(lines: Iterable[dict[str, Any]], key: str) -> list[float]:
+    return [np.nan if one.get(key) is None else one[key] for one in lines]
+
+
+def _panel(lines: Sequence[tuple[list, list]], names: Sequence[str], what: str) -> Figure:
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    ink = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color"), INK)
+    with matplotlib.rc_context({**ink, "ytick.color": INK, "font.size": 10}):
+        figure = Figure(figsize=(4.6, 3.0), layout="constrained")
+        axes = figure.add_subplot()
+        axes.patch.set_alpha(0)
+        for k, (steps, values) in enumerate(lines):
+            color = COLORS[k % len(COLORS)]
+            if what == "loss" and len(values) > 50:
+                axes.plot(steps, values, color=color, linewidth=0.6, alpha=0.35)
+                values = smoothed(values, max(5, len(values) // 50))
+            mark = "o" if what == "accuracy" else None
+            axes.plot(steps, values, color=color, marker=mark, markersize=4, label=names[k])
+        axes.set_xlabel("step")
+        axes.grid(color=INK, alpha=0.12)
+        axes.spines[["top", "right"]].set_visible(False)
+        if what == "accuracy":
+            axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
+            shown = [one for _, values in lines for one in values if np.isfinite(one)]
+            if shown:
+                axes.set_ylim(max(0, min(shown) - 0.05), min(1, max(shown) + 0.05))
+        if len(names) > 1:
+            axes.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def smoothed(values: Sequence[float], width: int) -> np.ndarray:
+    """Return the mean of the ``width`` values around each, of fewer at the ends."""
+    window = np.ones(width)
+    numbers = np.asarray(values, float)
+    there = np.isfinite(numbers)
+    counts = np.convolve(there, window, "same")
+    sums = np.convolve(np.where(there, numbers, 0), window, "same")
+    with np.errstate(invalid="ignore"):
+        return sums / np.where(counts, counts, np.nan)
+
+
+def to_svg(figure: Figure) -> str:
+    """Return ``figure`` as the text of a page, whose colour its text has."""
+    import matplotlib
+
+    stream = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "bit_paddle"}):
+        figure.savefig(stream, format="svg", transparent=True, metadata=dict.fromkeys(_NOTES))
+    text = stream.getvalue()
+    return text[text.index("<svg") :].replace(INK, "currentColor")
+
+
+def draw_confusion(confusion: np.ndarray, names: Sequence[str], stream: BinaryIO) -> None:
+    """Write ``confusion`` [class, prediction] as a PNG of shares, with names where they fit."""
+    from matplotlib.figure import Figure
+
+    side = min(14, 4 + 0.25 * len(names))
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.add_subplot()
+    shares = confusion / np.maximum(1, confusion.sum(axis=1, keepdims=True))
+    picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_xlabel("prediction")
+    axes.set_ylabel("class")
+    if len(names) <= 40:
+        axes.set_xticks(range(len(names)), names, rotation=90)
+        axes.set_yticks(range(len(names)), names)
+    if len(names) <= 20:
+        for (row, column), share in np.ndenumerate(shares):
+            if share >= 0.005:
+                axes.text(
+                    column,
+                    row,
+                    f"{100 * share:.0f}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="white" if share > 0.5 else "black",
+                )
+    figure.colorbar(picture, shrink=0.7, label="share of the class")
+    figure.savefig(stream, format="png", dpi=120)
