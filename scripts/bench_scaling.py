@@ -27,7 +27,7 @@ def main() -> None:
     contenders = [name for name in CONTENDERS if name not in flags.without]
     found = {}
     for batch, side in dict.fromkeys(sizes):
-        words = ["--model", flags.model, "--side", str(side), "--batch", str(batch)]
+        words = race.words(flags, batch, side)
         found[batch, side] = race.medians(race.race(contenders, flags.rounds, words))
         times = (f"{name} {seconds:.3f}" for name, seconds in found[batch, side].items())
         print(f"batch {batch:3} of {side:3} x {side:3}: {', '.join(times)}", flush=True)

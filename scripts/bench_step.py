@@ -12,7 +12,8 @@ import race
 CONTENDERS = (
     race.OURS,
     race.PURE,
-    race.PARTS,
+    race.OURS + race.IN_PARTS,
+    race.PURE + race.IN_PARTS,
     race.OBVIOUS,
     race.OBVIOUS_SET,
     *(f"{race.HUGGING_FACE}{layout}" for layout in ("", ", NHWC")),

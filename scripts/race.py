@@ -21,14 +21,14 @@ from pathlib import Path
 
 import numpy as np
 
-OURS, PURE, PARTS = "bit_paddle", "bit_paddle, pure Paddle", "bit_paddle, 4 micro-batches"
+OURS, PURE, IN_PARTS = "bit_paddle", "bit_paddle, pure Paddle", ", 4 micro-batches"
 EXPORTED = "bit_paddle, exported"
 OBVIOUS, OBVIOUS_SET = "paddle, obvious", "paddle, obvious, MKL set"
 HUGGING_FACE, TIMM = "transformers", "timm"
 PADDLE_AS_IT_COMES = {"OMP_NUM_THREADS": "1", "MKL_DEBUG_CPU_TYPE": "0"}  # where nobody says
 CLASSES, PAUSE = 10, 0.4  # seconds between turns: threads of OpenMP spin on when their work is done
 LEGEND = """\
-contenders (... bf16: with --amp bf16, under torch.autocast):
+contenders (... bf16: with --amp bf16, under torch.autocast; fp16 on GPUs before Ampere):
   bit_paddle              this package as it comes, and with BIT_PADDLE_NATIVE=0 (pure Paddle)
   ..., exported           a folder of `export --format paddle`, run by Paddle Inference with oneDNN
   paddle, obvious         standardization by mean, variance and square root in every pass, Paddle's
@@ -48,9 +48,12 @@ def ours(flags: argparse.Namespace, images: np.ndarray, labels: np.ndarray) -> C
     from bit_paddle.data.loader import MicroBatch
     from bit_paddle.native import build
 
+    device = parallel.select_device(flags.device)
     model = checkpoint.create_model(flags.model, CLASSES)
-    amp = "bf16" if "bf16" in flags.worker else "off"
-    operators, named = build.choose("cpu", amp, lambda text: None)
+    amp = "off"
+    if "bf16" in flags.worker:
+        amp = "bf16" if device == "cpu" else parallel.amp_for(device)
+    operators, named = build.choose(device, amp, lambda text: None)
     print(named, flush=True)
     model.compute_with(operators)
     model.amp = amp
@@ -62,9 +65,23 @@ def ours(flags: argparse.Namespace, images: np.ndarray, labels: np.ndarray) -> C
         return lambda: metrics.infer(model, images)
     optimizer = sgd.Momentum(0.003, 0.9, model.parameters())
     sums = parallel.GradientSums(model.parameters())
-    parts = [part] * (4 if flags.worker == PARTS else 1)
+    parts = [part] * (4 if IN_PARTS in flags.worker else 1)
     total = len(parts) * len(labels)
-    return lambda: train.update(model, optimizer, sums, parts, total, 1e-4)
+    scale = 2.0**10 if amp == "fp16" else 1.0
+
+    def step() -> None:
+        train.update(model, optimizer, sums, parts, total, 1e-4, loss_scale=scale)
+        synchronize(device)
+
+    return step
+
+
+def synchronize(device: str) -> None:
+    """Wait for Paddle's ``device``."""
+    import paddle
+
+    if device == "gpu":
+        paddle.device.synchronize()
 
 
 def _exported(model: object, images: np.ndarray, bf16: bool) -> Callable[[], object]:
@@ -79,10 +96,10 @@ def _exported(model: object, images: np.ndarray, bf16: bool) -> Callable[[], obj
 def obvious(
     flags: argparse.Namespace, images: np.ndarray, labels: np.ndarray
 ) -> Callable[[], object]:
-    import paddle
-
-    from bit_paddle import checkpoint, parallel
+    from bit_paddle import checkpoint, parallel  # before Paddle, whose settings it makes
     from bit_paddle.native import plain
+
+    import paddle  # isort: skip
 
     def standardize(weight: paddle.Tensor) -> paddle.Tensor:
         mean = weight.mean(axis=[1, 2, 3], keepdim=True)
@@ -94,6 +111,7 @@ def obvious(
         return paddle.nn.functional.max_pool2d(x, kernel_size=3, stride=2)
 
     plain.standardize, plain.pool = standardize, pool
+    device = parallel.select_device(flags.device)
     model = checkpoint.create_model(flags.model, CLASSES)
     optimizer = paddle.optimizer.Momentum(1e-4, 0.9, model.parameters())
     targets = paddle.to_tensor(labels)
@@ -107,6 +125,7 @@ def obvious(
         paddle.nn.functional.cross_entropy(logits, targets).backward()
         optimizer.step()
         optimizer.clear_grad()
+        synchronize(device)
 
     return infer if flags.inference else step
 
@@ -121,24 +140,32 @@ def pytorch(
     torch.set_num_threads(machine_cpu_count())
     layout = torch.channels_last if "NHWC" in flags.worker else torch.contiguous_format
     model = (_timm if flags.worker.startswith(TIMM) else _hugging_face)(flags)
-    model = model.to(memory_format=layout).train(not flags.inference)
+    device = "cuda" if flags.device == "gpu" else "cpu"
+    model = model.to(device, memory_format=layout).train(not flags.inference)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
-    targets, half = torch.from_numpy(labels), "bf16" in flags.worker
+    targets, half = torch.from_numpy(labels).to(device), "bf16" in flags.worker
+    kind = torch.bfloat16
+    if device == "cuda" and torch.cuda.get_device_capability()[0] < 8:
+        kind = torch.float16
+    scaler = torch.amp.GradScaler(device, enabled=half and kind == torch.float16)
 
     def logits() -> torch.Tensor:
-        pixels = torch.from_numpy(images).float().div_(127.5).sub_(1)
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        pixels = torch.from_numpy(images).to(device).float().div_(127.5).sub_(1)
+        with torch.autocast(device, kind, enabled=half):
             made = model(pixels.contiguous(memory_format=layout))
         return getattr(made, "logits", made).float()
 
     def infer() -> np.ndarray:
         with torch.inference_mode():
-            return logits().numpy()
+            return logits().cpu().numpy()
 
     def step() -> None:
-        torch.nn.functional.cross_entropy(logits(), targets).backward()
-        optimizer.step()
+        scaler.scale(torch.nn.functional.cross_entropy(logits(), targets)).backward()
+        scaler.step(optimizer)
+        scaler.update()
         optimizer.zero_grad(set_to_none=True)
+        if device == "cuda":
+            torch.cuda.synchronize()
 
     return infer if flags.inference else step
 
@@ -198,9 +225,16 @@ def work(flags: argparse.Namespace) -> None:
     for _ in sys.stdin:
         start = time.perf_counter()
         run()
-        seconds = (time.perf_counter() - start) / (4 if flags.worker == PARTS else 1)
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps([seconds, memory]), flush=True)
+        seconds = (time.perf_counter() - start) / (4 if IN_PARTS in flags.worker else 1)
+        print(json.dumps([seconds, peak_memory(flags)]), flush=True)
+
+
+def peak_memory(flags: argparse.Namespace) -> float:
+    """Return the MB that this process has held at most, on its GPU if it is on one."""
+    if flags.device == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    library = sys.modules.get("torch") or sys.modules["paddle"].device
+    return library.cuda.max_memory_reserved() / 1e6
 
 
 # --- The race -----------------------------------------------------------------------------------
@@ -305,6 +339,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     made.add_argument("--side", type=int, default=128, help="of the images")
     made.add_argument("--rounds", type=int, default=7)
     made.add_argument("--without", nargs="+", default=[], help="contenders to leave out")
+    made.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     made.add_argument("--json", type=Path, help="file for every time")
     made.add_argument("--plot", type=Path, help="file for a picture")
     for hidden in ("--batch", "--worker"):
@@ -313,15 +348,24 @@ def parser(description: str) -> argparse.ArgumentParser:
     return made
 
 
+def words(flags: argparse.Namespace, batch: int, side: int) -> list[str]:
+    """Return what a contender is told, beside its name."""
+    sizes = ["--batch", str(batch), "--side", str(side)]
+    return [*sizes, "--model", flags.model, "--device", flags.device]
+
+
 def run(flags: argparse.Namespace, contenders: Sequence[str], what: str) -> dict[str, dict]:
     """Hold the races that ``flags`` ask for, print them, and write what they found."""
     contenders = [name for name in contenders if name not in flags.without]
+    if flags.device == "gpu":  # these are of processors
+        contenders = [
+            name for name in contenders if not name.startswith((PURE, EXPORTED, OBVIOUS_SET))
+        ]
     every = {}
     for batch in flags.batches:
         title = f"{flags.model}, {flags.side} x {flags.side}, {what}, batch {batch}"
         print(title, flush=True)
-        words = ["--model", flags.model, "--side", str(flags.side), "--batch", str(batch)]
-        every[title] = race(contenders, flags.rounds, words)
+        every[title] = race(contenders, flags.rounds, words(flags, batch, flags.side))
         report(every[title])
     if flags.json:
         flags.json.write_text(json.dumps(every, indent=1))
