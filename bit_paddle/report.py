@@ -151,7 +151,7 @@ def summary(found: Iterable[Recorded]) -> str:
     columns = []
     for run in found:
         last = run.val[-1] if run.val else {}
-        best = max((one["top1"] for one in run.val), default=None)
+        best = max((one["top1"] for one in run.val if "top1" in one), default=None)
         speeds = [one["images_per_second"] for one in run.train if "images_per_second" in one]
         loss = last.get("loss")
         columns.append(
@@ -235,7 +235,8 @@ def confusion(seen: Examined) -> str:
             f'alt="confusion matrix" src="{_data(picture)}"><figcaption>{len(counts)} classes, in '
             "order: a row a class, a column a prediction; stronger is more</figcaption></figure>"
         )
-    head = "".join(f"<th><span>{escape(name)}</span></th>" for name in seen.classes)
+    tag = "span" if max(map(len, seen.classes)) > 3 else "b"  # long names stand upright
+    head = "".join(f"<th><{tag}>{escape(name)}</{tag}></th>" for name in seen.classes)
     rows = []
     for name, some, parts in zip(seen.classes, counts, shares):
         cells = "".join(

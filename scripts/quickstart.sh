@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Set up and try out: a virtual environment in .venv with the Paddle that fits this machine, then a
-# network trained on scikit-learn's handwritten digits, which need no download. Minutes on two cores.
+# network trained on scikit-learn's handwritten digits, which need no download, and a page that shows
+# what it has learned. Minutes on two cores.
 #
 #   scripts/quickstart.sh             PYTHON=python3.11 scripts/quickstart.sh
 set -euo pipefail
@@ -24,4 +25,5 @@ fi
 [ -d .venv ] || "$python" -m venv .venv
 .venv/bin/pip install --quiet --disable-pip-version-check --editable ".[$paddle,digits,native]"
 .venv/bin/python -W ignore -m bit_paddle.train --config configs/digits.yaml
+.venv/bin/python -W ignore -m bit_paddle.report "$(ls -td bit_logs/R14x0.5-digits* | head -n 1)"
 echo "Next: .venv/bin/python -m bit_paddle.train --help"
