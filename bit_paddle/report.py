@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import base64
 import io
+import logging
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -83,6 +84,7 @@ pre { background: var(--block); border: 1px solid var(--line); padding: .8rem; o
 def main(arguments: Sequence[str]) -> int:
     """Run the command ``arguments``; `bit_paddle.errors` says what it raises."""
     flags = _parser().parse_args(arguments)
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # Paddle has everything logged
     found = [run for folder in flags.runs for run in recorded.read(Path(folder))]
     default = Path(flags.runs[0]) if len(flags.runs) == 1 else Path(flags.runs[0]).parent
     output = Path(flags.output or default / "report.html")
