@@ -17,7 +17,7 @@ def prepare() -> None:
 
     Both are read by Paddle's MKL at its first product; what the user has set is left alone. Without
     them Paddle gives MKL one thread, and its MKL takes its slowest path on processors that are not
-    Intel's: on two cores of an AMD EPYC the two make products six times as fast
+    Intel's: on two cores of an AMD EPYC the two make products five times as fast
     (`scripts/bench_environment.py`).
 
     Pillow, when it is imported, reads how many blocks of memory to keep. By default it gives each
