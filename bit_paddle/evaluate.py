@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
     with logbook.progress_bar(desc="evaluation", unit="img", total=len(images)) as bar:
         for batch in batches:
             logits, labels = run(batch.images), outputs[batch.labels]
-            tally.add(logits, labels)
+            tally.add(logits, labels, trained.loss)
             np.add.at(confusion, (labels, logits.argmax(axis=1)), 1)
             bar.update(len(labels))
 

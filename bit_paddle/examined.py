@@ -73,10 +73,8 @@ def examine(run: Recorded, model: Path, count: int, batch: int = 64) -> Examined
     batches = loader.evaluation_batches(images, view.crop, batch, settings.workers, view.resize)
     with logbook.progress_bar(desc=run.name, unit="img", total=len(images)) as bar:
         for part in batches:
-            logits = metrics.infer(network, part.images).astype(np.float64)
-            powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-            shares = powers / powers.sum(axis=1, keepdims=True)
-            best = logits.argmax(axis=1)
+            logits = metrics.infer(network, part.images)
+            shares, best = trained.probabilities(logits), logits.argmax(axis=1)
             np.add.at(confusion, (part.labels, best), 1)
             top = shares[np.arange(len(best)), best].tolist()
             found += zip(top, part.indices.tolist(), part.labels.tolist(), best.tolist())

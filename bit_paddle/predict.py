@@ -147,10 +147,7 @@ def classify(
 ) -> Iterator[dict]:
     """Yield {"image", "classes": [{"class", "probability"}, …]} of each image, best class first."""
     for logits, indices in outputs:
-        logits = logits.astype(np.float64)
-        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-        probabilities = powers / powers.sum(axis=1, keepdims=True)
-        for row, index in zip(probabilities, indices):
+        for row, index in zip(trained.probabilities(logits), indices):
             best = np.argsort(-row, kind="stable")[:top]
             yield {
                 "image": names[index],

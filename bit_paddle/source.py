@@ -9,6 +9,8 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
 from bit_paddle import catalog, config, download, environment, exported, npz
 from bit_paddle.architecture import Architecture
 from bit_paddle.catalog import Preprocessing
@@ -20,7 +22,7 @@ class Source:
     """A checkpoint file, or a folder of `export --format paddle`.
 
     ``classes`` are the names of its ``outputs``, or None where unknown; ``features`` is the number
-    of its pre-logits.
+    of its pre-logits, ``loss`` what it was trained by, as far as is known.
     """
 
     path: Path
@@ -29,10 +31,19 @@ class Source:
     preprocessing: Preprocessing | None
     classes: list[str] | None
     trained_here: bool  # by `bit_paddle.train`, which wrote the names of the classes into the file
+    loss: str = "softmax"
 
     def class_name(self, index: int) -> str:
         """Return the name of an output, or its number."""
         return self.classes[index] if self.classes else str(index)
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Return the outputs' probabilities, float64 [N, K]; by "sigmoid" each stands alone."""
+        logits = logits.astype(np.float64)
+        if self.loss == "sigmoid":
+            return np.exp(-np.logaddexp(0, -logits))
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return powers / powers.sum(axis=1, keepdims=True)
 
 
 def find(
@@ -71,7 +82,9 @@ def find(
         raise CheckpointError(
             f"{path}: its head has {outputs} outputs, but there are {len(classes)} class names"
         )
-    return Source(path, outputs, features, preprocessing, classes, "classes" in notes)
+    settings = notes.get("settings")
+    loss = settings.get("loss", "softmax") if isinstance(settings, dict) else "softmax"
+    return Source(path, outputs, features, preprocessing, classes, "classes" in notes, loss)
 
 
 def resolve(model: str) -> Path | catalog.Entry | Architecture:

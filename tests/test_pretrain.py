@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import paddle
@@ -172,7 +173,7 @@ def test_a_whole_run(image_folder, tmp_path):
                  "weight decay 0.0001 of kernels", "(2 epochs)", "none, as upstream"):  # fmt: skip
         assert text in log
     trained = source.find(str(tmp_path / "run" / "model.npz"))
-    assert trained.preprocessing == Preprocessing(32, 36)
+    assert trained.preprocessing == Preprocessing(32, 36) and trained.loss == "sigmoid"
     words = ["evaluate", "--dataset", "folder", "--datadir", image_folder, "--model",
              tmp_path / "run/model.npz", "--output", tmp_path / "out"]  # fmt: skip
     command = [sys.executable, "-W", "ignore", "-m", f"bit_paddle.{words[0]}", *map(str, words[1:])]
@@ -181,6 +182,14 @@ def test_a_whole_run(image_folder, tmp_path):
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     measured = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert measured["top1"] == result["top1"] and measured["images"] == result["images"]
+    assert measured["loss"] == pytest.approx(result["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("loss, total", [("softmax", 1), ("sigmoid", 0.5 + 1 + 0)])
+def test_probabilities(loss, total):
+    found = source.Source(Path("x"), 3, 64, None, None, True, loss)
+    shares = found.probabilities(np.array([[0, 800, -800]], np.float32))
+    assert shares.sum() == pytest.approx(total) and shares[0, 1] == pytest.approx(1)
 
 
 def test_two_processes_and_a_resume_give_the_same(image_folder, tmp_path):
