@@ -18,7 +18,11 @@ setup(
     python_requires=">=3.9",
     packages=[*find_packages(include=["bit_paddle", "bit_paddle.*"]), "bit_paddle.configs"],
     package_dir={"bit_paddle.configs": "configs"},  # an installed package knows its data sets too
-    package_data={"bit_paddle.configs": ["**/*.yaml"], "bit_paddle.native": ["*.cc", "*.h"]},
+    package_data={
+        "bit_paddle": ["pretrained/*.npz"],
+        "bit_paddle.configs": ["**/*.yaml"],
+        "bit_paddle.native": ["*.cc", "*.h"],
+    },
     install_requires=[
         "crc32c",
         "filelock",

@@ -1,11 +1,12 @@
-"""Every published BiT checkpoint: name, architecture, outputs, file and preprocessing.
+"""Every published BiT checkpoint, and BiT-Mini: name, architecture, outputs, file, preprocessing.
 
     python -m bit_paddle.catalog              all of them
     python -m bit_paddle.catalog R50x1 vtab   those with both words
 
 Names, files and heads are those of https://storage.googleapis.com/bit_models/. Accuracies are
 top-1 on ILSVRC-2012's validation set in %: of BiT as timm measures them (its crops of 448, R152x4's
-of 480, not squashing), of the distillation paper's models (arXiv 2106.05237) as released.
+of 480, not squashing), of the distillation paper's models (arXiv 2106.05237) as released. BiT-Mini
+comes with this package; its accuracy is of CIFAR-10's test images.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bit_paddle.architecture import Architecture
+from bit_paddle.architecture import UNITS, Architecture
 from bit_paddle.errors import ConfigError, MissingFileError, did_you_mean, run_command
 
 BASE_URL = "https://storage.googleapis.com/bit_models/"  # BIT_PADDLE_BASE_URL replaces it
@@ -28,6 +29,7 @@ LEMMAS = {
     "imagenet21k": "imagenet21k_wordnet_lemmas.txt",
 }
 
+MINI = "BiT-Mini"  # of our own, and in the package
 #: Parameters of each published architecture without its head, which adds (features + 1) classes.
 PARAMETERS = {
     "R50x1": 23_500_352,
@@ -68,6 +70,7 @@ class Entry:
     preprocessing: Preprocessing
     accuracy: float | None = None
     aliases: tuple[str, ...] = ()
+    packaged: bool = False  # comes with this package, in float16
 
     @property
     def url(self) -> str:
@@ -75,13 +78,12 @@ class Entry:
 
     @property
     def parameters(self) -> int:
-        head = (self.architecture.features + 1) * self.classes
-        return PARAMETERS[self.architecture.name] + head
+        return self.architecture.parameters(self.classes)
 
     @property
     def bytes(self) -> int:
         """Size of the file, but for some kilobytes of names: its parameters in float32."""
-        return 4 * self.parameters
+        return (2 if self.packaged else 4) * self.parameters
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,9 @@ def _entries() -> Iterator[Entry]:
             **more,
         )
 
+    mini = Architecture(UNITS[26], 0.5)
+    view = Preprocessing(64, resize=64)
+    yield Entry(MINI, mini, 10, f"{MINI}.npz", "cifar10", view, 75.74, packaged=True)
     for name in networks:
         yield plain(f"BiT-S-{name}", 1000, "ilsvrc2012", _UPSTREAM)
     for name in networks:
@@ -239,7 +244,7 @@ def resolve(model: str, pretrained: bool = True) -> Path | Entry | Architecture:
     if architecture is None:
         return find(model)
     if pretrained:
-        published = [name for name in CATALOG if architecture.name in name.split("-")]
+        published = [one.name for one in CATALOG.values() if one.architecture == architecture]
         take = f"take a checkpoint ({', '.join(published[:2])} …), or " if published else ""
         raise ConfigError(
             f"{model} is an architecture, without weights: {take}ask for random weights "

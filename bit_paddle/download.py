@@ -33,9 +33,12 @@ class _TryAgain(Exception):
 def locate(entry: catalog.Entry, directory: str | os.PathLike | None = None) -> Path:
     """Return where the file of a published checkpoint is, or would be downloaded to.
 
-    That is ``directory``; without one the working folder if it is there, else the cache folder.
+    That is ``directory``; without one the working folder if it is there, else the cache folder. One
+    that comes with this package is there.
     """
     name = Path(entry.file).name
+    if entry.packaged:
+        return Path(__file__).with_name("pretrained") / name
     if directory is not None:
         return Path(directory) / name
     return Path(name) if Path(name).is_file() else catalog.cache_dir() / name
@@ -43,7 +46,8 @@ def locate(entry: catalog.Entry, directory: str | os.PathLike | None = None) -> 
 
 def obtain(entry: catalog.Entry, directory: str | os.PathLike | None = None) -> Path:
     """Return the file of a published checkpoint, downloaded if it is missing. `DownloadError`."""
-    return fetch(entry.url, locate(entry, directory), fault_of=fault_of_npz)
+    path = locate(entry, directory)
+    return path if entry.packaged else fetch(entry.url, path, fault_of=fault_of_npz)
 
 
 def fault_of_npz(path: Path) -> str | None:

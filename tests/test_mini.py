@@ -1,0 +1,76 @@
+"""BiT-Mini, the checkpoint that comes with this package."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT, SHARED
+
+from bit_paddle import catalog, create_model, download, evaluate, metrics, npz, source
+from bit_paddle.data import fewshot, readers, transforms
+
+ENTRY = catalog.find(catalog.MINI)
+
+
+@pytest.fixture(autouse=True)
+def without_network(monkeypatch, tmp_path):
+    monkeypatch.setenv("BIT_PADDLE_BASE_URL", "http://127.0.0.1:9/")
+    monkeypatch.setenv("BIT_PADDLE_HOME", str(tmp_path / "cache"))
+
+
+def test_the_file():
+    path = download.obtain(ENTRY)
+    assert path.parent == ROOT / "bit_paddle/pretrained"
+    assert ENTRY.parameters <= 4_000_000 and ENTRY.bytes <= path.stat().st_size <= 8_000_000
+    with np.load(path) as file:
+        kinds = {key: file[key].dtype.kind + str(file[key].dtype.itemsize) for key in file.files}
+    with npz.CheckpointFile(path) as file:
+        file.check(ENTRY.architecture, ENTRY.classes)
+        notes = file.notes()
+    published = [key for key, _ in npz.shapes(ENTRY.architecture, ENTRY.classes)]
+    assert {kinds[key] for key in published} == {"f2"}
+    assert not any("/" in str(value) for value in notes.values())  # nobody's folders
+
+
+def test_what_it_knows_of_itself():
+    found = source.find(catalog.MINI)
+    assert found.preprocessing == ENTRY.preprocessing
+    assert found.classes[0] == "airplane" and found.outputs == len(found.classes) == 10
+
+
+def test_its_features_are_worth_more_than_random_ones():
+    """A digit is of the class whose mean, of 10 images, has the nearest direction."""
+    pytest.importorskip("sklearn")
+    train, val = readers.open_dataset("digits")[:2]
+    few = fewshot.select(train.labels, 10, 0, train.classes)
+
+    def accuracy(pretrained: bool) -> float:
+        name = catalog.MINI if pretrained else ENTRY.architecture.name
+        model = create_model(name, num_classes=0, pretrained=pretrained)
+        model.eval()
+
+        def features(images, indices):
+            views = [transforms.evaluation_view(images.image(k), 64, 64) for k in indices]
+            parts = np.array_split(np.stack(views), 8)
+            found = np.concatenate([metrics.infer(model, part) for part in parts])
+            return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+        known, asked = features(train, few), features(val, np.arange(len(val)))
+        center = known.mean(axis=0)
+        means = np.stack([known[train.labels[few] == k].mean(axis=0) for k in range(10)])
+        distances = ((asked - center)[:, None] - (means - center)) ** 2
+        return float((distances.sum(axis=2).argmin(axis=1) == val.labels).mean())
+
+    assert accuracy(pretrained=True) > accuracy(pretrained=False) + 0.05
+
+
+@pytest.mark.skipif(
+    not (SHARED / "data" / "make_cifar10.py").exists(), reason="needs ../shared/data"
+)
+def test_its_accuracy_is_the_catalogues(tmp_path, capsys):
+    script = SHARED / "data" / "make_cifar10.py"
+    subprocess.run([sys.executable, script, tmp_path], check=True, capture_output=True)
+    words = ["--model", catalog.MINI, "--dataset", "cifar10", "--datadir", str(tmp_path)]
+    assert evaluate.main([*words, "--batch", "100", "--output", str(tmp_path / "out")]) == 0
+    assert f"{ENTRY.accuracy:.2f}" in capsys.readouterr().out
