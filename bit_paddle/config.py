@@ -361,8 +361,8 @@ examples:
       five runs, and the lowest, median and highest accuracy of them
   python -m bit_paddle.train --config configs/cifar10_R50x1.yaml --examples_per_class 5
       a published recipe, few-shot; flags win over the file
-  python -m bit_paddle.train --model R14x0.5 --from_scratch --dataset digits --steps 100 --batch 64
-      random weights on scikit-learn's digits: needs no download
+  python -m bit_paddle.train --model BiT-Mini --dataset digits --steps 100 --batch 64 --base_lr 0.1
+      a small checkpoint that is in the package, on scikit-learn's digits: needs no download
 
 The run writes bit_logs/<name>/: train.log, metrics.jsonl, VisualDL scalars, config.yaml,
 checkpoints/, model.npz and result.json. However it was stopped, the same command goes on from its

@@ -1,0 +1,154 @@
+"""What parts of the recipe do, at the size of two cores: ``python scripts/rule_parts.py FOLDER``.
+
+The network of BiT-Mini from random weights on all images, and BiT-Mini fine-tuned on ten images a
+class, as they are in `scripts/transfer_table.sh` and with one part left out: on scikit-learn's
+digits, and on FOLDER/omniglot136 (train/<class>/*, val/<class>/*). Lowest, median and highest top-1
+of the seeds. Stopped and started again it goes on where it was. Writes bit_logs/parts/table.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from transfer_table import spread, top1
+
+from bit_paddle import environment, errors, files
+
+LOGS = Path("bit_logs/parts")
+SETS = ("digits", "omniglot136")
+SCRATCH = ["--model", "R26x0.5", "--from_scratch"]
+TUNED = ["--model", "BiT-Mini", "--examples_per_class", "10"]
+COMMON = ["--steps", "100", "--batch", "64", "--base_lr", "0.1", "--precrop", "72", "--crop", "64"]
+COLD = ["--warmup", "0"]
+
+
+class Row(NamedTuple):
+    """A row of the table: runs with ``flags``, less ``left_out``, which `leave_out` knows."""
+
+    title: str
+    flags: list[str]
+    left_out: str = ""
+
+    @property
+    def plain(self) -> bool:
+        """Whether what is left out is of the operators in plain Paddle, which are float32."""
+        return self.left_out in ("standardization", "GroupNorm")
+
+
+ROWS = {  # by the name of its runs
+    "scratch": Row("from random weights, all images", SCRATCH),
+    "no-standardization": Row("… without standardization", SCRATCH, "standardization"),
+    "batchnorm": Row("… BatchNorm", [*SCRATCH, "--batch_split", "1"], "GroupNorm"),
+    "batchnorm-2": Row(
+        "… BatchNorm, micro-batches of 2", [*SCRATCH, "--batch_split", "32"], "GroupNorm"
+    ),
+    "scratch-cold": Row("… without warm-up", [*SCRATCH, *COLD]),
+    "tuned": Row("BiT-Mini, 10 images a class", TUNED),
+    "random-head": Row("… head of random weights", TUNED, "zero head"),
+    "tuned-cold": Row("… without warm-up", [*TUNED, *COLD]),
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Make the runs, a core each; write the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="with omniglot136/ in it")
+    parser.add_argument("--repeats", type=int, default=5, help="seeds (default: 5)")
+    parser.add_argument("--amp", default="auto", help="of rows that have no part of plain Paddle")
+    parser.add_argument("--one", nargs=2, metavar=("ROW", "SET"), help=argparse.SUPPRESS)
+    flags = parser.parse_args(arguments)
+    if not (flags.folder / "omniglot136").is_dir():
+        raise errors.MissingFileError(f"{flags.folder}: has no folder omniglot136")
+    if flags.one:
+        return run(*flags.one, flags)
+
+    def start(job: tuple[str, str]) -> int:
+        surroundings = {**os.environ, "OMP_NUM_THREADS": "1"}
+        if ROWS[job[0]].plain:
+            surroundings["BIT_PADDLE_NATIVE"] = "0"
+        command = [sys.executable, "-W", "ignore", __file__, *arguments, "--one", *job]
+        return subprocess.run(command, env=surroundings).returncode
+
+    jobs = [(name, data) for name in ROWS for data in SETS]
+    jobs.sort(key=lambda job: not ROWS[job[0]].plain)  # the long ones first
+    with ThreadPoolExecutor(environment.cpu_count()) as pool:
+        if any(pool.map(start, jobs)):
+            return 1
+    text = table()
+    files.write_text(LOGS / "table.md", text)
+    print(text, end="")
+    return 0
+
+
+def table() -> str:
+    """Return the table of runs that are there."""
+    lines = [f"| top-1, % | {' | '.join(SETS)} |", "|---" * (1 + len(SETS)) + "|"]
+    for name, row in ROWS.items():
+        cells = (spread(top1(LOGS / f"{data}-{name}")) for data in SETS)
+        lines.append(f"| {row.title} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def run(name: str, data: str, flags: argparse.Namespace) -> int:
+    """Make the runs of a row on one set."""
+    from bit_paddle import train
+
+    row = ROWS[name]
+    words = ["--dataset", "digits"]
+    if data == "omniglot136":
+        words = ["--dataset", "folder", "--datadir", str(flags.folder / data), "--no-flip"]
+    words += ["--logdir", str(LOGS), "--name", f"{data}-{name}", "--no-save"]
+    words += ["--repeats", str(flags.repeats), "--amp", "off" if row.plain else flags.amp]
+    leave_out(row.left_out)
+    return train.main([*row.flags, *COMMON, *words])
+
+
+def leave_out(part: str) -> None:
+    """Take ``part`` out of the package, in this process."""
+    from bit_paddle import checkpoint, models
+    from bit_paddle.native import plain
+
+    import numpy as np  # isort: skip
+    import paddle  # isort: skip
+    import paddle.nn.functional as F  # isort: skip
+
+    class BatchNormReLU(models.GroupNormReLU):
+        def __init__(self, channels: int):
+            super().__init__(channels)
+            self.register_buffer("mean", paddle.zeros([channels]))
+            self.register_buffer("variance", paddle.ones([channels]))
+
+        def forward(self, x: paddle.Tensor, twice: bool = False, beside: bool = False) -> object:
+            moments = self.mean, self.variance
+            y = F.relu(F.batch_norm(x, *moments, self.weight, self.bias, training=self.training))
+            return (y, y) if twice else (y, x) if beside else y
+
+    create = checkpoint.create_model
+
+    def with_random_head(*arguments: object, **options: object) -> models.ResNetV2:
+        """Return a model whose head begins as PyTorch's linear layers do."""
+        model = create(*arguments, **options)
+        features, classes = model.head.weight.shape
+        random = np.random.default_rng(options.get("seed", 0))
+        values = random.uniform(-(features**-0.5), features**-0.5, (features, classes))
+        model.head.weight.set_value(values.astype(np.float32))
+        return model
+
+    if part == "standardization":
+        plain.standardize = lambda weight: weight.scale(1.0)
+    elif part == "GroupNorm":
+        models.GroupNormReLU = BatchNormReLU
+    elif part == "zero head":
+        checkpoint.create_model = with_random_head
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run_command(main, sys.argv[1:]))
