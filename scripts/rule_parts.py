@@ -35,11 +35,6 @@ class Row(NamedTuple):
     flags: list[str]
     left_out: str = ""
 
-    @property
-    def plain(self) -> bool:
-        """Whether what is left out is of the operators in plain Paddle, which are float32."""
-        return self.left_out in ("standardization", "GroupNorm")
-
 
 ROWS = {  # by the name of its runs
     "scratch": Row("from random weights, all images", SCRATCH),
@@ -62,7 +57,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("folder", type=Path, help="with omniglot136/ in it")
     parser.add_argument("--repeats", type=int, default=5, help="seeds (default: 5)")
-    parser.add_argument("--amp", default="auto", help="of rows that have no part of plain Paddle")
+    parser.add_argument("--amp", default="auto", help="as of train (default: auto)")
     parser.add_argument("--one", nargs=2, metavar=("ROW", "SET"), help=argparse.SUPPRESS)
     flags = parser.parse_args(arguments)
     if not (flags.folder / "omniglot136").is_dir():
@@ -71,14 +66,11 @@ def main(arguments: list[str]) -> int:
         return run(*flags.one, flags)
 
     def start(job: tuple[str, str]) -> int:
-        surroundings = {**os.environ, "OMP_NUM_THREADS": "1"}
-        if ROWS[job[0]].plain:
-            surroundings["BIT_PADDLE_NATIVE"] = "0"
+        alone = {**os.environ, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-W", "ignore", __file__, *arguments, "--one", *job]
-        return subprocess.run(command, env=surroundings).returncode
+        return subprocess.run(command, env=alone).returncode
 
     jobs = [(name, data) for name in ROWS for data in SETS]
-    jobs.sort(key=lambda job: not ROWS[job[0]].plain)  # the long ones first
     with ThreadPoolExecutor(environment.cpu_count()) as pool:
         if any(pool.map(start, jobs)):
             return 1
@@ -106,7 +98,7 @@ def run(name: str, data: str, flags: argparse.Namespace) -> int:
     if data == "omniglot136":
         words = ["--dataset", "folder", "--datadir", str(flags.folder / data), "--no-flip"]
     words += ["--logdir", str(LOGS), "--name", f"{data}-{name}", "--no-save"]
-    words += ["--repeats", str(flags.repeats), "--amp", "off" if row.plain else flags.amp]
+    words += ["--repeats", str(flags.repeats), "--amp", flags.amp]
     leave_out(row.left_out)
     return train.main([*row.flags, *COMMON, *words])
 
@@ -114,7 +106,7 @@ def run(name: str, data: str, flags: argparse.Namespace) -> int:
 def leave_out(part: str) -> None:
     """Take ``part`` out of the package, in this process."""
     from bit_paddle import checkpoint, models
-    from bit_paddle.native import plain
+    from bit_paddle.native import compiled, plain
 
     import numpy as np  # isort: skip
     import paddle  # isort: skip
@@ -127,8 +119,16 @@ def leave_out(part: str) -> None:
             self.register_buffer("variance", paddle.ones([channels]))
 
         def forward(self, x: paddle.Tensor, twice: bool = False, beside: bool = False) -> object:
-            moments = self.mean, self.variance
-            y = F.relu(F.batch_norm(x, *moments, self.weight, self.bias, training=self.training))
+            y = F.batch_norm(
+                x.astype("float32"),
+                self.mean,
+                self.variance,
+                self.weight,
+                self.bias,
+                training=self.training,
+                data_format="NCHW" if self.operators is plain else "NHWC",
+            )
+            y = F.relu(y).astype(x.dtype)
             return (y, y) if twice else (y, x) if beside else y
 
     create = checkpoint.create_model
@@ -144,6 +144,7 @@ def leave_out(part: str) -> None:
 
     if part == "standardization":
         plain.standardize = lambda weight: weight.scale(1.0)
+        compiled.Compiled.standardize = lambda self, weight: weight.scale(1.0)
     elif part == "GroupNorm":
         models.GroupNormReLU = BatchNormReLU
     elif part == "zero head":
