@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
+from PIL import Image
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 COLORS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#64748b")
 _NOTES = ("Creator", "Date", "Format", "Type")  # that a drawing goes without
 INK = "#010203"  # of text and axes, for which a page has its own colour
+TILE = 144  # pixels of a picture's side
+Tile = tuple[Image.Image, Image.Image]  # what the network saw, and where it looked
 
 
 def draw_curves(found: Sequence[Recorded]) -> dict[str, tuple[str, Figure]]:
@@ -118,3 +121,32 @@ def draw_confusion(confusion: np.ndarray, names: Sequence[str], stream: BinaryIO
                 )
     figure.colorbar(picture, shrink=0.7, label="share of the class")
     figure.savefig(stream, format="png", dpi=120)
+
+
+def tile(pixels: np.ndarray, activation: np.ndarray) -> Tile:
+    """Return what the network saw, uint8 [H, W, 3], and the same under the map ``activation``.
+
+    Bright is what is positive in the map [h, w], beside its largest.
+    """
+    import matplotlib
+
+    size, bicubic = (TILE, TILE), Image.Resampling.BICUBIC
+    seen = Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR)
+    positive = np.maximum(activation, 0)
+    scaled = (positive / (positive.max() or 1)).astype(np.float32)
+    heat = np.asarray(Image.fromarray(scaled).resize(size, bicubic)).clip(0, 1)
+    colors = matplotlib.colormaps["inferno"](heat)[..., :3]
+    grey = np.asarray(seen.convert("L"), np.float32)[..., None] / 255
+    mixed = 255 * (0.35 * grey + 0.65 * colors)
+    return seen, Image.fromarray(mixed.round().astype(np.uint8))
+
+
+def draw_sheet(tiles: Sequence[Tile], stream: BinaryIO, columns: int = 4) -> None:
+    """Draw tiles in rows, as a PNG."""
+    rows, gap = -(-len(tiles) // columns), 8
+    sheet = Image.new("RGB", (columns * (2 * TILE + gap), rows * (TILE + gap)), "white")
+    for place, pair in enumerate(tiles):
+        for half, picture in enumerate(pair):
+            left = place % columns * (2 * TILE + gap) + half * TILE
+            sheet.paste(picture, (left, place // columns * (TILE + gap)))
+    sheet.save(stream, format="PNG")

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 PROG = "python -m bit_paddle.report"
 Pictures = dict[str, Callable[[BinaryIO], object]]  # name -> what writes it as a PNG
 
-TILE = 144  # pixels of a picture's side
 SHOWN = 20  # classes of a confusion matrix that is a table; more become a picture
 _EPILOG = f"""\
 Writes one page with all of its pictures in it, and these once more as PNG files beside it.
@@ -203,10 +202,8 @@ def _run_parts(
             if not answers:
                 yield '<p class="note">None.</p>'
                 continue
-            tiles = [_tile(answer) for answer in answers]
-            pictures[f"{name}{suffix}"] = lambda stream, tiles=tiles: _sheet(tiles).save(
-                stream, format="PNG"
-            )
+            tiles = [figures.tile(answer.pixels, answer.map) for answer in answers]
+            pictures[f"{name}{suffix}"] = partial(figures.draw_sheet, tiles)
             words = [_caption(answer, seen.classes) for answer in answers]
             shown = map(_figure, tiles, words)
             yield f'<div class="tiles">{"".join(shown)}</div>'
@@ -252,43 +249,18 @@ def confusion(seen: Examined) -> str:
     )
 
 
-def _tile(answer: Answer) -> tuple[Image.Image, Image.Image]:
-    """Return what the network saw, and the same under its class activation map."""
-    import matplotlib
-
-    seen = Image.fromarray(answer.pixels).resize((TILE, TILE), Image.Resampling.BILINEAR)
-    positive = np.maximum(answer.map, 0)
-    scaled = positive / (positive.max() or 1)
-    heat = Image.fromarray(scaled.astype(np.float32)).resize((TILE, TILE), Image.Resampling.BICUBIC)
-    colors = matplotlib.colormaps["inferno"](np.clip(np.asarray(heat), 0, 1))[..., :3]
-    grey = np.asarray(seen.convert("L"), np.float32)[..., None] / 255
-    mixed = 255 * (0.35 * grey + 0.65 * colors)
-    return seen, Image.fromarray(mixed.round().astype(np.uint8))
-
-
 def _caption(answer: Answer, classes: Sequence[str]) -> tuple[str, str]:
     said = f"{classes[answer.prediction]}, {answer.probability:.0%} sure"
     right = answer.prediction == answer.label
     return said, "" if right else f"is {classes[answer.label]}; {answer.name}"
 
 
-def _figure(tile: tuple[Image.Image, Image.Image], words: tuple[str, str]) -> str:
+def _figure(tile: figures.Tile, words: tuple[str, str]) -> str:
     pictures = "".join(f'<img alt="" src="{_data(one)}">' for one in tile)
     said, truth = map(escape, words)
     return (
         f"<figure><div>{pictures}</div><figcaption><b>{said}</b><br>{truth}</figcaption></figure>"
     )
-
-
-def _sheet(tiles: Sequence[tuple[Image.Image, Image.Image]]) -> Image.Image:
-    columns = 4
-    rows = -(-len(tiles) // columns)
-    sheet = Image.new("RGB", (columns * (2 * TILE + 8), rows * (TILE + 8)), "white")
-    for k, pair in enumerate(tiles):
-        for half, picture in enumerate(pair):
-            left = k % columns * (2 * TILE + 8) + half * TILE
-            sheet.paste(picture, (left, k // columns * (TILE + 8)))
-    return sheet
 
 
 def _data(picture: Image.Image) -> str:
