@@ -105,6 +105,11 @@ def _read_notes(folder: Path, crop: int | None) -> Source:
         notes = json.loads(path.read_text(encoding="utf-8"))
         view = Preprocessing(**notes["preprocessing"]) if notes["preprocessing"] else None
         found = Source(folder, **{**notes, "preprocessing": Preprocessing(crop) if crop else view})
+        names = found.classes
+        if not (isinstance(found.outputs, int) and isinstance(found.features, int)):
+            raise TypeError("its outputs or features are no number")
+        if names is not None and (not isinstance(names, list) or len(names) != found.outputs):
+            raise ValueError(f"it does not name {found.outputs} classes")
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{path}: is not what `export` writes ({error})") from error
     return found

@@ -105,6 +105,25 @@ def test_an_exported_folder_computes_in_bfloat16(small, tmp_path):
     assert max(differences) < 8 * 2**-8
 
 
+@pytest.mark.parametrize(
+    "change, fault",
+    [
+        ({"outputs": "3"}, "no number"),
+        ({"classes": ["a", "b"]}, "name 3 classes"),
+        ({"classes": "abc"}, "name 3 classes"),
+        ({"colour": 1}, "colour"),
+    ],
+)
+def test_notes_that_export_would_not_write(change, fault, tmp_path):
+    notes = {"outputs": 3, "features": 64, "preprocessing": None, "classes": None}
+    notes["trained_here"] = False
+    (tmp_path / exported.NOTES).write_text(json.dumps(notes))
+    assert source.find(str(tmp_path)).outputs == 3
+    (tmp_path / exported.NOTES).write_text(json.dumps({**notes, **change}))
+    with pytest.raises(errors.CheckpointError, match=fault):
+        source.find(str(tmp_path))
+
+
 def test_an_exported_folder_knows_its_source(network, tmp_path):
     model, trained = network
     export.export(model, trained, "paddle", tmp_path / "out")

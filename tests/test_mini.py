@@ -1,11 +1,12 @@
 """BiT-Mini, the checkpoint that comes with this package."""
 
+import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, SHARED
+from conftest import ROOT, SHARED, run_train
 
 from bit_paddle import catalog, create_model, download, evaluate, metrics, npz, source
 from bit_paddle.data import fewshot, readers, transforms
@@ -14,9 +15,8 @@ ENTRY = catalog.find(catalog.MINI)
 
 
 @pytest.fixture(autouse=True)
-def without_network(monkeypatch, tmp_path):
+def without_network(monkeypatch):
     monkeypatch.setenv("BIT_PADDLE_BASE_URL", "http://127.0.0.1:9/")
-    monkeypatch.setenv("BIT_PADDLE_HOME", str(tmp_path / "cache"))
 
 
 def test_the_file():
@@ -63,6 +63,20 @@ def test_its_features_are_worth_more_than_random_ones():
         return float((distances.sum(axis=2).argmin(axis=1) == val.labels).mean())
 
     assert accuracy(pretrained=True) > accuracy(pretrained=False) + 0.05
+
+
+def test_the_quickstart_in_short(tmp_path):
+    pytest.importorskip("sklearn")
+    top1 = {}
+    for name, words in (
+        ("tuned", []),
+        ("scratch", ["--model", ENTRY.architecture.name, "--from_scratch"]),
+    ):
+        common = ["--config", "configs/digits.yaml", "--steps", 20, "--logdir", tmp_path]
+        done = run_train(*common, "--no-save", "--name", name, *words)
+        assert done.returncode == 0, done.stderr
+        top1[name] = json.loads((tmp_path / name / "result.json").read_text())["top1"]
+    assert top1["tuned"] > top1["scratch"] + 0.1
 
 
 @pytest.mark.skipif(
