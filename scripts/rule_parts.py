@@ -9,7 +9,6 @@ of the seeds. Stopped and started again it goes on where it was. Writes bit_logs
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -65,13 +64,14 @@ def main(arguments: list[str]) -> int:
     if flags.one:
         return run(*flags.one, flags)
 
+    workers = environment.cpu_count()
+
     def start(job: tuple[str, str]) -> int:
-        alone = {**os.environ, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-W", "ignore", __file__, *arguments, "--one", *job]
-        return subprocess.run(command, env=alone).returncode
+        return subprocess.run(command, env=environment.share(workers)).returncode
 
     jobs = [(name, data) for name in ROWS for data in SETS]
-    with ThreadPoolExecutor(environment.cpu_count()) as pool:
+    with ThreadPoolExecutor(workers) as pool:
         if any(pool.map(start, jobs)):
             return 1
     text = table()
