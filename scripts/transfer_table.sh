@@ -17,17 +17,17 @@ logs=bit_logs/transfer
 # best of 0.01, 0.03, 0.1 and 0.3 for either start, on one more seed.
 rule="--steps 100 --batch 64 --base_lr 0.1 --precrop 72 --crop 64 --repeats 5 --no-save --amp ${AMP:-auto}"
 
-for set in digits omniglot136 clothing10; do
-    case $set in
+for task in digits omniglot136 clothing10; do
+    where="--dataset folder --datadir '$data/$task'"
+    case $task in
         digits) where="--dataset digits" ;;
-        omniglot136) where="--dataset folder --datadir $data/$set --no-flip" ;;
-        *) where="--dataset folder --datadir $data/$set" ;;
+        omniglot136) where="$where --no-flip" ;;
     esac
     for shots in 1 5 10 all; do
         few=""
         [ "$shots" = all ] || few="--examples_per_class $shots"
-        echo "--model BiT-Mini --name $set-$shots-mini $where $few $rule"
-        echo "--model R26x0.5 --from_scratch --name $set-$shots-scratch $where $few $rule"
+        echo "--model BiT-Mini --name $task-$shots-mini $where $few $rule"
+        echo "--model R26x0.5 --from_scratch --name $task-$shots-scratch $where $few $rule"
     done
 done | OMP_NUM_THREADS=1 xargs -P "$(nproc)" -L 1 "$python" -W ignore -m bit_paddle.train --logdir $logs
 "$python" scripts/transfer_table.py $logs
