@@ -247,7 +247,7 @@ def make_plan(
         checkpoint = download.locate(model, settings.bit_pretrained_dir)
     if checkpoint is not None and checkpoint.is_file():
         architecture = _checked(checkpoint)
-    elif checkpoint is not None and fetch:
+    elif checkpoint is not None and fetch and not model.packaged:
         download.ask(model.url)  # where nobody answers, that is said before the data are read
     data = readers.open_dataset(
         settings.dataset, settings.datadir, val_fraction=settings.val_fraction

@@ -84,6 +84,8 @@ def find(
         )
     settings = notes.get("settings")
     loss = settings.get("loss", "softmax") if isinstance(settings, dict) else "softmax"
+    if entry is not None and entry.data == "imagenet21k" and outputs == entry.classes:
+        loss = "sigmoid"  # by which upstream trained: an image may show several of these classes
     return Source(path, outputs, features, preprocessing, classes, "classes" in notes, loss)
 
 
@@ -110,6 +112,8 @@ def _read_notes(folder: Path, crop: int | None) -> Source:
             raise TypeError("its outputs or features are no number")
         if names is not None and (not isinstance(names, list) or len(names) != found.outputs):
             raise ValueError(f"it does not name {found.outputs} classes")
+        if found.loss not in ("softmax", "sigmoid"):
+            raise ValueError(f"its loss is {found.loss!r}")
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{path}: is not what `export` writes ({error})") from error
     return found

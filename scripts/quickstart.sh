@@ -26,8 +26,9 @@ fi
 [ -d .venv ] || "$python" -m venv .venv
 .venv/bin/pip install --quiet --disable-pip-version-check --editable ".[$paddle,digits,native]"
 train=".venv/bin/python -W ignore -m bit_paddle.train --config configs/digits.yaml"
-$train --name quickstart-BiT-Mini
-$train --name quickstart-from-scratch --model R26x0.5 --from_scratch
-.venv/bin/python -W ignore -m bit_paddle.report bit_logs/quickstart-{BiT-Mini,from-scratch} \
+newest() { ls -td bit_logs/"$1"* | head -n 1; }
+$train
+$train --model R26x0.5 --from_scratch
+.venv/bin/python -W ignore -m bit_paddle.report "$(newest BiT-Mini-digits)" "$(newest R26x0.5-digits)" \
     --output bit_logs/quickstart.html
 echo "Next: .venv/bin/python -m bit_paddle.train --help"

@@ -3,7 +3,7 @@
 The network of BiT-Mini from random weights on all images, and BiT-Mini fine-tuned on ten images a
 class, as they are in `scripts/transfer_table.sh` and with one part left out: on scikit-learn's
 digits, and on FOLDER/omniglot136 (train/<class>/*, val/<class>/*). Lowest, median and highest top-1
-of the seeds. Stopped and started again it goes on where it was. Writes bit_logs/parts/table.md.
+of the seeds. Stopped and started again it goes on where it was. Writes table.md into --logdir.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from typing import NamedTuple
 
 from transfer_table import spread, top1
 
-from bit_paddle import environment, errors, files
+from bit_paddle import config, environment, errors, files
 
-LOGS = Path("bit_logs/parts")
 SETS = ("digits", "omniglot136")
 SCRATCH = ["--model", "R26x0.5", "--from_scratch"]
 TUNED = ["--model", "BiT-Mini", "--examples_per_class", "10"]
@@ -28,20 +27,22 @@ COLD = ["--warmup", "0"]
 
 
 class Row(NamedTuple):
-    """A row of the table: runs with ``flags``, less ``left_out``, which `leave_out` knows."""
+    """A row of the table: runs with ``flags``, less ``left_out``, which `leave_out` knows.
+
+    ``parts`` is in how many micro-batches a batch of 64 is computed, where that matters.
+    """
 
     title: str
     flags: list[str]
     left_out: str = ""
+    parts: int | None = None
 
 
 ROWS = {  # by the name of its runs
     "scratch": Row("from random weights, all images", SCRATCH),
     "no-standardization": Row("… without standardization", SCRATCH, "standardization"),
-    "batchnorm": Row("… BatchNorm", [*SCRATCH, "--batch_split", "1"], "GroupNorm"),
-    "batchnorm-2": Row(
-        "… BatchNorm, micro-batches of 2", [*SCRATCH, "--batch_split", "32"], "GroupNorm"
-    ),
+    "batchnorm": Row("… BatchNorm for GroupNorm", SCRATCH, "GroupNorm", 1),
+    "batchnorm-2": Row("… BatchNorm, micro-batches of 2", SCRATCH, "GroupNorm", 32),
     "scratch-cold": Row("… without warm-up", [*SCRATCH, *COLD]),
     "tuned": Row("BiT-Mini, 10 images a class", TUNED),
     "random-head": Row("… head of random weights", TUNED, "zero head"),
@@ -55,8 +56,11 @@ def main(arguments: list[str]) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="with omniglot136/ in it")
-    parser.add_argument("--repeats", type=int, default=5, help="seeds (default: 5)")
+    parser.add_argument("--repeats", type=config.whole(2), default=5, help="seeds (default: 5)")
     parser.add_argument("--amp", default="auto", help="as of train (default: auto)")
+    parser.add_argument(
+        "--logdir", type=Path, default="bit_logs/my-parts", help="(default: bit_logs/my-parts)"
+    )
     parser.add_argument("--one", nargs=2, metavar=("ROW", "SET"), help=argparse.SUPPRESS)
     flags = parser.parse_args(arguments)
     if not (flags.folder / "omniglot136").is_dir():
@@ -74,17 +78,17 @@ def main(arguments: list[str]) -> int:
     with ThreadPoolExecutor(workers) as pool:
         if any(pool.map(start, jobs)):
             return 1
-    text = table()
-    files.write_text(LOGS / "table.md", text)
+    text = table(flags.logdir)
+    files.write_text(flags.logdir / "table.md", text)
     print(text, end="")
     return 0
 
 
-def table() -> str:
-    """Return the table of runs that are there."""
+def table(logs: Path) -> str:
+    """Return the table of the runs in ``logs``."""
     lines = [f"| top-1, % | {' | '.join(SETS)} |", "|---" * (1 + len(SETS)) + "|"]
     for name, row in ROWS.items():
-        cells = (spread(top1(LOGS / f"{data}-{name}")) for data in SETS)
+        cells = (spread(top1(logs / f"{data}-{name}")) for data in SETS)
         lines.append(f"| {row.title} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -97,14 +101,15 @@ def run(name: str, data: str, flags: argparse.Namespace) -> int:
     words = ["--dataset", "digits"]
     if data == "omniglot136":
         words = ["--dataset", "folder", "--datadir", str(flags.folder / data), "--no-flip"]
-    words += ["--logdir", str(LOGS), "--name", f"{data}-{name}", "--no-save"]
+    words += ["--batch_split", str(row.parts)] if row.parts else []
+    words += ["--logdir", str(flags.logdir), "--name", f"{data}-{name}", "--no-save"]
     words += ["--repeats", str(flags.repeats), "--amp", flags.amp]
-    leave_out(row.left_out)
+    leave_out(row.left_out, row.parts or 1)
     return train.main([*row.flags, *COMMON, *words])
 
 
-def leave_out(part: str) -> None:
-    """Take ``part`` out of the package, in this process."""
+def leave_out(part: str, parts: int) -> None:
+    """Take ``part`` out of the package, in this process; a batch has ``parts`` micro-batches."""
     from bit_paddle import checkpoint, models
     from bit_paddle.native import compiled, plain
 
@@ -126,6 +131,7 @@ def leave_out(part: str) -> None:
                 self.weight,
                 self.bias,
                 training=self.training,
+                momentum=0.9 ** (1 / parts),  # 0.9 a step, in however many micro-batches
                 data_format="NCHW" if self.operators is plain else "NHWC",
             )
             y = F.relu(y).astype(x.dtype)
@@ -134,7 +140,7 @@ def leave_out(part: str) -> None:
     create = checkpoint.create_model
 
     def with_random_head(*arguments: object, **options: object) -> models.ResNetV2:
-        """Return a model whose head begins as PyTorch's linear layers do."""
+        """Return a model whose head has random weights, of the size that PyTorch gives them."""
         model = create(*arguments, **options)
         features, classes = model.head.weight.shape
         random = np.random.default_rng(options.get("seed", 0))

@@ -111,6 +111,7 @@ def test_an_exported_folder_computes_in_bfloat16(small, tmp_path):
         ({"outputs": "3"}, "no number"),
         ({"classes": ["a", "b"]}, "name 3 classes"),
         ({"classes": "abc"}, "name 3 classes"),
+        ({"loss": 3}, "its loss is 3"),
         ({"colour": 1}, "colour"),
     ],
 )
