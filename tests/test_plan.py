@@ -21,7 +21,7 @@ from bit_paddle.models import ResNetV2, StdConv2D
 from bit_paddle.sgd import Momentum
 
 GIB = 2**30
-NAMES = sorted({*catalog.PARAMETERS, *(f"R{layers}x0.5" for layers in UNITS)})
+NAMES = sorted({*catalog.NETWORKS, *(f"R{layers}x0.5" for layers in UNITS)})
 IMAGENET = ["--model", "BiT-M-R152x4", "--dataset", "imagenet2012"]
 
 
