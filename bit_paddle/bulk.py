@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from bit_paddle import catalog, config, download, errors, npz
+from bit_paddle import argtypes, catalog, cli, download, errors, npz
 from bit_paddle.catalog import Entry
 
 _EPILOG = """\
@@ -188,7 +188,7 @@ def verify(entries: Sequence[Entry], folder: Path, jobs: int) -> int:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = config.Parser(
+    parser = cli.Parser(
         prog="python command.py",
         description="Download the 285 checkpoints of BiT-M fine-tuned on VTAB-1k (0.36 TB in all).",
         epilog=_EPILOG,
@@ -217,7 +217,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--jobs",
-        type=config.whole(1),
+        type=argtypes.whole(1),
         default=4,
         metavar="N",
         help="downloads at a time (default: 4)",

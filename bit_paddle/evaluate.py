@@ -16,7 +16,18 @@ from pathlib import Path
 
 import numpy as np
 
-from bit_paddle import config, errors, exported, figures, files, logbook, runs, source
+from bit_paddle import (
+    argtypes,
+    cli,
+    config,
+    errors,
+    exported,
+    figures,
+    files,
+    logbook,
+    runs,
+    source,
+)
 from bit_paddle.data import check, loader, readers
 from bit_paddle.data import spec as specs
 from bit_paddle.data.images import Images
@@ -126,7 +137,7 @@ def match_classes(trained: source.Source, images: Images) -> np.ndarray:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = config.Parser(
+    parser = cli.Parser(
         prog="python -m bit_paddle.evaluate",
         description=__doc__.split(":")[0] + ".",
         epilog=_EPILOG,
@@ -137,7 +148,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--dataset", required=True, help=config.help_of("dataset"))
     parser.add_argument("--datadir", help=config.help_of("datadir"))
     parser.add_argument(
-        "--val_fraction", type=config.fraction, metavar="X", help=config.help_of("val_fraction")
+        "--val_fraction", type=argtypes.fraction, metavar="X", help=config.help_of("val_fraction")
     )
     parser.add_argument(
         "--on_bad_image",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from bit_paddle import catalog, config, errors, exported, source
+from bit_paddle import argtypes, catalog, cli, config, errors, exported, source
 from bit_paddle.errors import (
     BitPaddleError,
     ConfigError,
@@ -183,7 +183,7 @@ def main(arguments: Sequence[str]) -> int:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the flags; raise one `ConfigError` that lists every fault."""
     formats = "\n".join(f"  {name:17} {entry.about}" for name, entry in FORMATS.items())
-    parser = config.Parser(
+    parser = cli.Parser(
         prog="python -m bit_paddle.export",
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -201,7 +201,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--crop",
-        type=config.whole(32),
+        type=argtypes.whole(32),
         metavar="N",
         help="huggingface: squash images to this side (default: what belongs to the checkpoint)",
     )

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bit_paddle import catalog, config, errors, hyperrule, npz, upstream
+from bit_paddle import argtypes, catalog, cli, config, errors, hyperrule, npz, upstream
 from bit_paddle.architecture import PLANNED, Architecture
 from bit_paddle.data import readers
 from bit_paddle.data import spec as specs
@@ -89,22 +89,22 @@ def _settings(
     words: list[str], images: int | None, classes: int | None
 ) -> tuple[config.Settings, Known | None]:
     """Return the settings, and the data's size, or None where they are to be opened."""
-    given = config.parser(TRAIN).parse_known_args(words)[0]
+    given = cli.parser(TRAIN).parse_known_args(words)[0]
     file = config.load_yaml(given.config, "--config") if given.config else {}
     dataset, found = str(given.dataset or file.get("dataset")), None
-    with contextlib.suppress(errors.BitPaddleError):  # `config.parse` says it, with other faults
+    with contextlib.suppress(errors.BitPaddleError):  # `cli.parse` says it, with other faults
         spec = specs.find(dataset, readers.READERS)
         found = KNOWN.get((spec.reader, spec.train))
         if images or classes:
             found = found or Known()
     if found is None:
-        return config.parse(words, TRAIN, readers.find)[0], None
+        return cli.parse(words, TRAIN, readers.find)[0], None
 
     def find(dataset: str, **given: Any) -> object:
         there = "." if spec.reader in readers.DATADIR else None  # wherever it is
         return readers.find(dataset, **{**given, "datadir": there})
 
-    settings = config.parse([*words, "--datadir", "none"], TRAIN, find)[0]
+    settings = cli.parse([*words, "--datadir", "none"], TRAIN, find)[0]
     known = Known(
         images or found.images,
         classes or (len(spec.classes) if spec.classes else found.classes),
@@ -320,7 +320,7 @@ def _duration(seconds: float) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = config.outer_parser(
+    parser = cli.outer_parser(
         PROG,
         usage=f"{PROG} --model NAME --dataset NAME [--gpu_memory GiB] [--gpus N]\n"
         "         [--images_per_second X] [--images N] [--classes N] [any flag of "
@@ -333,15 +333,15 @@ def _parser() -> argparse.ArgumentParser:
     for flag, parse, default, metavar, text in (
         (
             "gpu_memory",
-            config.positive,
+            argtypes.positive,
             32.0,
             "GiB",
             "of one GPU, in units of 2^30 bytes (default: 32)",
         ),
-        ("gpus", config.whole(1), 1, "N", "GPUs that share every batch (default: 1)"),
-        ("images_per_second", config.positive, None, "X", "that one GPU trains on, for the time"),
-        ("images", config.whole(1), None, "N", "training images, where the data are not there"),
-        ("classes", config.whole(1), None, "N", "classes, where the data are not there"),
+        ("gpus", argtypes.whole(1), 1, "N", "GPUs that share every batch (default: 1)"),
+        ("images_per_second", argtypes.positive, None, "X", "that one GPU trains on, for the time"),
+        ("images", argtypes.whole(1), None, "N", "training images, where the data are not there"),
+        ("classes", argtypes.whole(1), None, "N", "classes, where the data are not there"),
     ):
         parser.add_argument(f"--{flag}", type=parse, default=default, metavar=metavar, help=text)
     return parser

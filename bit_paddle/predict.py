@@ -20,7 +20,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from bit_paddle import config, download, errors, exported, files, logbook, source
+from bit_paddle import argtypes, cli, download, errors, exported, files, logbook, source
 from bit_paddle.data import loader
 from bit_paddle.data.images import SUFFIXES, FileImages
 from bit_paddle.files import csv_line
@@ -246,7 +246,7 @@ def draw_sheet(path: str, results: Sequence[dict], paths: Mapping[str, str]) -> 
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = config.Parser(
+    parser = cli.Parser(
         prog="python -m bit_paddle.predict",
         description="Classify images with a trained model, or take their features.",
         epilog=_EPILOG,
@@ -256,7 +256,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("images", nargs="+", help="files, folders and addresses")
     source.add_flags(parser)
     parser.add_argument(
-        "--top", type=config.whole(1), default=5, metavar="N", help="classes an image (default: 5)"
+        "--top",
+        type=argtypes.whole(1),
+        default=5,
+        metavar="N",
+        help="classes an image (default: 5)",
     )
     parser.add_argument("--format", choices=sorted(FORMATS), default="table")
     parser.add_argument("--output", metavar="FILE", help="write there instead of printing")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from bit_paddle import config, errors, train, upstream
+from bit_paddle import cli, errors, train, upstream
 
 PROG = "python -m bit_paddle.pretrain"
 _EPILOG = f"""\
@@ -33,7 +33,7 @@ Runs are those of bit_paddle.train: the same log, checkpoints, resumption and pr
 def main(arguments: Sequence[str]) -> int:
     """Run the command ``arguments``; `bit_paddle.errors` says what it raises."""
     if {"-h", "--help"} & set(arguments):
-        config.parser(PROG, "Pre-train a BiT model on images, from scratch.", _EPILOG).print_help()
+        cli.parser(PROG, "Pre-train a BiT model on images, from scratch.", _EPILOG).print_help()
         return 0
     return train.main(["--rule", upstream.RULE, "--from_scratch", *arguments])
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 from PIL import Image
 
-from bit_paddle import __version__, config, errors, figures, files, recorded
+from bit_paddle import __version__, argtypes, cli, errors, figures, files, recorded
 from bit_paddle.recorded import Recorded
 
 if TYPE_CHECKING:
@@ -270,7 +270,7 @@ def _data(picture: Image.Image) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = config.Parser(
+    parser = cli.Parser(
         prog=PROG,
         description="Show runs as one page to look at, of which nothing is elsewhere.",
         epilog=_EPILOG,
@@ -283,7 +283,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--pictures",
-        type=config.whole(0),
+        type=argtypes.whole(0),
         default=12,
         metavar="N",
         help="mistakes, and right answers, to show (default: 12)",

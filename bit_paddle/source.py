@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bit_paddle import catalog, config, download, environment, exported, npz
+from bit_paddle import argtypes, catalog, config, download, environment, exported, npz
 from bit_paddle.architecture import Architecture
 from bit_paddle.catalog import Preprocessing
 from bit_paddle.errors import CheckpointError, ConfigError, DownloadError
@@ -160,20 +160,20 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--crop",
-        type=config.whole(32),
+        type=argtypes.whole(32),
         metavar="N",
         help="squash images to this side (default: what belongs to the checkpoint)",
     )
     parser.add_argument(
         "--batch",
-        type=config.whole(1),
+        type=argtypes.whole(1),
         default=32,
         metavar="N",
         help="images at once (default: 32)",
     )
     parser.add_argument(
         "--workers",
-        type=config.whole(0),
+        type=argtypes.whole(0),
         default=min(8, environment.cpu_count()),
         metavar="N",
         help=config.help_of("workers"),

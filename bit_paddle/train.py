@@ -24,6 +24,8 @@ import numpy as np
 
 from bit_paddle import (
     __version__,
+    argtypes,
+    cli,
     config,
     environment,
     errors,
@@ -243,7 +245,7 @@ def run(plan: Plan, log: logbook.Logbook, signals: ExitStack) -> tuple[int, dict
 
     saver = None
     if settings.save and rank == 0:
-        interval = config.interval(settings.save_every)
+        interval = argtypes.interval(settings.save_every)
         saver = saving.Saver(log.folder, settings.keep, interval, log, progress.step)
 
     def save(best: bool = False) -> None:
@@ -425,7 +427,7 @@ def _non_finite(
 def main(arguments: Sequence[str]) -> int:
     """Run the command ``arguments``; `bit_paddle.errors` says what it raises."""
     heed_notice()
-    settings, request = config.parse(arguments, PROG, readers.find)
+    settings, request = cli.parse(arguments, PROG, readers.find)
     if request.dry_run:
         with runs.claim(settings, request.force, dry=True) as begin:
             if begin.result is not None:

@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from bit_paddle import config, hyperrule, planning, runs, train
+from bit_paddle import cli, hyperrule, planning, runs, train
 from bit_paddle.data import loader, readers
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def main() -> None:
         from bit_paddle import parallel
 
         parallel.select_device("cpu")
-        plan = planning.make_plan(config.parse(words, train.PROG, readers.find)[0])
+        plan = planning.make_plan(cli.parse(words, train.PROG, readers.find)[0])
         if not np.array_equal(in_process(plan).losses, reference.losses):
             sys.exit("the noise is not that of the command: without any, the curves differ")
         noise = {}

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from transfer_table import spread, top1
 
-from bit_paddle import config, environment, errors, files
+from bit_paddle import argtypes, environment, errors, files
 
 SETS = ("digits", "omniglot136")
 SCRATCH = ["--model", "R26x0.5", "--from_scratch"]
@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="with omniglot136/ in it")
-    parser.add_argument("--repeats", type=config.whole(2), default=5, help="seeds (default: 5)")
+    parser.add_argument("--repeats", type=argtypes.whole(2), default=5, help="seeds (default: 5)")
     parser.add_argument("--amp", default="auto", help="as of train (default: auto)")
     parser.add_argument(
         "--logdir", type=Path, default="bit_logs/my-parts", help="(default: bit_logs/my-parts)"

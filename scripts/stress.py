@@ -46,7 +46,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bit_paddle import config, logbook, npz, runs  # noqa: E402
+from bit_paddle import cli, config, logbook, npz, runs  # noqa: E402
 from bit_paddle.architecture import Architecture  # noqa: E402
 from bit_paddle.data import check, readers  # noqa: E402
 from bit_paddle.errors import BitPaddleError, CheckpointError  # noqa: E402
@@ -709,7 +709,7 @@ def loaders(folder: Path) -> dict[str, tuple[bytes, Callable[[bytes, int], objec
     def read_config(content: bytes, number: int) -> None:
         (folder / "config.yaml").write_bytes(content)
         config.differences(config.load_yaml(folder / "config.yaml"), settings)
-        config.parse(["--config", str(folder / "config.yaml")], "fuzz", readers.find)
+        cli.parse(["--config", str(folder / "config.yaml")], "fuzz", readers.find)
 
     def read_metrics(content: bytes, number: int) -> None:
         (folder / logbook.METRICS).write_bytes(content)

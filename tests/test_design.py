@@ -16,11 +16,11 @@ FLOORS = {
     for floor, names in enumerate(
         (
             "errors environment interrupt",
-            "files processes hyperrule architecture exported "
+            "argtypes files processes hyperrule architecture exported "
             "data.images data.fewshot data.transforms",
             "logbook catalog npz upstream figures data.spec native.plain",
             "config download data.listing data.loader native.compiled native.checks profiling",
-            "source runs data.archives data.cifar data.check data.folders native.build",
+            "cli source runs data.archives data.cifar data.check data.folders native.build",
             "models mixup sgd parallel recorded",
             "saving data.lists data.oxford checkpoint metrics onnx_graph fitting",
             "data.readers",

@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT, update
 from paddle.hapi.dynamic_flops import count_convNd
 
-from bit_paddle import catalog, config, create_model, errors, npz, plan, planning, train
+from bit_paddle import catalog, cli, create_model, errors, npz, plan, planning, train
 from bit_paddle.architecture import UNITS, Architecture
 from bit_paddle.data import readers
 from bit_paddle.data.loader import MicroBatch
@@ -207,7 +207,7 @@ def test_a_run_splits_by_its_recompute():
     words = ["--model", "R50x1", "--from_scratch", "--dataset", "digits", "--recompute"]
     found = {}
     for recompute in plan.RECOMPUTE:
-        settings = config.parse([*words, recompute], "train", readers.find)[0]
+        settings = cli.parse([*words, recompute], "train", readers.find)[0]
         found[recompute] = planning.make_plan(settings).batch_split(2 * GIB)
     assert found == {"off": 9, "unit": 3, "block": 5}
 

@@ -13,7 +13,7 @@ import paddle.nn.functional as F
 import pytest
 from conftest import ROOT, run_train, start_train, update
 
-from bit_paddle import checkpoint, config, create_model, metrics, npz, planning, runs, sgd
+from bit_paddle import checkpoint, cli, create_model, metrics, npz, planning, runs, sgd
 from bit_paddle.data import readers
 from bit_paddle.data.loader import MicroBatch
 from bit_paddle.errors import GradientOverflow, NonFiniteError
@@ -34,7 +34,7 @@ TINY = ["--model", "R14x0.5", "--from_scratch", "--precrop", "36", "--crop", "32
 def plan_of(*words):
     pytest.importorskip("sklearn")
     words = [*TINY, "--dataset", "digits", "--batch", "4", "--base_lr", "0.0005", *words]
-    return planning.make_plan(config.parse(words, "train", readers.find)[0])
+    return planning.make_plan(cli.parse(words, "train", readers.find)[0])
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import yaml
 from conftest import ROOT
 from PIL import Image
 
-from bit_paddle import config, create_model, mixup, sgd, source, upstream
+from bit_paddle import cli, config, create_model, mixup, sgd, source, upstream
 from bit_paddle.catalog import Preprocessing
 from bit_paddle.data import readers
 from bit_paddle.data.transforms import inception_box, inception_view
@@ -53,10 +53,10 @@ def test_a_short_run_is_not_all_warm_up():
 def test_settings_of_upstream():
     words = ["--model", "R50x1", "--from_scratch", "--dataset", "folder", "--datadir", str(ROOT)]
     words += ["--rule", "upstream"]
-    found, _ = config.parse(words, "x", lambda *a, **b: None)
+    found, _ = cli.parse(words, "x", lambda *a, **b: None)
     assert (found.batch, found.weight_decay, found.epochs) == (4096, 1e-4, 90)
     assert found.base_lr == pytest.approx(0.48)
-    found, _ = config.parse([*words, "--batch", "512", "--steps", "7"], "x", lambda *a, **b: None)
+    found, _ = cli.parse([*words, "--batch", "512", "--steps", "7"], "x", lambda *a, **b: None)
     assert (found.base_lr, found.epochs, found.steps) == (pytest.approx(0.06), None, 7)
     again = dict(yaml.safe_load(config.to_yaml(found)))
     assert again["rule"] == "upstream" and again["weight_decay"] == 1e-4
@@ -75,7 +75,7 @@ def test_faults(words, named, image_folder):
     words = ["--model", "R14x0.5", "--from_scratch", "--dataset", "folder", "--datadir",
              str(image_folder), *words]  # fmt: skip
     with pytest.raises(ConfigError, match=named):
-        config.parse(words, "x", readers.find)
+        cli.parse(words, "x", readers.find)
 
 
 # --- Inception's crops ----------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from bit_paddle import config, files, npz, runs
+from bit_paddle import argtypes, cli, config, files, npz, runs
 from bit_paddle.errors import CheckpointError, ConfigError, MissingFileError
 
 DEFAULT = "R14x0.5-digits"
@@ -518,17 +518,17 @@ def test_two_never_have_a_folder_at_once_though_each_removes_it(settings, tmp_pa
     ],
 )
 def test_intervals(word, expected):
-    assert config.interval(word) == expected
+    assert argtypes.interval(word) == expected
 
 
 @pytest.mark.parametrize(
     "word", ["0", "-5", "-1m", "0m", "m", "x", "10s", "1.5", "", "nan m", "nanm", "infm", "1e999m"]
 )
 def test_bad_intervals(word):
-    with pytest.raises(config.BadValue, match="expected"):
-        config.interval(word)
+    with pytest.raises(argtypes.BadValue, match="expected"):
+        argtypes.interval(word)
     with pytest.raises(ConfigError, match=r"--save_every: is "):
-        config.parse(
+        cli.parse(
             ["--model=R14x0.5", "--dataset=digits", "--from_scratch", f"--save_every={word}"],
             "train",
             lambda *_, **__: None,

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from bit_paddle import config
+from bit_paddle import cli
 from bit_paddle.data import readers
 
 
@@ -35,7 +35,7 @@ def test_every_recipe_can_be_run(path, imagenet):
     words = ["--config", str(path)]
     if path.stem.startswith("imagenet"):
         words += ["--datadir", str(imagenet)]
-    settings, _ = config.parse(words, "train", readers.find)
+    settings, _ = cli.parse(words, "train", readers.find)
     assert (
         f"--config configs/{path.name}" in path.read_text() and settings.model in path.read_text()
     )

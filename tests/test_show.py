@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from bit_paddle import config
+from bit_paddle import cli
 from bit_paddle.data import loader, readers, show, transforms
 from bit_paddle.planning import make_plan
 
@@ -38,7 +38,7 @@ def shown(output, *arguments, **options):
 
 def plan_of(*arguments):
     words = ["--model", "BiT-M-R50x1", *map(str, arguments)]
-    return make_plan(config.parse(words, "train", readers.find)[0], fetch=False)
+    return make_plan(cli.parse(words, "train", readers.find)[0], fetch=False)
 
 
 def expected_views(plan, count):

@@ -520,7 +520,7 @@ CHANGES = {
 
 
 def test_every_setting_has_a_row():
-    assert set(CHANGES) == {item.name for item in config._FIELDS.values()}
+    assert set(CHANGES) == {item.name for item in config.FIELDS.values()}
 
 
 @pytest.fixture(scope="module")

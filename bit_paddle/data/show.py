@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from bit_paddle import config, errors, files, logbook
+from bit_paddle import argtypes, cli, config, errors, files, logbook
 from bit_paddle.data import loader, readers
 from bit_paddle.data import spec as specs
 from bit_paddle.planning import Plan, make_plan
@@ -58,10 +58,10 @@ examples:
 def main(arguments: Sequence[str]) -> int:
     """Run the command ``arguments``; `bit_paddle.errors` says what it raises."""
     flags, rest = _parser().parse_known_args(list(arguments))
-    known = config.parser(TRAIN).parse_known_args(rest)[0]
+    known = cli.parser(TRAIN).parse_known_args(rest)[0]
     if known.model is None and not (known.config and _names_model(known.config)):
         rest = ["--model", MODEL, *rest]
-    settings, request = config.parse(rest, TRAIN, readers.find)
+    settings, request = cli.parse(rest, TRAIN, readers.find)
     settings = dataclasses.replace(settings, name=None)  # no run's folder is written
     plan = make_plan(settings, fetch=False)
     described = plan.describe()
@@ -182,14 +182,14 @@ def cut(text: str, width: float, length: Callable[[str], float]) -> str:
 
 
 def _views(word: str) -> int:
-    count = config.whole(1)(word)
+    count = argtypes.whole(1)(word)
     if count > MOST:
-        raise config.BadValue(f"is {count}, expected at most {MOST}: it is a sheet to look at")
+        raise argtypes.BadValue(f"is {count}, expected at most {MOST}: it is a sheet to look at")
     return count
 
 
 def _names_model(path: str) -> bool:
-    """Tell whether a --config file has a model; what is wrong with it `config.parse` says."""
+    """Tell whether a --config file has a model; what is wrong with it `cli.parse` says."""
     try:
         return config.load_yaml(path).get("model") is not None
     except errors.BitPaddleError:
@@ -197,7 +197,7 @@ def _names_model(path: str) -> bool:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = config.outer_parser(
+    parser = cli.outer_parser(
         PROG,
         usage=f"{PROG} --dataset NAME [--datadir DIR]\n"
         "         [--output DIR] [--images N] [any flag of bit_paddle.train]",

@@ -7,13 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bit_paddle import config, errors
+from bit_paddle import cli, errors
 from bit_paddle.native import build
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command ``arguments``."""
-    parser = config.Parser(
+    parser = cli.Parser(
         prog="python -m bit_paddle.native",
         description=__doc__.split(":")[0] + ". Commands do so at first use; a build that has "
         f"failed is tried again here. {build.SWITCH}=0 in the environment refuses them.",

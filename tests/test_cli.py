@@ -2,7 +2,7 @@
 
 import pytest
 
-from bit_paddle import config
+from bit_paddle import cli, config
 from bit_paddle.data import readers
 from bit_paddle.errors import ConfigError, MissingFileError
 
@@ -10,7 +10,7 @@ BASE = ["--model", "R50x1", "--from_scratch", "--dataset", "digits"]
 
 
 def parse(*arguments):
-    return config.parse([str(word) for word in arguments], "train", readers.find)[0]
+    return cli.parse([str(word) for word in arguments], "train", readers.find)[0]
 
 
 def test_model_and_dataset_are_enough():

@@ -1,0 +1,254 @@
+"""The command line of training, and of commands that take its flags: all faults at once."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from bit_paddle import argtypes, catalog, config, upstream
+from bit_paddle.errors import BitPaddleError, ConfigError, did_you_mean
+
+_EPILOG = """\
+examples:
+  python -m bit_paddle.train --model BiT-M-R50x1 --dataset cifar10
+      fine-tunes by BiT-HyperRule: --model and --dataset are all it needs
+  python -m bit_paddle.train --model BiT-M-R50x1 --dataset folder --datadir pets --dry-run
+      shows the plan for pets/train/<class>/*.jpg and pets/val/<class>/*.jpg, and stops
+  python -m bit_paddle.train --model BiT-M-R50x1 --dataset folder --datadir pets --repeats 5
+      five runs, and the lowest, median and highest accuracy of them
+  python -m bit_paddle.train --config configs/cifar10_R50x1.yaml --examples_per_class 5
+      a published recipe, few-shot; flags win over the file
+  python -m bit_paddle.train --model BiT-Mini --dataset digits --steps 100 --batch 64 --base_lr 0.1
+      a small checkpoint that is in the package, on scikit-learn's digits: needs no download
+
+The run writes bit_logs/<name>/: train.log, metrics.jsonl, VisualDL scalars, config.yaml,
+checkpoints/, model.npz and result.json. However it was stopped, the same command goes on from its
+newest checkpoint, and ends with the same weights as if it had not been stopped. SIGINT (Ctrl-C),
+SIGTERM and the notice of pre-emption SIGUSR1 end it after the current micro-batch, with a
+checkpoint; a second Ctrl-C ends it at once.
+"""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a command line asks for, beside the settings."""
+
+    dry_run: bool = False
+    force: bool = False
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises `ConfigError` instead of leaving."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; {self.prog} --help lists the flags")
+
+
+def parser(
+    prog: str,
+    description: str = "Fine-tune a Big Transfer (BiT) model on images, by BiT-HyperRule.",
+    epilog: str = _EPILOG,
+) -> argparse.ArgumentParser:
+    """Return the command's parser; its values are words, which `settings` checks all at once."""
+    result = Parser(
+        prog=prog,
+        allow_abbrev=False,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=description,
+    )
+    groups = {key: result.add_argument_group(title) for key, title in config.GROUPS.items()}
+    groups["what"].add_argument(
+        "--config",
+        metavar="FILE.yaml",
+        help="settings from a file, such as the config.yaml of an earlier run; flags win",
+    )
+    for name, item in config.FIELDS.items():
+        text, parse = item.metadata["help"], item.metadata["parse"]
+        if item.default is MISSING:
+            text += " (required)"
+        elif item.default is not None and parse is not argtypes.switch:
+            text += f" (default: {item.default})"
+        if parse is argtypes.switch:
+            group, opposite = groups[item.metadata["group"]], "the opposite, where a file has it"
+            for flag, value in ((f"--{name}", "true"), (f"--no-{name}", "false")):
+                usual = (value == "true") != (item.default is not False)
+                aliases = ["--no-crop"] if flag == "--no-random_crop" else []
+                group.add_argument(
+                    *aliases,
+                    flag,
+                    dest=name,
+                    action="store_const",
+                    const=value,
+                    help=text if usual else opposite,
+                )
+        else:
+            numbers = (argtypes.positive, argtypes.not_negative, argtypes.fraction)
+            usual = "WORD" if parse is argtypes.text else "X" if parse in numbers else "N"
+            groups[item.metadata["group"]].add_argument(
+                f"--{name}", help=text, metavar="|".join(getattr(parse, "choices", [usual]))
+            )
+    groups["run"].add_argument(
+        "--dry-run", action="store_true", help="print the whole plan and stop"
+    )
+    groups["run"].add_argument(
+        "--force",
+        action="store_true",
+        help="go on from a checkpoint although settings or data have changed",
+    )
+    groups["run"].add_argument(
+        "--traceback", action="store_true", help="show where an error came from"
+    )
+    return result
+
+
+def outer_parser(prog: str, usage: str, description: str, epilog: str) -> Parser:
+    """Return the parser of a command ``prog`` that takes all flags of training too.
+
+    It knows its own alone, which are to be added; ``{flags}`` in ``epilog`` becomes the others.
+    """
+    flags = textwrap.fill(
+        " ".join(f"--{name}" for name in ("config", *config.FIELDS)), 96, break_on_hyphens=False
+    )
+    return Parser(
+        prog=prog,
+        usage=usage,
+        description=description,
+        epilog=epilog.format(flags=textwrap.indent(flags, "  ")),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def parse(
+    arguments: Sequence[str], prog: str, find_dataset: Callable[..., object]
+) -> tuple[config.Settings, Request]:
+    """Return the settings that ``arguments`` and their --config ask for, and the rest of them.
+
+    ``find_dataset(dataset, datadir=, val_fraction=)`` raises what is wrong with these
+    (`readers.find`). Raises one `ConfigError` or `MissingFileError` that lists every fault.
+    """
+    command = parser(prog)
+    known, unknown = command.parse_known_args(list(arguments))
+    flags = {option for action in command._actions for option in action.option_strings}
+    faults = [
+        f"{word}: no such flag; {did_you_mean(word.split('=')[0], flags)}"
+        if word.startswith("-")
+        else f"{word!r}: does not belong to a flag"
+        for word in unknown
+    ]
+    given: dict[str, tuple[str, str]] = {}  # name -> (where from, word)
+    if known.config is not None:
+        given.update(_read_yaml(known.config, faults))
+    given.update(
+        {
+            name: (f"--{name}", getattr(known, name))
+            for name in config.FIELDS
+            if getattr(known, name) is not None
+        }
+    )
+    values: dict[str, Any] = {}
+    for name, (source, word) in given.items():
+        try:
+            item = config.FIELDS[name]
+            unset = item.default is None and word.lower() == "none"  # a file's value taken back
+            values[name] = None if unset else item.metadata["parse"](word)
+        except ValueError as fault:
+            faults.append(f"{source}: {fault}")
+    if values.get("rule") == upstream.RULE:
+        values = {**_upstream(values), **values}
+    faults += [
+        f"--{name}: is required"
+        for name, item in config.FIELDS.items()
+        if item.default is MISSING and name not in given
+    ]
+    faults += _combined_faults(
+        {**{name: item.default for name, item in config.FIELDS.items()}, **values}, find_dataset
+    )
+    if faults:
+        raise ConfigError(
+            "; ".join(faults)
+            if len(faults) == 1
+            else f"{len(faults)} faults\n  " + "\n  ".join(faults)
+        )
+    return config.Settings(**values), Request(known.dry_run, known.force)
+
+
+def _upstream(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the defaults of upstream training, of which the settings ``values`` are given."""
+    batch = values.get("batch", upstream.BATCH)
+    found = {
+        "batch": batch,
+        "base_lr": upstream.base_lr(batch),
+        "weight_decay": upstream.WEIGHT_DECAY,
+    }
+    return found if values.get("steps") else {**found, "epochs": upstream.EPOCHS}
+
+
+def _combined_faults(values: dict[str, Any], find_dataset: Callable[..., object]) -> list[str]:
+    """Return the faults of settings that are well-formed each by itself; unset ones are MISSING."""
+    faults = []
+    dataset, model = values["dataset"], values["model"]
+    if dataset is not MISSING:
+        try:
+            find_dataset(dataset, datadir=values["datadir"], val_fraction=values["val_fraction"])
+        except BitPaddleError as fault:
+            faults.append(str(fault))
+    if model is not MISSING:
+        try:
+            found = catalog.resolve(model, pretrained=not values["from_scratch"])
+            if values["from_scratch"] and isinstance(found, Path):
+                faults.append(
+                    f"--model: {model} is a checkpoint file, which --from_scratch would not "
+                    "read; give an architecture such as R50x1"
+                )
+        except BitPaddleError as fault:
+            faults.append(f"--model: {fault}")
+    batch, split = values["batch"], values["batch_split"]
+    if split != config.AUTO and batch % split:
+        below = next(n for n in range(min(split, batch), 0, -1) if batch % n == 0)
+        above = [n for n in range(split, min(batch, 2 * split) + 1) if batch % n == 0][:1]
+        near = [below, *above]
+        faults.append(
+            f"--batch_split: is {split}, which does not divide --batch {batch}; "
+            f"{' or '.join(map(str, sorted(near)))} would"
+        )
+    if values["epochs"] is not None and values["rule"] != upstream.RULE:
+        faults.append("--epochs: is for --rule upstream; fine-tuning goes by --steps")
+    elif values["epochs"] is not None and values["steps"] is not None:
+        faults.append("--epochs and --steps: both say how long the run is; take one")
+    precrop, crop = values["precrop"], values["crop"]
+    if (precrop is None) != (crop is None):
+        faults.append(
+            "--precrop and --crop: only one is given; they replace the rule's pair together"
+        )
+    elif crop is not None and precrop < crop:
+        faults.append(
+            f"--precrop: is {precrop}, smaller than --crop {crop}, which is cut out of it"
+        )
+    if values["datadir"] is not None and not Path(values["datadir"]).exists():
+        faults.append(f"--datadir: {values['datadir']}: no such folder")
+    if values["devices"] is not None and values["device"] == "cpu":
+        faults.append(f"--devices: is {values['devices']}, but --device is cpu")
+    name = values["name"]
+    if name is not None and (Path(name).name != name or name in (".", "..")):
+        faults.append(f"--name: is {name!r}, expected a folder's name, without {os.sep}")
+    return faults
+
+
+def _read_yaml(path: str, faults: list[str]) -> dict[str, tuple[str, str]]:
+    """Return {setting: (where from, word)} of a YAML file; add its mistakes to ``faults``."""
+    result = {}
+    for key, value in config.load_yaml(path, "--config").items():
+        if key not in config.FIELDS:
+            faults.append(f"{path}: {key!r} is no setting; {did_you_mean(str(key), config.FIELDS)}")
+        elif isinstance(value, (dict, list)):
+            faults.append(f"{path}: {key} is {value!r}, expected one value")
+        elif value is not None:
+            result[key] = (f"{path}: {key}", str(value))
+    return result
