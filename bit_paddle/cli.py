@@ -54,7 +54,7 @@ def parser(
     description: str = "Fine-tune a Big Transfer (BiT) model on images, by BiT-HyperRule.",
     epilog: str = _EPILOG,
 ) -> argparse.ArgumentParser:
-    """Return the command's parser; its values are words, which `settings` checks all at once."""
+    """Return the command's parser; its values are words, which `parse` checks all at once."""
     result = Parser(
         prog=prog,
         allow_abbrev=False,
