@@ -208,7 +208,8 @@ class Settings:
     save_every: str = _setting(
         "run",
         _interval,
-        "a checkpoint every so many steps (500) or minutes (10m), written while training goes on",
+        "a checkpoint every so many steps (500) or minutes (10m), written while training goes on; "
+        "one that is due before the last is written waits for that",
         "10m",
     )
     keep: int = _setting(
