@@ -889,18 +889,19 @@ def main() -> int:
         parser.error(f"--only: choose from {', '.join(parts)}")
     datadir = str(Path(given.datadir).resolve()) if given.datadir else ""
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory(prefix="stress-", ignore_cleanup_errors=True) as folder:
-        bench = Bench(Path(folder), given.seed, datadir, given.jobs)
-        try:
-            for name in wanted:
-                start = time.time()
-                rows += (found := parts[name](bench))
-                faults, survived = sum(r.faults for r in found), sum(r.survived for r in found)
-                took = time.time() - start
-                tqdm.write(f"{name}: {survived:,} of {faults:,} survived, {took:.0f} s")
-                sys.stdout.flush()
-        finally:
-            bench.close()
+    folder = Path(tempfile.mkdtemp(prefix="stress-"))
+    bench = Bench(folder, given.seed, datadir, given.jobs)
+    try:
+        for name in wanted:
+            start = time.time()
+            rows += (found := parts[name](bench))
+            faults, survived = sum(r.faults for r in found), sum(r.survived for r in found)
+            took = time.time() - start
+            tqdm.write(f"{name}: {survived:,} of {faults:,} survived, {took:.0f} s")
+            sys.stdout.flush()
+    finally:
+        bench.close()
+        shutil.rmtree(folder, ignore_errors=True)
     failures = [one for row in rows for one in row.failures]
     print("\n".join([table(rows), *failures]))
     if given.output:
