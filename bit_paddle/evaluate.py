@@ -1,4 +1,4 @@
-"""Measure a trained model on all images of a data set: ``python -m bit_paddle.evaluate --help``.
+"""Measure a trained model on the images of a data set: ``python -m bit_paddle.evaluate --help``.
 
 Top-1, top-5 and loss, the accuracy of each class and the confusion matrix, with the preprocessing
 that belongs to the checkpoint.
@@ -7,6 +7,7 @@ that belongs to the checkpoint.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -30,7 +31,6 @@ from bit_paddle import (
 )
 from bit_paddle.data import check, loader, readers
 from bit_paddle.data import spec as specs
-from bit_paddle.data.images import Images
 
 _EPILOG = """\
 writes into --output: metrics.json, per_class.csv, confusion.csv (a row a class, a column a
@@ -41,6 +41,9 @@ examples:
   python -m bit_paddle.evaluate --model bit_logs/pets/model.npz --dataset folder --datadir pets
   python -m bit_paddle.evaluate --model served --amp bf16 --dataset folder --datadir pets
       where `export --format paddle` wrote the folder served
+  python -m bit_paddle.evaluate --model bit_logs/pets/model.npz --dataset folder --datadir new \\
+      --split all
+      all of new/<class>/*, which are no images that it was trained on
 """
 
 
@@ -49,34 +52,45 @@ def main(arguments: Sequence[str]) -> int:
     flags = _parse(arguments)
     source.resolve(flags.model)  # a wrong name is answered before anything is read or fetched
     data = readers.open_dataset(flags.dataset, flags.datadir, val_fraction=flags.val_fraction)
-    images = getattr(data, flags.split)
+    for note in data.notes:
+        print(f"note: {note}", file=sys.stderr)
+    parts = [data.train, data.val] if flags.split == "all" else [getattr(data, flags.split)]
     if flags.on_bad_image == "skip":
-        images, skipped = check.usable(images, flags.workers, every_class=False)
-        for fault in skipped:
-            print(f"left out: {fault}", file=sys.stderr)
+        for number, images in enumerate(parts):
+            parts[number], skipped = check.usable(images, flags.workers, every_class=False)
+            for fault in skipped:
+                print(f"left out: {fault}", file=sys.stderr)
     else:
-        check.require_usable(images, np.arange(len(images)), flags.workers)
+        check.require_usable([(some, np.arange(len(some))) for some in parts], flags.workers)
     if flags.output:
         files.make_folder(Path(flags.output), "--output")
     trained = source.find(flags.model, flags.bit_pretrained_dir, flags.crop)
     view = source.required_preprocessing(trained)
-    outputs = match_classes(trained, images)
-    names = trained.classes or list(images.classes)
+    outputs = match_classes(trained, data.train.classes)
+    names = trained.classes or list(data.train.classes)
 
     exported.hush()
     from bit_paddle import inference, metrics
 
     run = inference.load(flags, trained)
-    batches = loader.evaluation_batches(images, view.crop, flags.batch, flags.workers, view.resize)
+    batches = itertools.chain.from_iterable(
+        loader.evaluation_batches(images, view.crop, flags.batch, flags.workers, view.resize)
+        for images in parts
+    )
     tally = metrics.Tally()
     confusion = np.zeros((len(names), len(names)), np.int64)  # [class, prediction]
-    with logbook.progress_bar(desc="evaluation", unit="img", total=len(images)) as bar:
+    with logbook.progress_bar(desc="evaluation", unit="img", total=sum(map(len, parts))) as bar:
         for batch in batches:
             logits, labels = run(batch.images), outputs[batch.labels]
             tally.add(logits, labels, trained.loss)
             np.add.at(confusion, (labels, logits.argmax(axis=1)), 1)
             bar.update(len(labels))
 
+    print(
+        f"{trained.path} on {flags.dataset} {flags.split} ({view}): top-1 {tally.top1:.2%}, "
+        f"top-5 {tally.top5:.2%}, loss {tally.loss:.4f} ({tally.images:,} images)",
+        flush=True,
+    )
     path = trained.path.resolve()
     model_name = path.stem if path.stem != "model" else path.parent.name
     if path.parent.name == runs.CHECKPOINTS:
@@ -105,35 +119,31 @@ def main(arguments: Sequence[str]) -> int:
     files.write_text(folder / "confusion.csv", "".join(map(files.csv_line, table)))
     draw = partial(figures.draw_confusion, confusion, names)
     files.write(folder / "confusion.png", draw)
-    print(
-        f"{trained.path} on {flags.dataset} {flags.split} ({view}): top-1 {tally.top1:.2%}, "
-        f"top-5 {tally.top5:.2%}, loss {tally.loss:.4f} ({tally.images:,} images)\n"
-        f"results are in {folder}"
-    )
+    print(f"results are in {folder}")
     return 0
 
 
-def match_classes(trained: source.Source, images: Images) -> np.ndarray:
-    """Return the model's output for each label of ``images``.
+def match_classes(trained: source.Source, classes: Sequence[str]) -> np.ndarray:
+    """Return the model's output for each of the data's ``classes``.
 
     By name for a model of `bit_paddle.train`; the outputs of others are taken to have the order of
     the data's classes. Raises `ConfigError` where the two do not fit.
     """
     if trained.trained_here:
         outputs = {name: output for output, name in enumerate(trained.classes)}
-        strangers = [name for name in images.classes if name not in outputs]
+        strangers = [name for name in classes if name not in outputs]
         if strangers:
             raise errors.ConfigError(
                 f"{trained.path}: was not trained on {len(strangers)} classes of the data, the "
                 f"first is {strangers[0]!r}; {errors.did_you_mean(strangers[0], outputs)}"
             )
-        return np.array([outputs[name] for name in images.classes])
-    if len(images.classes) != trained.outputs:
+        return np.array([outputs[name] for name in classes])
+    if len(classes) != trained.outputs:
         raise errors.ConfigError(
             f"{trained.path}: its head has {trained.outputs} outputs, but the data have "
-            f"{len(images.classes)} classes ({', '.join(images.classes[:4])} …)"
+            f"{len(classes)} classes ({', '.join(classes[:4])} …)"
         )
-    return np.arange(len(images.classes))
+    return np.arange(len(classes))
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -156,7 +166,13 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         default="error",
         help=config.help_of("on_bad_image"),
     )
-    parser.add_argument("--split", choices=("val", "train"), default="val")
+    parser.add_argument(
+        "--split",
+        choices=("val", "train", "all"),
+        default="val",
+        help="val: the validation images, those that training holds out where a folder or list has "
+        "none. train: the training images. all: both (default: val)",
+    )
     parser.add_argument(
         "--output", metavar="DIR", help="folder of the results (default: below bit_logs)"
     )

@@ -266,8 +266,8 @@ def make_plan(
             train.classes,
         )
     if settings.on_bad_image == "error":
-        check.require_usable(train, subset, settings.workers)
-        check.require_usable(data.val, np.arange(len(data.val)), settings.workers)
+        parts = [(train, subset), (data.val, np.arange(len(data.val)))]
+        check.require_usable(parts, settings.workers)
     by_area = readers.sizes(train, subset)
     size = by_area[len(by_area) // 2]
     sides = {"small": (32, 32), "large": (512, 512), None: size}[data.resolution]

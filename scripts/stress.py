@@ -723,7 +723,7 @@ def loaders(folder: Path) -> dict[str, tuple[bytes, Callable[[bytes, int], objec
         (folder / name).write_bytes(content.replace(b",", (b",", b"\t", b" ")[number % 3]))
         try:
             train = readers.open_dataset("list", str(folder)).train
-            check.require_usable(train, np.arange(len(train)), 0)
+            check.require_usable([(train, np.arange(len(train)))], 0)
         finally:
             (folder / name).unlink()
 

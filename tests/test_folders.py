@@ -13,7 +13,7 @@ from PIL import Image
 from bit_paddle import config, planning
 from bit_paddle.data import check, folders, listing, readers
 from bit_paddle.data import spec as specs
-from bit_paddle.data.images import FileImages
+from bit_paddle.data.images import SUFFIXES, FileImages
 from bit_paddle.errors import ConfigError, DataError, MissingFileError
 
 
@@ -45,9 +45,24 @@ def test_nested_folders_and_suffixes_of_any_case(tmp_path):
     )
     for stray in ("train/a/notes.txt", "train/a/.hidden.png", "train/.cache/5.png"):
         write_images(tmp_path, stray)
-    train, val = readers.open_dataset("folder", str(tmp_path))[:2]
+    data = readers.open_dataset("folder", str(tmp_path))
+    train, val = data[:2]
     assert names_of(train) == [("a/1.JPG", "a"), ("a/deep/er/2.png", "a"), ("b/3.JpEg", "b")]
     assert names_of(val) == [("b/x/4.png", "b")]
+    write_images(tmp_path, "train/a/5.heic", "train/a/deep/6", "val/b/7.HEIC", "train/about.md")
+    for _ in range(2):  # read, and remembered
+        first, second, _ = readers.open_dataset("folder", str(tmp_path)).notes
+        assert "3 files in the class folders" in first and "(.heic 1)" in second
+        assert all(f"{kind} 1" in first for kind in (".txt", ".heic", "none"))
+
+
+@pytest.mark.parametrize("suffix", sorted(SUFFIXES - {".avif", ".jp2"}))
+def test_what_counts_as_an_image_can_be_read(suffix, tmp_path):
+    path = tmp_path / f"x{suffix}"
+    format = Image.registered_extensions()[suffix]
+    grey = suffix in (".pbm", ".pgm")
+    Image.new("L" if grey else "RGB", (40, 40)).save(path, format=format)
+    assert FileImages([path.name], [0], ["a"], tmp_path).image(0).size == (40, 40)
 
 
 @pytest.mark.parametrize("name", ["val", "valid", "validation", "test"])
@@ -84,14 +99,15 @@ def test_one_tree_is_split_by_names_alone(tmp_path):
 @pytest.mark.parametrize(
     "paths, more, error, words",
     [
-        ([], {}, DataError, "0 class folders; expected two or more"),
+        ([], {}, DataError, "0 class folders; expected two or more$"),
+        (["1.png", "2.png"], {}, DataError, "two or more. 2 images lie in it: put each into its"),
         (["train/a/1.png"], {}, DataError, r"1 class folders \(a\); expected two or more"),
         (["val/a/1.png", "val/b/1.png"], {}, MissingFileError, "has no train/.*found val"),
         (["train/blue/1.png", "train/red/1.png", "val/blu/1.png"], {}, DataError,
          "'blu' is not in training .did you mean blue"),
         (["train/a/1.png", "train/b/x.txt", "val/a/1.png"], {}, DataError, "no images in b"),
         (["train/a/1.png", "train/b/1.png", "val/a/x.txt"], {}, DataError, "val: no images"),
-        (["a/1.png", "b/1.png", "b/2.png"], {}, DataError, "'a' has 1 image: none is left"),
+        (["a/1.png", "b/1.png", "b/2.png"], {}, DataError, "a/1.png: is the only image"),
         (["train/a/1.png", "train/b/1.png", "val/a/1.png"], {"val_fraction": 0.2}, ConfigError,
          "nothing is held out"),
     ],
@@ -401,27 +417,27 @@ def settled(monkeypatch):
 
 def test_files_are_listed_once(settled, tmp_path, monkeypatch):
     write_images(tmp_path, "a/1.png", "a/deep/2.png", "b/3.png", "4.png")
-    first = listing.list_images(tmp_path)
+    first = listing.list_images(tmp_path).images
     assert first == {"": ["4.png"], "a": ["a/1.png", "a/deep/2.png"], "b": ["b/3.png"]}
     scanned, scandir = [], os.scandir
     monkeypatch.setattr(os, "scandir", lambda path: scanned.append(path) or scandir(path))
-    assert listing.list_images(tmp_path) == first and scanned == []
+    assert listing.list_images(tmp_path).images == first and scanned == []
     write_images(tmp_path, "a/deep/5.png")
-    second = listing.list_images(tmp_path)
+    second = listing.list_images(tmp_path).images
     assert "a/deep/5.png" in second["a"]
     assert [os.path.basename(path) for path in scanned] == ["deep"]
     (tmp_path / "b/3.png").unlink()
-    assert listing.list_images(tmp_path)["b"] == []
+    assert listing.list_images(tmp_path).images["b"] == []
 
 
 def test_a_change_within_the_clock_s_tick_is_seen(tmp_path):
     """The folder's date is set back to what it was when it was listed, as tar may do."""
     write_images(tmp_path, "a/1.png")
     date = os.stat(tmp_path / "a").st_mtime_ns
-    listing.list_images(tmp_path)
+    listing.list_images(tmp_path).images
     write_images(tmp_path, "a/2.png")
     os.utime(tmp_path / "a", ns=(date, date))
-    assert listing.list_images(tmp_path)["a"] == ["a/1.png", "a/2.png"]
+    assert listing.list_images(tmp_path).images["a"] == ["a/1.png", "a/2.png"]
 
 
 def test_links(tmp_path):
@@ -429,22 +445,22 @@ def test_links(tmp_path):
     write_images(tmp_path, "a/1.png")
     (tmp_path / "a/loop").symlink_to(tmp_path)
     (tmp_path / "b").symlink_to(tmp_path / "a")
-    assert listing.list_images(tmp_path) == {"": [], "a": ["a/1.png"], "b": ["b/1.png"]}
+    assert listing.list_images(tmp_path).images == {"": [], "a": ["a/1.png"], "b": ["b/1.png"]}
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"": 3}', b'{"": []}'])
 def test_a_damaged_cache_is_made_anew(content, settled, tmp_path):
     write_images(tmp_path, "a/1.png")
-    found = listing.list_images(tmp_path)
+    found = listing.list_images(tmp_path).images
     listing._memory(listing._KIND, os.path.realpath(tmp_path)).write_bytes(content)
-    assert listing.list_images(tmp_path) == found
+    assert listing.list_images(tmp_path).images == found
 
 
 def test_without_a_cache_folder(tmp_path, monkeypatch):
     write_images(tmp_path, "a/1.png")
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("BIT_PADDLE_HOME", str(tmp_path / "file/cache"))
-    assert listing.list_images(tmp_path)["a"] == ["a/1.png"]
+    assert listing.list_images(tmp_path).images["a"] == ["a/1.png"]
 
 
 # --- Broken images ------------------------------------------------------------------------------
@@ -464,7 +480,7 @@ def test_one_broken_file_in_2000(one_broken):
     images = max(data[:2], key=lambda part: "b/0777.jpg" in part.paths)
     every = np.arange(len(images))
     with pytest.raises(DataError, match=r"1 of [\d,]+ images cannot be used; .*skip.*\n.*0777.jpg"):
-        check.require_usable(images, every, 2)
+        check.require_usable([(images, every)], 2)
     rest, skipped = check.usable(images, 2, True)
     others = np.delete(every, images.paths.index("b/0777.jpg"))
     assert len(rest) == len(images) - 1 and "b/0777.jpg" not in rest.paths
@@ -473,7 +489,7 @@ def test_one_broken_file_in_2000(one_broken):
         rest.labels.tolist() == np.delete(images.labels, images.paths.index("b/0777.jpg")).tolist()
     )
     others = np.delete(every, images.paths.index("b/0777.jpg"))
-    check.require_usable(images, others, 2)  # few-shot subsets without it are good
+    check.require_usable([(images, others)], 2)  # few-shot subsets without it are good
 
 
 def test_what_was_checked_is_remembered_until_the_files_change(tmp_path, monkeypatch):
@@ -485,8 +501,8 @@ def test_what_was_checked_is_remembered_until_the_files_change(tmp_path, monkeyp
 
     def run():
         looked.clear()
-        images = folders.class_folders(tmp_path, listing.list_images(tmp_path), None)
-        check.require_usable(images, np.arange(len(images)), 1)
+        images = folders.class_folders(tmp_path, listing.list_images(tmp_path).images, None)
+        check.require_usable([(images, np.arange(len(images)))], 1)
         return len(looked)
 
     assert run() == 2 and run() == 0
@@ -508,7 +524,7 @@ def test_what_was_checked_is_remembered_until_the_files_change(tmp_path, monkeyp
 def test_a_class_that_is_all_broken(tmp_path):
     write_images(tmp_path, "a/1.png", "a/2.png", "b/3.png")
     (tmp_path / "b/3.png").write_bytes(b"x")
-    images = folders.class_folders(tmp_path, listing.list_images(tmp_path), None)
+    images = folders.class_folders(tmp_path, listing.list_images(tmp_path).images, None)
     with pytest.raises(DataError, match="no image of b can be read: .*b/3.png"):
         check.usable(images, 1, every_class=True)
     rest, skipped = check.usable(images, 1, every_class=False)  # as of validation images
@@ -549,6 +565,6 @@ def test_suspicious_class_names(classes, words):
 
 def test_listing_is_json_that_others_can_read(tmp_path):
     write_images(tmp_path, "a/1.png")
-    listing.list_images(tmp_path)
+    listing.list_images(tmp_path).images
     content = json.loads(listing._memory(listing._KIND, os.path.realpath(tmp_path)).read_text())
     assert content["a"][1] == ["1.png"]

@@ -124,6 +124,30 @@ def test_evaluate_maps_classes_by_name(colour_model, image_folder, tmp_path):
     assert [int(row["right"]) for row in rows] == [0, (best[:5] == 1).sum(), (best[5:] == 2).sum()]
 
 
+def test_evaluate_all_of_a_folder(colour_model, image_folder, tmp_path):
+    """Class folders alone: a tenth is what training would hold out, and that is said."""
+    flags = ["--model", colour_model, "--dataset", "folder", "--datadir", image_folder / "val"]
+    counts = {}
+    for split in ("val", "train", "all"):
+        output = tmp_path / split
+        done = run("evaluate", *flags, "--split", split, "--output", output)
+        assert (
+            done.returncode == 0 and "note: no validation images are given: 3 of 15" in done.stderr
+        )
+        counts[split] = json.loads((output / "metrics.json").read_text())
+    assert [counts[split]["images"] for split in counts] == [3, 12, 15]
+    whole = run("evaluate", *flags[:-1], image_folder, "--output", tmp_path / "whole")
+    assert whole.returncode == 0
+    expected = json.loads((tmp_path / "whole/metrics.json").read_text())
+    assert counts["all"]["top1"] == expected["top1"]
+    assert counts["all"]["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+    # A result that cannot be written is printed before.
+    (tmp_path / "all/per_class.csv").unlink()
+    (tmp_path / "all/per_class.csv").mkdir()
+    done = run("evaluate", *flags, "--output", tmp_path / "all")
+    assert done.returncode == 1 and "top-1" in done.stdout and "per_class.csv" in done.stderr
+
+
 def test_evaluate_refuses_other_classes(colour_model, small_checkpoint):
     pytest.importorskip("sklearn")
     done = run("evaluate", "--model", colour_model, "--dataset", "digits")

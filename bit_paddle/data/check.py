@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -87,14 +88,20 @@ def usable(images: Images, workers: int, every_class: bool) -> tuple[Images, lis
     return rest, [found[index] for index in sorted(found)]
 
 
-def require_usable(images: Images, indices: np.ndarray, workers: int) -> None:
-    """Raise `DataError` that names the images of ``indices`` which cannot be used."""
-    found = faults(images, indices, workers)
-    if found:
-        texts = [found[index] for index in sorted(found)]
+def require_usable(parts: Sequence[tuple[Images, np.ndarray]], workers: int) -> None:
+    """Raise `DataError` that names the images of all ``parts`` which cannot be used.
+
+    A part is a set of images and the indices of those that are needed.
+    """
+    texts: list[str] = []
+    for images, indices in parts:
+        found = faults(images, indices, workers)
+        texts += [found[index] for index in sorted(found)]
+    if texts:
         listed = "\n  ".join(texts[:_SHOWN])
         more = f"\n  and {len(texts) - _SHOWN:,} more" if len(texts) > _SHOWN else ""
+        count = sum(len(indices) for _, indices in parts)
         raise DataError(
-            f"{len(texts):,} of {len(indices):,} images cannot be used; "
+            f"{len(texts):,} of {count:,} images cannot be used; "
             f"--on_bad_image skip goes on without them\n  {listed}{more}"
         )

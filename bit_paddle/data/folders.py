@@ -6,6 +6,7 @@ import csv
 import hashlib
 import itertools
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -45,10 +46,10 @@ def open_folder(spec: DataSpec) -> Dataset:
     if spec.val and val is None:
         raise MissingFileError(f"--datadir {root}: has no {spec.val}/; found {_content(root)}")
     listed = list_images(train)
-    images = class_folders(train, listed, spec.classes)
+    images = class_folders(train, listed.images, spec.classes)
     check_no_class_is_empty(images, str(train))
-    notes = []
-    loose = len(listed.get("", []))
+    notes = _unread(train, listed.others)
+    loose = len(listed.images.get("", []))
     if loose:
         notes.append(f"{loose:,} images in {train} are in no class folder, and are not read")
     if train != root:
@@ -60,7 +61,9 @@ def open_folder(spec: DataSpec) -> Dataset:
     if val is None:
         return held_out(images, spec, notes)
     check_fraction_is_needed(spec, f"{val} is there")
-    held = class_folders(val, list_images(val), images.classes)
+    listed = list_images(val)
+    held = class_folders(val, listed.images, images.classes)
+    notes += _unread(val, listed.others)
     return with_notes(images, held, spec, notes, str(val))
 
 
@@ -80,9 +83,9 @@ def open_imagenet(spec: DataSpec) -> Dataset:
                 f"--datadir {root}: has no {part}/; expected train/<WordNet id>/*.JPEG and val/, "
                 f"found {_content(root)}"
             )
-    train = class_folders(parts / "train", list_images(parts / "train"), spec.classes)
+    train = class_folders(parts / "train", list_images(parts / "train").images, spec.classes)
     check_no_class_is_empty(train, str(parts / "train"))
-    listed = list_images(parts / "val")
+    listed = list_images(parts / "val").images
     flat = listed.get("", [])
     if not flat:
         val = class_folders(parts / "val", listed, train.classes)
@@ -159,9 +162,11 @@ def class_folders(
     """
     found = sorted(name for name in listed if name)
     if classes is None and len(found) < 2:
+        loose = len(listed.get("", []))
         raise DataError(
             f"{folder}: {len(found)} class folders{f' ({found[0]})' if found else ''}; expected "
             "two or more"
+            + (f". {loose:,} images lie in it: put each into its class's folder" if loose else "")
         )
     classes = found if classes is None else classes
     for name in found:
@@ -187,7 +192,10 @@ def held_out(images: FileImages, spec: DataSpec, notes: Sequence[str]) -> Datase
     for label, name in enumerate(images.classes):
         paths = {images.paths[index] for index in np.flatnonzero(images.labels == label)}
         if len(paths) == 1:
-            raise DataError(f"class {name!r} has 1 image: none is left for validation")
+            raise DataError(
+                f"{os.path.join(images.root, *paths)}: is the only image of class {name!r}, of "
+                "which none is left for validation; add others, or give validation images"
+            )
         count = min(len(paths) - 1, max(1, round(fraction * len(paths))))
         chosen.update(sorted(paths, key=_rank)[:count] if paths else ())
     held = np.array([path in chosen for path in images.paths])
@@ -197,6 +205,17 @@ def held_out(images: FileImages, spec: DataSpec, notes: Sequence[str]) -> Datase
     )
     train, val = images.subset(np.flatnonzero(~held)), images.subset(np.flatnonzero(held))
     return with_notes(train, val, spec, [note, *notes], str(images.root))
+
+
+def _unread(folder: Path, others: Counter[str]) -> list[str]:
+    """Return a note on files that are no images by their endings, if there are ``others``."""
+    if not others:
+        return []
+    kinds = ", ".join(f"{suffix or 'none'} {count:,}" for suffix, count in others.most_common(5))
+    return [
+        f"{sum(others.values()):,} files in the class folders of {folder} are no images by their "
+        f"endings ({kinds}), and are not read"
+    ]
 
 
 def _rank(path: str) -> bytes:

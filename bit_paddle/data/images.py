@@ -14,7 +14,10 @@ from PIL import Image
 
 from bit_paddle.errors import DataError, MissingFileError
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
+SUFFIXES = {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"),
+    *(".avif", ".jp2", ".tga", ".pbm", ".pgm", ".pnm", ".ppm"),
+}
 JPEG_START = b"\xff\xd8\xff"
 JPEG_END = b"\xff\xd9"
 MOST_MISSING = 1 / 8  # of the rows of a truncated JPEG that is still used

@@ -11,29 +11,36 @@ import hashlib
 import json
 import os
 import time
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bit_paddle import catalog, files
 from bit_paddle.data.images import SUFFIXES
 from bit_paddle.errors import DataError
 from bit_paddle.logbook import progress_bar
 
-_KIND = "listing-1"  # another number for another content
+_KIND = "listing-2"  # another number for another content
 _SETTLED = 2_000_000_000  # nanoseconds; the coarsest dates, those of FAT, count in two seconds
 
 
-def list_images(root: Path) -> dict[str, list[str]]:
-    """Return the image files below ``root``, at any depth, by first folder ("": in none).
+class Listed(NamedTuple):
+    """The files below a folder, at any depth."""
 
-    Paths are relative to ``root`` and sorted. An image is known by its suffix, in any case; names
-    that start with a dot are left out. Links are followed, unless they lead back. Raises
-    `DataError` if a folder cannot be read.
+    images: dict[str, list[str]]  # sorted relative paths, by first folder ("": in none)
+    others: Counter[str]  # how many that are no images lie in folders, by suffix
+
+
+def list_images(root: Path) -> Listed:
+    """Return the files below ``root``.
+
+    An image is known by its suffix, in any case; names that start with a dot are left out. Links
+    are followed, unless they lead back. Raises `DataError` if a folder cannot be read.
     """
     home = os.path.realpath(root)
     cached = remembered(_KIND, home)
     cached = cached if isinstance(cached, dict) else {}
-    folders: dict[str, list] = {}  # relative path -> [date, images, folders]
+    folders: dict[str, list] = {}  # relative path -> [date, images, folders, {suffix: others}]
     with progress_bar(desc=f"listing {root}", unit=" files", delay=2) as bar:
         waiting: list[tuple[str, frozenset]] = [("", frozenset())]  # folder, those it is in
         while waiting:
@@ -55,27 +62,32 @@ def list_images(root: Path) -> dict[str, list[str]]:
     if folders != cached:
         remember(_KIND, home, folders)
     by_folder: dict[str, list[str]] = {name: [] for name in sorted(folders[""][2])}
-    for folder, (_, images, _) in folders.items():
+    others: Counter[str] = Counter()
+    for folder, (_, images, _, rest) in folders.items():
+        others.update(rest if folder else {})
         first = folder.split(os.sep, 1)[0]
         prefix = os.path.join(folder, "")
         by_folder.setdefault(first, []).extend(prefix + name for name in images)
     for paths in by_folder.values():
         paths.sort()
-    return by_folder
+    return Listed(by_folder, others)
 
 
 def _read_folder(path: str, date: int) -> list:
-    images, folders = [], []
+    images, folders, others = [], [], Counter()
     now = time.time_ns()
     with os.scandir(path) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
+            suffix = os.path.splitext(entry.name)[1].lower()
             if entry.is_dir():
                 folders.append(entry.name)
-            elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+            elif suffix in SUFFIXES:
                 images.append(entry.name)
-    return [date if date < now - _SETTLED else 0, images, folders]
+            else:
+                others[suffix] += 1
+    return [date if date < now - _SETTLED else 0, images, folders, others]
 
 
 # --- What is remembered between runs ------------------------------------------------------------
