@@ -29,6 +29,7 @@ LEMMAS = {
     "imagenet21k": "imagenet21k_wordnet_lemmas.txt",
 }
 
+MODEL = "model.npz"  # in the folder of a complete run
 MINI = "BiT-Mini"  # of our own, and in the package
 NETWORKS = ("R50x1", "R50x3", "R101x1", "R101x3", "R152x2", "R152x4")  # that were published
 
@@ -225,13 +226,21 @@ def is_path(model: str) -> bool:
 def resolve(model: str, pretrained: bool = True) -> Path | Entry | Architecture:
     """Return what ``model`` names: an existing checkpoint file, a published one, an architecture.
 
+    A complete run's folder stands for the model in it.
     An architecture (``R<layers>x<width>``) has no weights: with ``pretrained`` it is an error.
     Errors: `ConfigError`, `MissingFileError`.
     """
     if is_path(model):
-        if not Path(model).is_file():
+        path = Path(model)
+        if path.is_dir() and not (path / MODEL).is_file():
+            raise MissingFileError(
+                f"{model}: is a folder without a {MODEL}, so not that of a complete run; expected "
+                "one, or an .npz file"
+            )
+        path = path / MODEL if path.is_dir() else path
+        if not path.is_file():
             raise MissingFileError(f"{model}: no such checkpoint file")
-        return Path(model)
+        return path
     architecture = Architecture.parse(model)
     if architecture is None:
         return find(model)

@@ -34,7 +34,8 @@ class Settings:
     model: str = _setting(
         "what",
         argtypes.text,
-        "published name (BiT-M-R50x1), an .npz file, or with --from_scratch R<layers>x<width> too",
+        "published name (BiT-M-R50x1), an .npz file, the folder of a complete run, or with "
+        "--from_scratch R<layers>x<width> too",
     )
     dataset: str = _setting(
         "what",

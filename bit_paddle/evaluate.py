@@ -91,10 +91,7 @@ def main(arguments: Sequence[str]) -> int:
         f"top-5 {tally.top5:.2%}, loss {tally.loss:.4f} ({tally.images:,} images)",
         flush=True,
     )
-    path = trained.path.resolve()
-    model_name = path.stem if path.stem != "model" else path.parent.name
-    if path.parent.name == runs.CHECKPOINTS:
-        model_name = f"{path.parent.parent.name}-{path.stem}"
+    model_name = runs.model_name(trained.path)
     data_name = specs.short_name(flags.dataset, flags.datadir)
     default = f"evaluate-{model_name}-{data_name}-{flags.split}"
     folder = Path(flags.output or logbook.create_folder("bit_logs", default, "metrics.json"))

@@ -17,6 +17,7 @@ from bit_paddle import checkpoint, logbook, metrics, parallel, source
 from bit_paddle.data import check, loader, readers
 from bit_paddle.data.images import Images
 from bit_paddle.data.transforms import evaluation_view
+from bit_paddle.errors import CheckpointError
 from bit_paddle.models import ResNetV2
 from bit_paddle.native import build, plain
 from bit_paddle.recorded import Recorded
@@ -74,6 +75,8 @@ def examine(run: Recorded, model: Path, count: int, batch: int = 64) -> Examined
     with logbook.progress_bar(desc=run.name, unit="img", total=len(images)) as bar:
         for part in batches:
             logits = metrics.infer(network, part.images)
+            if not np.isfinite(logits).all():
+                raise CheckpointError(f"{model}: its outputs are not finite: training diverged")
             shares, best = trained.probabilities(logits), logits.argmax(axis=1)
             np.add.at(confusion, (part.labels, best), 1)
             top = shares[np.arange(len(best)), best].tolist()

@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -136,15 +137,21 @@ def export(
         run = read(partial, model)
         verified = None if run is None else verify(run, model)
         os.rename(partial, output)
-    except OSError as error:
-        if isinstance(error, BitPaddleError):
+    except (OSError, RuntimeError) as error:  # the latter are Paddle's, of which a full disk is one
+        if isinstance(error, BitPaddleError) and not isinstance(error, WriteError):
             raise
-        raise WriteError(f"{output}: cannot be written ({error.strerror or error})") from error
+        reason = error.__cause__ if isinstance(error, WriteError) else error
+        reason = getattr(reason, "strerror", None) or " ".join(str(reason).split())
+        raise WriteError(
+            f"{output}: cannot be written, or not be loaded back ({reason}); is there room on the "
+            "disk? Nothing was kept"
+        ) from error
     finally:
-        if partial.is_dir():
-            shutil.rmtree(partial)
-        else:
-            partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            if partial.is_dir():
+                shutil.rmtree(partial)
+            else:
+                partial.unlink(missing_ok=True)
     return verified
 
 

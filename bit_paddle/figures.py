@@ -22,7 +22,7 @@ Tile = tuple[Image.Image, Image.Image]  # what the network saw, and where it loo
 
 
 def draw_curves(found: Sequence[Recorded]) -> dict[str, tuple[str, Figure]]:
-    """Return {name: (caption, figure)} of loss, learning rate and accuracy over steps."""
+    """Return {name: (caption, figure)} of loss, learning rate and accuracy over steps, if any."""
     panels: dict[str, tuple[str, list]] = {
         "loss": ("training loss: each step, and the mean of what is around it", []),
         "lr": ("learning rate", []),
@@ -34,7 +34,9 @@ def draw_curves(found: Sequence[Recorded]) -> dict[str, tuple[str, Figure]]:
         panels["accuracy"][1].append(([one["step"] for one in run.val], _values(run.val, "top1")))
     names = [run.name for run in found]
     return {
-        name: (caption, _panel(lines, names, name)) for name, (caption, lines) in panels.items()
+        name: (caption, _panel(lines, names, name))
+        for name, (caption, lines) in panels.items()
+        if any(np.isfinite(values).any() for _, values in lines)
     }
 
 

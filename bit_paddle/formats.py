@@ -271,6 +271,7 @@ def huggingface_preprocessing(preprocessing: catalog.Preprocessing) -> dict[str,
 
 
 def _save_safetensors(model: ResNetV2, name_of: Callable[[str], str], path: Path) -> None:
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     parameters = dict(model.named_parameters())
@@ -281,7 +282,13 @@ def _save_safetensors(model: ResNetV2, name_of: Callable[[str], str], path: Path
             array = np.ascontiguousarray(array.T)
             array = array[:, :, None, None] if name_of is timm_name else array
         arrays[name_of(key)] = array
-    save_file(arrays, path, metadata={"format": "pt"})
+    path.touch()
+    mode = path.stat().st_mode  # safetensors would leave it to its owner alone
+    try:
+        save_file(arrays, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    path.chmod(mode)
 
 
 def _load_safetensors(path: Path, name_of: Callable[[str], str], model: ResNetV2) -> Run:

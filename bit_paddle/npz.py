@@ -149,8 +149,8 @@ class CheckpointFile:
             with open(self.path, "rb") as stream:
                 start = stream.read(20)
             raise CheckpointError(
-                f"{path}: not a readable .npz file, it starts with {start!r}; it may be cut short, "
-                "or something else: remove it, and download or copy it again"
+                f"{path}: not a readable .npz file, it starts with {start!r}; if it should be one, "
+                "it is cut short: download or copy it again. Models of other formats are not read"
             )
         try:
             self._npz = np.load(self.path, allow_pickle=False)

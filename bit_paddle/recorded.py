@@ -7,16 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bit_paddle import config, logbook, runs
+from bit_paddle import catalog, config, logbook, runs
 from bit_paddle.errors import ConfigError, MissingFileError
 
 _STAMP = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")
+_SCHEDULE = re.compile(r"^schedule +([\d,]+) steps")
 _BEGUN = re.compile(r"^bit_paddle \S+, Paddle ")  # the first line after the plan
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """A run's folder. ``train`` and ``val`` are its metrics, a dictionary a step."""
+    """A run's folder. ``train`` and ``val`` are its metrics, a dictionary a step.
+
+    ``planned`` is how many steps it was to make, None where its log is gone; ``said`` is the last
+    line of that.
+    """
 
     folder: Path
     name: str
@@ -25,11 +30,23 @@ class Recorded:
     val: list[dict[str, Any]]
     plan: str
     timings: str
+    planned: int | None
+    said: str
+
+    @property
+    def step(self) -> int:
+        """The last step that it made."""
+        return self.train[-1]["step"] if self.train else 0
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether it has ended, or been read, before its last step."""
+        return self.planned is not None and self.step < self.planned
 
     @property
     def model(self) -> Path | None:
         """The trained model: that of the end, or of the newest checkpoint, or None."""
-        found = [self.folder / runs.MODEL, *runs.checkpoint_files(self.folder)]
+        found = [self.folder / catalog.MODEL, *runs.checkpoint_files(self.folder)]
         return next((path for path in found if path.is_file()), None)
 
 
@@ -40,6 +57,8 @@ def read(folder: Path) -> list[Recorded]:
     """
     if (folder / logbook.METRICS).is_file():
         return [_read(folder, folder.resolve().name)]
+    if not folder.is_dir():
+        raise MissingFileError(f"{folder}: no such folder; runs are below bit_logs")
     inner = sorted(path.parent for path in folder.glob(f"*/{logbook.METRICS}"))
     if not inner:
         raise MissingFileError(
@@ -61,6 +80,15 @@ def _read(folder: Path, name: str) -> Recorded:
     said = [_STAMP.sub("", line) for line in text.splitlines()]
     end = next((k for k, line in enumerate(said) if _BEGUN.match(line)), 0)
     timings = [line for line in said if " s in all: " in line]
+    planned = next((found[1] for found in map(_SCHEDULE.match, said[:end]) if found), None)
     return Recorded(
-        folder, name, settings, train, val, "\n".join(said[:end]), "\n".join(timings[-1:])
+        folder,
+        name,
+        settings,
+        train,
+        val,
+        "\n".join(said[:end]),
+        "\n".join(timings[-1:]),
+        None if planned is None else int(planned.replace(",", "")),
+        said[-1] if said else "",
     )

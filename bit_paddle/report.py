@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 from PIL import Image
 
-from bit_paddle import __version__, argtypes, cli, errors, figures, files, recorded
+from bit_paddle import __version__, argtypes, catalog, cli, errors, figures, files, recorded
 from bit_paddle.recorded import Recorded
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def summary(found: Iterable[Recorded]) -> str:
                 "": run.name,
                 "model": Path(run.settings.model).name,
                 "data": run.settings.dataset,
-                "steps": f"{run.train[-1]['step']:,}" if run.train else "none",
+                "steps": f"{run.step:,}{f' of {run.planned:,}' if run.unfinished else ''}",
                 "top-1 at the end": _percent(last.get("top1")),
                 "best top-1": _percent(best),
                 "top-5 at the end": _percent(last.get("top5")),
@@ -187,6 +187,13 @@ def _run_parts(
     pictures: Pictures,
 ) -> Iterable[str]:
     yield f"<h2>{escape(run.name)}</h2>"
+    if run.unfinished:
+        yield (
+            f'<p class="note"><b>Not complete:</b> {run.step:,} of {run.planned:,} steps. Its log '
+            f"ends: {escape(run.said)}</p>"
+        )
+    if run.model and run.model.name != catalog.MODEL:
+        yield f'<p class="note">Its model is that of {escape(run.model.name)}.</p>'
     if isinstance(seen, str):
         yield f'<p class="note">{escape(seen)}</p>'
     else:

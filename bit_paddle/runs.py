@@ -24,12 +24,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bit_paddle import config, files, logbook, npz
+from bit_paddle import catalog, config, files, logbook, npz
 from bit_paddle.data import spec as specs
 from bit_paddle.errors import BitPaddleError, CheckpointError, ConfigError, MissingFileError
 
 CHECKPOINTS, BEST = "checkpoints", "best.npz"
-CONFIG, MODEL = "config.yaml", "model.npz"
+CONFIG = "config.yaml"
 RESULT, REPEATS = "result.json", "repeats.json"
 LOCK, OWNER = "run.lock", "run.owner"
 CLEAN, LARGEST_SCALE = 2000, 2.0**24  # of the loss scale
@@ -151,7 +151,16 @@ def default_name(settings: config.Settings) -> str:
     few = f"-{settings.examples_per_class}shot" if settings.examples_per_class else ""
     if settings.repeats > 1:
         few += f"-x{settings.repeats}"
-    return f"{Path(settings.model).name.replace('.npz', '')}-{data}{few}"
+    model = settings.model
+    return f"{model_name(Path(model)) if catalog.is_path(model) else model}-{data}{few}"
+
+
+def model_name(path: Path) -> str:
+    """Return what to call the model in a file or folder: those of runs by their run."""
+    run = path.resolve().parent
+    if run.name == CHECKPOINTS:
+        return f"{run.parent.name}-{path.stem}"
+    return run.name if path.name == catalog.MODEL else path.name.replace(".npz", "")
 
 
 @contextmanager
@@ -223,7 +232,7 @@ def _start(folder: Path, settings: config.Settings, force: bool) -> Start | None
             raise ConfigError(_refusal(f"--name {settings.name}: {folder} holds a run", changed))
         return None
     checkpoints, faults = _readable(folder)
-    if MODEL in names and not checkpoints and not faults:  # complete, but older than `RESULT`
+    if catalog.MODEL in names and not checkpoints and not faults:  # older than `RESULT`
         if named:
             raise ConfigError(
                 f"--name {settings.name}: {folder} holds a trained model, and no checkpoint to go "

@@ -152,8 +152,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         required=True,
-        help="published name (python -m bit_paddle.catalog lists them), an .npz file, or a folder "
-        "of `export --format paddle`, which Paddle Inference runs on the processor",
+        help="published name (python -m bit_paddle.catalog lists them), an .npz file, a run's "
+        "folder, or one of `export --format paddle`, which Paddle Inference runs on the processor",
     )
     parser.add_argument(
         "--bit_pretrained_dir", metavar="DIR", help=config.help_of("bit_pretrained_dir")

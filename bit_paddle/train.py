@@ -25,6 +25,7 @@ import numpy as np
 from bit_paddle import (
     __version__,
     argtypes,
+    catalog,
     cli,
     config,
     environment,
@@ -387,7 +388,7 @@ def run(plan: Plan, log: logbook.Logbook, signals: ExitStack) -> tuple[int, dict
     missing = []
     try:
         if saver is not None:
-            path = log.folder / runs.MODEL
+            path = log.folder / catalog.MODEL
             with log.timed("saving"):
                 checkpoint.save_npz(model, path, notes())
             log.say(f"model after step {progress.step} saved to {path}")

@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from bit_paddle import cli, hyperrule, planning, runs, train
+from bit_paddle import catalog, cli, hyperrule, planning, runs, train
 from bit_paddle.data import loader, readers
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def by_command(words: Sequence[str], folder: Path) -> Curve:
         sys.exit(done.stdout + done.stderr)
     lines = map(json.loads, (folder / name / "metrics.jsonl").read_text().splitlines())
     losses = np.array([line["loss"] for line in lines if line["kind"] == "train"])
-    with np.load(folder / name / runs.MODEL) as file:
+    with np.load(folder / name / catalog.MODEL) as file:
         weights = {key: file[key] for key in file.files if key.startswith("resnet/")}
     return Curve(losses, weights)
 

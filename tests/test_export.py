@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import resource
 import subprocess
 import sys
 import time
@@ -399,6 +401,32 @@ def test_an_interrupted_export_leaves_nothing(small, tmp_path, monkeypatch):
 def test_unwritable_output(small, tmp_path):
     with pytest.raises(WriteError, match="nowhere"):
         export.export(*small, "npz", tmp_path / "nowhere" / "x")
+
+
+@pytest.mark.parametrize("format", formats.FORMATS)
+def test_a_full_disk_is_named_and_leaves_nothing(format, small, tmp_path):
+    """By a limit on the size of files, which is as good."""
+    need(format)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(WriteError, match=r"/out: cannot be written.*is there room") as caught:
+            export.export(*small, format, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert ".part" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("format", formats.FORMATS)
+def test_others_may_read_what_the_umask_lets_them(format, small, tmp_path):
+    need(format)
+    before = os.umask(0o027)
+    try:
+        export.export(*small, format, tmp_path / "out")
+    finally:
+        os.umask(before)
+    written = [path for path in (tmp_path / "out", *tmp_path.rglob("*")) if path.is_file()]
+    assert written and {oct(path.stat().st_mode & 0o777) for path in written} == {"0o640"}
 
 
 # --- The command ---

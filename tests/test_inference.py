@@ -148,6 +148,18 @@ def test_evaluate_all_of_a_folder(colour_model, image_folder, tmp_path):
     assert done.returncode == 1 and "top-1" in done.stdout and "per_class.csv" in done.stderr
 
 
+def test_a_folder_stands_for_the_model_in_it(colour_model, image_folder, tmp_path):
+    flags = ["--dataset", "folder", "--datadir", image_folder, "--output", tmp_path / "out"]
+    done = run("evaluate", "--model", colour_model.parent, *flags)
+    assert done.returncode == 0 and str(colour_model) in done.stdout, done.stderr
+    done = run("evaluate", "--model", image_folder, *flags)
+    assert done.returncode == 2 and "is a folder without a model.npz" in done.stderr
+    other = tmp_path / "model.onnx"
+    other.write_bytes(b"\x08\x08 no zip")
+    done = run("predict", image_folder, "--model", other)
+    assert done.returncode == 2 and "Models of other formats are not read" in done.stderr
+
+
 def test_evaluate_refuses_other_classes(colour_model, small_checkpoint):
     pytest.importorskip("sklearn")
     done = run("evaluate", "--model", colour_model, "--dataset", "digits")

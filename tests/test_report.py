@@ -86,6 +86,34 @@ def test_a_page(run_folder, images, tmp_path):
             assert len(np.unique(np.asarray(picture.convert("L")))) > 5
 
 
+def test_a_run_that_diverged_says_so(images, tmp_path):
+    done = run_train("--model", "R14x0.5", "--from_scratch", "--dataset", "folder", "--datadir",
+                     images, "--precrop", 36, "--crop", 32, "--batch", 8, "--steps", 12,
+                     "--base_lr", 1e12, "--logdir", tmp_path, "--name", "run")  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    (run,) = recorded.read(tmp_path / "run")
+    assert run.unfinished and 0 < run.step < run.planned == 12
+    assert run.said.startswith("NonFiniteError: step ")
+    done = report(tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "run/report.html").read_text()
+    assert f"<td>{run.step} of 12</td>" in text and "NonFiniteError: step " in text
+    assert f"Its model is that of step-{run.step:08}.npz" in text
+    assert not (tmp_path / "run/report-accuracy.png").exists()  # of which there is none
+
+
+def test_a_model_that_gives_no_numbers_is_not_shown(run_folder, tmp_path):
+    shutil.copytree(run_folder, tmp_path / "run")
+    with np.load(run_folder / "model.npz") as file:
+        arrays = dict(file)
+    arrays["resnet/head/conv2d/kernel"][:] = np.nan
+    np.savez(tmp_path / "run/model.npz", **arrays)
+    done = report(tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "run/report.html").read_text()
+    assert "its outputs are not finite" in text and "% sure" not in text
+
+
 def test_what_is_examined(run_folder, images):
     logits, labels, _ = logits_of(run_folder, images)
     (run,) = recorded.read(run_folder)
@@ -166,8 +194,9 @@ def test_faults(what, run_folder, tmp_path):
         more = ["--output", tmp_path / "none" / "page.html"]
     done = report(folder, "--no-model", *more)
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    named = {"settings": "config.yaml: is not what a run writes", "output": "--output: "}
-    assert named.get(what, "is no run's folder") in done.stderr
+    named = {"nothing": "no such folder", "empty": "is no run's folder", "output": "--output: "}
+    named["settings"] = "config.yaml: is not what a run writes"
+    assert named[what] in done.stderr
 
 
 def test_no_run_is_no_run(tmp_path):
