@@ -41,8 +41,11 @@ def create_model(
     With ``pretrained`` a name is filled from its file, in ``directory`` or as `download.locate` has
     it, which is downloaded if it is missing; else with random weights that ``seed`` alone decides.
 
-    Errors: `ConfigError` (an unknown name), `MissingFileError`, `CheckpointError`, `DownloadError`.
+    Errors: `ConfigError` (an unknown name, a negative number), `MissingFileError`,
+    `CheckpointError`, `DownloadError`.
     """
+    if num_classes is not None and num_classes < 0:
+        raise ConfigError(f"num_classes: is {num_classes}, expected 0 (features) or more")
     found = catalog.resolve(os.fspath(name), pretrained)
     if isinstance(found, catalog.Entry) and pretrained:
         found = download.obtain(found, directory)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -53,8 +53,12 @@ def parser(
     prog: str,
     description: str = "Fine-tune a Big Transfer (BiT) model on images, by BiT-HyperRule.",
     epilog: str = _EPILOG,
+    defaults: Mapping[str, str] | None = None,
 ) -> argparse.ArgumentParser:
-    """Return the command's parser; its values are words, which `parse` checks all at once."""
+    """Return the command's parser; its values are words, which `parse` checks all at once.
+
+    ``defaults`` are what its help says of settings in place of their own.
+    """
     result = Parser(
         prog=prog,
         allow_abbrev=False,
@@ -72,6 +76,8 @@ def parser(
         text, parse = item.metadata["help"], item.metadata["parse"]
         if item.default is MISSING:
             text += " (required)"
+        elif name in (defaults or {}):
+            text = f"{text.split(' (default')[0]} (default: {defaults[name]})"
         elif item.default is not None and parse is not argtypes.switch:
             text += f" (default: {item.default})"
         if parse is argtypes.switch:
@@ -126,22 +132,27 @@ def outer_parser(prog: str, usage: str, description: str, epilog: str) -> Parser
 
 
 def parse(
-    arguments: Sequence[str], prog: str, find_dataset: Callable[..., object]
+    arguments: Sequence[str],
+    prog: str,
+    find_dataset: Callable[..., object],
+    outer: Iterable[str] = (),
 ) -> tuple[config.Settings, Request]:
     """Return the settings that ``arguments`` and their --config ask for, and the rest of them.
 
     ``find_dataset(dataset, datadir=, val_fraction=)`` raises what is wrong with these
-    (`readers.find`). Raises one `ConfigError` or `MissingFileError` that lists every fault.
+    (`readers.find`); ``outer`` are the flags of the command that has taken its own. Raises one
+    `ConfigError` or `MissingFileError` that lists every fault.
     """
     command = parser(prog)
     known, unknown = command.parse_known_args(list(arguments))
-    flags = {option for action in command._actions for option in action.option_strings}
-    faults = [
-        f"{word}: no such flag; {did_you_mean(word.split('=')[0], flags)}"
-        if word.startswith("-")
-        else f"{word!r}: does not belong to a flag"
-        for word in unknown
-    ]
+    flags = [option for action in command._actions for option in action.option_strings]
+    faults = []
+    for before, word in zip(["", *unknown], unknown):
+        if word.startswith("-"):
+            near = did_you_mean(word.split("=")[0], [*flags, *outer])
+            faults.append(f"{word}: no such flag; {near}")
+        elif not before.startswith("-"):  # else it is what was given to that
+            faults.append(f"{word!r}: does not belong to a flag")
     given: dict[str, tuple[str, str]] = {}  # name -> (where from, word)
     if known.config is not None:
         given.update(_read_yaml(known.config, faults))
@@ -153,6 +164,7 @@ def parse(
         }
     )
     values: dict[str, Any] = {}
+    unclear = set()
     for name, (source, word) in given.items():
         try:
             item = config.FIELDS[name]
@@ -160,6 +172,7 @@ def parse(
             values[name] = None if unset else item.metadata["parse"](word)
         except ValueError as fault:
             faults.append(f"{source}: {fault}")
+            unclear.add(name)
     if values.get("rule") == upstream.RULE:
         values = {**_upstream(values), **values}
     faults += [
@@ -168,7 +181,9 @@ def parse(
         if item.default is MISSING and name not in given
     ]
     faults += _combined_faults(
-        {**{name: item.default for name, item in config.FIELDS.items()}, **values}, find_dataset
+        {**{name: item.default for name, item in config.FIELDS.items()}, **values},
+        unclear,
+        find_dataset,
     )
     if faults:
         raise ConfigError(
@@ -190,8 +205,13 @@ def _upstream(values: Mapping[str, Any]) -> dict[str, Any]:
     return found if values.get("steps") else {**found, "epochs": upstream.EPOCHS}
 
 
-def _combined_faults(values: dict[str, Any], find_dataset: Callable[..., object]) -> list[str]:
-    """Return the faults of settings that are well-formed each by itself; unset ones are MISSING."""
+def _combined_faults(
+    values: dict[str, Any], unclear: set[str], find_dataset: Callable[..., object]
+) -> list[str]:
+    """Return the faults of settings that are well-formed each by itself; unset ones are MISSING.
+
+    Of those that are ``unclear``, whose faults are known, no others are made up.
+    """
     faults = []
     dataset, model = values["dataset"], values["model"]
     if dataset is not MISSING:
@@ -210,7 +230,7 @@ def _combined_faults(values: dict[str, Any], find_dataset: Callable[..., object]
         except BitPaddleError as fault:
             faults.append(f"--model: {fault}")
     batch, split = values["batch"], values["batch_split"]
-    if split != config.AUTO and batch % split:
+    if split != config.AUTO and batch % split and "batch" not in unclear:
         below = next(n for n in range(min(split, batch), 0, -1) if batch % n == 0)
         above = [n for n in range(split, min(batch, 2 * split) + 1) if batch % n == 0][:1]
         near = [below, *above]
@@ -222,12 +242,17 @@ def _combined_faults(values: dict[str, Any], find_dataset: Callable[..., object]
         faults.append("--epochs: is for --rule upstream; fine-tuning goes by --steps")
     elif values["epochs"] is not None and values["steps"] is not None:
         faults.append("--epochs and --steps: both say how long the run is; take one")
+    if values["nproc"] > batch and "batch" not in unclear:
+        faults.append(
+            f"--nproc: is {values['nproc']}, more than --batch {batch}: each needs an image of it"
+        )
     precrop, crop = values["precrop"], values["crop"]
-    if (precrop is None) != (crop is None):
+    pair = not unclear & {"precrop", "crop"}
+    if pair and (precrop is None) != (crop is None):
         faults.append(
             "--precrop and --crop: only one is given; they replace the rule's pair together"
         )
-    elif crop is not None and precrop < crop:
+    elif pair and crop is not None and precrop < crop:
         faults.append(
             f"--precrop: is {precrop}, smaller than --crop {crop}, which is cut out of it"
         )

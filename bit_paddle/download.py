@@ -63,6 +63,7 @@ def fetch(
     md5: str | None = None,
     progress: Callable[[int, int | None], object] | None = None,
     fault_of: Callable[[Path], str | None] = lambda path: None,
+    temporary: bool = False,
 ) -> Path:
     """Return ``path``, downloaded from ``url`` if it is not there yet.
 
@@ -70,8 +71,8 @@ def fetch(
     server's ``x-goog-hash`` (md5 and crc32c) where they are given. Processes that ask for one file
     wait for one download. ``progress(bytes so far, bytes in all or None)`` is called as they
     arrive, instead of a progress bar; what it raises ends the transfer. Where there is no hash,
-    ``fault_of`` says what is wrong with the content. Raises `DownloadError`; nothing is then left
-    under ``path``.
+    ``fault_of`` says what is wrong with the content. Raises `DownloadError`, which tells where to
+    put a file that was fetched otherwise, unless ``path`` is ``temporary``; nothing is left there.
     """
     from filelock import FileLock  # both imported here: most commands download nothing
     from requests import RequestException
@@ -92,8 +93,9 @@ def fetch(
                     if attempt == 1 and _never_answered(error):
                         raise DownloadError(
                             f"{url}: cannot be reached ({_root_cause(error)}); is there a network, "
-                            "or a proxy to name in HTTPS_PROXY? A file downloaded elsewhere goes "
-                            f"to {path}"
+                            "or a proxy to name in HTTPS_PROXY?"
+                            + f" A file downloaded elsewhere goes to {path}"
+                            * (not temporary)
                         ) from error
                     if attempt == ATTEMPTS:
                         raise DownloadError(

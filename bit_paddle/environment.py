@@ -6,6 +6,7 @@ import ctypes
 import math
 import os
 import sys
+import warnings
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -22,7 +23,10 @@ def prepare() -> None:
 
     Pillow, when it is imported, reads how many blocks of memory to keep. By default it gives each
     image's back to the system, which clears new pages for the next: a third of a resize.
+
+    Paddle 3 warns, at its import, that there is no ccache: of use to those who compile it.
     """
+    warnings.filterwarnings("ignore", "No ccache found")
     os.environ.setdefault("PILLOW_BLOCKS_MAX", str(_PILLOW_BLOCKS))
     given = {name: os.environ[name] for name in _THREADS if name in os.environ}
     if "paddle" not in sys.modules:  # which says 1 for the user

@@ -88,6 +88,11 @@ def did_you_mean(name: str, choices: Iterable[str], most: int = 5) -> str:
     return f"choose from {', '.join(choices[:12])} and {len(choices) - 12} more"
 
 
+def install_hint(extra: str) -> str:
+    """Return the command that installs the packages of one of ``setup.py``'s extras."""
+    return f"pip install '.[{extra}]' in the folder of bit_paddle's setup.py"
+
+
 def run_command(command: Callable[[list[str]], int], arguments: list[str]) -> int:
     """Run ``command(arguments)`` and return its exit status, turning errors into one message.
 

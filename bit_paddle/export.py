@@ -221,7 +221,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     else:
         chosen = FORMATS[flags.format]
         faults += [
-            f"--format {flags.format}: needs {package}: pip install 'bit_paddle[{chosen.extra}]'"
+            f"--format {flags.format}: needs {package}: {errors.install_hint(chosen.extra)}"
             for package in chosen.packages
             if not installed(package)
         ]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFont
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -152,3 +152,34 @@ def draw_sheet(tiles: Sequence[Tile], stream: BinaryIO, columns: int = 4) -> Non
             left = place % columns * (2 * TILE + gap) + half * TILE
             sheet.paste(picture, (left, place // columns * (TILE + gap)))
     sheet.save(stream, format="PNG")
+
+
+# --- Text on a picture --------------------------------------------------------------------------
+
+
+def _font_file() -> str:
+    import matplotlib
+
+    return f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf"
+
+
+def font(size: int = 10) -> ImageFont.FreeTypeFont:
+    """Return matplotlib's font, which has the letters of most alphabets; Pillow's has few."""
+    return ImageFont.truetype(_font_file(), size)
+
+
+def drawable(text: str) -> str:
+    """Return ``text`` with a question mark for each letter that `font` lacks."""
+    from matplotlib.ft2font import FT2Font
+
+    there = FT2Font(_font_file()).get_charmap()
+    return "".join(letter if ord(letter) in there else "?" for letter in text)
+
+
+def cut(text: str, width: float, length: Callable[[str], float]) -> str:
+    """Return ``text`` without so much of its middle that its ``length`` is at most ``width``."""
+    result, kept = text, len(text)
+    while kept and length(result) > width:
+        kept -= 1
+        result = f"{text[: kept - kept // 2]}..{text[len(text) - kept // 2 :]}"
+    return result

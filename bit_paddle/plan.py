@@ -57,6 +57,7 @@ KNOWN = {
     ("oxford_iiit_pet", None): Known(3_680, 37, "large"),
     ("list", "train800val200.txt"): Known(1_000),  # VTAB-1k, whose files in configs/data say more
 }
+_OWN = ("--gpu_memory", "--gpus", "--images_per_second", "--images", "--classes")
 _SIDES = {"small": (32, 32), "large": (512, 512)}  # of originals, for the rule
 
 
@@ -98,13 +99,20 @@ def _settings(
         if images or classes:
             found = found or Known()
     if found is None:
-        return cli.parse(words, TRAIN, readers.find)[0], None
+        try:
+            return cli.parse(words, TRAIN, readers.find, _OWN)[0], None
+        except errors.ConfigError as error:
+            if "--datadir: is required" not in str(error):
+                raise
+            raise errors.ConfigError(
+                f"{error}\nOr give --images N and --classes N, with which no data are opened"
+            ) from error
 
     def find(dataset: str, **given: Any) -> object:
         there = "." if spec.reader in readers.DATADIR else None  # wherever it is
         return readers.find(dataset, **{**given, "datadir": there})
 
-    settings = cli.parse([*words, "--datadir", "none"], TRAIN, find)[0]
+    settings = cli.parse([*words, "--datadir", "none"], TRAIN, find, _OWN)[0]
     known = Known(
         images or found.images,
         classes or (len(spec.classes) if spec.classes else found.classes),

@@ -154,6 +154,7 @@ class Plan:
         notes = [
             *self.start.notes,
             *self.data.notes,
+            *self._oversampled(),
             *suspicions(self.data.train.classes, self.flip, self._crops),
         ]
         if self.skipped:
@@ -163,6 +164,16 @@ class Plan:
                 f"(--on_bad_image skip): {'; '.join(self.skipped[:5])}{more}"
             )
         return notes
+
+    def _oversampled(self) -> list[str]:
+        """Return a note where upstream's batch makes an epoch see images several times."""
+        batch, images = self.settings.batch, len(self.subset)
+        if self.settings.rule != upstream.RULE or batch <= images:
+            return []
+        return [
+            f"an epoch is one step of {batch:,} images, {batch / images:.1f} times what there is; "
+            "a smaller --batch sees each once"
+        ]
 
     @property
     def cache_bytes(self) -> int:

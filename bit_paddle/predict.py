@@ -20,7 +20,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from bit_paddle import argtypes, cli, download, errors, exported, files, logbook, source
+from bit_paddle import argtypes, cli, download, errors, exported, figures, files, logbook, source
 from bit_paddle.data import loader
 from bit_paddle.data.images import SUFFIXES, FileImages
 from bit_paddle.files import csv_line
@@ -113,7 +113,8 @@ def find_images(words: Sequence[str], temporary: Path) -> tuple[list[str], list[
     for word in words:
         if word.startswith(("http://", "https://")):
             try:
-                paths.append(str(download.fetch(word, temporary / str(len(paths)))))
+                place = temporary / str(len(paths))
+                paths.append(str(download.fetch(word, place, temporary=True)))
                 names.append(word)
             except errors.DownloadError as error:
                 faults.append(str(error))
@@ -232,7 +233,7 @@ def draw_sheet(path: str, results: Sequence[dict], paths: Mapping[str, str]) -> 
     columns = min(SHEET_COLUMNS, max(1, len(results)))
     rows = -(-len(results) // columns)
     sheet = Image.new("RGB", (columns * TILE, max(1, rows) * (TILE + 28)), "white")
-    draw = ImageDraw.Draw(sheet)
+    draw, font = ImageDraw.Draw(sheet), figures.font()
     for place, result in enumerate(results):
         left, top = place % columns * TILE, place // columns * (TILE + 28)
         tile = FileImages([paths[result["image"]]], [0], [""]).image(0)
@@ -240,8 +241,8 @@ def draw_sheet(path: str, results: Sequence[dict], paths: Mapping[str, str]) -> 
         sheet.paste(tile, (left + (TILE - tile.width) // 2, top + (TILE - tile.height) // 2))
         best = result["classes"][0]
         text = f"{best['probability']:.0%} {best['class'].split(',')[0]}"
-        text = text.encode("latin-1", "replace").decode("latin-1")  # all that Pillow's font has
-        draw.text((left + 4, top + TILE + 6), text[:26], fill="black")
+        text = figures.cut(figures.drawable(text), TILE - 8, font.getlength)
+        draw.text((left + 4, top + TILE + 6), text, fill="black", font=font)
     files.write(path, lambda stream: sheet.save(stream, format="PNG"))
 
 

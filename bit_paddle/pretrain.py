@@ -28,13 +28,28 @@ examples:
 
 Runs are those of bit_paddle.train: the same log, checkpoints, resumption and processes.
 """
+_DEFAULTS = {
+    "rule": upstream.RULE,
+    "batch": f"{upstream.BATCH}",
+    "base_lr": "upstream's",
+    "weight_decay": f"{upstream.WEIGHT_DECAY:g}",
+    "epochs": f"{upstream.EPOCHS}",
+    "precrop": f"{upstream.RESOLUTION.precrop}",
+    "crop": f"{upstream.RESOLUTION.crop}",
+}
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command ``arguments``; `bit_paddle.errors` says what it raises."""
     if {"-h", "--help"} & set(arguments):
-        cli.parser(PROG, "Pre-train a BiT model on images, from scratch.", _EPILOG).print_help()
+        about = "Pre-train a BiT model on images, from scratch."
+        cli.parser(PROG, about, _EPILOG, _DEFAULTS).print_help()
         return 0
+    if any(word.split("=")[0] in ("--rule", "--no-from_scratch") for word in arguments):
+        raise errors.ConfigError(
+            f"--rule and --no-from_scratch: this is --rule {upstream.RULE} --from_scratch; "
+            f"{train.PROG} takes others"
+        )
     return train.main(["--rule", upstream.RULE, "--from_scratch", *arguments])
 
 

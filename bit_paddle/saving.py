@@ -87,7 +87,7 @@ class Saver:
     def wait(self) -> None:
         """Wait for the save that is under way, if there is one, and say if it failed."""
         if self._wait():
-            self._log.say("Training goes on, and the next save is tried")
+            self._log.say("The next save is tried all the same")
 
     def _wait(self) -> bool:
         """Wait likewise; return whether there was one that failed."""

@@ -403,7 +403,8 @@ def run(plan: Plan, log: logbook.Logbook, signals: ExitStack) -> tuple[int, dict
         missing += [str(error), *log.missing()]
     if missing:
         lines = "".join(f"\n  {one}" for one in missing)
-        then = "goes on from the last checkpoint" if settings.save else "begins again"
+        kept = runs.checkpoint_files(log.folder)
+        then = "goes on from the last checkpoint" if kept else "begins again"
         raise errors.WriteError(
             f"the last step is done, but not all of it could be written:{lines}\nMake room, and "
             f"the same command {then}"

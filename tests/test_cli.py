@@ -107,7 +107,7 @@ def test_all_faults_at_once(tmp_path):
         "--precrop and --crop: only one",
         "--seed: is 'one', expected a whole number",
         "--model: is required",
-        "13 faults",
+        "12 faults",
     ):
         assert words in message, words
 
@@ -124,6 +124,11 @@ def test_all_faults_at_once(tmp_path):
         (["--model", "R51x1"], "unknown model"),
         (["--model", "x.npz"], "no such checkpoint file"),
         (["--device", "tpu"], "is 'tpu'"),
+        (["--nproc", 3, "--batch", 2], "--nproc: is 3, more than --batch 2"),
+        (["--precrop", 40, "--crop", "x"], "^--crop: is 'x', expected a whole number$"),
+        (["--batch", "x", "--batch_split", 3, "--nproc", 600], "^--batch: is 'x', expected .*$"),
+        (["--lr", 0.1], "^--lr: no such flag; did you mean .*--base_lr.*$"),
+        (["--zzz"], "^--zzz: no such flag; choose from -h, --help, --config, --model, .*"),
     ],
 )
 def test_faults(arguments, words):

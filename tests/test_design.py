@@ -18,7 +18,7 @@ FLOORS = {
             "errors environment interrupt",
             "argtypes files processes hyperrule architecture exported "
             "data.images data.fewshot data.transforms",
-            "logbook catalog npz upstream figures data.spec native.plain",
+            "logbook catalog npz upstream figures data.spec native.plain __main__",
             "config download data.listing data.loader native.compiled native.checks profiling",
             "cli source runs data.archives data.cifar data.check data.folders native.build",
             "models mixup sgd parallel recorded",
@@ -91,6 +91,22 @@ def test_importing_the_package_is_quick_and_lazy():
         "from bit_paddle import create_model; assert 'paddle' in sys.modules"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, check=True)
+
+
+def test_the_package_names_its_commands():
+    """Each there is, and no other module answers to ``python -m``."""
+    from bit_paddle.__main__ import COMMANDS
+
+    done = subprocess.run([sys.executable, "-m", "bit_paddle"], cwd=ROOT, text=True,
+                          capture_output=True)  # fmt: skip
+    assert done.returncode == 0 and done.stdout.count("python -m bit_paddle.") == len(COMMANDS)
+    modules = {
+        name for name, path in MODULES.items() if '__name__ == "__main__"' in path.read_text()
+    }
+    assert {name.replace(".__main__", "") for name in modules} == {*COMMANDS, "__main__"}
+    done = subprocess.run([sys.executable, "-m", "bit_paddle", "trian"], cwd=ROOT, text=True,
+                          capture_output=True)  # fmt: skip
+    assert done.returncode == 2 and "did you mean train" in done.stderr
 
 
 def test_unknown_attribute():

@@ -364,6 +364,7 @@ def test_an_address_that_cannot_be_reached_is_named_and_the_rest_is_done(
                NO_PROXY="*")  # fmt: skip
     assert done.returncode == 1 and done.stdout.startswith(str(image))
     assert "http://127.0.0.1:9/x.jpg: cannot be reached" in done.stderr
+    assert "goes to" not in done.stderr  # the place is gone with the command
 
 
 def test_predict_fetches_images_checkpoint_and_class_names(image_folder, tmp_path):

@@ -329,6 +329,8 @@ def test_settings_of_a_file_and_a_checkpoint(tmp_path, small_checkpoint):
         ("", "--model: is required"),
         ("--model BiT-M-R50x1 --dataset imagnet2012", "did you mean imagenet2012"),
         ("--model BiT-M-R50x1 --dataset folder", "--datadir: is required"),
+        ("--model BiT-M-R50x1 --dataset folder", "give --images N and --classes N"),
+        ("--model BiT-M-R50x1 --dataset folder --imges 9", "did you mean --images"),
         ("--model BiT-M-R50x1 --dataset folder --images 9", "--classes: is required too"),
         ("--model BiT-M-R50x1 --dataset folder --classes 9", "--images: is required too"),
         ("--model BiT-M-R50x1 --dataset folder --datadir /nowhere", "no such folder"),

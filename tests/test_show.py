@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from bit_paddle import cli
+from bit_paddle import cli, figures
 from bit_paddle.data import loader, readers, show, transforms
 from bit_paddle.planning import make_plan
 
@@ -163,7 +163,7 @@ def test_names_that_the_font_lacks_and_long_ones(image_folder, tmp_path):
     "name, drawn",
     [
         ("tabby cat", "tabby cat"),
-        ("été", "été"),
+        ("été Жük", "été Жük"),
         ("line\nbreak", "line break"),
         ("猫 a", "7: ? a"),
         ("\udcff", "7: ?"),  # of a folder's name that is in no encoding
@@ -184,7 +184,7 @@ def test_caption(name, drawn):
     ],
 )
 def test_cut(text, width, expected):
-    assert show.cut(text, width, len) == expected
+    assert figures.cut(text, width, len) == expected
 
 
 # --- The table -----------------------------------------------------------------------------------
@@ -317,6 +317,7 @@ def test_help():
     "arguments, words",
     [
         (["--no-flop"], "--no-flop: no such flag; did you mean --no-flip"),
+        (["--imges", 4], "--imges: no such flag; did you mean --images"),
         (["--images", 0], "--images: is 0, expected at least 1"),
         (["--output"], "--output: expected one argument"),
         (["--batch"], "--batch: expected one argument"),

@@ -17,7 +17,7 @@ from bit_paddle.data.images import ArrayImages, Dataset, Images
 from bit_paddle.data.lists import open_list
 from bit_paddle.data.oxford import open_flowers, open_pets
 from bit_paddle.data.spec import DataSpec
-from bit_paddle.errors import ConfigError
+from bit_paddle.errors import ConfigError, install_hint
 
 
 def _open_digits(spec: DataSpec) -> Dataset:
@@ -27,7 +27,7 @@ def _open_digits(spec: DataSpec) -> Dataset:
     except ImportError as error:
         raise ConfigError(
             "--dataset digits comes with scikit-learn, which is not installed: "
-            "pip install 'bit_paddle[digits]'"
+            f"{install_hint('digits')}"
         ) from error
     digits = load_digits()
     grey = np.round(digits.images * (255 / 16)).astype(np.uint8)  # 17 levels, 0 … 16

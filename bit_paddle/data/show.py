@@ -12,14 +12,14 @@ import dataclasses
 import itertools
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from bit_paddle import argtypes, cli, config, errors, files, logbook
+from bit_paddle import argtypes, cli, config, errors, figures, files, logbook
 from bit_paddle.data import loader, readers
 from bit_paddle.data import spec as specs
 from bit_paddle.planning import Plan, make_plan
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
     known = cli.parser(TRAIN).parse_known_args(rest)[0]
     if known.model is None and not (known.config and _names_model(known.config)):
         rest = ["--model", MODEL, *rest]
-    settings, request = cli.parse(rest, TRAIN, readers.find)
+    settings, request = cli.parse(rest, TRAIN, readers.find, ("--output", "--images"))
     settings = dataclasses.replace(settings, name=None)  # no run's folder is written
     plan = make_plan(settings, fetch=False)
     described = plan.describe()
@@ -144,6 +144,7 @@ def draw_sheet(
     """Return ``count`` views in rows, each over its label's name."""
     columns = min(count, max(COLUMNS, math.isqrt(count)))
     rows = -(-count // columns)
+    font = figures.font()
     for place, (pixels, label) in enumerate(views):
         view = tile(pixels)
         width, height = view.width + GAP, view.height + LINE + GAP
@@ -152,8 +153,8 @@ def draw_sheet(
             draw = ImageDraw.Draw(sheet)
         left, top = GAP + place % columns * width, GAP + place // columns * height
         sheet.paste(view, (left, top))
-        text = cut(caption(classes[label], label), view.width, draw.textlength)
-        draw.text((left, top + view.height + 2), text, fill="black")
+        text = figures.cut(caption(classes[label], label), view.width, font.getlength)
+        draw.text((left, top + view.height + 2), text, fill="black", font=font)
     return sheet
 
 
@@ -166,19 +167,10 @@ def tile(pixels: np.ndarray) -> Image.Image:
 
 
 def caption(name: str, label: int) -> str:
-    """Return ``name`` on one line; led by ``label`` where Pillow's font may lack its letters."""
+    """Return ``name`` on one line; led by ``label`` where the font lacks some of its letters."""
     name = " ".join(name.split())
-    drawn = name.encode("latin-1", "replace").decode("latin-1")
+    drawn = figures.drawable(name)
     return name if drawn == name else f"{label}: {drawn}"
-
-
-def cut(text: str, width: float, length: Callable[[str], float]) -> str:
-    """Return ``text`` without so much of its middle that its ``length`` is at most ``width``."""
-    result, kept = text, len(text)
-    while kept and length(result) > width:
-        kept -= 1
-        result = f"{text[: kept - kept // 2]}..{text[len(text) - kept // 2 :]}"
-    return result
 
 
 def _views(word: str) -> int:

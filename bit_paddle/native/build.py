@@ -25,6 +25,7 @@ from typing import Any
 from filelock import FileLock
 
 from bit_paddle import environment, files
+from bit_paddle.errors import install_hint
 
 SWITCH = "BIT_PADDLE_NATIVE"  # 0 refuses
 SOURCES = [Path(__file__).with_name(name) for name in ("operators.cc", "onednn.h")]
@@ -116,7 +117,7 @@ def _libraries() -> Path:
     if shutil.which(_compiler()) is None:
         raise Unavailable(f"there is no compiler: {_compiler()}", expected=True)
     if importlib.util.find_spec("setuptools") is None:
-        raise Unavailable("compiling takes setuptools: pip install '.[native]'", expected=True)
+        raise Unavailable(f"compiling takes setuptools: {install_hint('native')}", expected=True)
     folder = Path(importlib.util.find_spec("paddle").origin).parent / "libs"
     for name in ("libdnnl.so.3", "libiomp5.so"):
         if not (folder / name).exists():
