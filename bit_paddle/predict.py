@@ -119,15 +119,24 @@ def find_images(words: Sequence[str], temporary: Path) -> tuple[list[str], list[
             except errors.DownloadError as error:
                 faults.append(str(error))
         elif Path(word).is_dir():
+            others = 0
             for folder, inner, entries in os.walk(word):
                 inner.sort()
+                seen = [entry for entry in sorted(entries) if entry[0] != "."]
                 found = [
                     os.path.join(folder, entry)
-                    for entry in sorted(entries)
-                    if os.path.splitext(entry)[1].lower() in SUFFIXES and entry[0] != "."
+                    for entry in seen
+                    if os.path.splitext(entry)[1].lower() in SUFFIXES
                 ]
+                others += len(seen) - len(found)
                 names += found
                 paths += found
+            if others:
+                print(
+                    f"note: {others:,} files in {word} are no images by their endings, and are not "
+                    "read",
+                    file=sys.stderr,
+                )
         elif Path(word).is_file():
             names.append(word)
             paths.append(word)

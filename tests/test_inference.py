@@ -298,6 +298,7 @@ def test_unreadable_images_are_named_and_the_rest_is_done(
     shutil.copytree(image_folder / "val", tmp_path / "images")
     for name in ("blue/1.png", "coral/4.png"):
         (tmp_path / "images" / name).write_bytes(b"no image")
+    (tmp_path / "images/blue/live.heic").write_bytes(b"of a telephone")
     arguments = (
         ["--features", tmp_path / "f.npz"]
         if what == "features"
@@ -305,6 +306,7 @@ def test_unreadable_images_are_named_and_the_rest_is_done(
     )
     done = run("predict", tmp_path / "images", "--model", colour_model, *arguments)
     assert done.returncode == 1
+    assert "note: 1 files in" in done.stderr
     assert (
         "blue/1.png" in done.stderr
         and "coral/4.png" in done.stderr
