@@ -531,15 +531,6 @@ def test_a_class_that_is_all_broken(tmp_path):
     assert rest.paths == ["a/1.png", "a/2.png"] and len(skipped) == 1
 
 
-def test_broken_images_of_training_and_validation_are_named_at_once(tmp_path):
-    write_images(tmp_path, *(f"{part}/{c}/1.png" for part in ("train", "val") for c in "ab"))
-    for path in ("train/a/1.png", "val/b/1.png"):
-        (tmp_path / path).write_bytes(b"broken")
-    settings = config.Settings("R50x1", "folder", str(tmp_path), from_scratch=True)
-    with pytest.raises(DataError, match=r"2 of 4 (.*\n.*)*train/a/1.png(.*\n.*)*val/b/1.png"):
-        planning.make_plan(settings)
-
-
 def test_few_shot_runs_do_not_look_at_other_images(tmp_path):
     write_images(tmp_path, *(f"{part}/{c}/{k}.png" for part in ("train", "val") for c in "ab"
                              for k in range(4)))  # fmt: skip

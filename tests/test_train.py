@@ -616,8 +616,9 @@ def test_broken_images_end_a_run_before_it_starts(image_folder, tmp_path):
         (tmp_path / "images" / part).write_bytes(b"no image")
     done = run_train(*TINY, "--dataset", "folder", "--datadir", tmp_path / "images", "--steps", 3,
                      "--logdir", tmp_path, "--name", "run")  # fmt: skip
-    assert done.returncode == 2 and "1 of 36 images cannot be used" in done.stderr
-    assert "train/amber/1.png" in done.stderr and "--on_bad_image skip" in done.stderr
+    assert done.returncode == 2 and "2 of 51 images cannot be used" in done.stderr
+    assert "train/amber/1.png" in done.stderr and "val/blue/2.png" in done.stderr
+    assert "--on_bad_image skip" in done.stderr
     assert not (tmp_path / "run").exists() and "Traceback" not in done.stderr
 
 
