@@ -79,8 +79,9 @@ class GrowingFile:
 
     def sync(self) -> None:
         """Have the disk hold all that was to be written. Raises `OSError`."""
-        if self.error is not None:
-            raise self.error
+        error = self.error  # which another thread may clear in between
+        if error is not None:
+            raise error
         os.fsync(self._descriptor)
 
     def content(self) -> bytes:

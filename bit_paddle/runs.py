@@ -328,6 +328,7 @@ def _lock(folder: Path) -> int | None:
     Returns the descriptor of the lock's file, to be closed. Another process may remove a folder in
     which it has done nothing, just now; hence the tries.
     """
+    reason = None
     for _ in range(100):
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -353,7 +354,8 @@ def _lock(folder: Path) -> int | None:
             raise logbook.unwritable(folder, f"no lock on it: {error.strerror}") from error
         os.close(lock)
     else:
-        raise logbook.unwritable(folder, reason.strerror) from reason
+        why = reason.strerror if reason else "other processes remove it again and again"
+        raise logbook.unwritable(folder, why) from reason
     with suppress(OSError):  # the owner's name is for a message alone
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         files.write_text(

@@ -45,7 +45,7 @@ def begin(
     for k, found in enumerate(plan.start.checkpoints):
         try:
             checkpoint.restore(model, optimizer, found.path)
-        except errors.CheckpointError as error:
+        except (errors.CheckpointError, errors.MissingFileError) as error:  # or pruned just now
             later = plan.start.checkpoints[k + 1 :]
             if found.elsewhere and not later:
                 raise

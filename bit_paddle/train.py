@@ -409,7 +409,7 @@ def run(plan: Plan, log: logbook.Logbook, signals: ExitStack) -> tuple[int, dict
             f"the last step is done, but not all of it could be written:{lines}\nMake room, and "
             f"the same command {then}"
         )
-    return 0, result
+    return stop.exit_status, result  # a signal may have come after the last step
 
 
 def _non_finite(

@@ -578,15 +578,17 @@ def test_a_run_that_memory_fails_goes_on_in_smaller_parts(count, runs):
     assert difference < 1e-3
     # It goes on with the split that it has found, though there is memory for less.
     notes, split = checkpoints(folder), int(made_again[-1][1])
-    assert [*notes] == [STEPS - 1, STEPS]
-    assert {(one["batch_split"], one["processes"]) for one in notes.values()} == {(split, count)}
+    begin, end = notes  # the first may be an older one, where the disk does not keep up
+    assert begin < end == STEPS
+    assert (notes[end]["batch_split"], notes[end]["processes"]) == (split, count)
     if count == 1:
         (folder / "result.json").unlink()
         (folder / f"checkpoints/step-{STEPS:08d}.npz").unlink()
         done = run_train(*arguments, env={**os.environ, **EXACT})
-        assert done.returncode == 0 and f"goes on after step {STEPS - 1}" in done.stdout
-        assert f"{BATCH} images a step, in {split} parts\n" in done.stdout
-        assert distance(weights(folder / "model.npz"), found) == 0
+        assert done.returncode == 0 and f"goes on after step {begin}" in done.stdout
+        assert f"{BATCH} images a step, in {notes[begin]['batch_split']} parts\n" in done.stdout
+        same = notes[begin]["batch_split"] == split
+        assert distance(weights(folder / "model.npz"), found) <= (0 if same else 1e-3)
 
 
 @pytest.mark.parametrize(

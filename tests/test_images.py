@@ -117,7 +117,13 @@ PALETTED, OTHER = image("P", INDEX, PALETTE), image("P", INDEX[::-1], PALETTE)
 OPACITIES = bytes(range(240, 0, -15))  # of the palette's 16 entries
 GREYS = image("L", GREY)
 ONE_BIT = image("L", BITS * np.uint8(255)).convert("1", dither=Image.Dither.NONE)
-FRAMES = {"save_all": True, "append_images": [image("RGB", RGB[::-1])]}
+
+
+def frames() -> dict:
+    """Return options for two frames; of its own images, on which Pillow's encoders leave traces."""
+    return {"save_all": True, "append_images": [image("RGB", RGB[::-1])]}
+
+
 TRNS_RGB = (b"tRNS", struct.pack(">HHH", *RGB[5, 5]))
 IS_HOLE = (RGB[5, 5] == RGB).all(axis=2)
 
@@ -125,7 +131,7 @@ IS_HOLE = (RGB[5, 5] == RGB).all(axis=2)
 LOSSLESS = {
     "rgb.png": (image("RGB", RGB), {}, RGB),
     "UPPER.PNG": (image("RGB", RGB), {}, RGB),
-    "animated.png": (image("RGB", RGB), FRAMES, RGB),
+    "animated.png": (image("RGB", RGB), frames(), RGB),
     "grey.png": (GREYS, {}, grey(GREY)),
     "bits.png": (ONE_BIT, {}, grey(BITS * 255)),
     "palette.png": (PALETTED, {}, PALETTE[INDEX]),
@@ -167,9 +173,9 @@ LOSSLESS = {
         {"lossless": True, "exact": True},
         over_white(RGB, ALPHA),
     ),
-    "animated.webp": (image("RGB", RGB), {"lossless": True, **FRAMES}, RGB),
+    "animated.webp": (image("RGB", RGB), {"lossless": True, **frames()}, RGB),
     "rgb.tif": (image("RGB", RGB), {}, RGB),
-    "pages.tiff": (image("RGB", RGB), FRAMES, RGB),
+    "pages.tiff": (image("RGB", RGB), frames(), RGB),
     "lzw.tif": (image("RGB", RGB), {"compression": "tiff_lzw"}, RGB),
     "deflate.tif": (image("RGB", RGB), {"compression": "tiff_adobe_deflate"}, RGB),
     "grey.tif": (GREYS, {}, grey(GREY)),
@@ -209,7 +215,7 @@ LOSSY = {
     "progressive.jpg": (image("RGB", RGB), {"progressive": True}, RGB),
     "grey.jpg": (GREYS, {}, grey(GREY)),
     "cmyk.jpg": (image("CMYK", CMYK), {}, of_inks(CMYK)),  # inverted, as Adobe does
-    "two.mpo": (image("RGB", RGB), FRAMES, RGB),
+    "two.mpo": (image("RGB", RGB), frames(), RGB),
     "lossy.webp": (image("RGB", RGB), {"quality": 90}, RGB),
     "ycbcr.tif": (image("RGB", RGB).convert("YCbCr"), {"compression": "tiff_lzw"}, RGB),
     "jpeg.tif": (image("RGB", RGB), {"compression": "jpeg", "quality": 90}, RGB),

@@ -278,7 +278,8 @@ def test_what_cannot_be_written_is_named_and_made_up_for(stopped, tmp_path):
         env={**os.environ, "TMPDIR": str(tmp_path)},
     )
     if stopped:
-        while not (tmp_path / "run/metrics.jsonl").exists():
+        metrics = tmp_path / "run/metrics.jsonl"
+        while limited.poll() is None and not (metrics.exists() and metrics.read_text()):
             time.sleep(0.01)
         time.sleep(1)
         limited.send_signal(signal.SIGTERM)
@@ -620,6 +621,26 @@ def test_broken_images_end_a_run_before_it_starts(image_folder, tmp_path):
     assert "train/amber/1.png" in done.stderr and "val/blue/2.png" in done.stderr
     assert "--on_bad_image skip" in done.stderr
     assert not (tmp_path / "run").exists() and "Traceback" not in done.stderr
+
+
+def test_a_signal_after_the_last_step_leaves_out_the_other_repeats(image_folder, tmp_path):
+    """While the first run's files are written, to a disk that takes its time."""
+    slow = tmp_path / "slow"
+    slow.mkdir()
+    (slow / "sitecustomize.py").write_text(
+        "import os, time\nold = os.fsync\nos.fsync = lambda file: (time.sleep(0.4), old(file))\n"
+    )
+    arguments = [*TINY, "--dataset", "folder", "--datadir", image_folder, "--steps", 3,
+                 "--repeats", 2, "--logdir", tmp_path, "--name", "two"]  # fmt: skip
+    process = start_train(*arguments, env={**os.environ, "PYTHONPATH": str(slow)})
+    said = next((line for line in process.stdout if line.startswith("step 3: validation")), None)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert said and process.returncode == 143, err
+    assert (tmp_path / "two/seed-0/result.json").exists() and not (tmp_path / "two/seed-1").exists()
+    done = run_train(*arguments)
+    assert done.returncode == 0 and "this run is complete: steps 3" in done.stdout
+    assert json.loads((tmp_path / "two/repeats.json").read_text())["count"] == 2
 
 
 def test_repeats(image_folder, tmp_path):
