@@ -4,10 +4,10 @@
 import os
 import sys
 
-from bit_paddle import bulk, errors
+from bit_paddle import download, errors
 
 if __name__ == "__main__":
-    status = errors.run_command(bulk.main, sys.argv[1:])
+    status = errors.run_command(download.main, sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)  # not waiting for transfers of silent servers; what has arrived is kept

@@ -6,7 +6,7 @@ Weights are random unless ``pretrained``; a checkpoint that is missing is then d
 from __future__ import annotations
 
 from bit_paddle import create_model as _create_model
-from bit_paddle.architecture import Architecture as _Architecture
+from bit_paddle.models.architecture import Architecture as _Architecture
 
 dependencies = ["paddle"]
 

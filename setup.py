@@ -21,7 +21,7 @@ setup(
     package_data={
         "bit_paddle": ["pretrained/*.npz"],
         "bit_paddle.configs": ["**/*.yaml"],
-        "bit_paddle.native": ["*.cc", "*.h"],
+        "bit_paddle.models.native": ["*.cc", "*.h"],
     },
     install_requires=[
         "crc32c",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bit_paddle import environment
+from bit_paddle.system import environment
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "create_model", "load_npz", "save_npz"]
@@ -18,9 +18,9 @@ environment.prepare()  # here because it must come before Paddle is imported, by
 
 def __getattr__(name: str) -> Any:
     if name in ("create_model", "load_npz", "save_npz"):
-        from bit_paddle import checkpoint
+        from bit_paddle.models import weights
 
-        return getattr(checkpoint, name)
+        return getattr(weights, name)
     raise AttributeError(f"module 'bit_paddle' has no attribute {name!r}")
 
 

@@ -10,14 +10,14 @@ from bit_paddle import errors
 COMMANDS = {
     "train": "fine-tune a model on images, by BiT-HyperRule",
     "pretrain": "train one from scratch, as upstream",
-    "data.show": "see the images as the model gets them, and the plan, before training",
+    "show": "see the images as the model gets them, and the plan, before training",
     "plan": "see what a run takes, before there is a GPU or data",
     "evaluate": "measure a model on the images of a data set",
     "predict": "classify images, or write their features",
     "report": "make a page to look at of runs",
     "export": "write a model for ONNX, Paddle Inference, timm, Hugging Face",
     "catalog": "list the published models",
-    "native": "compile the fast operators for processors ahead",
+    "compile": "compile the fast operators for processors ahead",
 }
 
 

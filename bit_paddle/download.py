@@ -1,279 +1,233 @@
-"""Download a file so that it is either whole and verified under its name, or not there at all.
-
-Bytes go to ``<name>.part``; whatever interrupts the transfer, the next attempt or the next
-process asks the server for the rest alone. Proxies are taken from the environment, as `requests`
-does.
-"""
+"""Download the published VTAB checkpoints, many at a time: what ``python command.py`` does."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import os
-import re
+import argparse
 import shutil
-import time
-from collections.abc import Mapping
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Callable, NamedTuple
 
-from bit_paddle import catalog
-from bit_paddle.errors import DownloadError
+from tqdm import tqdm
 
-ATTEMPTS = 6
-FIRST_PAUSE = 1.0  # seconds; doubled after each failed attempt
-CONNECT_TIMEOUT, READ_TIMEOUT = 10, 60  # seconds without an answer, and without a byte
-_CHUNK = 1 << 18
+from bit_paddle import errors
+from bit_paddle.config import parsing
+from bit_paddle.config import types as argtypes
+from bit_paddle.models import npz, published
+from bit_paddle.models.published import Entry
+from bit_paddle.system import fetch as system_fetch
+from bit_paddle.system.fetch import cache_dir
+
+_EPILOG = """\
+Interrupting loses nothing: run the same command again, and it goes on where it was. The exit status
+is 0 when every file asked for is there.
+
+examples:
+  python command.py --dry-run                                    what all 285 files would take
+  python command.py --models R50x1 --tasks cifar100 svhn --jobs 4
+  python command.py --models R50x1 --verify                      check what is there, byte by byte
+"""
 
 
-class _TryAgain(Exception):
-    """The transfer broke off, or the server may do better next time."""
+class _Stopped(Exception):
+    """Raised in a transfer when the user has interrupted the command."""
 
 
-def locate(entry: catalog.Entry, directory: str | os.PathLike | None = None) -> Path:
-    """Return where the file of a published checkpoint is, or would be downloaded to.
+def main(arguments: Sequence[str]) -> int:
+    """Run the command ``arguments``; `bit_paddle.errors` says what it raises."""
+    flags = _parse(arguments)
+    entries = select(flags.models, flags.runs, flags.tasks)
+    folder = Path(flags.bit_pretrained_dir) if flags.bit_pretrained_dir else cache_dir()
+    if flags.verify:
+        return verify(entries, folder, flags.jobs)
+    missing = [entry for entry in entries if not published.locate(entry, folder).is_file()]
+    sizes = ask_sizes(missing, folder, flags.jobs)
+    if flags.dry_run:
+        for entry in entries:
+            there = "there already" if entry not in sizes else f"{sizes[entry] / 1e6:8.1f} MB"
+            print(f"{entry.name:48} {there:>13}")
+        to_come = sum(sizes.values()) / 1e9
+        print(f"{len(missing)} of {len(entries)} files to download: {to_come:.2f} GB")
+        return 0
+    check_space(folder, sizes)
+    faults = fetch_all(missing, folder, flags.jobs, sizes)
+    print(f"{'there before':16}{len(entries) - len(missing):4}")
+    print(f"{'downloaded':16}{len(missing) - len(faults):4}")
+    print(f"{'missing':16}{len(faults):4}")
+    for name, fault in sorted(faults.items()):
+        print(f"  {name}: {fault}")
+    print(f"files are in {folder}")
+    return 1 if faults else 0
 
-    That is ``directory``; without one the working folder if it is there, else the cache folder. One
-    that comes with this package is there.
+
+def select(models: Sequence[str], runs: Sequence[int], tasks: Sequence[str]) -> list[Entry]:
+    """Return the VTAB entries of ``models``, ``runs`` and ``tasks``, in the catalogue's order."""
+    return [
+        published.find(f"BiT-M-{model}-run{run}-{task}")
+        for model in published.VTAB_MODELS
+        if model in models
+        for run in published.VTAB_RUNS
+        if run in runs
+        for task in (task.name for task in published.VTAB_TASKS)
+        if task in tasks
+    ]
+
+
+def ask_sizes(entries: Sequence[Entry], folder: Path, jobs: int) -> dict[Entry, int]:
+    """Return the bytes still to come of each file: the server's figure, less what is there in part.
+
+    Where it does not say, or does not answer, the catalogue's figure.
     """
-    name = Path(entry.file).name
-    if entry.packaged:
-        return Path(__file__).with_name("pretrained") / name
-    if directory is not None:
-        return Path(directory) / name
-    return Path(name) if Path(name).is_file() else catalog.cache_dir() / name
+
+    def ask(entry: Entry) -> int:
+        partial = system_fetch.partial_file(published.locate(entry, folder))
+        there = partial.stat().st_size if partial.exists() else 0
+        try:
+            size = system_fetch.ask(entry.url).bytes
+        except errors.DownloadError:
+            size = None
+        return max(0, (size or entry.bytes) - there)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        answers = pool.map(ask, entries)
+        bar = tqdm(answers, desc="asking for sizes", total=len(entries), disable=None, leave=False)
+        return dict(zip(entries, bar))
 
 
-def obtain(entry: catalog.Entry, directory: str | os.PathLike | None = None) -> Path:
-    """Return the file of a published checkpoint, downloaded if it is missing. `DownloadError`."""
-    path = locate(entry, directory)
-    return path if entry.packaged else fetch(entry.url, path, fault_of=fault_of_npz)
-
-
-def fault_of_npz(path: Path) -> str | None:
-    """Return what is wrong with the start of an ``.npz`` (a web page, say); None if nothing."""
-    with open(path, "rb") as stream:
-        start = stream.read(20)
-    return None if start.startswith(b"PK") else f"it is no .npz file, it starts with {start!r}"
-
-
-def fetch(
-    url: str,
-    path: str | os.PathLike,
-    md5: str | None = None,
-    progress: Callable[[int, int | None], object] | None = None,
-    fault_of: Callable[[Path], str | None] = lambda path: None,
-    temporary: bool = False,
-) -> Path:
-    """Return ``path``, downloaded from ``url`` if it is not there yet.
-
-    The result is checked against the server's length, against ``md5`` (hexadecimal) and against the
-    server's ``x-goog-hash`` (md5 and crc32c) where they are given. Processes that ask for one file
-    wait for one download. ``progress(bytes so far, bytes in all or None)`` is called as they
-    arrive, instead of a progress bar; what it raises ends the transfer. Where there is no hash,
-    ``fault_of`` says what is wrong with the content. Raises `DownloadError`, which tells where to
-    put a file that was fetched otherwise, unless ``path`` is ``temporary``; nothing is left there.
-    """
-    from filelock import FileLock  # both imported here: most commands download nothing
-    from requests import RequestException
-
-    path = Path(path)
-    if path.is_file():
-        return path
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(f".{path.name}.lock")):
-            pause = FIRST_PAUSE
-            for attempt in range(1, ATTEMPTS + 1):
-                if path.is_file():  # another process was faster
-                    return path
-                try:
-                    return _attempt(url, path, md5, progress, fault_of)
-                except (_TryAgain, RequestException) as error:
-                    if attempt == 1 and _never_answered(error):
-                        raise DownloadError(
-                            f"{url}: cannot be reached ({_root_cause(error)}); is there a network, "
-                            "or a proxy to name in HTTPS_PROXY?"
-                            + f" A file downloaded elsewhere goes to {path}"
-                            * (not temporary)
-                        ) from error
-                    if attempt == ATTEMPTS:
-                        raise DownloadError(
-                            f"{url}: gave up after {ATTEMPTS} attempts, the last: {error}; "
-                            "what has arrived is kept, run the command again to go on"
-                        ) from error
-                time.sleep(pause)
-                pause *= 2
-    except DownloadError:
-        raise
-    except OSError as error:
-        raise DownloadError(f"{path}: cannot be written ({error.strerror or error})") from error
-    raise AssertionError("the loop returns or raises")
-
-
-class Answer(NamedTuple):
-    """What the server says of a file without sending it."""
-
-    bytes: int | None
-    hashes: dict[str, str]  # as `published_hashes` has them
-
-
-def ask(url: str) -> Answer:
-    """Return length and hashes of a file. Raises `DownloadError` if the server has it not."""
-    import requests
-
-    try:
-        answer = requests.head(
-            url,
-            headers={"Accept-Encoding": "identity"},
-            allow_redirects=True,
-            timeout=(CONNECT_TIMEOUT, READ_TIMEOUT),
+def check_space(folder: Path, sizes: dict[Entry, int]) -> None:
+    """Raise `DownloadError` if the disk of ``folder`` is too small for ``sizes``."""
+    existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    free, needed = shutil.disk_usage(existing).free, sum(sizes.values())
+    if needed > free:
+        raise errors.DownloadError(
+            f"{folder}: too little space: {len(sizes)} files need {needed / 1e9:.2f} GB, "
+            f"{free / 1e9:.2f} GB are free; choose with --models, --runs and --tasks, or name "
+            "another disk with --bit_pretrained_dir"
         )
-    except requests.RequestException as error:
-        raise DownloadError(
-            f"{url}: cannot be reached ({_root_cause(error)}); is there a network, or a proxy "
-            "to name in HTTPS_PROXY?"
-        ) from error
-    if answer.status_code not in (200, 405, 501):  # the latter two: a mirror that has no HEAD
-        raise DownloadError(f"{url}: the server answered {answer.status_code} {answer.reason}")
-    length = answer.headers.get("Content-Length", "") if answer.status_code == 200 else ""
-    return Answer(int(length) if length.isdigit() else None, published_hashes(answer.headers))
 
 
-def partial_file(path: Path) -> Path:
-    """Return where a download of ``path`` that is under way, or was interrupted, is."""
-    return path.with_name(f"{path.name}.part")
+def fetch_all(
+    entries: Sequence[Entry], folder: Path, jobs: int, sizes: dict[Entry, int]
+) -> dict[str, str]:
+    """Download ``entries``, ``jobs`` at a time; return {name: fault} of those that failed."""
+    stop, places, faults = threading.Event(), list(range(jobs, 0, -1)), {}
+    total = tqdm(
+        desc="all files",
+        total=sum(sizes.values()),
+        unit="B",
+        unit_scale=True,
+        position=0,
+        disable=None,
+    )
 
-
-def _attempt(
-    url: str,
-    path: Path,
-    md5: str | None,
-    progress: Callable | None,
-    fault_of: Callable[[Path], str | None],
-) -> Path:
-    import requests
-    from tqdm import tqdm
-
-    partial = partial_file(path)
-    start = partial.stat().st_size if partial.exists() else 0
-    headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={start}-"} if start else {})}
-    with requests.get(
-        url, headers=headers, stream=True, timeout=(CONNECT_TIMEOUT, READ_TIMEOUT)
-    ) as answer:
-        if answer.status_code == 416:  # nothing beyond what is there: all of it, or another file
-            if answer.headers.get("Content-Range") == f"bytes */{start}":
-                _verify(partial, url, md5, answer.headers, resumed=True)
-                os.replace(partial, path)
-                return path
-            partial.unlink()
-            raise _TryAgain("the partial file did not belong to the server's; starting over")
-        if answer.status_code >= 500 or answer.status_code in (408, 429):
-            raise _TryAgain(f"the server answered {answer.status_code} {answer.reason}")
-        if answer.status_code not in (200, 206):
-            raise DownloadError(
-                f"{url}: the server answered {answer.status_code} {answer.reason}; "
-                "check the address and your proxy"
-            )
-        if answer.status_code == 200:  # the server ignores Range
-            start = 0
-        total = _total_length(answer.headers, start, answer.status_code)
-        if total is not None and total - start > shutil.disk_usage(path.parent).free:
-            raise DownloadError(
-                f"{path.parent}: too little space: {path.name} needs "
-                f"{(total - start) / 1e9:.2f} GB more, "
-                f"{shutil.disk_usage(path.parent).free / 1e9:.2f} GB are free"
-            )
+    def fetch(entry: Entry) -> None:
+        place = places.pop()  # the bar's line
         bar = tqdm(
-            desc=path.name,
-            total=total,
-            initial=start,
-            unit="B",
-            unit_scale=True,
-            disable=True if progress else None,  # None: on a terminal alone
+            desc=entry.name, unit="B", unit_scale=True, position=place, leave=False, disable=None
         )
-        with bar, open(partial, "r+b" if start else "wb") as stream:
-            stream.seek(start)
-            for chunk in answer.iter_content(_CHUNK):
-                stream.write(chunk)
-                bar.update(len(chunk))
-                if progress:
-                    progress(stream.tell(), total)
-            stream.truncate()
-            stream.flush()
-            os.fsync(stream.fileno())
-            size = stream.tell()
-        if total is not None and size != total:
-            raise _TryAgain(f"{size:,} of {total:,} bytes arrived")
-        _verify(partial, url, md5, answer.headers, resumed=start > 0)
-        fault = None if md5 or published_hashes(answer.headers) else fault_of(partial)
-        if fault:
-            partial.unlink()
-            raise DownloadError(
-                f"{url}: what arrived is not what was asked for, {fault}; it was removed. "
-                "Is there a login page or a proxy on the way?"
+        seen = None
+
+        def progress(done: int, whole: int | None) -> None:
+            nonlocal seen
+            if stop.is_set():
+                raise _Stopped
+            bar.total = whole
+            bar.update(done - bar.n)
+            total.update(done - seen if seen is not None else 0)
+            seen = done
+
+        try:
+            system_fetch.fetch(
+                entry.url,
+                published.locate(entry, folder),
+                progress=progress,
+                fault_of=published.fault_of_npz,
             )
-    os.replace(partial, path)
-    return path
+        finally:
+            bar.close()
+            places.append(place)
+
+    pool = ThreadPoolExecutor(jobs)
+    with total:
+        running = {pool.submit(fetch, entry): entry for entry in entries}
+        try:
+            for future in as_completed(running):
+                try:
+                    future.result()
+                except errors.DownloadError as error:
+                    faults[running[future].name] = str(error)
+        finally:  # after Ctrl-C: `command.py` leaves without waiting for a server that is silent
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+    return faults
 
 
-def _never_answered(error: BaseException) -> bool:
-    """Tell whether there was no connection at all: waiting would not help."""
-    from urllib3.exceptions import NewConnectionError, ProxyError
+def verify(entries: Sequence[Entry], folder: Path, jobs: int) -> int:
+    """Check files by shapes, checksums and the server's hashes if it answers; return a status."""
 
-    reason = getattr(error.args[0], "reason", None) if error.args else None
-    return isinstance(reason, (NewConnectionError, ProxyError))
+    def check(entry: Entry) -> str | None:
+        path = published.locate(entry, folder)
+        if not path.is_file():
+            return "missing"
+        try:
+            with npz.CheckpointFile(path) as file:
+                file.check(entry.architecture, entry.classes)
+                for key in file.shapes:
+                    file.array(key)
+        except errors.CheckpointError as error:
+            return str(error).splitlines()[0]
+        try:
+            return system_fetch.wrong_hash(path, system_fetch.ask(entry.url).hashes)
+        except errors.DownloadError:
+            return None  # offline: shapes and the archive's own checksums are right
 
-
-def _root_cause(error: BaseException) -> str:
-    return str(getattr(error.args[0], "reason", error)).split(": ", 1)[-1]
-
-
-def _total_length(headers: dict[str, str], start: int, status: int) -> int | None:
-    """Return the whole file's length, as far as the server tells it."""
-    if status == 206:
-        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("Content-Range", ""))
-        if match is None or int(match[1]) != start:
-            raise _TryAgain(f"asked for bytes from {start}, got {headers.get('Content-Range')!r}")
-        return int(match[2]) if match[2] != "*" else None
-    length = headers.get("Content-Length", "")
-    return int(length) if length.isdigit() else None
-
-
-def published_hashes(headers: Mapping[str, str]) -> dict[str, str]:
-    """Return {"md5": …, "crc32c": …} in hexadecimal, as far as ``x-goog-hash`` tells them."""
-    pairs = re.findall(r"(md5|crc32c)=([A-Za-z0-9+/=]+)", headers.get("x-goog-hash", ""))
-    return {kind: base64.b64decode(value).hex() for kind, value in pairs}
-
-
-def wrong_hash(path: Path, expected: Mapping[str, str]) -> str | None:
-    """Return what is wrong with a file of ``expected`` "md5" and "crc32c"; None if nothing."""
-    import crc32c
-
-    md5, crc = hashlib.md5(), 0
-    with open(path, "rb") as stream:
-        for chunk in iter(lambda: stream.read(1 << 20), b""):
-            md5.update(chunk)
-            crc = crc32c.crc32c(chunk, crc)
-    found = {"md5": md5.hexdigest(), "crc32c": f"{crc:08x}"}
-    for kind, value in expected.items():
-        if found[kind] != value:
-            return f"its {kind} is {found[kind]}, expected {value}"
-    return None
+    with ThreadPoolExecutor(jobs) as pool:
+        checked = pool.map(check, entries)
+        found = list(tqdm(checked, desc="verifying", total=len(entries), disable=None))
+    for entry, fault in zip(entries, found):
+        print(f"{entry.name:48} {fault or 'right'}")
+    right = found.count(None)
+    print(f"{right} of {len(entries)} files are right")
+    return 0 if right == len(entries) else 1
 
 
-def _verify(
-    partial: Path, url: str, md5: str | None, headers: Mapping[str, str], resumed: bool
-) -> None:
-    """Remove ``partial`` and raise if its hash is wrong; what was resumed may be a mixture."""
-    hashes = [published_hashes(headers), {"md5": md5} if md5 else {}]
-    faults = [wrong_hash(partial, some) for some in hashes if some]
-    if any(faults):
-        partial.unlink()
-        if resumed:
-            raise _TryAgain("the resumed file did not fit together; starting over")
-        raise DownloadError(
-            f"{url}: what arrived is not what was published, {next(filter(None, faults))}; "
-            "it was removed. Something on the way changes files (a proxy?), or the published file "
-            "has changed"
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = parsing.Parser(
+        prog="python command.py",
+        description="Download the 285 checkpoints of BiT-M fine-tuned on VTAB-1k (0.36 TB in all).",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    tasks = [task.name for task in published.VTAB_TASKS]
+    for flag, choices, kind in (
+        ("--models", published.VTAB_MODELS, str),
+        ("--runs", published.VTAB_RUNS, int),
+        ("--tasks", tasks, str),
+    ):
+        parser.add_argument(
+            flag,
+            nargs="+",
+            choices=choices,
+            default=choices,
+            type=kind,
+            metavar=flag[2:-1].upper(),
+            help=f"some of {', '.join(map(str, choices))} (default: all)",
         )
+    parser.add_argument(
+        "--bit_pretrained_dir",
+        metavar="DIR",
+        help="where to (default: the cache, $BIT_PADDLE_HOME or ~/.cache/bit_paddle)",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=argtypes.whole(1),
+        default=4,
+        metavar="N",
+        help="downloads at a time (default: 4)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="list names and sizes, and stop")
+    parser.add_argument("--verify", action="store_true", help="check what is there instead")
+    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
+    return parser.parse_args(arguments)

@@ -17,20 +17,17 @@ from pathlib import Path
 
 import numpy as np
 
-from bit_paddle import (
-    argtypes,
-    cli,
-    config,
-    errors,
-    exported,
-    figures,
-    files,
-    logbook,
-    runs,
-    source,
-)
-from bit_paddle.data import check, loader, readers
+from bit_paddle import errors
+from bit_paddle.config import parsing, settings
+from bit_paddle.config.types import fraction
+from bit_paddle.data import check, loader
 from bit_paddle.data import spec as specs
+from bit_paddle.data.readers import registry
+from bit_paddle.inference import paddle_inference
+from bit_paddle.inference.trained import Source, find, required_preprocessing, resolve
+from bit_paddle.runs import folder as runs_folder
+from bit_paddle.system import files, progress
+from bit_paddle.visual import figures
 
 _EPILOG = """\
 writes into --output: metrics.json, per_class.csv, confusion.csv (a row a class, a column a
@@ -50,8 +47,8 @@ examples:
 def main(arguments: Sequence[str]) -> int:
     """Run the command ``arguments``; `bit_paddle.errors` says what it raises."""
     flags = _parse(arguments)
-    source.resolve(flags.model)  # a wrong name is answered before anything is read or fetched
-    data = readers.open_dataset(flags.dataset, flags.datadir, val_fraction=flags.val_fraction)
+    resolve(flags.model)  # a wrong name is answered before anything is read or fetched
+    data = registry.open_dataset(flags.dataset, flags.datadir, val_fraction=flags.val_fraction)
     for note in data.notes:
         print(f"note: {note}", file=sys.stderr)
     parts = [data.train, data.val] if flags.split == "all" else [getattr(data, flags.split)]
@@ -64,22 +61,22 @@ def main(arguments: Sequence[str]) -> int:
         check.require_usable([(some, np.arange(len(some))) for some in parts], flags.workers)
     if flags.output:
         files.make_folder(Path(flags.output), "--output")
-    trained = source.find(flags.model, flags.bit_pretrained_dir, flags.crop)
-    view = source.required_preprocessing(trained)
+    trained = find(flags.model, flags.bit_pretrained_dir, flags.crop)
+    view = required_preprocessing(trained)
     outputs = match_classes(trained, data.train.classes)
     names = trained.classes or list(data.train.classes)
 
-    exported.hush()
-    from bit_paddle import inference, metrics
+    paddle_inference.hush()
+    from bit_paddle.inference import metrics, predictor
 
-    run = inference.load(flags, trained)
+    run = predictor.load(flags, trained)
     batches = itertools.chain.from_iterable(
         loader.evaluation_batches(images, view.crop, flags.batch, flags.workers, view.resize)
         for images in parts
     )
     tally = metrics.Tally()
     confusion = np.zeros((len(names), len(names)), np.int64)  # [class, prediction]
-    with logbook.progress_bar(desc="evaluation", unit="img", total=sum(map(len, parts))) as bar:
+    with progress.progress_bar(desc="evaluation", unit="img", total=sum(map(len, parts))) as bar:
         for batch in batches:
             logits, labels = run(batch.images), outputs[batch.labels]
             tally.add(logits, labels, trained.loss)
@@ -91,10 +88,10 @@ def main(arguments: Sequence[str]) -> int:
         f"top-5 {tally.top5:.2%}, loss {tally.loss:.4f} ({tally.images:,} images)",
         flush=True,
     )
-    model_name = runs.model_name(trained.path)
+    model_name = runs_folder.model_name(trained.path)
     data_name = specs.short_name(flags.dataset, flags.datadir)
     default = f"evaluate-{model_name}-{data_name}-{flags.split}"
-    folder = Path(flags.output or logbook.create_folder("bit_logs", default, "metrics.json"))
+    folder = Path(flags.output or files.create_folder("bit_logs", default, "metrics.json"))
     summary = {
         "model": str(trained.path),
         "dataset": flags.dataset,
@@ -120,7 +117,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def match_classes(trained: source.Source, classes: Sequence[str]) -> np.ndarray:
+def match_classes(trained: Source, classes: Sequence[str]) -> np.ndarray:
     """Return the model's output for each of the data's ``classes``.
 
     By name for a model of `bit_paddle.train`; the outputs of others are taken to have the order of
@@ -144,24 +141,24 @@ def match_classes(trained: source.Source, classes: Sequence[str]) -> np.ndarray:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = cli.Parser(
+    parser = parsing.Parser(
         prog="python -m bit_paddle.evaluate",
         description=__doc__.split(":")[0] + ".",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    source.add_flags(parser)
-    parser.add_argument("--dataset", required=True, help=config.help_of("dataset"))
-    parser.add_argument("--datadir", help=config.help_of("datadir"))
+    parsing.add_flags(parser)
+    parser.add_argument("--dataset", required=True, help=settings.help_of("dataset"))
+    parser.add_argument("--datadir", help=settings.help_of("datadir"))
     parser.add_argument(
-        "--val_fraction", type=argtypes.fraction, metavar="X", help=config.help_of("val_fraction")
+        "--val_fraction", type=fraction, metavar="X", help=settings.help_of("val_fraction")
     )
     parser.add_argument(
         "--on_bad_image",
         choices=check.CHOICES,
         default="error",
-        help=config.help_of("on_bad_image"),
+        help=settings.help_of("on_bad_image"),
     )
     parser.add_argument(
         "--split",

@@ -13,19 +13,24 @@ import shutil
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
 
-from bit_paddle import argtypes, cli, download, errors, exported, figures, files, logbook, source
+from bit_paddle import errors
+from bit_paddle.config import parsing
+from bit_paddle.config.types import whole
 from bit_paddle.data import loader
 from bit_paddle.data.images import SUFFIXES, FileImages
-from bit_paddle.files import csv_line
+from bit_paddle.inference import paddle_inference
+from bit_paddle.inference.trained import Source, find, required_preprocessing, resolve
+from bit_paddle.system import fetch, files, progress
+from bit_paddle.system.files import csv_line
+from bit_paddle.visual.sheet import SHEET_MOST, draw_predictions
 
-SHEET_COLUMNS, SHEET_MOST, TILE = 6, 60, 160  # of the contact sheet; pixels
 _EPILOG = """\
 An image that cannot be read is named at the end, and the exit status is then 1; the rest is done.
 
@@ -59,24 +64,24 @@ def main(arguments: Sequence[str]) -> int:
         names, paths, unreachable = find_images(flags.images, Path(temporary))
         images = ReadableImages(paths)
         wants_names = not flags.features
-        trained = source.find(flags.model, flags.bit_pretrained_dir, flags.crop, wants_names)
-        view = source.required_preprocessing(trained)
+        trained = find(flags.model, flags.bit_pretrained_dir, flags.crop, wants_names)
+        view = required_preprocessing(trained)
         if wants_names and not trained.outputs:
             raise errors.ConfigError(
                 f"{trained.path}: has no head; --features takes its pre-logits"
             )
 
-        exported.hush()
-        from bit_paddle import inference
+        paddle_inference.hush()
+        from bit_paddle.inference import predictor
 
-        run = inference.load(flags, trained, head=wants_names)
+        run = predictor.load(flags, trained, head=wants_names)
         batches = loader.evaluation_batches(
             images, view.crop, flags.batch, flags.workers, view.resize
         )
 
         def readable() -> Iterator[tuple[np.ndarray, np.ndarray]]:
             """Yield (output, indices) of each batch, without the images that could not be read."""
-            with logbook.progress_bar(desc="images", unit="img", total=len(images)) as bar:
+            with progress.progress_bar(desc="images", unit="img", total=len(images)) as bar:
                 for batch in batches:
                     values = run(batch.images)
                     bar.update(len(values))
@@ -96,7 +101,7 @@ def main(arguments: Sequence[str]) -> int:
                 for piece in pieces:
                     sys.stdout.write(piece)
             if flags.sheet:
-                draw_sheet(flags.sheet, first, dict(zip(names, paths)))
+                draw_predictions(flags.sheet, first, dict(zip(names, paths)))
     faults = [*unreachable, *images.broken.values()]
     for fault in faults:
         print(f"not read: {fault}", file=sys.stderr)
@@ -114,7 +119,7 @@ def find_images(words: Sequence[str], temporary: Path) -> tuple[list[str], list[
         if word.startswith(("http://", "https://")):
             try:
                 place = temporary / str(len(paths))
-                paths.append(str(download.fetch(word, place, temporary=True)))
+                paths.append(str(fetch.fetch(word, place, temporary=True)))
                 names.append(word)
             except errors.DownloadError as error:
                 faults.append(str(error))
@@ -151,7 +156,7 @@ def find_images(words: Sequence[str], temporary: Path) -> tuple[list[str], list[
 
 def classify(
     outputs: Iterator[tuple[np.ndarray, np.ndarray]],
-    trained: source.Source,
+    trained: Source,
     names: Sequence[str],
     top: int,
 ) -> Iterator[dict]:
@@ -235,28 +240,8 @@ def write_features(
     return len(written)
 
 
-def draw_sheet(path: str, results: Sequence[dict], paths: Mapping[str, str]) -> None:
-    """Draw the images of ``results`` in rows, each over its best class, as a PNG."""
-    from PIL import ImageDraw
-
-    columns = min(SHEET_COLUMNS, max(1, len(results)))
-    rows = -(-len(results) // columns)
-    sheet = Image.new("RGB", (columns * TILE, max(1, rows) * (TILE + 28)), "white")
-    draw, font = ImageDraw.Draw(sheet), figures.font()
-    for place, result in enumerate(results):
-        left, top = place % columns * TILE, place // columns * (TILE + 28)
-        tile = FileImages([paths[result["image"]]], [0], [""]).image(0)
-        tile.thumbnail((TILE - 4, TILE - 4))
-        sheet.paste(tile, (left + (TILE - tile.width) // 2, top + (TILE - tile.height) // 2))
-        best = result["classes"][0]
-        text = f"{best['probability']:.0%} {best['class'].split(',')[0]}"
-        text = figures.cut(figures.drawable(text), TILE - 8, font.getlength)
-        draw.text((left + 4, top + TILE + 6), text, fill="black", font=font)
-    files.write(path, lambda stream: sheet.save(stream, format="PNG"))
-
-
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = cli.Parser(
+    parser = parsing.Parser(
         prog="python -m bit_paddle.predict",
         description="Classify images with a trained model, or take their features.",
         epilog=_EPILOG,
@@ -264,10 +249,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument("images", nargs="+", help="files, folders and addresses")
-    source.add_flags(parser)
+    parsing.add_flags(parser)
     parser.add_argument(
         "--top",
-        type=argtypes.whole(1),
+        type=whole(1),
         default=5,
         metavar="N",
         help="classes an image (default: 5)",
@@ -289,7 +274,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         path = getattr(flags, flag)
         if path and not Path(path).parent.is_dir():
             raise errors.ConfigError(f"--{flag} {path}: {Path(path).parent} is not a folder")
-    source.resolve(flags.model)  # a wrong name is answered before anything is read or fetched
+    resolve(flags.model)  # a wrong name is answered before anything is read or fetched
     return flags
 
 

@@ -8,9 +8,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from bit_paddle import cli, errors, train, upstream
+from bit_paddle import errors, train
+from bit_paddle.config import parsing
+from bit_paddle.recipes import upstream
+from bit_paddle.training import launch
 
 PROG = "python -m bit_paddle.pretrain"
+
 _EPILOG = f"""\
 upstream training, unless a flag says otherwise:
   --batch {upstream.BATCH}, --base_lr 0.03 for every 256 images of it, --weight_decay \
@@ -28,6 +32,7 @@ examples:
 
 Runs are those of bit_paddle.train: the same log, checkpoints, resumption and processes.
 """
+
 _DEFAULTS = {
     "rule": upstream.RULE,
     "batch": f"{upstream.BATCH}",
@@ -43,12 +48,12 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command ``arguments``; `bit_paddle.errors` says what it raises."""
     if {"-h", "--help"} & set(arguments):
         about = "Pre-train a BiT model on images, from scratch."
-        cli.parser(PROG, about, _EPILOG, _DEFAULTS).print_help()
+        parsing.parser(PROG, about, _EPILOG, _DEFAULTS).print_help()
         return 0
     if any(word.split("=")[0] in ("--rule", "--no-from_scratch") for word in arguments):
         raise errors.ConfigError(
             f"--rule and --no-from_scratch: this is --rule {upstream.RULE} --from_scratch; "
-            f"{train.PROG} takes others"
+            f"{launch.PROG} takes others"
         )
     return train.main(["--rule", upstream.RULE, "--from_scratch", *arguments])
 

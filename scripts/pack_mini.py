@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bit_paddle import catalog, download, npz
+from bit_paddle.models import npz, published
 
 KEPT = ("bit_paddle", "versions", "classes", "crop", "resize", "steps", "amp")  # of the notes
 
@@ -21,8 +21,8 @@ def main() -> None:
     )
     parser.add_argument("run", type=Path, help="folder of the run, below bit_logs")
     flags = parser.parse_args()
-    entry = catalog.find(catalog.MINI)
-    target = download.locate(entry)
+    entry = published.find(published.MINI)
+    target = published.locate(entry)
     target.parent.mkdir(exist_ok=True)
     with npz.CheckpointFile(flags.run / "model.npz") as file:
         file.check(entry.architecture, entry.classes)

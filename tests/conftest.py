@@ -129,8 +129,8 @@ def run_train(*arguments: object, timeout: float = 300, **options) -> subprocess
 
 def update(model, optimizer, parts, lr, lam=1.0, images=None, **options):
     """`train.update` with ``parts``, which are all of the batch unless it has more ``images``."""
-    from bit_paddle import parallel, train
+    from bit_paddle.training import distributed, step
 
-    sums = parallel.GradientSums(list(model.parameters()))
+    sums = distributed.GradientSums(list(model.parameters()))
     images = sum(len(part.labels) for part in parts) if images is None else images
-    return train.update(model, optimizer, sums, parts, images, lr, lam, **options)
+    return step.update(model, optimizer, sums, parts, images, lr, lam, **options)

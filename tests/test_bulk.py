@@ -13,10 +13,11 @@ import pytest
 from conftest import ROOT, arrays_of
 from servers import Server
 
-from bit_paddle import bulk, catalog, npz
+from bit_paddle import download
 from bit_paddle.errors import DownloadError
+from bit_paddle.models import npz, published
 
-FILES = [entry.file for entry in catalog.CATALOG.values() if entry.file.startswith("vtab/")]
+FILES = [entry.file for entry in published.CATALOG.values() if entry.file.startswith("vtab/")]
 
 
 @pytest.fixture
@@ -120,13 +121,13 @@ def test_a_disk_too_small(server, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(1, 1, 1_000_000))
     with pytest.raises(DownloadError, match=r"285 files need 0\.01 GB, 0\.00 GB are free"):
-        bulk.main(["--bit_pretrained_dir", str(tmp_path / "new")])
+        download.main(["--bit_pretrained_dir", str(tmp_path / "new")])
     assert not server.requests
 
 
 def test_verify(server, tmp_path, capsys):
     """A right file, one with a flipped bit, one of another head, one of other weights, none."""
-    entries = bulk.select(["R50x1"], [0], ["svhn", "dtd", "eurosat", "sun397", "caltech101"])
+    entries = download.select(["R50x1"], [0], ["svhn", "dtd", "eurosat", "sun397", "caltech101"])
     paths = {entry.name.split("-")[-1]: tmp_path / f"{entry.name}.npz" for entry in entries}
     for task, classes in (("svhn", 10), ("dtd", 47), ("eurosat", 11), ("sun397", 397)):
         npz.write(paths[task], arrays_of(50, 1, classes, 0).items())
@@ -136,7 +137,7 @@ def test_verify(server, tmp_path, capsys):
     paths["dtd"].write_bytes(content)
     npz.write(paths["sun397"], arrays_of(50, 1, 397, 1).items())
     arguments = ["--models", "R50x1", "--runs", "0", "--tasks", *paths, "--verify"]
-    assert bulk.main([*arguments, "--bit_pretrained_dir", str(tmp_path)]) == 1
+    assert download.main([*arguments, "--bit_pretrained_dir", str(tmp_path)]) == 1
     rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()[:-1])
     assert rows["BiT-M-R50x1-run0-svhn"] == "right"
     assert "is damaged" in rows["BiT-M-R50x1-run0-dtd"]
@@ -144,7 +145,7 @@ def test_verify(server, tmp_path, capsys):
     assert "expected" in rows["BiT-M-R50x1-run0-sun397"]
     assert rows["BiT-M-R50x1-run0-caltech101"] == "missing"
     good = ["--models", "R50x1", "--runs", "0", "--tasks", "svhn", "--verify"]
-    assert bulk.main([*good, "--bit_pretrained_dir", str(tmp_path)]) == 0
+    assert download.main([*good, "--bit_pretrained_dir", str(tmp_path)]) == 0
 
 
 def test_misspelt_task():

@@ -7,11 +7,12 @@ import paddle
 import pytest
 from conftest import make_checkpoint
 
-from bit_paddle import catalog, download, npz
-from bit_paddle.architecture import Architecture
-from bit_paddle.catalog import CATALOG, NETWORKS
+from bit_paddle import catalog
 from bit_paddle.errors import ConfigError
-from bit_paddle.models import ResNetV2
+from bit_paddle.models import npz
+from bit_paddle.models.architecture import Architecture
+from bit_paddle.models.published import CATALOG, NETWORKS, find, locate
+from bit_paddle.models.resnetv2 import ResNetV2
 
 #: Of each published architecture without its head, which adds (features + 1) classes.
 PARAMETERS = {
@@ -51,10 +52,7 @@ def test_published_names():
     for upstream in "SM":
         for name in PARAMETERS:
             assert CATALOG[f"BiT-{upstream}-{name}"].classes == {"S": 1000, "M": 21843}[upstream]
-    assert (
-        catalog.find("BiT-M-R50x1").url
-        == "https://storage.googleapis.com/bit_models/BiT-M-R50x1.npz"
-    )
+    assert find("BiT-M-R50x1").url == "https://storage.googleapis.com/bit_models/BiT-M-R50x1.npz"
 
 
 @pytest.mark.parametrize(
@@ -67,7 +65,7 @@ def test_published_names():
 )
 def test_unknown_names_say_what_to_take(name, expected):
     with pytest.raises(ConfigError, match=expected):
-        catalog.find(name)
+        find(name)
 
 
 @pytest.mark.parametrize(
@@ -85,13 +83,13 @@ def test_parse():
 
 
 def test_locate(tmp_path, monkeypatch):
-    entry = catalog.find("BiT-M-R50x1-run0-dtd")
+    entry = find("BiT-M-R50x1-run0-dtd")
     monkeypatch.setenv("BIT_PADDLE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    assert download.locate(entry) == tmp_path / "cache" / "BiT-M-R50x1-run0-dtd.npz"
-    assert download.locate(entry, "own") == Path("own/BiT-M-R50x1-run0-dtd.npz")
+    assert locate(entry) == tmp_path / "cache" / "BiT-M-R50x1-run0-dtd.npz"
+    assert locate(entry, "own") == Path("own/BiT-M-R50x1-run0-dtd.npz")
     (tmp_path / "BiT-M-R50x1-run0-dtd.npz").touch()
-    assert download.locate(entry) == Path("BiT-M-R50x1-run0-dtd.npz")
+    assert locate(entry) == Path("BiT-M-R50x1-run0-dtd.npz")
 
 
 def test_every_published_file_is_listed():
@@ -136,14 +134,14 @@ def test_every_published_file_is_listed():
     ],
 )
 def test_entries(name, classes, file, preprocessing, accuracy):
-    entry = catalog.find(name)
+    entry = find(name)
     assert (entry.classes, entry.file, entry.accuracy) == (classes, file, accuracy)
     assert (entry.preprocessing.crop, entry.preprocessing.resize) == preprocessing
 
 
 def test_another_base_address(monkeypatch):
     monkeypatch.setenv("BIT_PADDLE_BASE_URL", "http://127.0.0.1:8000/mirror")
-    assert catalog.find("R50x1_160").url == "http://127.0.0.1:8000/mirror/distill/R50x1_160.npz"
+    assert find("R50x1_160").url == "http://127.0.0.1:8000/mirror/distill/R50x1_160.npz"
 
 
 def test_table(capsys):

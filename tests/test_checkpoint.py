@@ -12,10 +12,11 @@ import paddle
 import pytest
 from conftest import ROOT, arrays_of
 
-from bit_paddle import create_model, load_npz, npz, save_npz
-from bit_paddle.architecture import Architecture
+from bit_paddle import create_model, load_npz, save_npz
 from bit_paddle.errors import CheckpointError, MissingFileError, WriteError
-from bit_paddle.models import ResNetV2
+from bit_paddle.models import npz
+from bit_paddle.models.architecture import Architecture
+from bit_paddle.models.resnetv2 import ResNetV2
 
 R14 = Architecture((1, 1, 1, 1), 1)
 
@@ -262,8 +263,8 @@ def test_loading_streams(tmp_path):
     size = path.stat().st_size
     code = f"""
 import resource, bit_paddle
-from bit_paddle.models import ResNetV2
-from bit_paddle.architecture import Architecture
+from bit_paddle.models.resnetv2 import ResNetV2
+from bit_paddle.models.architecture import Architecture
 model = ResNetV2(Architecture.parse("R50x1"), 21843)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()

@@ -2,15 +2,16 @@
 
 import pytest
 
-from bit_paddle import cli, config
-from bit_paddle.data import readers
+from bit_paddle.config import parsing
+from bit_paddle.config.settings import Settings, to_yaml
+from bit_paddle.data.readers import registry
 from bit_paddle.errors import ConfigError, MissingFileError
 
 BASE = ["--model", "R50x1", "--from_scratch", "--dataset", "digits"]
 
 
 def parse(*arguments):
-    return cli.parse([str(word) for word in arguments], "train", readers.find)[0]
+    return parsing.parse([str(word) for word in arguments], "train", registry.find)[0]
 
 
 def test_model_and_dataset_are_enough():
@@ -30,7 +31,7 @@ def test_every_flag_of_the_reference_code(tmp_path):
         "--batch_split 2 "
         "--base_lr 1e-2 --eval_every 5 --workers 0 --no-save"
     )
-    assert parse(*words.split()) == config.Settings(
+    assert parse(*words.split()) == Settings(
         "R50x1",
         "cifar10",
         from_scratch=True,
@@ -63,7 +64,7 @@ def test_written_settings_come_back(tmp_path):
         *BASE, "--batch", 96, "--batch_split", 3, "--steps", 7, "--name", "123", "--no-save"
     )
     file = tmp_path / "c.yaml"
-    file.write_text("# a comment\n" + config.to_yaml(settings))
+    file.write_text("# a comment\n" + to_yaml(settings))
     assert parse("--config", file) == settings
 
 

@@ -16,10 +16,11 @@ import pytest
 from conftest import ROOT, SHARED
 from PIL import Image
 
-from bit_paddle.data import cifar, fewshot, loader, readers
+from bit_paddle.data import fewshot, loader
 from bit_paddle.data.images import ArrayImages, FileImages
+from bit_paddle.data.readers import cifar, registry
 from bit_paddle.errors import ConfigError, DataError, DownloadError, MissingFileError
-from bit_paddle.hyperrule import Resolution
+from bit_paddle.recipes.hyperrule import Resolution
 
 # --- CIFAR: small archives in exactly the official structure ------------------------------------
 
@@ -71,7 +72,7 @@ def test_cifar(name, where, tmp_path):
         datadir = tmp_path / "unpacked" / (layout.folder if where == "in the folder" else "")
     elif where == "the archive itself":
         datadir = tmp_path / layout.archive
-    dataset = readers.open_dataset(name, str(datadir))
+    dataset = registry.open_dataset(name, str(datadir))
     for images, part in zip(dataset, ("train", "val")):
         pixels, labels = expected[part]
         assert np.array_equal(images.labels, labels) and images.labels.dtype == np.int64
@@ -101,7 +102,7 @@ class Evil:
 def test_cifar_faults(changes, words, tmp_path, capsys):
     write_cifar(tmp_path, "cifar10", **changes)
     with pytest.raises(DataError, match=words):
-        readers.open_dataset("cifar10", str(tmp_path))
+        registry.open_dataset("cifar10", str(tmp_path))
     assert "code from the archive" not in capsys.readouterr().out
 
 
@@ -127,20 +128,20 @@ def test_cifar_is_downloaded_into_the_cache_once(tmp_path, monkeypatch):
     monkeypatch.setenv("BIT_PADDLE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(cifar, "URL", f"http://127.0.0.1:{server.server_port}/")
     with pytest.raises(DownloadError, match="md5"):
-        readers.open_dataset("cifar10")
+        registry.open_dataset("cifar10")
     digest = hashlib.md5(archive.read_bytes()).hexdigest()
     monkeypatch.setitem(cifar.LAYOUTS, "cifar10", cifar.LAYOUTS["cifar10"]._replace(md5=digest))
-    assert len(readers.open_dataset("cifar10").train) == 20
+    assert len(registry.open_dataset("cifar10").train) == 20
     server.shutdown()
     server.server_close()
-    assert len(readers.open_dataset("cifar10").train) == 20
+    assert len(registry.open_dataset("cifar10").train) == 20
 
 
 def test_cifar_without_label_names(tmp_path):
     write_cifar(tmp_path, "cifar10")
     (tmp_path / "cifar-10-python.tar.gz").rename(tmp_path / "cifar-100-python.tar.gz")
     with pytest.raises(DataError, match="lacks meta"):
-        readers.open_dataset("cifar100", str(tmp_path))
+        registry.open_dataset("cifar100", str(tmp_path))
 
 
 def test_cifar_archive_cut_short(tmp_path):
@@ -148,12 +149,12 @@ def test_cifar_archive_cut_short(tmp_path):
     path = tmp_path / "cifar-10-python.tar.gz"
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(DataError, match="cannot be read as a .tar.gz"):
-        readers.open_dataset("cifar10", str(tmp_path))
+        registry.open_dataset("cifar10", str(tmp_path))
 
 
 def test_cifar_datadir_without_cifar(tmp_path):
     with pytest.raises(MissingFileError, match="holds neither cifar-10-python.tar.gz"):
-        readers.open_dataset("cifar10", str(tmp_path))
+        registry.open_dataset("cifar10", str(tmp_path))
 
 
 @pytest.mark.skipif(
@@ -164,7 +165,7 @@ def test_real_cifar10_images(tmp_path):
         [sys.executable, SHARED / "data" / "make_cifar10.py", tmp_path, "--per-class", "10"],
         check=True,
     )
-    train, val = readers.open_dataset("cifar10", str(tmp_path))[:2]
+    train, val = registry.open_dataset("cifar10", str(tmp_path))[:2]
     assert (len(train), len(val)) == (100, 20)
     assert np.bincount(train.labels).tolist() == [10] * 10
     assert train.classes[0] == "airplane" and train.classes[9] == "truck"
@@ -176,7 +177,7 @@ def test_real_cifar10_images(tmp_path):
 
 def test_digits():
     pytest.importorskip("sklearn")
-    train, val = readers.open_dataset("digits")[:2]
+    train, val = registry.open_dataset("digits")[:2]
     assert (len(train), len(val)) == (1442, 355)
     assert train.classes == [str(k) for k in range(10)] and train.size(0) == (8, 8)
     assert train.pixels.max() == 255 and set(np.bincount(val.labels)) <= {34, 35, 36}
@@ -184,7 +185,7 @@ def test_digits():
 
 
 def test_folder(image_folder):
-    train, val = readers.open_dataset("folder", str(image_folder))[:2]
+    train, val = registry.open_dataset("folder", str(image_folder))[:2]
     assert (len(train), len(val)) == (36, 15) and train.classes == val.classes == [
         "amber",
         "blue",
@@ -193,7 +194,7 @@ def test_folder(image_folder):
     assert train.labels.tolist() == sorted(train.labels.tolist())
     assert train.size(0) == (40, 50) and train.image(0).mode == "RGB"
     assert train.name(0).endswith("train/amber/0.png")
-    sizes = readers.sizes(train, np.arange(36))
+    sizes = registry.sizes(train, np.arange(36))
     assert sizes[0] == (40, 50) and sizes[18] == (46, 50) and sizes[-1] == (51, 50)
 
 
@@ -210,14 +211,14 @@ def test_folder_ignores_what_is_no_image(copied_folder):
     (copied_folder / "train" / "amber" / "0.png").rename(
         copied_folder / "train" / "amber" / "0.PNG"
     )
-    assert len(readers.open_dataset("folder", str(copied_folder)).train) == 36
+    assert len(registry.open_dataset("folder", str(copied_folder)).train) == 36
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", "cut"])
 def test_broken_image_is_named(content, copied_folder):
     path = copied_folder / "train" / "amber" / "0.png"
     path.write_bytes(path.read_bytes()[:2000] if content == "cut" else content)
-    train = readers.open_dataset("folder", str(copied_folder)).train
+    train = registry.open_dataset("folder", str(copied_folder)).train
     with pytest.raises(DataError, match="amber/0.png"):
         train.image(0)
 
@@ -240,7 +241,7 @@ def test_pixels_without_a_range_are_refused(tmp_path):
 
 def test_unknown_dataset():
     with pytest.raises(ConfigError, match="did you mean cifar100 or cifar10"):
-        readers.open_dataset("cifar_100")
+        registry.open_dataset("cifar_100")
 
 
 # --- Few-shot -----------------------------------------------------------------------------------
@@ -266,10 +267,10 @@ def test_fewshot_of_too_few():
 
 def test_scaling_to_the_network_is_exact():
     """x / 127.5 - 1 as NumPy divides, in float32, on every version of Paddle."""
-    from bit_paddle import parallel
+    from bit_paddle.system import device
 
     pixels = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16)
-    found = parallel.to_device(pixels).numpy()
+    found = device.to_device(pixels).numpy()
     assert found.dtype == np.float32
     assert np.array_equal(found, pixels / np.float32(127.5) - np.float32(1))
 
@@ -344,9 +345,10 @@ def test_the_data_do_not_depend_on_workers_split_or_start(noise):
 SHARE = """
 import hashlib, sys
 import numpy as np
-from bit_paddle.data import loader, readers
-from bit_paddle.hyperrule import Resolution
-images = readers.open_dataset("folder", sys.argv[1]).train
+from bit_paddle.data import loader
+from bit_paddle.data.readers import registry
+from bit_paddle.recipes.hyperrule import Resolution
+images = registry.open_dataset("folder", sys.argv[1]).train
 rank, world_size = map(int, sys.argv[2:4])
 batches = loader.training_batches(
     images, np.arange(len(images)), Resolution(40, 32), 10, 3, 2, True, 0.5, rank=rank,
@@ -459,6 +461,6 @@ def test_evaluation_covers_every_image_in_order(noise, workers):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_image_that_breaks_reaches_the_caller(workers, copied_folder):
     (copied_folder / "train" / "blue" / "3.png").write_bytes(b"broken")
-    train = readers.open_dataset("folder", str(copied_folder)).train
+    train = registry.open_dataset("folder", str(copied_folder)).train
     with pytest.raises(DataError, match="blue/3.png"):
         steps_of(train, 6, workers=workers)

@@ -11,34 +11,39 @@ from conftest import ROOT
 
 import bit_paddle
 
-FLOORS = {
-    name: floor
-    for floor, names in enumerate(
-        (
-            "errors environment interrupt",
-            "argtypes files processes hyperrule architecture exported "
-            "data.images data.fewshot data.transforms",
-            "logbook catalog npz upstream figures data.spec native.plain __main__",
-            "config download data.listing data.loader native.compiled native.checks profiling",
-            "cli source runs data.archives data.cifar data.check data.folders native.build",
-            "models mixup sgd parallel recorded",
-            "saving data.lists data.oxford checkpoint metrics onnx_graph fitting",
-            "data.readers",
-            "formats planning inference examined",
-            "starting repeats",
-            "train plan evaluate predict report bulk export data.show native.__main__",
-            "pretrain",
-        )
-    )
-    for name in names.split()
+ROOMS = (  # a room imports from those before it, and from itself without circles
+    "errors",
+    "recipes",
+    "system",
+    "data",
+    "models",
+    "config",
+    "runs",
+    "inference",
+    "visual",
+    "training",
+    "doors",
+)
+NEED_PADDLE = {
+    *(f"models.{name}" for name in ("resnetv2", "losses", "weights")),
+    *(f"models.native.{name}" for name in ("plain", "compiled", "checks")),
+    *(f"inference.{name}" for name in ("examine", "predictor")),
+    *(f"training.{name}" for name in ("distributed", "memory", "optimizer", "start", "validation")),
+    "runs.snapshot",
+    "system.device",
 }
-WITH_PADDLE = "models mixup sgd parallel checkpoint metrics fitting starting inference examined"
-NEED_PADDLE = {*WITH_PADDLE.split(), "native.plain", "native.compiled", "native.checks"}
 MODULES = {
     ".".join(path.relative_to(ROOT / "bit_paddle").with_suffix("").parts): path
     for path in (ROOT / "bit_paddle").rglob("*.py")
     if path.name != "__init__.py"
 }
+OLD_ADDRESSES = {"data.show", "native.__main__"}
+
+
+def room_of(name: str) -> str:
+    """The room of a module; commands and the interface are doors."""
+    room = name.split(".")[0]
+    return room if name not in OLD_ADDRESSES and room in ROOMS else "doors"
 
 
 def imports(path: Path, top_level: bool = False) -> set:
@@ -56,18 +61,26 @@ def imports(path: Path, top_level: bool = False) -> set:
     return found
 
 
-def test_every_module_has_a_floor():
-    assert set(MODULES) == set(FLOORS)
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_imports_come_from_rooms_below(name):
+    own, found = room_of(name), imports(MODULES[name])
+    for other in MODULES:
+        if f"bit_paddle.{other}" in found and room_of(other) != own:
+            assert ROOMS.index(room_of(other)) < ROOMS.index(own), f"{name} imports {other}"
 
 
-@pytest.mark.parametrize("name", sorted(FLOORS))
-def test_imports_come_from_floors_below(name):
-    for other, floor in FLOORS.items():
-        if f"bit_paddle.{other}" in imports(MODULES[name]):
-            assert floor < FLOORS[name], f"{name} imports {other}"
+def test_no_circles():
+    arrows = {
+        name: {other for other in MODULES if f"bit_paddle.{other}" in imports(path) - {name}}
+        for name, path in MODULES.items()
+    }
+    while arrows:
+        ends = {name for name, others in arrows.items() if not others & set(arrows)}
+        assert ends, f"a circle among {sorted(arrows)}"
+        arrows = {name: others for name, others in arrows.items() if name not in ends}
 
 
-@pytest.mark.parametrize("name", sorted(set(FLOORS) - NEED_PADDLE))
+@pytest.mark.parametrize("name", sorted(set(MODULES) - NEED_PADDLE))
 def test_paddle_is_loaded_late(name):
     """By the modules that compute alone; commands import those inside their functions."""
     top = imports(MODULES[name], top_level=True)
@@ -76,7 +89,7 @@ def test_paddle_is_loaded_late(name):
 
 
 def test_the_rule_is_plain_python():
-    assert imports(MODULES["hyperrule"]) == {
+    assert imports(MODULES["recipes.hyperrule"]) == {
         "__future__",
         "__future__.annotations",
         "dataclasses",
@@ -103,7 +116,7 @@ def test_the_package_names_its_commands():
     modules = {
         name for name, path in MODULES.items() if '__name__ == "__main__"' in path.read_text()
     }
-    assert {name.replace(".__main__", "") for name in modules} == {*COMMANDS, "__main__"}
+    assert modules - OLD_ADDRESSES == {*COMMANDS, "__main__"}
     done = subprocess.run([sys.executable, "-m", "bit_paddle", "trian"], cwd=ROOT, text=True,
                           capture_output=True)  # fmt: skip
     assert done.returncode == 2 and "did you mean train" in done.stderr

@@ -12,8 +12,9 @@ import pytest
 from conftest import ROOT
 from servers import Server
 
-from bit_paddle import catalog, download
 from bit_paddle.errors import DownloadError
+from bit_paddle.models import published
+from bit_paddle.system import fetch
 
 CONTENT = os.urandom(1 << 20) + b"the end"
 MD5 = hashlib.md5(CONTENT).hexdigest()
@@ -21,7 +22,7 @@ MD5 = hashlib.md5(CONTENT).hexdigest()
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(download, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(fetch, "FIRST_PAUSE", 0.01)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     server = Server({"/folder/file.npz": CONTENT})
     server.url = server.address + "/folder/file.npz"
@@ -32,9 +33,9 @@ def server(monkeypatch):
 
 def test_a_good_server(server, tmp_path):
     path = tmp_path / "new" / "folder" / "file.npz"
-    assert download.fetch(server.url, path, md5=MD5) == path
+    assert fetch.fetch(server.url, path, md5=MD5) == path
     assert path.read_bytes() == CONTENT
-    download.fetch(server.url, path, md5=MD5)
+    fetch.fetch(server.url, path, md5=MD5)
     assert server.requests == [("/folder/file.npz", None)]  # what is there is not asked for again
     assert not path.with_name("file.npz.part").exists()
 
@@ -52,39 +53,39 @@ def test_a_good_server(server, tmp_path):
 )
 def test_faults_that_pass(server, faults, requests, tmp_path):
     server.faults = list(faults)
-    assert download.fetch(server.url, tmp_path / "x", md5=MD5).read_bytes() == CONTENT
+    assert fetch.fetch(server.url, tmp_path / "x", md5=MD5).read_bytes() == CONTENT
     assert len(server.requests) == requests
 
 
 def test_only_the_rest_is_asked_for(server, tmp_path):
     server.faults = ["drop"]
-    download.fetch(server.url, tmp_path / "x")
+    fetch.fetch(server.url, tmp_path / "x")
     (_, first), (_, second) = server.requests
     assert first is None and int(second[len("bytes=") : -1]) >= len(CONTENT) // 4
     assert sum(server.bytes_sent.values()) < len(CONTENT) * 1.3
 
 
 def test_a_silent_server(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "READ_TIMEOUT", 0.3)
+    monkeypatch.setattr(fetch, "READ_TIMEOUT", 0.3)
     server.faults = ["silent"]
-    assert download.fetch(server.url, tmp_path / "x", md5=MD5).read_bytes() == CONTENT
+    assert fetch.fetch(server.url, tmp_path / "x", md5=MD5).read_bytes() == CONTENT
 
 
 def test_a_partial_file_of_something_longer(server, tmp_path):
     (tmp_path / "x.part").write_bytes(bytes(len(CONTENT) + 5))
-    assert download.fetch(server.url, tmp_path / "x", md5=MD5).read_bytes() == CONTENT
+    assert fetch.fetch(server.url, tmp_path / "x", md5=MD5).read_bytes() == CONTENT
 
 
 def test_killed_before_the_renaming(server, tmp_path):
     """All bytes are there: nothing but the verdict is asked for."""
     (tmp_path / "x.part").write_bytes(CONTENT)
-    assert download.fetch(server.url, tmp_path / "x", md5=MD5).read_bytes() == CONTENT
+    assert fetch.fetch(server.url, tmp_path / "x", md5=MD5).read_bytes() == CONTENT
     assert sum(server.bytes_sent.values()) == 0
 
 
 def test_a_partial_file_of_something_else_is_replaced(server, tmp_path):
     (tmp_path / "x.part").write_bytes(bytes(1000))
-    assert download.fetch(server.url, tmp_path / "x").read_bytes() == CONTENT
+    assert fetch.fetch(server.url, tmp_path / "x").read_bytes() == CONTENT
     assert [wanted for _, wanted in server.requests] == ["bytes=1000-", None]
 
 
@@ -94,7 +95,7 @@ def test_a_web_page_instead_of_a_checkpoint(server, tmp_path, monkeypatch):
     server.no_hashes = True
     monkeypatch.setenv("BIT_PADDLE_BASE_URL", server.address)
     with pytest.raises(DownloadError, match="it starts with b'<html>Please"):
-        download.obtain(catalog.find("BiT-M-R50x1"), tmp_path)
+        published.obtain(published.find("BiT-M-R50x1"), tmp_path)
     assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == []
 
 
@@ -107,9 +108,9 @@ def test_progress_is_told_and_can_stop(server, tmp_path):
             raise InterruptedError
 
     with pytest.raises((InterruptedError, DownloadError)):
-        download.fetch(server.url, tmp_path / "x", progress=progress)
+        fetch.fetch(server.url, tmp_path / "x", progress=progress)
     assert told[-1][1] == len(CONTENT) and 0 < told[0][0] < told[1][0]
-    download.fetch(server.url, tmp_path / "x", md5=MD5)
+    fetch.fetch(server.url, tmp_path / "x", md5=MD5)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +127,7 @@ def test_progress_is_told_and_can_stop(server, tmp_path):
 def test_faults_that_stay(server, faults, words, tmp_path):
     server.faults = list(faults)
     with pytest.raises(DownloadError, match=words):
-        download.fetch(server.url, tmp_path / "x")
+        fetch.fetch(server.url, tmp_path / "x")
     assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == []
 
 
@@ -135,8 +136,8 @@ def test_nobody_answers(url, tmp_path):
     """At once: there is nothing to wait for."""
     start = time.monotonic()
     with pytest.raises(DownloadError, match="cannot be reached .*HTTPS_PROXY"):
-        download.fetch(url, tmp_path / "x")
-    assert time.monotonic() - start < download.FIRST_PAUSE * 5
+        fetch.fetch(url, tmp_path / "x")
+    assert time.monotonic() - start < fetch.FIRST_PAUSE * 5
 
 
 def test_a_disk_too_small(server, tmp_path, monkeypatch):
@@ -146,17 +147,17 @@ def test_a_disk_too_small(server, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(1, 1, 1000))
     with pytest.raises(DownloadError, match="too little space"):
-        download.fetch(server.url, tmp_path / "x")
+        fetch.fetch(server.url, tmp_path / "x")
 
 
 def test_a_folder_that_cannot_be(server, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(DownloadError, match="cannot be written"):
-        download.fetch(server.url, tmp_path / "file" / "x")
+        fetch.fetch(server.url, tmp_path / "file" / "x")
 
 
 def _fetch(url, path):
-    download.fetch(url, path)
+    fetch.fetch(url, path)
 
 
 def test_many_processes_share_one_download(server, tmp_path):
@@ -193,5 +194,5 @@ def test_killed_in_the_middle(server, tmp_path):
     there = partial.stat().st_size
     assert not (tmp_path / "x").exists() and there > 0
     server.chunk_pause = 0.0
-    assert download.fetch(server.url, tmp_path / "x").read_bytes() == CONTENT
+    assert fetch.fetch(server.url, tmp_path / "x").read_bytes() == CONTENT
     assert server.requests == [(path, None), (path, f"bytes={there}-")]

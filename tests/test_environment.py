@@ -7,7 +7,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from bit_paddle import environment
+from bit_paddle.system import environment
 
 SHOW = "import os, bit_paddle; print([os.environ.get(name) for name in {}])"
 
@@ -36,7 +36,7 @@ def test_threads_are_set_unless_the_user_has(given, expected):
 
 def test_cpu_count_respects_affinity():
     code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
-    code += "from bit_paddle import environment; print(environment.cpu_count())"
+    code += "from bit_paddle.system import environment; print(environment.cpu_count())"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
     )

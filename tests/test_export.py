@@ -13,11 +13,14 @@ import paddle
 import pytest
 from conftest import ROOT
 
-from bit_paddle import errors, export, exported, formats, npz, save_npz, source
-from bit_paddle.architecture import Architecture
-from bit_paddle.catalog import Preprocessing
+from bit_paddle import errors, export, save_npz
 from bit_paddle.errors import ConfigError, DifferenceError, WriteError
-from bit_paddle.models import ResNetV2
+from bit_paddle.inference import formats, paddle_inference, verify
+from bit_paddle.inference.trained import find
+from bit_paddle.models import npz
+from bit_paddle.models.architecture import Architecture
+from bit_paddle.models.published import Preprocessing
+from bit_paddle.models.resnetv2 import ResNetV2
 
 NETWORKS = {
     "R14x0.5, 10 outputs": ((1, 1, 1, 1), 0.5, 10),
@@ -55,7 +58,7 @@ def network(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("export") / "model.npz"
     notes = {"crop": 160, "classes": CLASSES} if classes == 10 else {"crop": 160}
     save_npz(model, path, notes)
-    return model, source.find(str(path))
+    return model, find(str(path))
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +66,7 @@ def small(tmp_path_factory):
     model = make((1, 1, 1, 1), 0.5, 10)
     path = tmp_path_factory.mktemp("export") / "small.npz"
     save_npz(model, path, {"crop": 160, "classes": CLASSES})
-    return model, source.find(str(path))
+    return model, find(str(path))
 
 
 def need(format):
@@ -75,32 +78,32 @@ def need(format):
 def test_an_export_computes_the_same(format, network, tmp_path):
     need(format)
     model, trained = network
-    verified = export.export(model, trained, format, tmp_path / "out")
-    assert (verified.inexact or verified.difference) < export.LIMIT
+    verified = verify.export(model, trained, format, tmp_path / "out")
+    assert (verified.inexact or verified.difference) < verify.LIMIT
     run = formats.FORMATS[format].read(tmp_path / "out", model)
     for shape in SIZES:
         expected = outputs(model, shape)
         assert np.abs(expected).max() > 0.1
         # the model itself rounds by up to 1.4e-5 of the largest, where its MKL has AVX-512
-        assert export.relative_difference(outputs(run, shape), expected) < 2e-5
+        assert verify.relative_difference(outputs(run, shape), expected) < 2e-5
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_paddle_loads_the_folder_by_itself(network, tmp_path):
     model, trained = network
-    export.export(model, trained, "paddle", tmp_path / "out")
+    verify.export(model, trained, "paddle", tmp_path / "out")
     run = formats.as_run(paddle.jit.load(str(tmp_path / "out" / "inference")))
     for shape in SIZES:
-        assert export.relative_difference(outputs(run, shape), outputs(model, shape)) < 2e-5
+        assert verify.relative_difference(outputs(run, shape), outputs(model, shape)) < 2e-5
 
 
 def test_an_exported_folder_computes_in_bfloat16(small, tmp_path):
     """Rounding to 8 bits is seen, and no more than that."""
     model, trained = small
-    export.export(model, trained, "paddle", tmp_path / "out")
-    run = exported.open_folder(tmp_path / "out", bf16=True)
+    verify.export(model, trained, "paddle", tmp_path / "out")
+    run = paddle_inference.open_folder(tmp_path / "out", bf16=True)
     differences = [
-        export.relative_difference(outputs(run, shape), outputs(model, shape)) for shape in SIZES
+        verify.relative_difference(outputs(run, shape), outputs(model, shape)) for shape in SIZES
     ]
     assert max(differences) > 1e-4  # oneDNN emulates it where the processor has none
     assert max(differences) < 8 * 2**-8
@@ -119,20 +122,20 @@ def test_an_exported_folder_computes_in_bfloat16(small, tmp_path):
 def test_notes_that_export_would_not_write(change, fault, tmp_path):
     notes = {"outputs": 3, "features": 64, "preprocessing": None, "classes": None}
     notes["trained_here"] = False
-    (tmp_path / exported.NOTES).write_text(json.dumps(notes))
-    assert source.find(str(tmp_path)).outputs == 3
-    (tmp_path / exported.NOTES).write_text(json.dumps({**notes, **change}))
+    (tmp_path / paddle_inference.NOTES).write_text(json.dumps(notes))
+    assert find(str(tmp_path)).outputs == 3
+    (tmp_path / paddle_inference.NOTES).write_text(json.dumps({**notes, **change}))
     with pytest.raises(errors.CheckpointError, match=fault):
-        source.find(str(tmp_path))
+        find(str(tmp_path))
 
 
 def test_an_exported_folder_knows_its_source(network, tmp_path):
     model, trained = network
-    export.export(model, trained, "paddle", tmp_path / "out")
-    found = source.find(str(tmp_path / "out"))
+    verify.export(model, trained, "paddle", tmp_path / "out")
+    found = find(str(tmp_path / "out"))
     assert found == replace(trained, path=tmp_path / "out")
     assert found.features == model.architecture.features
-    assert source.find(str(tmp_path / "out"), crop=64).preprocessing == Preprocessing(64)
+    assert find(str(tmp_path / "out"), crop=64).preprocessing == Preprocessing(64)
 
 
 @pytest.mark.parametrize(
@@ -140,22 +143,22 @@ def test_an_exported_folder_knows_its_source(network, tmp_path):
     [("bit_paddle.json", "{"), ("bit_paddle.json", "[]"), ("bit_paddle.json", '{"outputs": 1}')],
 )
 def test_a_damaged_folder_is_named(file, content, small, tmp_path):
-    export.export(*small, "paddle", tmp_path / "out")
+    verify.export(*small, "paddle", tmp_path / "out")
     (tmp_path / "out" / file).write_text(content)
     with pytest.raises(errors.CheckpointError, match="bit_paddle.json: is not what `export` write"):
-        source.find(str(tmp_path / "out"))
+        find(str(tmp_path / "out"))
 
 
 def test_a_folder_without_its_weights_is_named(small, tmp_path):
-    export.export(*small, "paddle", tmp_path / "out")
+    verify.export(*small, "paddle", tmp_path / "out")
     (tmp_path / "out" / "inference.pdiparams").unlink()
     with pytest.raises(errors.CheckpointError, match="out: an exported model has .*export it agai"):
-        exported.open_folder(tmp_path / "out")
+        paddle_inference.open_folder(tmp_path / "out")
 
 
 def test_paddle_export_has_plain_layers_alone(small, tmp_path):
     model, trained = small
-    export.export(model, trained, "paddle", tmp_path / "out")
+    verify.export(model, trained, "paddle", tmp_path / "out")
     loaded = paddle.jit.load(str(tmp_path / "out" / "inference"))
     program = loaded.program()  # kept, as it owns the block
     operators = program.global_block().ops
@@ -177,7 +180,7 @@ def test_folding_leaves_the_model_alone(small):
 
 def test_pdparams_are_the_raw_parameters(small, tmp_path):
     model, trained = small
-    export.export(model, trained, "pdparams", tmp_path / "x.pdparams")
+    verify.export(model, trained, "pdparams", tmp_path / "x.pdparams")
     loaded = paddle.load(str(tmp_path / "x.pdparams"))
     assert set(loaded) == set(model.state_dict())
     for name, value in model.state_dict().items():
@@ -186,7 +189,7 @@ def test_pdparams_are_the_raw_parameters(small, tmp_path):
 
 def test_npz_is_the_published_layout_with_its_notes(small, tmp_path):
     model, trained = small
-    export.export(model, trained, "npz", tmp_path / "x.npz")
+    verify.export(model, trained, "npz", tmp_path / "x.npz")
     with npz.CheckpointFile(tmp_path / "x.npz") as file:
         assert file.notes() == {"crop": 160, "classes": CLASSES}
     with np.load(tmp_path / "x.npz") as found, np.load(trained.path) as expected:
@@ -201,7 +204,7 @@ def test_onnx_takes_any_size_and_survives_optimizers(small, tmp_path):
     """onnxruntime merges a zero padding with the max-pool behind it, which is wrong."""
     onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     model, trained = small
-    export.export(model, trained, "onnx", tmp_path / "x.onnx")
+    verify.export(model, trained, "onnx", tmp_path / "x.onnx")
     (images,) = onnx.load(tmp_path / "x.onnx").graph.input
     dimensions = images.type.tensor_type.shape.dim
     assert [d.dim_param or d.dim_value for d in dimensions] == ["batch", 3, "height", "width"]
@@ -213,21 +216,21 @@ def test_onnx_takes_any_size_and_survives_optimizers(small, tmp_path):
         )
         for shape in SIZES:
             found = outputs(lambda images: session.run(None, {"images": images})[0], shape)  # noqa: B023
-            assert export.relative_difference(found, outputs(model, shape)) < 1e-5
+            assert verify.relative_difference(found, outputs(model, shape)) < 1e-5
 
 
 def test_onnx_has_a_largest_size(small, tmp_path, monkeypatch):
     pytest.importorskip("onnx")
     monkeypatch.setattr(formats, "_ONNX_BYTES", 1 << 20)
     with pytest.raises(ConfigError, match=r"2 GB at most.*--format paddle"):
-        export.export(*small, "onnx", tmp_path / "x.onnx")
+        verify.export(*small, "onnx", tmp_path / "x.onnx")
     assert not list(tmp_path.iterdir())
 
 
 def test_onnx_without_onnxruntime_is_checked_alone(small, tmp_path, monkeypatch):
     pytest.importorskip("onnx")
     monkeypatch.setattr(formats, "installed", lambda package: package != "onnxruntime")
-    assert export.export(*small, "onnx", tmp_path / "x.onnx") is None
+    assert verify.export(*small, "onnx", tmp_path / "x.onnx") is None
     assert (tmp_path / "x.onnx").is_file()
 
 
@@ -282,7 +285,7 @@ def test_names(key):
 def test_timm_file_holds_raw_kernels_of_torch_shape(small, tmp_path):
     numpy = pytest.importorskip("safetensors.numpy")
     model, trained = small
-    export.export(model, trained, "safetensors-timm", tmp_path / "x.safetensors")
+    verify.export(model, trained, "safetensors-timm", tmp_path / "x.safetensors")
     arrays = numpy.load_file(tmp_path / "x.safetensors")
     assert len(arrays) == len(model.state_dict())
     assert arrays["stem.conv.weight"].shape == (32, 3, 7, 7)
@@ -295,7 +298,7 @@ def test_timm_file_holds_raw_kernels_of_torch_shape(small, tmp_path):
 def test_huggingface_configuration(network, tmp_path):
     need("huggingface")
     model, trained = network
-    export.export(model, trained, "huggingface", tmp_path / "out")
+    verify.export(model, trained, "huggingface", tmp_path / "out")
     read = {path.name: path for path in (tmp_path / "out").iterdir()}
     assert set(read) == {"config.json", "preprocessor_config.json", "model.safetensors"}
     config = json.loads(read["config.json"].read_text(encoding="utf-8"))
@@ -320,7 +323,7 @@ def test_huggingface_crops_where_the_checkpoint_was_measured_so():
 def test_transformers_reads_it(network, tmp_path):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     model, trained = network
-    export.export(model, trained, "huggingface", tmp_path / "out")
+    verify.export(model, trained, "huggingface", tmp_path / "out")
     theirs, report = transformers.BitForImageClassification.from_pretrained(
         tmp_path / "out", output_loading_info=True
     )
@@ -331,7 +334,7 @@ def test_transformers_reads_it(network, tmp_path):
             return theirs.eval()(torch.from_numpy(images)).logits.numpy()
 
     for shape in SIZES:
-        assert export.relative_difference(outputs(run, shape), outputs(model, shape)) < 1e-5
+        assert verify.relative_difference(outputs(run, shape), outputs(model, shape)) < 1e-5
 
 
 # --- What must not happen ---
@@ -354,7 +357,7 @@ def test_a_wrong_export_is_removed(format, small, tmp_path, monkeypatch):
     need(format)
     monkeypatch.setitem(formats.FORMATS, format, damaged(format))
     with pytest.raises(DifferenceError, match="nothing was kept") as caught:
-        export.export(*small, format, tmp_path / "out")
+        verify.export(*small, format, tmp_path / "out")
     assert caught.value.exit_status == 1
     assert not list(tmp_path.iterdir())
 
@@ -367,22 +370,22 @@ def test_a_wrong_export_is_removed(format, small, tmp_path, monkeypatch):
 def test_verify_refuses(spoil, small):
     model, _ = small
     run = formats.as_run(model)
-    assert export.verify(run, model).difference == 0
+    assert verify.verify(run, model).difference == 0
     with pytest.raises(DifferenceError):
-        export.verify(lambda images: spoil(run(images)), model)
+        verify.verify(lambda images: spoil(run(images)), model)
 
 
 def test_verify_allows_what_float32_explains(small, monkeypatch):
     """An export that is nearer to float64 than the model is passes; twice as far does not."""
     model, _ = small
-    exact = formats.as_run(export._in_float64(model))
-    monkeypatch.setattr(export, "LIMIT", 1e-9)
-    verified = export.verify(lambda images: exact(images.astype(np.float64)), model)
+    exact = formats.as_run(verify._in_float64(model))
+    monkeypatch.setattr(verify, "LIMIT", 1e-9)
+    verified = verify.verify(lambda images: exact(images.astype(np.float64)), model)
     assert verified.inexact == 0 and 1e-9 < verified.rounding < 1e-5
     assert verified.difference == pytest.approx(verified.rounding, rel=1e-3)
     assert "float64" in str(verified)
     with pytest.raises(DifferenceError):
-        export.verify(lambda images: exact(images.astype(np.float64)) * (1 + 1e-5), model)
+        verify.verify(lambda images: exact(images.astype(np.float64)) * (1 + 1e-5), model)
 
 
 def test_an_interrupted_export_leaves_nothing(small, tmp_path, monkeypatch):
@@ -393,13 +396,13 @@ def test_an_interrupted_export_leaves_nothing(small, tmp_path, monkeypatch):
 
     monkeypatch.setitem(formats.FORMATS, "paddle", formats.FORMATS["paddle"]._replace(write=write))
     with pytest.raises(KeyboardInterrupt):
-        export.export(*small, "paddle", tmp_path / "out")
+        verify.export(*small, "paddle", tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
 def test_unwritable_output(small, tmp_path):
     with pytest.raises(WriteError, match="nowhere"):
-        export.export(*small, "npz", tmp_path / "nowhere" / "x")
+        verify.export(*small, "npz", tmp_path / "nowhere" / "x")
 
 
 @pytest.mark.parametrize("format", formats.FORMATS)
@@ -410,7 +413,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(format, small, tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
         with pytest.raises(WriteError, match=r"/out: cannot be written.*is there room") as caught:
-            export.export(*small, format, tmp_path / "out")
+            verify.export(*small, format, tmp_path / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert ".part" not in str(caught.value) and not list(tmp_path.iterdir())
@@ -421,7 +424,7 @@ def test_others_may_read_what_the_umask_lets_them(format, small, tmp_path):
     need(format)
     before = os.umask(0o027)
     try:
-        export.export(*small, format, tmp_path / "out")
+        verify.export(*small, format, tmp_path / "out")
     finally:
         os.umask(before)
     written = [path for path in (tmp_path / "out", *tmp_path.rglob("*")) if path.is_file()]

@@ -17,25 +17,22 @@ import paddle
 import pytest
 from conftest import ROOT, run_train, start_train, update
 
-from bit_paddle import (
-    config,
-    create_model,
-    fitting,
-    logbook,
-    npz,
-    parallel,
-    planning,
-    processes,
-    save_npz,
-    sgd,
-    starting,
-    train,
-)
-from bit_paddle.architecture import Architecture
+from bit_paddle import create_model, save_npz
+from bit_paddle.config import settings
 from bit_paddle.data.loader import MicroBatch
 from bit_paddle.errors import OutOfMemoryError
-from bit_paddle.models import StdConv2D
-from bit_paddle.native import plain
+from bit_paddle.models import npz
+from bit_paddle.models.architecture import Architecture
+from bit_paddle.models.native import plain
+from bit_paddle.models.resnetv2 import StdConv2D
+from bit_paddle.runs import logbook
+from bit_paddle.system import processes
+from bit_paddle.training import memory as training_memory
+from bit_paddle.training import start as training_start
+from bit_paddle.training.memory import find_split, split_further
+from bit_paddle.training.optimizer import Momentum
+from bit_paddle.training.plan import make_plan
+from bit_paddle.training.step import loss_of
 
 EXACT = {
     "MALLOC_ARENA_MAX": "1",
@@ -56,7 +53,7 @@ def asked_for(estimate, images, least):
         asked.append(split)
         return split >= least
 
-    return fitting.smallest_split(estimate, images, fits), asked
+    return training_memory.smallest_split(estimate, images, fits), asked
 
 
 @pytest.mark.parametrize("images", [1, 2, 3, 7, 8, 16, 31, 40])
@@ -93,8 +90,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from bit_paddle import checkpoint, config, fitting, logbook, parallel, planning, processes, sgd
-from bit_paddle import starting, train
+from bit_paddle.models import weights
+from bit_paddle.config.settings import Settings
+from bit_paddle.training import memory as training_memory
+from bit_paddle.runs import logbook
+from bit_paddle.training import distributed
+from bit_paddle.training.memory import activation_memory
+from bit_paddle.training.plan import make_plan
+from bit_paddle.system import processes
+from bit_paddle.training.optimizer import Momentum
+from bit_paddle.training import start
+from bit_paddle.training.memory import find_split
+from bit_paddle.training import step
 from bit_paddle.data.loader import MicroBatch
 
 out, image_folder, name = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
@@ -102,7 +109,7 @@ MODES = {"off": ("off", "off"), "unit": ("unit", "off"), "bf16": ("off", "bf16")
 CROP, FEW, SOME, MANY = 96, 4, 8, 32
 INFINITY = resource.RLIM_INFINITY
 processes.end_with_parent()
-parallel.join()
+distributed.join()
 rank, size = processes.rank(), processes.world_size()
 told = {"fits": {}, "update": {}}
 
@@ -136,10 +143,10 @@ def state(model, optimizer):
 
 
 def new(mode):
-    model = checkpoint.create_model("R14x0.5", 3, pretrained=False, seed=0)
+    model = weights.create_model("R14x0.5", 3, pretrained=False, seed=0)
     model.recompute, model.amp = MODES[mode]
-    optimizer = sgd.Momentum(0.01, 0.9, model.parameters())
-    return model, optimizer, parallel.GradientSums(model.parameters())
+    optimizer = Momentum(0.01, 0.9, model.parameters())
+    return model, optimizer, distributed.GradientSums(model.parameters())
 
 
 def an_image(model):
@@ -175,15 +182,15 @@ def update(model, optimizer, sums, where=None):
                 yield part
 
     with limited():
-        return train.update(model, optimizer, sums, parts, 8 * size, 0.01, checked=checked)
+        return step.update(model, optimizer, sums, parts, 8 * size, 0.01, checked=checked)
 
 
 def try_to_fit(mode):
     model, optimizer, sums = new(mode)
     found = told["fits"].setdefault(mode, {})
 
-    def fits(images, moved=(), loss=train._loss):
-        return fitting.fits(model, loss, CROP, images, True, moved)
+    def fits(images, moved=(), loss=step.loss_of):
+        return training_memory.fits(model, loss, CROP, images, True, moved)
 
     def ends_at(block, time):
         calls, norm = [], next(iter(block)).a.norm
@@ -200,7 +207,7 @@ def try_to_fit(mode):
         return answer
 
     def to_end_on_the_way_back(model, part, lam):
-        loss = train._loss(model, part, lam)
+        loss = step.loss_of(model, part, lam)
         limit(2**19)
         return loss
 
@@ -237,9 +244,9 @@ def disturb_updates(mode):
 
 
 def begin():
-    settings = config.Settings("R14x0.5", "folder", image_folder, from_scratch=True, batch=32,
+    settings = Settings("R14x0.5", "folder", image_folder, from_scratch=True, batch=32,
                                precrop=CROP, crop=CROP)
-    plan, lines = planning.make_plan(settings), []
+    plan, lines = make_plan(settings), []
 
     class Log(logbook.Silent):
         def say(self, text, console=True):
@@ -250,11 +257,11 @@ def begin():
         limit(memory + 2 * SOME * plan.architecture.activations(CROP))
         return 2**50
 
-    parallel.activation_memory = boundless
+    activation_memory = boundless
     try:
         with limited():
-            model, _, sums, _, known = starting.begin(plan, "off", Log())
-            split = starting.find_split(plan, "gpu", known, model, train._loss, sums.own, Log())
+            model, _, sums, _, known = start.begin(plan, "off", Log())
+            split = find_split(plan, "gpu", known, model, step.loss_of, sums.own, Log())
     except Exception as error:
         split = type(error).__name__
     told["begin"] = split, lines
@@ -337,9 +344,9 @@ def test_fits_makes_the_passes_of_a_training_step(several, small_checkpoint):
     def loss(model, part, lam):
         earlier = convolution.standardized.is_leaf  # its gradient waits for the last pass
         calls.append((part.images.shape, part.partner_images.shape, 0 < lam < 1, earlier))
-        return train._loss(model, part, lam)
+        return loss_of(model, part, lam)
 
-    assert fitting.fits(model, loss, 32, 2, several)
+    assert training_memory.fits(model, loss, 32, 2, several)
     shape = (2, 3, 32, 32)
     assert calls == [(shape, shape, True, True)] * several + [(shape, shape, True, False)]
 
@@ -352,7 +359,7 @@ def test_release_leaves_no_gradient_and_asks_no_gpu(small_checkpoint, monkeypatc
     model = create_model(small_checkpoint, 3)
     model(paddle.zeros([1, 3, 32, 32])).sum().backward()
     assert all(one.grad is not None for one in model.parameters())
-    fitting.release(model)
+    training_memory.release(model)
     assert all(one.grad is None for one in model.parameters())
 
 
@@ -393,7 +400,7 @@ def test_where_one_process_has_no_memory_all_say_so_and_go_on_as_one(pair):
 
 def plan_of(image_folder, **changes):
     values = {"batch": 8, "precrop": 36, "crop": 32, "from_scratch": True, **changes}
-    return planning.make_plan(config.Settings(MODEL, "folder", str(image_folder), **values))
+    return make_plan(settings.Settings(MODEL, "folder", str(image_folder), **values))
 
 
 @pytest.fixture
@@ -412,10 +419,10 @@ def begin(tmp_path, monkeypatch):
             def say(self, text, console=True):
                 lines.append(text)
 
-        monkeypatch.setattr(parallel, "activation_memory", lambda *_: memory)
-        model, _, sums, _, before = starting.begin(plan, "off", Log())
+        monkeypatch.setattr(training_memory, "activation_memory", lambda *_: memory)
+        model, _, sums, _, before = training_start.begin(plan, "off", Log())
         assert before == 0
-        split = starting.find_split(plan, device, known, model, train._loss, sums.own, Log())
+        split = find_split(plan, device, known, model, loss_of, sums.own, Log())
         return split, lines
 
     return begin
@@ -431,14 +438,14 @@ def test_a_gpu_is_tried_from_the_estimate_on(images, tried, begin, image_folder)
 
 def test_what_is_tried_is_what_a_step_will_hold(begin, image_folder, monkeypatch):
     """Velocities, which a new run has not yet, and earlier gradients where there are parts."""
-    tried, fits = [], fitting.fits
+    tried, fits = [], training_memory.fits
 
     def noted(model, loss, crop, images, several, moved):
         ours = [one.name for one in moved] == [one.name for one in model.parameters()]
-        tried.append((loss is train._loss, crop, images, several, ours))
+        tried.append((loss is loss_of, crop, images, several, ours))
         return fits(model, loss, crop, images, several, moved)
 
-    monkeypatch.setattr(fitting, "fits", noted)
+    monkeypatch.setattr(training_memory, "fits", noted)
     plan = plan_of(image_folder, batch=6)
     begin(plan, 3 * plan.architecture.activations(32))
     assert tried == [(True, 32, 3, True, True), (True, 32, 6, False, True)]
@@ -474,25 +481,25 @@ def test_on_a_cpu_a_split_is_what_is_known_or_by_estimate_more(begin, image_fold
 def test_parts_are_halved_until_an_image_is_left(image_folder):
     plan, splits = plan_of(image_folder, batch=36), [5]
     while splits[-1] < 36:
-        splits.append(starting.split_further(plan, splits[-1]))
+        splits.append(split_further(plan, splits[-1]))
     assert splits == [5, 10, 20, 36]
     with pytest.raises(OutOfMemoryError, match="with 1 image a micro-batch; take a smaller --crop"):
-        starting.split_further(plan, 36)
+        split_further(plan, 36)
 
 
 def test_what_is_split_is_the_share_of_a_process(image_folder, monkeypatch):
     monkeypatch.setattr(processes, "world_size", lambda: 4)
     plan = plan_of(image_folder, batch=36)
-    assert starting.split_further(plan, 5) == 9
+    assert split_further(plan, 5) == 9
     with pytest.raises(OutOfMemoryError, match="with 1 image a micro-batch"):
-        starting.split_further(plan, 9)
+        split_further(plan, 9)
 
 
 def test_a_split_that_was_chosen_is_kept(image_folder):
     plan = plan_of(image_folder, batch=36, batch_split=4)
     words = "with 9 images a micro-batch; take --batch_split auto, more parts than 4, a smaller"
     with pytest.raises(OutOfMemoryError, match=words) as caught:
-        starting.split_further(plan, 4)
+        split_further(plan, 4)
     assert isinstance(caught.value, MemoryError) and caught.value.exit_status == 1
 
 
@@ -619,7 +626,7 @@ def test_memory_that_fails_as_kernels_are_standardized_is_an_error_too(
 ):
     """At the head of an update; after that, one with memory is made."""
     model = create_model(small_checkpoint, 3)
-    optimizer = sgd.Momentum(0.1, 0.9, model.parameters())
+    optimizer = Momentum(0.1, 0.9, model.parameters())
     part = MicroBatch(np.zeros((2, 3, 32, 32), np.uint8), np.array([0, 1]), np.arange(2))
 
     def fail(weight):

@@ -10,11 +10,13 @@ import yaml
 from conftest import ROOT
 from PIL import Image
 
-from bit_paddle import config, planning
-from bit_paddle.data import check, folders, listing, readers
+from bit_paddle.config.settings import Settings
+from bit_paddle.data import check
 from bit_paddle.data import spec as specs
 from bit_paddle.data.images import SUFFIXES, FileImages
+from bit_paddle.data.readers import folders, listing, registry
 from bit_paddle.errors import ConfigError, DataError, MissingFileError
+from bit_paddle.training import plan
 
 
 def write_images(root, *paths, size=(6, 5)):
@@ -45,13 +47,13 @@ def test_nested_folders_and_suffixes_of_any_case(tmp_path):
     )
     for stray in ("train/a/notes.txt", "train/a/.hidden.png", "train/.cache/5.png"):
         write_images(tmp_path, stray)
-    data = readers.open_dataset("folder", str(tmp_path))
+    data = registry.open_dataset("folder", str(tmp_path))
     train, val = data[:2]
     assert names_of(train) == [("a/1.JPG", "a"), ("a/deep/er/2.png", "a"), ("b/3.JpEg", "b")]
     assert names_of(val) == [("b/x/4.png", "b")]
     write_images(tmp_path, "train/a/5.heic", "train/a/deep/6", "val/b/7.HEIC", "train/about.md")
     for _ in range(2):  # read, and remembered
-        first, second, _ = readers.open_dataset("folder", str(tmp_path)).notes
+        first, second, _ = registry.open_dataset("folder", str(tmp_path)).notes
         assert "3 files in the class folders" in first and "(.heic 1)" in second
         assert all(f"{kind} 1" in first for kind in (".txt", ".heic", "none"))
 
@@ -68,12 +70,12 @@ def test_what_counts_as_an_image_can_be_read(suffix, tmp_path):
 @pytest.mark.parametrize("name", ["val", "valid", "validation", "test"])
 def test_what_people_call_validation(name, tmp_path):
     write_images(tmp_path, "train/a/1.png", "train/b/2.png", f"{name}/a/3.png", f"{name}/b/4.png")
-    assert len(readers.open_dataset("folder", str(tmp_path)).val) == 2
+    assert len(registry.open_dataset("folder", str(tmp_path)).val) == 2
 
 
 def test_a_class_in_training_only_is_reported(tmp_path):
     write_images(tmp_path, "train/a/1.png", "train/b/2.png", "val/a/3.png")
-    assert readers.open_dataset("folder", str(tmp_path)).notes == ("no validation images of b",)
+    assert registry.open_dataset("folder", str(tmp_path)).notes == ("no validation images of b",)
 
 
 def test_one_tree_is_split_by_names_alone(tmp_path):
@@ -81,7 +83,7 @@ def test_one_tree_is_split_by_names_alone(tmp_path):
     write_images(tmp_path, *(f"one/{label}/{k}.png" for label in "ab" for k in range(20)))
 
     def split(root, **more):
-        data = readers.open_dataset("folder", str(root), **more)
+        data = registry.open_dataset("folder", str(root), **more)
         return [set(names_of(part)) for part in data[:2]], data.notes
 
     (train, val), notes = split(tmp_path / "one")
@@ -115,16 +117,16 @@ def test_one_tree_is_split_by_names_alone(tmp_path):
 def test_folder_faults(paths, more, error, words, tmp_path):
     write_images(tmp_path, *paths)
     with pytest.raises(error, match=words):
-        readers.open_dataset("folder", str(tmp_path), **more)
+        registry.open_dataset("folder", str(tmp_path), **more)
 
 
 def test_datadir_is_needed_and_must_be_there(tmp_path):
     with pytest.raises(ConfigError, match="--datadir: is required by --dataset folder"):
-        readers.open_dataset("folder")
+        registry.open_dataset("folder")
     with pytest.raises(MissingFileError, match="no such folder"):
-        readers.open_dataset("folder", str(tmp_path / "nowhere"))
+        registry.open_dataset("folder", str(tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match="--val_fraction: is not for cifar10"):
-        readers.open_dataset("cifar10", val_fraction=0.1)
+        registry.open_dataset("cifar10", val_fraction=0.1)
 
 
 # --- ImageNet, in each of its published layouts -------------------------------------------------
@@ -174,7 +176,7 @@ def test_imagenet(layout, tmp_path):
         rows = [f"ILSVRC2012_val_{k:08},{IDS[TRUTH[k - 1]]} 1 2 3 4 \n" for k in (3, 1, 4, 2)]
         text = "ImageId,PredictionString\n" + "".join(rows)
         (tmp_path / "LOC_val_solution.csv").write_text(text)
-    train, val = readers.open_dataset("imagenet2012", str(tmp_path))[:2]
+    train, val = registry.open_dataset("imagenet2012", str(tmp_path))[:2]
     assert train.classes == val.classes == IDS
     assert train.labels.tolist() == [0, 0, 1, 1, 2, 2]
     found = {os.path.basename(path): label for path, label in names_of(val)}
@@ -208,7 +210,7 @@ def test_imagenet_faults(damage, error, words, tmp_path):
     imagenet(tmp_path)
     damage(tmp_path)
     with pytest.raises(error, match=words):
-        readers.open_dataset("imagenet2012", str(tmp_path))
+        registry.open_dataset("imagenet2012", str(tmp_path))
 
 
 # --- Lists --------------------------------------------------------------------------------------
@@ -231,7 +233,7 @@ def test_lists(name, lines, tmp_path):
     write_images(tmp_path, "p/1.png", "p/2 x.png", "p/3,4.png")
     list_of(tmp_path, f"train.{name}", lines)
     list_of(tmp_path, "test.txt", ["p/1.png owl"])
-    train, val = readers.open_dataset("list", str(tmp_path))[:2]
+    train, val = registry.open_dataset("list", str(tmp_path))[:2]
     assert names_of(train) == [("p/1.png", "owl"), ("p/2 x.png", "crow"), ("p/3,4.png", "owl")]
     assert train.classes == ["crow", "owl"] and names_of(val) == [("p/1.png", "owl")]
     assert train.image(2).getpixel((0, 0)) == (2, 0, 7)
@@ -239,12 +241,12 @@ def test_lists(name, lines, tmp_path):
 
 def test_padded_numbers_are_names(tmp_path):
     list_of(tmp_path, "all.csv", [f"{k}.png,{k % 2:02}" for k in range(20)])
-    assert readers.open_dataset("list", str(tmp_path / "all.csv")).train.classes == ["00", "01"]
+    assert registry.open_dataset("list", str(tmp_path / "all.csv")).train.classes == ["00", "01"]
 
 
 def test_one_list_is_split(tmp_path):
     list_of(tmp_path, "all.csv", [f"{k}.png,{k % 2}" for k in range(20)])
-    train, val, *_ = readers.open_dataset("list", str(tmp_path / "all.csv"), val_fraction=0.2)
+    train, val, *_ = registry.open_dataset("list", str(tmp_path / "all.csv"), val_fraction=0.2)
     assert (len(train), len(val)) == (16, 4) and train.classes == ["0", "1"]
 
 
@@ -267,18 +269,18 @@ def test_list_faults(train, val, words, tmp_path):
     if val is not None:
         list_of(tmp_path, "val.csv", val)
     with pytest.raises(DataError, match=words):
-        readers.open_dataset("list", str(tmp_path))
+        registry.open_dataset("list", str(tmp_path))
 
 
 def test_a_list_names_an_image_twice(tmp_path):
     """Both copies go to one side, and it is said."""
     list_of(tmp_path, "all.csv", [f"{k % 20}.png,{k % 2}" for k in range(40)])
-    train, val, *_, notes = readers.open_dataset("list", str(tmp_path / "all.csv"))
+    train, val, *_, notes = registry.open_dataset("list", str(tmp_path / "all.csv"))
     assert (len(train), len(val)) == (36, 4) and not set(train.paths) & set(val.paths)
     assert "20 lines name an image again" in notes
     list_of(tmp_path, "train.csv", ["1.png,a", "1.png,b"])
     list_of(tmp_path, "val.csv", ["1.png,a"])
-    notes = readers.open_dataset("list", str(tmp_path)).notes
+    notes = registry.open_dataset("list", str(tmp_path)).notes
     assert "1 images have two labels or more" in notes
     assert "1 images are in both lists: validation is not independent" in notes
 
@@ -291,7 +293,7 @@ def test_given_classes_name_numbers_or_labels(tmp_path):
     def opened(classes):
         text = yaml.safe_dump({"reader": "list", "classes": classes, "datadir": "."})
         (tmp_path / "x.yaml").write_text(text)
-        return readers.open_dataset(str(tmp_path / "x.yaml"))
+        return registry.open_dataset(str(tmp_path / "x.yaml"))
 
     data = opened(["a", "b", "c", "d"])
     assert names_of(data.train) == [("1.png", "b"), ("2.png", "d")]
@@ -304,7 +306,7 @@ def test_given_classes_name_numbers_or_labels(tmp_path):
 def test_a_folder_without_lists(tmp_path):
     write_images(tmp_path, "a.png")
     with pytest.raises(MissingFileError, match=r"has no train.csv or train.tsv or .*found a.png"):
-        readers.open_dataset("list", str(tmp_path))
+        registry.open_dataset("list", str(tmp_path))
 
 
 # --- A data set in a file -----------------------------------------------------------------------
@@ -319,7 +321,7 @@ def test_a_file_describes_a_data_set(tmp_path):
         "reader: list\ndatadir: .\ntrain: learn.txt\nval: exam.txt\nclasses: names.txt\n"
         "flip: false\nrandom_crop: false\nresolution: small\n"
     )
-    data = readers.open_dataset(str(tmp_path / "birds.yaml"))
+    data = registry.open_dataset(str(tmp_path / "birds.yaml"))
     assert names_of(data.train) == [("1.png", "owl"), ("2.png", "crow")]
     assert (data.flip, data.random_crop, data.resolution) == (False, False, "small")
 
@@ -347,7 +349,7 @@ def test_faults_of_such_a_file(text, words, tmp_path):
     (tmp_path / "x.yaml").write_text(text)
     datadir = None if "digits" in text else str(tmp_path)
     with pytest.raises(ConfigError, match=words.replace("; ", ".*")):
-        readers.find(str(tmp_path / "x.yaml"), datadir=datadir)
+        registry.find(str(tmp_path / "x.yaml"), datadir=datadir)
 
 
 # FACTS, section 5: classes, rule, flip, crop
@@ -387,7 +389,7 @@ def test_vtab_task(task, tmp_path):
     paths = [f"images/train800val200/{k:06}.jpg" for k in range(len(numbers))]
     list_of(tmp_path, "train800val200.txt", [f"{p} {k}" for p, k in zip(paths, numbers)])
     list_of(tmp_path, "test.txt", ["images/test/000000.jpg 1"])
-    data = readers.open_dataset(f"vtab/{task}", str(tmp_path))
+    data = registry.open_dataset(f"vtab/{task}", str(tmp_path))
     assert len(data.train.classes) == classes and data.train.labels.tolist() == numbers
     assert (data.resolution, data.flip, data.random_crop) == (rule, flip, crop)
     assert data.val.labels.tolist() == [1]
@@ -395,9 +397,9 @@ def test_vtab_task(task, tmp_path):
 
 def test_every_described_data_set_is_listed_and_valid():
     for name in specs.described():
-        specs.find(name, readers.READERS)
+        specs.find(name, registry.READERS)
     with pytest.raises(ConfigError, match="did you mean vtab/dtd"):
-        readers.find("vtab/dtb")
+        registry.find("vtab/dtb")
 
 
 def test_an_installed_package_has_them_too(tmp_path):
@@ -476,7 +478,7 @@ def one_broken(tmp_path):
 
 
 def test_one_broken_file_in_2000(one_broken):
-    data = readers.open_dataset("folder", str(one_broken))
+    data = registry.open_dataset("folder", str(one_broken))
     images = max(data[:2], key=lambda part: "b/0777.jpg" in part.paths)
     every = np.arange(len(images))
     with pytest.raises(DataError, match=r"1 of [\d,]+ images cannot be used; .*skip.*\n.*0777.jpg"):
@@ -534,13 +536,11 @@ def test_a_class_that_is_all_broken(tmp_path):
 def test_few_shot_runs_do_not_look_at_other_images(tmp_path):
     write_images(tmp_path, *(f"{part}/{c}/{k}.png" for part in ("train", "val") for c in "ab"
                              for k in range(4)))  # fmt: skip
-    settings = config.Settings(
-        "R14x0.5", "folder", str(tmp_path), from_scratch=True, examples_per_class=2
-    )
-    used = planning.make_plan(settings).subset
+    settings = Settings("R14x0.5", "folder", str(tmp_path), from_scratch=True, examples_per_class=2)
+    used = plan.make_plan(settings).subset
     for index in set(range(8)) - set(used.tolist()):
         (tmp_path / "train" / f"{'ab'[index // 4]}/{index % 4}.png").write_bytes(b"broken")
-    assert np.array_equal(planning.make_plan(settings).subset, used)
+    assert np.array_equal(plan.make_plan(settings).subset, used)
 
 
 # --- What class names say -----------------------------------------------------------------------
@@ -558,9 +558,9 @@ def test_few_shot_runs_do_not_look_at_other_images(tmp_path):
     ],
 )
 def test_suspicious_class_names(classes, words):
-    found = planning.suspicions(classes, flip=True, crops=True)
+    found = plan.suspicions(classes, flip=True, crops=True)
     assert (words is None) == (not found) and (words is None or words in found[0])
-    assert not planning.suspicions(classes, flip=False, crops=False)
+    assert not plan.suspicions(classes, flip=False, crops=False)
 
 
 def test_listing_is_json_that_others_can_read(tmp_path):

@@ -9,8 +9,10 @@ import paddle
 import pytest
 from conftest import Golden, golden_sample, in_checkpoint_layout, update
 
-from bit_paddle import hyperrule, npz, sgd
 from bit_paddle.data.loader import MicroBatch
+from bit_paddle.models import npz
+from bit_paddle.recipes import hyperrule
+from bit_paddle.training.optimizer import Momentum
 
 
 @pytest.mark.parametrize("name", ["forward_r50x1", "forward_r14x1_odd"])
@@ -73,7 +75,7 @@ def test_trajectory(name, dtype, tmp_path):
     model = golden.model(tmp_path)
     for parameter in model.head.parameters():
         parameter.set_value(paddle.zeros_like(parameter))
-    optimizer = sgd.Momentum(golden["base_lr"], hyperrule.MOMENTUM, model.parameters())
+    optimizer = Momentum(golden["base_lr"], hyperrule.MOMENTUM, model.parameters())
     schedule = hyperrule.schedule(golden["dataset_size"])
     random = np.random.default_rng(golden["data_seed"])
     micro = golden["batch"] // golden["split"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import GOLDEN
 
-from bit_paddle import hyperrule
+from bit_paddle.recipes import hyperrule
 
 golden = np.load(GOLDEN / "hyperrule.npz")
 SIZES = [int(key.split("/")[1]) for key in golden.files if key.startswith("schedule/")]

@@ -12,9 +12,11 @@ from conftest import ROOT, SHARED, arrays_of
 from PIL import Image
 from servers import Server
 
-from bit_paddle import catalog, create_model, npz, save_npz, source
+from bit_paddle import create_model, save_npz
 from bit_paddle.data import transforms
 from bit_paddle.errors import CheckpointError, ConfigError
+from bit_paddle.inference import trained
+from bit_paddle.models import npz, published
 
 
 def run(command, *arguments, **environment):
@@ -427,18 +429,18 @@ def test_predict_mistakes(arguments, words, colour_model):
 
 
 def test_source_of_our_own(colour_model):
-    found = source.find(str(colour_model))
+    found = trained.find(str(colour_model))
     assert found.classes == ["amber", "blue", "coral"] and found.trained_here
-    assert found.preprocessing == catalog.Preprocessing(32) and found.class_name(2) == "coral"
+    assert found.preprocessing == published.Preprocessing(32) and found.class_name(2) == "coral"
 
 
 def test_source_of_an_unknown_file(small_checkpoint):
-    found = source.find(str(small_checkpoint))
+    found = trained.find(str(small_checkpoint))
     assert found.class_name(3) == "3"
     with pytest.raises(ConfigError, match="--crop"):
-        source.required_preprocessing(found)
-    found = source.find(str(small_checkpoint), crop=64)
-    assert source.required_preprocessing(found) == catalog.Preprocessing(64)
+        trained.required_preprocessing(found)
+    found = trained.find(str(small_checkpoint), crop=64)
+    assert trained.required_preprocessing(found) == published.Preprocessing(64)
 
 
 def test_source_with_too_few_names(small_checkpoint, tmp_path):
@@ -446,20 +448,20 @@ def test_source_with_too_few_names(small_checkpoint, tmp_path):
         create_model(small_checkpoint), tmp_path / "x.npz", notes={"classes": ["a"], "crop": 32}
     )
     with pytest.raises(CheckpointError, match="10 outputs, but there are 1 class names"):
-        source.find(str(tmp_path / "x.npz"))
+        trained.find(str(tmp_path / "x.npz"))
 
 
 @pytest.mark.parametrize("name, count", [("ilsvrc2012", 1000), ("imagenet21k", 21843)])
 @pytest.mark.skipif(not (SHARED / "labels").exists(), reason="needs ../shared/labels")
 def test_published_class_names_fit_their_heads(name, count, monkeypatch, tmp_path):
     """Lists in the published form have a line an output, in the order of the head."""
-    file = catalog.LEMMAS[name]
+    file = published.LEMMAS[name]
     content = (SHARED / "labels" / file.replace(".txt", ".derived.txt")).read_bytes()
     server = Server({f"/{file}": content})
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("BIT_PADDLE_BASE_URL", server.address)
     monkeypatch.setenv("BIT_PADDLE_HOME", str(tmp_path))
-    names = source._lemmas(file, count)
+    names = trained._lemmas(file, count)
     assert len(names) == count and names[0] in ("tench, Tinca tinca", "organism, being")
     server.shutdown()
     server.server_close()

@@ -9,11 +9,11 @@ import time
 import pytest
 from conftest import ROOT
 
-from bit_paddle.interrupt import Interrupt, Interrupted
+from bit_paddle.system.signals import Interrupt, Interrupted
 
 WAIT = """
 import signal, time
-from bit_paddle.interrupt import Interrupt
+from bit_paddle.system.signals import Interrupt
 with Interrupt() as stop:
     print("ready", flush=True)
     while not stop.signal:

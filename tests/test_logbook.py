@@ -12,8 +12,9 @@ from contextlib import contextmanager
 import pytest
 from conftest import ROOT
 
-from bit_paddle import logbook
 from bit_paddle.errors import ConfigError, WriteError
+from bit_paddle.runs import logbook
+from bit_paddle.system import files
 
 
 @contextmanager
@@ -34,7 +35,7 @@ def test_of_many_at_once_each_gets_a_folder(tmp_path):
     for round in range(20):
         logdir = str(tmp_path / str(round))
         with ThreadPoolExecutor(8) as pool:
-            asked = [pool.submit(logbook.create_folder, logdir, "run", "x.txt") for _ in range(8)]
+            asked = [pool.submit(files.create_folder, logdir, "run", "x.txt") for _ in range(8)]
         folders = [future.result() for future in asked]
         names = {folder.name for folder in folders}
         assert names == {"run", *(f"run-{number}" for number in range(2, 9))}
@@ -45,17 +46,17 @@ def test_a_folder_with_something_in_it_is_passed_by(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").touch()
     (tmp_path / "run-2").mkdir()
-    assert logbook.create_folder(str(tmp_path), "run", "x.txt") == tmp_path / "run-2"
-    assert logbook.create_folder(str(tmp_path / "a/b"), "run", "x.txt") == tmp_path / "a/b/run"
+    assert files.create_folder(str(tmp_path), "run", "x.txt") == tmp_path / "run-2"
+    assert files.create_folder(str(tmp_path / "a/b"), "run", "x.txt") == tmp_path / "a/b/run"
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="a file is in its place"):
-        logbook.create_folder(str(tmp_path), "file", "x.txt")
+        files.create_folder(str(tmp_path), "file", "x.txt")
     for logdir in (tmp_path / "file", "/proc/nothing/here"):
         with pytest.raises(ConfigError, match=f"--logdir {logdir}: .*cannot be written"):
-            logbook.create_folder(str(logdir), "run", "x.txt")
+            files.create_folder(str(logdir), "run", "x.txt")
 
 
 # --- A file that grows --------------------------------------------------------------------------
@@ -282,7 +283,8 @@ def test_the_log_goes_on_where_it_ended(tmp_path, capsys):
 SAY = """
 import sys
 from pathlib import Path
-from bit_paddle import errors, logbook
+from bit_paddle import errors
+from bit_paddle.runs import logbook
 
 def command(arguments):
     with logbook.Logbook(Path(arguments[0])) as log:

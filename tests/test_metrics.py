@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bit_paddle.metrics import Tally
+from bit_paddle.inference.metrics import Tally
 
 
 def test_against_scikit_learn():

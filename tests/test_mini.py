@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 from conftest import ROOT, SHARED, run_train
 
-from bit_paddle import catalog, create_model, download, evaluate, metrics, npz, source
-from bit_paddle.data import fewshot, readers, transforms
+from bit_paddle import create_model, evaluate
+from bit_paddle.data import fewshot, transforms
+from bit_paddle.data.readers import registry
+from bit_paddle.inference import predictor, trained
+from bit_paddle.models import npz
+from bit_paddle.models.published import MINI, find, obtain
 
-ENTRY = catalog.find(catalog.MINI)
+ENTRY = find(MINI)
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +24,7 @@ def without_network(monkeypatch):
 
 
 def test_the_file():
-    path = download.obtain(ENTRY)
+    path = obtain(ENTRY)
     assert path.parent == ROOT / "bit_paddle/pretrained"
     assert ENTRY.parameters <= 4_000_000 and ENTRY.bytes <= path.stat().st_size <= 8_000_000
     with np.load(path) as file:
@@ -34,7 +38,7 @@ def test_the_file():
 
 
 def test_what_it_knows_of_itself():
-    found = source.find(catalog.MINI)
+    found = trained.find(MINI)
     assert found.preprocessing == ENTRY.preprocessing
     assert found.classes[0] == "airplane" and found.outputs == len(found.classes) == 10
 
@@ -42,18 +46,18 @@ def test_what_it_knows_of_itself():
 def test_its_features_are_worth_more_than_random_ones():
     """A digit is of the class whose mean, of 10 images, has the nearest direction."""
     pytest.importorskip("sklearn")
-    train, val = readers.open_dataset("digits")[:2]
+    train, val = registry.open_dataset("digits")[:2]
     few = fewshot.select(train.labels, 10, 0, train.classes)
 
     def accuracy(pretrained: bool) -> float:
-        name = catalog.MINI if pretrained else ENTRY.architecture.name
+        name = MINI if pretrained else ENTRY.architecture.name
         model = create_model(name, num_classes=0, pretrained=pretrained)
         model.eval()
 
         def features(images, indices):
             views = [transforms.evaluation_view(images.image(k), 64, 64) for k in indices]
             parts = np.array_split(np.stack(views), 8)
-            found = np.concatenate([metrics.infer(model, part) for part in parts])
+            found = np.concatenate([predictor.infer(model, part) for part in parts])
             return found / np.linalg.norm(found, axis=1, keepdims=True)
 
         known, asked = features(train, few), features(val, np.arange(len(val)))
@@ -85,7 +89,7 @@ def test_the_quickstart_in_short(tmp_path):
 def test_its_accuracy_is_the_catalogues(tmp_path):
     script = SHARED / "data" / "make_cifar10.py"
     subprocess.run([sys.executable, script, tmp_path], check=True, capture_output=True)
-    words = ["--model", catalog.MINI, "--dataset", "cifar10", "--datadir", str(tmp_path)]
+    words = ["--model", MINI, "--dataset", "cifar10", "--datadir", str(tmp_path)]
     assert evaluate.main([*words, "--batch", "100", "--output", str(tmp_path / "out")]) == 0
     found = json.loads((tmp_path / "out/metrics.json").read_text())
     assert found["images"] == 10_000

@@ -4,8 +4,8 @@ import numpy as np
 import paddle
 import pytest
 
-from bit_paddle import mixup
 from bit_paddle.data.loader import draw_mixup
+from bit_paddle.models import losses
 
 
 def test_mix_and_loss(dtype):
@@ -14,11 +14,11 @@ def test_mix_and_loss(dtype):
     logits = random.normal(size=(5, 7)).astype(dtype)
     labels, partners, lam = random.integers(0, 7, 5), random.permutation(5), 0.3
     bar = {"float64": 1e-14, "float32": 1e-6}[dtype]
-    mixed = mixup.mix(paddle.to_tensor(images), paddle.to_tensor(images[partners]), lam).numpy()
+    mixed = losses.mix(paddle.to_tensor(images), paddle.to_tensor(images[partners]), lam).numpy()
     assert np.abs(mixed - (lam * images + (1 - lam) * images[partners])).max() <= bar
     entropy = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(5), labels]
     other = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(5), labels[partners]]
-    found = float(mixup.loss(paddle.to_tensor(logits), labels, labels[partners], lam))
+    found = float(losses.loss(paddle.to_tensor(logits), labels, labels[partners], lam))
     assert found == pytest.approx((lam * entropy + (1 - lam) * other).mean(), rel=10 * bar)
 
 
@@ -41,7 +41,7 @@ def test_lambda_is_beta_distributed():
 def test_cross_entropy_does_not_saturate(gap, dtype):
     """Paddle's own stops at 64 on a CPU; and its gradient is softmax minus one-hot all the way."""
     logits = paddle.to_tensor(np.array([[gap, 0.0]], dtype), stop_gradient=False)
-    loss = mixup.cross_entropy(logits, np.array([1]))
+    loss = losses.cross_entropy(logits, np.array([1]))
     loss.backward()
     assert float(loss) == pytest.approx(gap, rel=1e-4)
     assert logits.grad.numpy()[0] == pytest.approx([1, -1], abs=1e-4)
@@ -49,4 +49,4 @@ def test_cross_entropy_does_not_saturate(gap, dtype):
 
 def test_cross_entropy_of_infinity_is_not_finite():
     logits = paddle.to_tensor(np.array([[np.inf, 0.0]], np.float32))
-    assert not np.isfinite(float(mixup.cross_entropy(logits, np.array([1]))))
+    assert not np.isfinite(float(losses.cross_entropy(logits, np.array([1]))))

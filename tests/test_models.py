@@ -5,10 +5,10 @@ import paddle
 import pytest
 
 from bit_paddle import create_model
-from bit_paddle.architecture import Architecture
 from bit_paddle.errors import ConfigError
-from bit_paddle.models import GroupNormReLU, ResNetV2, StdConv2D
-from bit_paddle.native.plain import standardize
+from bit_paddle.models.architecture import Architecture
+from bit_paddle.models.native.plain import standardize
+from bit_paddle.models.resnetv2 import GroupNormReLU, ResNetV2, StdConv2D
 
 
 def formula(weight):
@@ -98,7 +98,7 @@ def test_standardized_once_gives_the_gradients_of_plain_passes(dtype):
 
 
 def test_standardized_once_standardizes_once(monkeypatch):
-    from bit_paddle.native import plain
+    from bit_paddle.models.native import plain
 
     calls = []
     original = plain.standardize

@@ -19,11 +19,13 @@ import paddle
 import pytest
 from conftest import ROOT, Golden, run_train, start_train, update
 
-from bit_paddle import create_model, environment, load_npz, save_npz, sgd
-from bit_paddle.architecture import GROUPS
+from bit_paddle import create_model, load_npz, save_npz
 from bit_paddle.data.loader import MicroBatch
-from bit_paddle.models import GroupNormReLU, StdConv2D
-from bit_paddle.native import build, plain
+from bit_paddle.models.architecture import GROUPS
+from bit_paddle.models.native import build, plain
+from bit_paddle.models.resnetv2 import GroupNormReLU, StdConv2D
+from bit_paddle.system import environment
+from bit_paddle.training.optimizer import Momentum
 
 OWN = (build.SWITCH, "CXX", "CC", "OMP_NUM_THREADS", "MKL_NUM_THREADS")  # Paddle sets one of them
 EXACT = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(2**16)}
@@ -339,9 +341,9 @@ def test_threads_do_not_change_a_bit(batch, compiled, openmp):
 SHOW_THREADS = """
 import ctypes, sys
 from pathlib import Path
-from bit_paddle import environment
+from bit_paddle.system import environment
 import paddle
-from bit_paddle.native import build
+from bit_paddle.models.native import build
 library = ctypes.CDLL(str(Path(paddle.__file__).parent / "libs" / "libiomp5.so"))
 try:
     build.load()
@@ -498,7 +500,7 @@ def test_training_gives_the_same_bits_each_time(compiled, small_checkpoint):
     def trained():
         model = create_model(small_checkpoint)
         model.compute_with(compiled)
-        optimizer = sgd.Momentum(0.01, 0.9, model.parameters())
+        optimizer = Momentum(0.01, 0.9, model.parameters())
         random = np.random.default_rng(0)
         for _ in range(3):
             pixels = random.integers(0, 256, (4, 3, 48, 48)).astype(np.uint8)
@@ -611,7 +613,7 @@ from contextlib import nullcontext
 from pathlib import Path
 import paddle
 from bit_paddle import create_model
-from bit_paddle.native import build
+from bit_paddle.models.native import build
 
 def status(key):
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -665,8 +667,9 @@ import hashlib, json, resource, sys
 from pathlib import Path
 import numpy as np
 import paddle
-from bit_paddle import create_model, parallel
-from bit_paddle.native import build
+from bit_paddle.system import device
+from bit_paddle import create_model
+from bit_paddle.models.native import build
 
 def address_space():
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -685,7 +688,7 @@ def gradients(images, room_there=None, room_back=None, side=96):
     try:
         shape = [images, 3, side, side]
         given = paddle.linspace(-1, 1, images * 3 * side**2).reshape(shape)
-        with parallel.memory_errors():
+        with device.memory_errors():
             limit(room_there)
             loss = model(given).square().sum()
             limit(room_back)
@@ -775,7 +778,7 @@ def test_without_a_compiler(train, tmp_path):
     console, named = train("without", CXX="/nowhere/g++", XDG_CACHE_HOME=tmp_path)
     assert named == "Paddle's own (there is no compiler: /nowhere/g++)"
     assert "warning" not in console and "compiling" not in console
-    done = run("-m", "bit_paddle.native", CXX="/nowhere/g++", XDG_CACHE_HOME=tmp_path)
+    done = run("-m", "bit_paddle.compile", CXX="/nowhere/g++", XDG_CACHE_HOME=tmp_path)
     assert done.returncode and "error: no compiled operators: there is no compiler" in done.stderr
 
 
@@ -789,9 +792,9 @@ def test_a_build_that_fails_is_not_tried_again_unasked(train, compiler, tmp_path
     assert calls() == 1
     console, named = train("second", **variables)
     assert "compiling operators" not in console and "warning: operators could not be" in console
-    assert "`python -m bit_paddle.native` tries again" in named
+    assert "`python -m bit_paddle.compile` tries again" in named
     assert calls() == 1
-    done = run("-m", "bit_paddle.native", **variables)
+    done = run("-m", "bit_paddle.compile", **variables)
     assert done.returncode in (1, 2) and "Traceback" not in done.stderr
     assert "error: no compiled operators: could not be compiled: " in done.stderr
     assert "defect of bit_paddle" not in done.stderr
@@ -823,7 +826,7 @@ def test_without_a_cache(train, tmp_path):
 CHOOSE = """
 import shutil, sys
 from pathlib import Path
-from bit_paddle.native import build
+from bit_paddle.models.native import build
 libraries = build._libraries()
 with_all = build._folder(libraries)
 build.os.environ["XDG_CACHE_HOME"] = sys.argv[1]

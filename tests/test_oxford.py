@@ -22,15 +22,9 @@ from PIL import Image
 from scipy.io import savemat
 from servers import Server
 
-from bit_paddle.data import archives, oxford
+from bit_paddle.data.readers import archives, oxford
 from bit_paddle.data.spec import DataSpec
-from bit_paddle.errors import (
-    ConfigError,
-    DataError,
-    DownloadError,
-    MissingFileError,
-    WriteError,
-)
+from bit_paddle.errors import ConfigError, DataError, DownloadError, MissingFileError, WriteError
 
 FLOWER_SPEC = DataSpec("oxford_flowers102")
 PET_SPEC = DataSpec("oxford_iiit_pet")

@@ -7,11 +7,12 @@ import numpy as np
 import paddle
 import pytest
 
-from bit_paddle import parallel
-from bit_paddle.architecture import UNITS, Architecture
 from bit_paddle.errors import ConfigError, OutOfMemoryError
-from bit_paddle.interrupt import Interrupted
-from bit_paddle.models import ResNetV2
+from bit_paddle.models.architecture import UNITS, Architecture
+from bit_paddle.models.resnetv2 import ResNetV2
+from bit_paddle.system import device
+from bit_paddle.system.signals import Interrupted
+from bit_paddle.training import distributed
 
 
 @pytest.fixture
@@ -31,31 +32,31 @@ def pretend(monkeypatch):
 
 
 def test_cpu_build():
-    assert parallel.select_device("auto") == "cpu"
+    assert device.select_device("auto") == "cpu"
     if not paddle.device.is_compiled_with_cuda():
         with pytest.raises(ConfigError, match="is the CPU build"):
-            parallel.select_device("gpu")
+            device.select_device("gpu")
 
 
 def test_auto_takes_the_gpu(pretend):
     chosen = pretend(count=1)
-    assert parallel.select_device("auto") == "gpu" and chosen == ["gpu"]
-    assert parallel.select_device("cpu") == "cpu" and chosen == ["gpu", "cpu"]
+    assert device.select_device("auto") == "gpu" and chosen == ["gpu"]
+    assert device.select_device("cpu") == "cpu" and chosen == ["gpu", "cpu"]
 
 
 def test_no_card(pretend):
     pretend(count=0)
-    assert parallel.select_device("auto") == "cpu"
+    assert device.select_device("auto") == "cpu"
     with pytest.raises(ConfigError, match="sees no GPU"):
-        parallel.select_device("gpu")
+        device.select_device("gpu")
 
 
 def test_a_card_too_new_for_the_build(pretend):
     pretend(count=1, capability=(9, 0))
     with pytest.raises(ConfigError, match=r"compute capability 9\.0.*Paddle 3"):
-        parallel.select_device("auto")
+        device.select_device("auto")
     pretend(count=1, capability=(9, 0), version="3.3.1")
-    assert parallel.select_device("auto") == "gpu"
+    assert device.select_device("auto") == "gpu"
 
 
 # --- Half precision -----------------------------------------------------------------------------
@@ -76,8 +77,8 @@ def test_a_card_too_new_for_the_build(pretend):
 )
 def test_half_precision_is_what_the_tensor_cores_multiply(capability, amp, pretend):
     pretend(count=1, capability=capability)
-    assert parallel.amp_for("gpu") == parallel.amp_for("gpu", "auto") == amp
-    assert parallel.amp_for("gpu", "off") == "off" and parallel.amp_for("gpu", "fp16") == "fp16"
+    assert device.amp_for("gpu") == device.amp_for("gpu", "auto") == amp
+    assert device.amp_for("gpu", "off") == "off" and device.amp_for("gpu", "fp16") == "fp16"
 
 
 @pytest.mark.parametrize("capability", [(6, 1), (7, 0), (7, 5)])
@@ -85,15 +86,15 @@ def test_bf16_needs_a_gpu_that_has_it(capability, pretend):
     pretend(count=1, capability=capability)
     version = ".".join(map(str, capability))
     with pytest.raises(ConfigError, match=rf"--amp bf16: .* {version}, .*; take --amp fp16"):
-        parallel.amp_for("gpu", "bf16")
+        device.amp_for("gpu", "bf16")
     pretend(count=1, capability=(8, 0))
-    assert parallel.amp_for("gpu", "bf16") == "bf16"
+    assert device.amp_for("gpu", "bf16") == "bf16"
 
 
 def test_a_cpu_trains_in_half_precision_only_if_asked():
-    assert parallel.amp_for("cpu") == "off"
+    assert device.amp_for("cpu") == "off"
     for amp in ("off", "bf16", "fp16"):
-        assert parallel.amp_for("cpu", amp) == amp
+        assert device.amp_for("cpu", amp) == amp
 
 
 # --- One process, which agrees with itself ------------------------------------------------------
@@ -101,7 +102,7 @@ def test_a_cpu_trains_in_half_precision_only_if_asked():
 
 @pytest.mark.parametrize("value", [7, 1 / 3, -(2.0**53)])
 def test_the_largest_value_is_a_number_in_full_precision(value):
-    found = parallel.largest(value)
+    found = distributed.largest(value)
     assert type(found) is float and found == value
 
 
@@ -109,9 +110,9 @@ def test_the_largest_value_is_a_number_in_full_precision(value):
     "fault, error", [(Interrupted, Interrupted), (MemoryError, OutOfMemoryError)]
 )
 def test_a_fault_is_raised_instead_of_sums(fault, error):
-    assert parallel.agree([1 / 3, 2**53]) == [1 / 3, 2**53] and parallel.agree([]) == []
+    assert distributed.agree([1 / 3, 2**53]) == [1 / 3, 2**53] and distributed.agree([]) == []
     with pytest.raises(error):
-        parallel.agree([1.0], fault)
+        distributed.agree([1.0], fault)
 
 
 # --- Shares of the parameters -------------------------------------------------------------------
@@ -119,7 +120,7 @@ def test_a_fault_is_raised_instead_of_sums(fault, error):
 
 def loads_of(sizes, count):
     """Return what each of ``count`` processes owns, by `owners`: of each parameter one."""
-    owners = parallel.owners(sizes, count)
+    owners = distributed.owners(sizes, count)
     assert len(owners) == len(sizes) and set(owners) <= set(range(count))
     return np.bincount(np.array(owners, int), weights=sizes, minlength=count)
 
@@ -144,6 +145,6 @@ def test_shares_of_a_network_are_as_good_as_equal(layers):
 
 def test_all_processes_find_the_same_owners():
     sizes = [3, 3, 3, 1, 1, 5, 0, 3]
-    assert parallel.owners(sizes, 3) == parallel.owners(np.asarray(sizes), 3)
-    assert parallel.owners([2, 2, 2, 2], 2) == [0, 1, 0, 1]  # equal ones in turn
-    assert parallel.owners([1, 2, 4], 2) == [1, 1, 0]
+    assert distributed.owners(sizes, 3) == distributed.owners(np.asarray(sizes), 3)
+    assert distributed.owners([2, 2, 2, 2], 2) == [0, 1, 0, 1]  # equal ones in turn
+    assert distributed.owners([1, 2, 4], 2) == [1, 1, 0]

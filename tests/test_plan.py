@@ -13,15 +13,20 @@ import pytest
 from conftest import ROOT, update
 from paddle.hapi.dynamic_flops import count_convNd
 
-from bit_paddle import catalog, cli, create_model, errors, npz, plan, planning, train
-from bit_paddle.architecture import UNITS, Architecture
-from bit_paddle.data import readers
+from bit_paddle import create_model, errors, plan
+from bit_paddle.config import parsing
 from bit_paddle.data.loader import MicroBatch
-from bit_paddle.models import ResNetV2, StdConv2D
-from bit_paddle.sgd import Momentum
+from bit_paddle.data.readers import registry
+from bit_paddle.models import npz, published
+from bit_paddle.models.architecture import UNITS, Architecture
+from bit_paddle.models.resnetv2 import ResNetV2, StdConv2D
+from bit_paddle.training import step
+from bit_paddle.training.estimate import RECOMPUTE, format_duration
+from bit_paddle.training.optimizer import Momentum
+from bit_paddle.training.plan import make_plan
 
 GIB = 2**30
-NAMES = sorted({*catalog.NETWORKS, *(f"R{layers}x0.5" for layers in UNITS)})
+NAMES = sorted({*published.NETWORKS, *(f"R{layers}x0.5" for layers in UNITS)})
 IMAGENET = ["--model", "BiT-M-R152x4", "--dataset", "imagenet2012"]
 
 
@@ -58,7 +63,7 @@ def table(text):
     return {
         (row[0], row[1]): (float(row[2]), *map(int, row[3:6]))
         for row in rows
-        if len(row) > 5 and row[1] in plan.RECOMPUTE
+        if len(row) > 5 and row[1] in RECOMPUTE
     }
 
 
@@ -151,7 +156,7 @@ def test_multiply_adds_of_networks_too_large_to_run(name, crop):
     assert architecture.multiply_adds(crop, 1000) == by_shapes(architecture, crop, 1000)
 
 
-@pytest.mark.parametrize("recompute", plan.RECOMPUTE)
+@pytest.mark.parametrize("recompute", RECOMPUTE)
 @pytest.mark.parametrize("units, crop", [((3, 1, 1, 1), 64), ((1, 2, 1, 1), 97)])
 def test_activations_are_what_paddle_asks_for(units, crop, recompute):
     """By Paddle's own count of a CPU's memory, between two sizes of micro-batch.
@@ -174,7 +179,7 @@ def test_activations_are_what_paddle_asks_for(units, crop, recompute):
             for _ in range(2):  # gradients of kernels are there in the second
                 before = core.host_memory_stat_current_value("Allocated", 0)
                 core.host_memory_stat_reset_peak_value("Allocated", 0)
-                train._loss(model, part, 1.0).backward()
+                step.loss_of(model, part, 1.0).backward()
         peaks.append(core.host_memory_stat_peak_value("Allocated", 0) - before)
     measured = (peaks[1] - peaks[0]) / (many - few)
     assert architecture.activations(crop, recompute) == pytest.approx(measured, rel=0.015)
@@ -183,7 +188,7 @@ def test_activations_are_what_paddle_asks_for(units, crop, recompute):
 def test_recomputing_takes_less_memory():
     for name in NAMES:
         off, unit, block = (
-            Architecture.parse(name).activations(480, recompute) for recompute in plan.RECOMPUTE
+            Architecture.parse(name).activations(480, recompute) for recompute in RECOMPUTE
         )
         assert unit <= block < off
     assert Architecture.parse("R50x1").activations(224) == pytest.approx(112e6, rel=0.02)
@@ -206,9 +211,9 @@ def test_a_run_splits_by_its_recompute():
     pytest.importorskip("sklearn")
     words = ["--model", "R50x1", "--from_scratch", "--dataset", "digits", "--recompute"]
     found = {}
-    for recompute in plan.RECOMPUTE:
-        settings = cli.parse([*words, recompute], "train", readers.find)[0]
-        found[recompute] = planning.make_plan(settings).batch_split(2 * GIB)
+    for recompute in RECOMPUTE:
+        settings = parsing.parse([*words, recompute], "train", registry.find)[0]
+        found[recompute] = make_plan(settings).batch_split(2 * GIB)
     assert found == {"off": 9, "unit": 3, "block": 5}
 
 
@@ -221,12 +226,12 @@ def test_the_largest_model_on_four_gpus():
     assert "20,000 steps of 512 images, by the rule: 10,240,000 images, 8.0 epochs" in text
     assert "32 GiB on each of 4 GPUs" in text and "512 -> 480" in text
     found = table(text)
-    assert list(found) == list(itertools.product(("off", "half"), plan.RECOMPUTE))
+    assert list(found) == list(itertools.product(("off", "half"), RECOMPUTE))
     for _, fits, images, parts in found.values():
         assert 1 < images <= fits and images * parts >= 128 > images * (parts - 1)
     for amp in ("off", "half"):
         assert found[amp, "unit"][1] > found[amp, "block"][1] > found[amp, "off"][1]
-    assert all(found["half", kind][1] > found["off", kind][1] for kind in plan.RECOMPUTE)
+    assert all(found["half", kind][1] > found["off", kind][1] for kind in RECOMPUTE)
     assert "128 on each GPU: 2 a micro-batch, 64 micro-batches" in text
     assert "--images_per_second X" in text and "divided by 4" in text
     text = printed(*IMAGENET, "--gpus", 4, "--recompute", "unit", "--images_per_second", 12)
@@ -295,7 +300,7 @@ def test_data_that_are_not_there(words, expected, capsys):
     assert "not opened" in text
 
 
-@pytest.mark.parametrize("task", catalog.VTAB_TASKS, ids=lambda task: task.name)
+@pytest.mark.parametrize("task", published.VTAB_TASKS, ids=lambda task: task.name)
 def test_vtab_is_as_the_published_heads_have_it(task):
     words = ["--model", "BiT-M-R50x1", "--dataset", f"vtab/{task.name}"]
     _, known = plan._settings(words, None, None)
@@ -306,7 +311,7 @@ def test_vtab_is_as_the_published_heads_have_it(task):
 def test_data_that_are_opened_give_what_train_would_do(more, image_folder):
     words = ["--model=R14x0.5", "--from_scratch", "--dataset=folder", f"--datadir={image_folder}"]
     settings, known = plan._settings([*words, *more], None, None)
-    found, expected = plan._opened_task(settings), planning.make_plan(settings)
+    found, expected = plan._opened_task(settings), make_plan(settings)
     assert known is None
     assert found[:2] == (len(expected.subset), 3)
     assert (found.resolution, found.schedule) == (expected.resolution, expected.schedule)
@@ -373,4 +378,4 @@ def test_mistakes_and_help_need_no_paddle():
     ],
 )
 def test_durations(seconds, text):
-    assert plan._duration(seconds) == text
+    assert format_duration(seconds) == text

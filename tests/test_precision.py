@@ -13,14 +13,21 @@ import paddle.nn.functional as F
 import pytest
 from conftest import ROOT, run_train, start_train, update
 
-from bit_paddle import checkpoint, cli, create_model, metrics, npz, planning, runs, sgd
-from bit_paddle.data import readers
+from bit_paddle import create_model
+from bit_paddle.config import parsing
 from bit_paddle.data.loader import MicroBatch
+from bit_paddle.data.readers import registry
 from bit_paddle.errors import GradientOverflow, NonFiniteError
-from bit_paddle.models import AMP, GroupNormReLU, StdConv2D
-from bit_paddle.native.plain import standardize
+from bit_paddle.inference import predictor
+from bit_paddle.models import npz
+from bit_paddle.models.native.plain import standardize
+from bit_paddle.models.resnetv2 import AMP, GroupNormReLU, StdConv2D
+from bit_paddle.runs import checkpoints, snapshot
+from bit_paddle.training import validation
+from bit_paddle.training.optimizer import Momentum
+from bit_paddle.training.plan import make_plan
 
-_spec = importlib.util.spec_from_file_location("bench", ROOT / "scripts" / "bench_precision.py")
+_spec = importlib.util.spec_from_file_location("bench", ROOT / "scripts/benchmarks/precision.py")
 bench = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(bench)
 
@@ -34,7 +41,7 @@ TINY = ["--model", "R14x0.5", "--from_scratch", "--precrop", "36", "--crop", "32
 def plan_of(*words):
     pytest.importorskip("sklearn")
     words = [*TINY, "--dataset", "digits", "--batch", "4", "--base_lr", "0.0005", *words]
-    return planning.make_plan(cli.parse(words, "train", readers.find)[0])
+    return make_plan(parsing.parse(words, "train", registry.find)[0])
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +64,7 @@ def test_recompute_gives_the_same_50_steps(recompute, plan, plain):
 
 @pytest.mark.parametrize("amp", HALF)
 def test_half_precision_stays_within_the_noise_that_its_rounding_explains(amp, plan, plain):
-    """That of scripts/bench_precision.py, whose errors are a third larger than those of rounding.
+    """The bound of scripts/benchmarks/precision.py, a third larger than rounding's own.
 
     Measured: 0.5 to 0.6 of its largest difference here, 0.3 to 0.5 of the median. With five runs in
     larger batches, as the script has it: 0.5 to 1.1, and 0.2 to 0.4.
@@ -105,13 +112,13 @@ def test_validation_is_float32_whatever_amp_is(amp, small_checkpoint):
     model = create_model(small_checkpoint)
     images = np.random.default_rng(0).integers(0, 256, (3, 3, 32, 32)).astype(np.uint8)
     part = MicroBatch(images, np.zeros(3, np.int64), np.arange(3))
-    tally = metrics.evaluate(model, [part])
+    tally = validation.evaluate(model, [part])
     model.amp = amp
-    assert metrics.evaluate(model, [part]) == tally
+    assert validation.evaluate(model, [part]) == tally
     assert model.amp == amp and model.training
     model.eval()
-    half, model.amp = metrics.infer(model, images), "off"
-    expected = metrics.infer(model, images)
+    half, model.amp = predictor.infer(model, images), "off"
+    expected = predictor.infer(model, images)
     assert not np.array_equal(half, expected)
     assert np.abs(half - expected).max() < 20 * bench.UNITS[amp] * np.abs(expected).max()
 
@@ -183,7 +190,7 @@ def part_of(count=4):
 def in_fp16(path):
     model = create_model(path)
     model.amp = "fp16"
-    return model, sgd.Momentum(0.1, 0.9, model.parameters())
+    return model, Momentum(0.1, 0.9, model.parameters())
 
 
 def state_of(model, optimizer):
@@ -251,13 +258,13 @@ def test_a_loss_that_is_no_number_is_an_error_at_any_loss_scale(small_checkpoint
 
 
 def test_the_loss_scale_doubles_after_2000_clean_steps_up_to_its_end():
-    progress, changes = runs.Progress(), []
+    progress, changes = checkpoints.Progress(), []
     for step in range(1, 20_001):
         following = progress.counted()
         if following.loss_scale != progress.loss_scale:
             changes.append((step, following.loss_scale))
         progress = following
-    assert runs.Progress().loss_scale == 2.0**16
+    assert checkpoints.Progress().loss_scale == 2.0**16
     assert changes == [(2000 * k, 2.0 ** (16 + k)) for k in range(1, 9)]
     assert progress.loss_scale == 2.0**24 and progress.clean == 0
 
@@ -270,8 +277,8 @@ def result_of(folder):
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     losses = [(line["step"], line["loss"]) for line in lines if line["kind"] == "train"]
     assert len(dict(losses)) == len(losses)  # each step has one line
-    arrays, notes = read(runs.checkpoint_files(folder)[0])
-    assert sum(key.startswith(checkpoint.MOMENTUM) for key in arrays) == len(arrays) / 2 > 10
+    arrays, notes = read(checkpoints.checkpoint_files(folder)[0])
+    assert sum(key.startswith(snapshot.MOMENTUM) for key in arrays) == len(arrays) / 2 > 10
     return dict(losses), arrays, notes
 
 
@@ -326,7 +333,7 @@ def sharded(start):
 def test_sharding_gives_the_same_run(shared, sharded):
     """Losses, weights and velocities, those of every checkpoint on the way."""
     assert_same(sharded[1], shared[1])
-    files = [runs.checkpoint_files(folder) for folder, _ in (sharded, shared)]
+    files = [checkpoints.checkpoint_files(folder) for folder, _ in (sharded, shared)]
     assert [path.name for path in files[0]] == [path.name for path in files[1]]
     for one, other in zip(*files):
         arrays, expected = read(one)[0], read(other)[0]
@@ -356,7 +363,7 @@ def test_a_sharded_run_that_is_killed_goes_on(start):
 @pytest.mark.parametrize("flags", [[], ["--nproc", 3, "--shard"]])
 def test_a_sharded_run_goes_on_with_another_number_of_processes(flags, start, sharded):
     """With all of its momentum, not that of a process's share alone."""
-    from_half = ["--resume", runs.checkpoint_path(sharded[0], 8)]
+    from_half = ["--resume", checkpoints.checkpoint_path(sharded[0], 8)]
     _, result = start(f"with-{len(flags)}", *from_half, *flags)
     assert list(result[0]) == list(range(9, 17))
     assert_close(result, sharded[1])
@@ -372,7 +379,7 @@ def from_step_8(in_half, tmp_path):
     """Return a function that gives the checkpoint of step 8 with other ``progress``."""
 
     def changed(**progress):
-        arrays, notes = read(runs.checkpoint_path(in_half[0], 8))
+        arrays, notes = read(checkpoints.checkpoint_path(in_half[0], 8))
         notes["progress"].update(progress)
         npz.write(tmp_path / "changed.npz", arrays.items(), notes)
         return tmp_path / "changed.npz"
@@ -412,7 +419,7 @@ def test_a_resumed_run_has_the_loss_scale_of_one_that_was_not_stopped(start, fro
     folder, result = start("unstopped", *flags, nearly)
     progress = result[2]["progress"]
     assert (progress["loss_scale"], progress["clean"]) == (2.0**14, 2)
-    stopped = runs.checkpoint_path(folder, 12)
+    stopped = checkpoints.checkpoint_path(folder, 12)
     before = read(stopped)[1]["progress"]
     assert (before["loss_scale"], before["clean"]) == (2.0**13, 1998)
     _, again = start("resumed", *flags, stopped)

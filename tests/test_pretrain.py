@@ -12,13 +12,20 @@ import yaml
 from conftest import ROOT
 from PIL import Image
 
-from bit_paddle import cli, config, create_model, mixup, planning, sgd, source, upstream
+from bit_paddle import create_model
 from bit_paddle import pretrain as pretraining
-from bit_paddle.catalog import Preprocessing
-from bit_paddle.data import readers
+from bit_paddle.config import parsing
+from bit_paddle.config.settings import to_yaml
+from bit_paddle.data.readers import registry
 from bit_paddle.data.transforms import inception_box, inception_view
 from bit_paddle.errors import ConfigError
-from bit_paddle.metrics import Tally
+from bit_paddle.inference.metrics import Tally
+from bit_paddle.inference.trained import Source, find
+from bit_paddle.models import losses
+from bit_paddle.models.published import Preprocessing
+from bit_paddle.recipes import upstream
+from bit_paddle.training import plan
+from bit_paddle.training.optimizer import Momentum
 
 TINY = ["--model", "R14x0.5", "--dataset", "folder", "--batch", "8", "--precrop", "36",
         "--crop", "32", "--base_lr", "0.05"]  # fmt: skip
@@ -54,12 +61,12 @@ def test_a_short_run_is_not_all_warm_up():
 def test_settings_of_upstream():
     words = ["--model", "R50x1", "--from_scratch", "--dataset", "folder", "--datadir", str(ROOT)]
     words += ["--rule", "upstream"]
-    found, _ = cli.parse(words, "x", lambda *a, **b: None)
+    found, _ = parsing.parse(words, "x", lambda *a, **b: None)
     assert (found.batch, found.weight_decay, found.epochs) == (4096, 1e-4, 90)
     assert found.base_lr == pytest.approx(0.48)
-    found, _ = cli.parse([*words, "--batch", "512", "--steps", "7"], "x", lambda *a, **b: None)
+    found, _ = parsing.parse([*words, "--batch", "512", "--steps", "7"], "x", lambda *a, **b: None)
     assert (found.base_lr, found.epochs, found.steps) == (pytest.approx(0.06), None, 7)
-    again = dict(yaml.safe_load(config.to_yaml(found)))
+    again = dict(yaml.safe_load(to_yaml(found)))
     assert again["rule"] == "upstream" and again["weight_decay"] == 1e-4
 
 
@@ -76,7 +83,7 @@ def test_faults(words, named, image_folder):
     words = ["--model", "R14x0.5", "--from_scratch", "--dataset", "folder", "--datadir",
              str(image_folder), *words]  # fmt: skip
     with pytest.raises(ConfigError, match=named):
-        cli.parse(words, "x", readers.find)
+        parsing.parse(words, "x", registry.find)
 
 
 # --- Inception's crops ----------------------------------------------------------------------------
@@ -129,7 +136,7 @@ def test_sigmoid_cross_entropy(dtype):
     expected = (np.logaddexp(0, exact) - target * exact).sum(axis=1).mean()
     bar = {"float64": 1e-13, "float32": 1e-5}[dtype]
     tensor = paddle.to_tensor(logits, stop_gradient=False)
-    loss = mixup.sigmoid_cross_entropy(tensor, labels)
+    loss = losses.sigmoid_cross_entropy(tensor, labels)
     loss.backward()
     assert float(loss) == pytest.approx(expected, rel=bar)
     gradient = (1 / (1 + np.exp(-exact)) - target) / 5
@@ -141,7 +148,7 @@ def test_sigmoid_cross_entropy(dtype):
 
 def test_weight_decay_is_of_kernels_alone(dtype):
     model = create_model("R14x0.5", num_classes=3)
-    optimizer = sgd.Momentum(0.1, 0.9, model.parameters(), weight_decay=0.01)
+    optimizer = Momentum(0.1, 0.9, model.parameters(), weight_decay=0.01)
     before = {name: one.numpy() for name, one in model.named_parameters()}
     for one in model.parameters():
         one.grad = paddle.zeros_like(one)
@@ -173,7 +180,7 @@ def test_a_whole_run(image_folder, tmp_path):
     for text in ("crop of 5 to 100 % of the area", "centre of 32", "sigmoid cross-entropy",
                  "weight decay 0.0001 of kernels", "(2 epochs)", "none, as upstream"):  # fmt: skip
         assert text in log
-    trained = source.find(str(tmp_path / "run" / "model.npz"))
+    trained = find(str(tmp_path / "run" / "model.npz"))
     assert trained.preprocessing == Preprocessing(32, 36) and trained.loss == "sigmoid"
     words = ["evaluate", "--dataset", "folder", "--datadir", image_folder, "--model",
              tmp_path / "run/model.npz", "--output", tmp_path / "out"]  # fmt: skip
@@ -188,7 +195,7 @@ def test_a_whole_run(image_folder, tmp_path):
 
 @pytest.mark.parametrize("loss, total", [("softmax", 1), ("sigmoid", 0.5 + 1 + 0)])
 def test_probabilities(loss, total):
-    found = source.Source(Path("x"), 3, 64, None, None, True, loss)
+    found = Source(Path("x"), 3, 64, None, None, True, loss)
     shares = found.probabilities(np.array([[0, 800, -800]], np.float32))
     assert shares.sum() == pytest.approx(total) and shares[0, 1] == pytest.approx(1)
 
@@ -241,8 +248,8 @@ def test_an_epoch_of_fewer_images_than_a_batch_is_said(image_folder):
     words = [*TINY, "--datadir", str(image_folder), "--rule", "upstream", "--from_scratch"]
     said = "an epoch is one step of 64 images, 1.8 times what there is"
     for batch, expected in ((64, True), (36, False)):
-        settings, _ = cli.parse([*words, "--batch", str(batch)], "x", readers.find)
-        assert (said in " ".join(planning.make_plan(settings).notes())) == expected
+        settings, _ = parsing.parse([*words, "--batch", str(batch)], "x", registry.find)
+        assert (said in " ".join(plan.make_plan(settings).notes())) == expected
 
 
 @pytest.mark.parametrize("name", ["BiT-S-R50x1", "BiT-M-R50x1"])

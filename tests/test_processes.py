@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from bit_paddle import environment, errors, processes
+from bit_paddle import errors
+from bit_paddle.system import environment, processes
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def command_of(code, folder):
 def launcher(code, folder, count):
     """Start a process that launches: one that may be sent signals."""
     script = (
-        "import sys; from bit_paddle import processes; processes.GRACE = 1.0; "
+        "import sys; from bit_paddle.system import processes; processes.GRACE = 1.0; "
         f"sys.exit(processes.launch({command_of(code, folder)!r}, {count}))"
     )
     return subprocess.Popen(
@@ -87,13 +88,14 @@ def test_each_process_is_told_its_place(launch, tmp_path, monkeypatch):
     monkeypatch.setenv("MKL_NUM_THREADS", "64")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as Paddle does when it is imported
     code = """
-        from bit_paddle import environment, processes
+        from bit_paddle.system import environment
+        from bit_paddle.system import processes
         place = {
             "rank": processes.rank(), "size": processes.world_size(),
             "local": environment.local_processes(), "ours": processes.started_by_us(),
             "cpus": environment.cpu_count(), "environment": dict(os.environ)}
         (tmp / f"{rank}.json").write_text(json.dumps(place))
-    """
+"""
     assert launch(code, 3) == 0
     places = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(3)]
     cpus = max(1, environment.cpu_count() // 3)
@@ -223,7 +225,7 @@ def test_a_command_that_is_not_there(tmp_path):
 # --- Signals ------------------------------------------------------------------------------------
 
 NOTE = """
-    from bit_paddle.interrupt import Interrupt
+    from bit_paddle.system.signals import Interrupt
     with Interrupt() as stop:
         (tmp / f"{rank}.pid").write_text(str(os.getpid()))
         while not stop.signal:
@@ -268,7 +270,7 @@ def test_one_that_does_not_heed_a_signal_does_not_keep_the_others_waiting(tmp_pa
 @pytest.mark.parametrize("ending", ["killed", "twice Ctrl-C"])
 def test_no_process_outlives_the_one_that_started_it(ending, tmp_path):
     code = """
-        from bit_paddle import processes
+        from bit_paddle.system import processes
         processes.end_with_parent()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         (tmp / f"{rank}.pid").write_text(str(os.getpid()))
@@ -306,15 +308,21 @@ from pathlib import Path
 import numpy as np
 import paddle
 import paddle.distributed
-from bit_paddle import checkpoint, metrics, parallel, processes, sgd, train
-from bit_paddle.data import loader, readers
+from bit_paddle.models.weights import create_model
+from bit_paddle.training import validation
+from bit_paddle.training import distributed
+from bit_paddle.system import processes
+from bit_paddle.training.optimizer import Momentum
+from bit_paddle.training import step
+from bit_paddle.data import loader
+from bit_paddle.data.readers import registry
 from bit_paddle.data.images import ArrayImages
-from bit_paddle.hyperrule import Resolution
+from bit_paddle.recipes.hyperrule import Resolution
 
 out, image_folder, splits = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 processes.end_with_parent()
 paddle.set_default_dtype("float64")
-parallel.join()
+distributed.join()
 rank, size = processes.rank(), processes.world_size()
 exchanged = []
 
@@ -344,9 +352,9 @@ def train_on(images, batch, split, precrop, steps, shard=False):
     Also the numbers whose velocities are here, and of each step how many tensors had been exchanged
     when the backward pass came to the first kernel.
     """
-    model = checkpoint.create_model("R14x0.5", len(images.classes), seed=0)
-    optimizer = sgd.Momentum(0.01, 0.9, model.parameters())
-    sums, early = parallel.GradientSums(model.parameters(), shard), []
+    model = create_model("R14x0.5", len(images.classes), seed=0)
+    optimizer = Momentum(0.01, 0.9, model.parameters())
+    sums, early = distributed.GradientSums(model.parameters(), shard), []
     model.root_block.conv.weight.register_hook(lambda _: early.append(len(exchanged)) and None)
     batches = loader.training_batches(
         images, np.arange(len(images)), Resolution(precrop, 32), batch, 0, 0,
@@ -358,7 +366,7 @@ def train_on(images, batch, split, precrop, steps, shard=False):
         parts = list(one.micro_batches(split))
         shares.append(sum(len(part.labels) for part in parts))
         images = len(one.indices)
-        losses.append(train.update(model, optimizer, sums, parts, images, 0.01, one.lam))
+        losses.append(step.update(model, optimizer, sums, parts, images, 0.01, one.lam))
         volumes.append(sum(exchanged))
     batches.close()
     weights = {name: parameter.numpy() for name, parameter in model.named_parameters()}
@@ -366,7 +374,7 @@ def train_on(images, batch, split, precrop, steps, shard=False):
     return model, weights, losses, volumes, shares, here, early
 
 
-folder = readers.open_dataset("folder", image_folder).train
+folder = registry.open_dataset("folder", image_folder).train
 told = {"parameters": {}, "hashes": {}, "volumes": {}, "shares": {}, "velocities": {}, "early": {}}
 arrays = {}
 for title, images, batch, precrop, split, steps, shard in [
@@ -386,7 +394,7 @@ for title, images, batch, precrop, split, steps, shard in [
     told["parameters"][title] = sum(array.size for array in weights.values())
     arrays[f"{title}/loss"] = np.array(losses)
     arrays.update({f"{title}/{name}": array for name, array in weights.items()})
-tally = metrics.evaluate(
+tally = validation.evaluate(
     model, loader.evaluation_batches(noise(1001, 5), 32, 64, 0, rank=rank, world_size=size))
 told["tally"] = [tally.images, tally.top1_count, tally.top5_count, tally.loss]
 (out / f"{size}.{rank}.json").write_text(json.dumps(told))

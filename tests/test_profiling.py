@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import run_train
 
-from bit_paddle import profiling
+from bit_paddle.training import profiling
 
 
 def event(name, start, end, category):

@@ -10,9 +10,12 @@ import pytest
 from conftest import ROOT, run_train
 from PIL import Image
 
-from bit_paddle import create_model, examined, figures, metrics, recorded
+from bit_paddle import create_model
 from bit_paddle.data.transforms import evaluation_view
 from bit_paddle.errors import MissingFileError
+from bit_paddle.inference import examine, predictor
+from bit_paddle.runs import history
+from bit_paddle.visual import figures
 
 CLASSES = ("<b>& amber", "blue", "coral")
 
@@ -51,7 +54,7 @@ def logits_of(run_folder, images):
     rows = []
     for path in paths:
         view = evaluation_view(Image.open(path).convert("RGB"), 32)
-        rows.append(metrics.infer(model, view[None])[0])
+        rows.append(predictor.infer(model, view[None])[0])
     return np.array(rows), np.array([CLASSES.index(path.parent.name) for path in paths]), model
 
 
@@ -60,7 +63,7 @@ def test_a_page(run_folder, images, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == f"open {(tmp_path / 'page.html').as_uri()}"
     text = (tmp_path / "page.html").read_text()
-    (val,) = [one for one in recorded.read(run_folder)[0].val if one["step"] == 3]
+    (val,) = [one for one in history.read(run_folder)[0].val if one["step"] == 3]
     assert f"<td>{val['top1']:.2%}</td>" in text and f"<td>{val['loss']:.4f}</td>" in text
     # Nothing is elsewhere, nothing of the data's is taken for HTML.
     addresses = set(re.findall(r"https?://[\w./-]+", text))
@@ -91,7 +94,7 @@ def test_a_run_that_diverged_says_so(images, tmp_path):
                      images, "--precrop", 36, "--crop", 32, "--batch", 8, "--steps", 12,
                      "--base_lr", 1e12, "--logdir", tmp_path, "--name", "run")  # fmt: skip
     assert done.returncode == 1, done.stderr
-    (run,) = recorded.read(tmp_path / "run")
+    (run,) = history.read(tmp_path / "run")
     assert run.unfinished and 0 < run.step < run.planned == 12
     assert run.said.startswith("NonFiniteError: step ")
     done = report(tmp_path / "run")
@@ -116,8 +119,8 @@ def test_a_model_that_gives_no_numbers_is_not_shown(run_folder, tmp_path):
 
 def test_what_is_examined(run_folder, images):
     logits, labels, _ = logits_of(run_folder, images)
-    (run,) = recorded.read(run_folder)
-    seen = examined.examine(run, run.model, 4, batch=4)
+    (run,) = history.read(run_folder)
+    seen = examine.examine(run, run.model, 4, batch=4)
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     shares = (powers / powers.sum(axis=1, keepdims=True)).max(axis=1)
     best = logits.argmax(axis=1)
@@ -139,9 +142,9 @@ def test_an_activation_map_adds_up_to_the_logit(run_folder, images):
     logits, _, model = logits_of(run_folder, images)
     path = sorted((images / "val" / CLASSES[0]).glob("*.png"))[0]
     view = evaluation_view(Image.open(path).convert("RGB"), 96)[None]  # 3 x 3 places
-    whole = metrics.infer(model, view)[0]
+    whole = predictor.infer(model, view)[0]
     for output in range(3):
-        found = examined.activation_map(model, view, output)
+        found = examine.activation_map(model, view, output)
         assert found.shape == (3, 3) and found.std() > 0
         bias = float(model.head.bias[output])
         assert found.mean() + bias == pytest.approx(
@@ -201,7 +204,7 @@ def test_faults(what, run_folder, tmp_path):
 
 def test_no_run_is_no_run(tmp_path):
     with pytest.raises(MissingFileError):
-        recorded.read(tmp_path)
+        history.read(tmp_path)
 
 
 def test_smoothing_is_a_mean_and_skips_what_is_none():
@@ -211,6 +214,6 @@ def test_smoothing_is_a_mean_and_skips_what_is_none():
 
 
 def test_text_of_a_drawing_has_the_page_s_colour(run_folder):
-    for _, figure in figures.draw_curves(recorded.read(run_folder)).values():
+    for _, figure in figures.draw_curves(history.read(run_folder)).values():
         text = figures.to_svg(figure)
         assert "currentColor" in text and figures.INK not in text and "<text" in text

@@ -16,8 +16,21 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from bit_paddle import argtypes, cli, config, files, npz, runs
+from bit_paddle.config import parsing
+from bit_paddle.config.settings import Settings, differences, load_yaml, to_dict, to_yaml
+from bit_paddle.config.types import BadValue, interval
 from bit_paddle.errors import CheckpointError, ConfigError, MissingFileError
+from bit_paddle.models import npz
+from bit_paddle.runs import folder as runs_folder
+from bit_paddle.runs.checkpoints import (
+    CHECKPOINTS,
+    Progress,
+    checkpoint_files,
+    checkpoint_path,
+    open_checkpoint,
+    set_aside,
+)
+from bit_paddle.system import files
 
 DEFAULT = "R14x0.5-digits"
 DATA = {"train": "aa", "val": "bb"}
@@ -27,21 +40,19 @@ RESULT = {"top1": 0.5, "top5": 1.0, "loss": 2.5}
 @pytest.fixture
 def settings(tmp_path):
     """Give settings of a run in tmp_path, some of them changed."""
-    usual = config.Settings(
-        model="R14x0.5", dataset="digits", from_scratch=True, logdir=str(tmp_path)
-    )
+    usual = Settings(model="R14x0.5", dataset="digits", from_scratch=True, logdir=str(tmp_path))
     return lambda **changes: dataclasses.replace(usual, **changes)
 
 
 def write_checkpoint(folder, settings, step, /, **changes):
     """Write all of a checkpoint that the choice of a start looks at: its notes."""
     notes = {
-        "progress": dataclasses.asdict(runs.Progress(step)),
-        "settings": config.to_dict(settings),
+        "progress": dataclasses.asdict(Progress(step)),
+        "settings": to_dict(settings),
         "data": DATA,
         **changes,
     }
-    path = runs.checkpoint_path(folder, step)
+    path = checkpoint_path(folder, step)
     path.parent.mkdir(parents=True, exist_ok=True)
     npz.write(path, [("x", np.zeros(3))], notes)
     return path
@@ -50,21 +61,21 @@ def write_checkpoint(folder, settings, step, /, **changes):
 def leave(folder, settings, steps=(), result=None):
     """Leave ``folder`` as a run does, with checkpoints after ``steps``; return their files."""
     folder.mkdir(exist_ok=True, parents=True)
-    (folder / runs.CONFIG).write_text("# the command\n" + config.to_yaml(settings))
+    (folder / runs_folder.CONFIG).write_text("# the command\n" + to_yaml(settings))
     if result is not None:
-        (folder / runs.RESULT).write_text(json.dumps(result))
+        (folder / runs_folder.RESULT).write_text(json.dumps(result))
     return [write_checkpoint(folder, settings, step) for step in steps]
 
 
 def claimed(settings, **options):
     """Return the start, with the folder given back."""
-    with runs.claim(settings, **options) as start:
+    with runs_folder.claim(settings, **options) as start:
         return start
 
 
 def refusal(settings, **options):
     """Return the text of the `ConfigError`."""
-    with pytest.raises(ConfigError) as caught, runs.claim(settings, **options):
+    with pytest.raises(ConfigError) as caught, runs_folder.claim(settings, **options):
         pass
     return str(caught.value)
 
@@ -89,7 +100,7 @@ def tree(folder):
 
 def test_a_new_folder_has_nothing_to_go_on_from(settings, tmp_path):
     start = claimed(settings(name="run"))
-    assert start == runs.Start(tmp_path / "run")
+    assert start == runs_folder.Start(tmp_path / "run")
     assert claimed(settings()).folder == tmp_path / DEFAULT
 
 
@@ -104,7 +115,7 @@ def test_own_checkpoints_come_before_those_of_resume(settings, tmp_path):
     assert paths(claimed(asked)) == [*own, other]  # should all of its own be damaged
     other.unlink()
     assert paths(claimed(asked)) == own
-    assert claimed(asked).checkpoints[0].progress == runs.Progress(20)
+    assert claimed(asked).checkpoints[0].progress == Progress(20)
     begun = dataclasses.replace(asked, resume=None, name="begun")
     leave(tmp_path / "begun", begun)
     assert claimed(begun).checkpoints == ()  # pre-trained, or random: the caller's
@@ -159,18 +170,18 @@ def test_resume_refuses_other_settings_unless_forced(settings, tmp_path):
         {"progress": {"step": -1, "evaluated": -1, "nonfinite": 0, "best": 0.5}},
         {"progress": {"step": 5.0, "evaluated": -1, "nonfinite": 0, "best": 0.5}},
         {"progress": {"step": 5, "evaluated": -1, "nonfinite": 0, "best": 0.5, "more": 1}},
-        {"progress": {**dataclasses.asdict(runs.Progress(5)), "loss_scale": 0.0}},
-        {"progress": {**dataclasses.asdict(runs.Progress(5)), "loss_scale": 3.0}},
+        {"progress": {**dataclasses.asdict(Progress(5)), "loss_scale": 0.0}},
+        {"progress": {**dataclasses.asdict(Progress(5)), "loss_scale": 3.0}},
         {"settings": None},
         {"data": []},
     ],
 )
 def test_notes_that_are_not_those_of_a_run_are_refused(changes, settings, tmp_path):
     path = write_checkpoint(tmp_path, settings(), 5)
-    assert runs.open_checkpoint(path).progress == runs.Progress(5)
+    assert open_checkpoint(path).progress == Progress(5)
     write_checkpoint(tmp_path, settings(), 5, **changes)
     with pytest.raises(CheckpointError, match="not the state of a run"):
-        runs.open_checkpoint(path)
+        open_checkpoint(path)
 
 
 def test_an_unreadable_checkpoint_is_passed_over_with_a_note(settings, tmp_path):
@@ -178,12 +189,12 @@ def test_an_unreadable_checkpoint_is_passed_over_with_a_note(settings, tmp_path)
     third.write_bytes(third.read_bytes()[:100])
     second.write_bytes(b"")
     start = claimed(settings(name="run"), dry=True)
-    assert paths(start) == [first] and len(runs.checkpoint_files(tmp_path / "run")) == 3
+    assert paths(start) == [first] and len(checkpoint_files(tmp_path / "run")) == 3
     assert claimed(settings(name="run")) == start
     assert [third.name in start.notes[0], second.name in start.notes[1]] == [True, True]
     assert all("passed over" in note and "\n" not in note for note in start.notes)
     # They are put aside, so that they count neither now nor later.
-    assert runs.checkpoint_files(tmp_path / "run") == [first]
+    assert checkpoint_files(tmp_path / "run") == [first]
     assert third.with_name("step-00000003.npz.damaged").stat().st_size == 100
     first.write_bytes(b"")
     start = claimed(settings(name="run"))
@@ -194,8 +205,8 @@ def test_checkpoints_are_in_the_order_of_their_numbers(settings, tmp_path):
     for step in (5, 123_456_789, 99_999_999, 70, 1_000_000_000):
         write_checkpoint(tmp_path, settings(), step)
     for other in ("best.npz", "step-1.npz", "step-00000009.npz.damaged", "step-00000009.npz.part"):
-        (tmp_path / runs.CHECKPOINTS / other).touch()
-    names = [path.name for path in runs.checkpoint_files(tmp_path)]
+        (tmp_path / CHECKPOINTS / other).touch()
+    names = [path.name for path in checkpoint_files(tmp_path)]
     assert names == [
         "step-1000000000.npz",
         "step-123456789.npz",
@@ -203,28 +214,30 @@ def test_checkpoints_are_in_the_order_of_their_numbers(settings, tmp_path):
         "step-00000070.npz",
         "step-00000005.npz",
     ]
-    assert runs.checkpoint_files(tmp_path / "nowhere") == []
+    assert checkpoint_files(tmp_path / "nowhere") == []
 
 
 def test_set_aside_keeps_the_file_but_nobody_tries_it_again(settings, tmp_path):
     old, new = leave(tmp_path / "run", settings(), [1, 2])
     content = new.read_bytes()
-    runs.set_aside(new)
+    set_aside(new)
     assert paths(claimed(settings(name="run"))) == [old]
     assert new.with_name("step-00000002.npz.damaged").read_bytes() == content
-    runs.set_aside(new)  # it is not there: no matter
+    set_aside(new)  # it is not there: no matter
 
 
 def test_other_data_is_refused_with_every_difference(settings, tmp_path):
     files = leave(tmp_path / "run", settings(), [5, 3])
     start = claimed(settings(name="run"))
-    runs.check_data(start, dict(DATA))
+    runs_folder.check_data(start, dict(DATA))
     with pytest.raises(ConfigError) as caught:
-        runs.check_data(start, {"train": "a2", "val": "bb", "classes": 3})
+        runs_folder.check_data(start, {"train": "a2", "val": "bb", "classes": 3})
     text = str(caught.value)
     assert "train: aa -> a2" in text and "classes: None -> 3" in text and "val" not in text
     assert str(files[0]) in text and "--force" in text
-    runs.check_data(claimed(settings(name="new")), {"train": "a2"})  # which has no other data
+    runs_folder.check_data(
+        claimed(settings(name="new")), {"train": "a2"}
+    )  # which has no other data
 
 
 # --- The folder of a run ------------------------------------------------------------------------
@@ -233,11 +246,11 @@ def test_other_data_is_refused_with_every_difference(settings, tmp_path):
 def test_a_named_run_goes_on_or_tells_its_result(settings, tmp_path):
     named = settings(name="run")
     files = leave(tmp_path / "run", named, [5, 3])
-    assert claimed(named) == runs.Start(
-        tmp_path / "run", tuple(runs.open_checkpoint(path) for path in files)
+    assert claimed(named) == runs_folder.Start(
+        tmp_path / "run", tuple(open_checkpoint(path) for path in files)
     )
     leave(tmp_path / "run", named, result=RESULT)
-    assert claimed(named) == runs.Start(tmp_path / "run", result=RESULT)
+    assert claimed(named) == runs_folder.Start(tmp_path / "run", result=RESULT)
 
 
 @pytest.mark.parametrize("result", [None, RESULT])
@@ -264,10 +277,10 @@ def test_a_default_name_is_the_first_that_is_free_or_its_own(settings, tmp_path)
     """Finished and other runs are passed by; an unfinished one of these settings goes on."""
     leave(tmp_path / DEFAULT, settings(), [5], RESULT)
     leave(tmp_path / f"{DEFAULT}-2", settings(seed=1), [5])
-    assert claimed(settings()) == runs.Start(tmp_path / f"{DEFAULT}-3")
+    assert claimed(settings()) == runs_folder.Start(tmp_path / f"{DEFAULT}-3")
     (tmp_path / f"{DEFAULT}-3").mkdir()
     (tmp_path / f"{DEFAULT}-3" / "thesis.txt").touch()
-    assert claimed(settings()) == runs.Start(tmp_path / f"{DEFAULT}-4")
+    assert claimed(settings()) == runs_folder.Start(tmp_path / f"{DEFAULT}-4")
     files = leave(tmp_path / f"{DEFAULT}-4", settings(workers=9, datadir="moved"), [7])
     start = claimed(settings())
     assert start.folder == tmp_path / f"{DEFAULT}-4" and paths(start) == files
@@ -295,9 +308,9 @@ def test_a_name_with_something_else_in_it_is_refused(settings, tmp_path):
     (tmp_path / "run" / "thesis.txt").touch()
     text = refusal(settings(name="run"))
     assert "--name run" in text and "thesis.txt" in text
-    assert [path.name for path in (tmp_path / "run").iterdir() if path.name != runs.LOCK] == [
-        "thesis.txt"
-    ]
+    assert [
+        path.name for path in (tmp_path / "run").iterdir() if path.name != runs_folder.LOCK
+    ] == ["thesis.txt"]
 
 
 @pytest.mark.parametrize(
@@ -307,8 +320,8 @@ def test_a_damaged_config_is_nobody_s_run(content, settings, tmp_path):
     """Its checkpoints are of unknown settings: a named run says so, another takes the next."""
     for name in ("run", DEFAULT):
         leave(tmp_path / name, settings(), [5])
-        (tmp_path / name / runs.CONFIG).write_bytes(content)
-    assert runs.CONFIG in refusal(settings(name="run"))
+        (tmp_path / name / runs_folder.CONFIG).write_bytes(content)
+    assert runs_folder.CONFIG in refusal(settings(name="run"))
     assert claimed(settings()).folder == tmp_path / f"{DEFAULT}-2"
 
 
@@ -317,16 +330,16 @@ def test_what_a_process_killed_at_its_start_has_left_is_no_hindrance(leftover, s
     """Also where the disk was full: the log is there, the configuration could not be written."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / leftover).write_text("the first words")
-    (tmp_path / "run" / runs.LOCK).touch()
-    (tmp_path / "run" / runs.OWNER).touch()
+    (tmp_path / "run" / runs_folder.LOCK).touch()
+    (tmp_path / "run" / runs_folder.OWNER).touch()
     assert claimed(settings(name="run")).folder == tmp_path / "run"
 
 
 @pytest.mark.parametrize("content", [b'{"top1": 0.', b"", b"[1]", b"{}", b'"\xff"', b"[" * 99_999])
 def test_a_damaged_result_is_of_no_finished_run(content, settings, tmp_path):
     files = leave(tmp_path / "run", settings(), [5], RESULT)
-    assert runs.result(tmp_path / "run", settings()) == RESULT
-    (tmp_path / "run" / runs.RESULT).write_bytes(content)
+    assert runs_folder.result(tmp_path / "run", settings()) == RESULT
+    (tmp_path / "run" / runs_folder.RESULT).write_bytes(content)
     start = claimed(settings(name="run"))
     assert start.result is None and paths(start) == files
 
@@ -337,24 +350,24 @@ def test_repeats_are_complete_when_all_are_counted(settings, tmp_path):
         ({**RESULT, "count": 2}, None),
         ({**RESULT, "count": 3}, {**RESULT, "count": 3}),
     ):
-        (tmp_path / runs.REPEATS).write_text(json.dumps(content))
-        assert runs.result(tmp_path, settings(repeats=3)) == expected
-    assert runs.result(tmp_path, settings()) == RESULT
+        (tmp_path / runs_folder.REPEATS).write_text(json.dumps(content))
+        assert runs_folder.result(tmp_path, settings(repeats=3)) == expected
+    assert runs_folder.result(tmp_path, settings()) == RESULT
 
 
 def test_a_claim_that_did_nothing_leaves_no_folder_behind(settings, tmp_path):
-    with runs.claim(settings(name="run")) as start:
+    with runs_folder.claim(settings(name="run")) as start:
         assert start.folder.is_dir()
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(KeyboardInterrupt), runs.claim(settings()) as start:
-        (start.folder / runs.CONFIG).touch()
+    with pytest.raises(KeyboardInterrupt), runs_folder.claim(settings()) as start:
+        (start.folder / runs_folder.CONFIG).touch()
         (start.folder / "train.log").touch()
-        runs.forget(start.folder)
+        runs_folder.forget(start.folder)
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
-    with runs.claim(settings(name="run")) as start:
+    with runs_folder.claim(settings(name="run")) as start:
         (start.folder / "train.log").touch()
-    assert {path.name for path in start.folder.iterdir()} == {"train.log", runs.LOCK}
+    assert {path.name for path in start.folder.iterdir()} == {"train.log", runs_folder.LOCK}
 
 
 def test_a_dry_claim_touches_nothing(settings, tmp_path):
@@ -371,7 +384,7 @@ def test_a_dry_claim_touches_nothing(settings, tmp_path):
 
 def test_what_a_killed_process_was_writing_is_removed(settings, tmp_path):
     leave(tmp_path / "run", settings(), [5])
-    folder, checkpoints = tmp_path / "run", tmp_path / "run" / runs.CHECKPOINTS
+    folder, checkpoints = tmp_path / "run", tmp_path / "run" / CHECKPOINTS
     leftovers = [
         folder / "result.json.77.part",
         checkpoints / "step-00000006.npz.77.part",
@@ -397,11 +410,11 @@ def test_a_folder_that_cannot_be_made_is_named(logdir, settings, tmp_path):
 def test_settings_come_back_from_their_file_unchanged(settings, tmp_path):
     unusual = settings(base_lr=1e-5, val_fraction=0.1, batch_split=2, flip=False, seed=10**12)
     path = tmp_path / "config.yaml"
-    path.write_text(config.to_yaml(unusual))
-    assert config.load_yaml(path) == config.to_dict(unusual)
-    assert config.differences(config.load_yaml(path), unusual) == []
+    path.write_text(to_yaml(unusual))
+    assert load_yaml(path) == to_dict(unusual)
+    assert differences(load_yaml(path), unusual) == []
     with pytest.raises(MissingFileError):
-        config.load_yaml(tmp_path / "nowhere.yaml")
+        load_yaml(tmp_path / "nowhere.yaml")
 
 
 # --- The lock -----------------------------------------------------------------------------------
@@ -409,10 +422,12 @@ def test_settings_come_back_from_their_file_unchanged(settings, tmp_path):
 HOLD = """
 import sys
 from pathlib import Path
-from bit_paddle import config, files, runs
-settings = config.Settings(**eval(sys.argv[1]))
-with runs.claim(settings) as start:
-    files.write_text(start.folder / runs.CONFIG, config.to_yaml(settings))
+from bit_paddle.config.settings import Settings, to_yaml
+from bit_paddle.system import files
+from bit_paddle.runs import folder
+settings = Settings(**eval(sys.argv[1]))
+with folder.claim(settings) as start:
+    files.write_text(start.folder / folder.CONFIG, to_yaml(settings))
     print(start.folder.name, flush=True)
     sys.stdin.read()
 """
@@ -422,7 +437,7 @@ with runs.claim(settings) as start:
 def held(settings):
     """Have another process hold the folder of ``settings``; yield it, and the folder's name."""
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, repr(config.to_dict(settings))],
+        [sys.executable, "-c", HOLD, repr(to_dict(settings))],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -446,11 +461,11 @@ def test_a_run_has_its_folder_for_itself_while_it_lives(settings, tmp_path):
         assert claimed(named, dry=True).folder == tmp_path / "run"  # that only looks
         process.send_signal(signal.SIGKILL)
         process.wait(30)
-        assert (tmp_path / "run" / runs.OWNER).exists()  # nobody was left to remove it
-        with runs.claim(named) as start:  # at once
-            assert f"process {os.getpid()} " in (start.folder / runs.OWNER).read_text()
+        assert (tmp_path / "run" / runs_folder.OWNER).exists()  # nobody was left to remove it
+        with runs_folder.claim(named) as start:  # at once
+            assert f"process {os.getpid()} " in (start.folder / runs_folder.OWNER).read_text()
             assert start.folder.name == "run" and "begins again" in " ".join(start.notes)
-    assert not (tmp_path / "run" / runs.OWNER).exists()
+    assert not (tmp_path / "run" / runs_folder.OWNER).exists()
 
 
 def test_a_living_run_without_a_name_is_not_begun_twice(settings):
@@ -469,8 +484,8 @@ def test_of_many_at_once_each_gets_a_folder_of_its_own(settings):
 
     def take(seed):
         together.wait()
-        with runs.claim(settings(seed=seed)) as start:
-            files.write_text(start.folder / runs.CONFIG, config.to_yaml(settings(seed=seed)))
+        with runs_folder.claim(settings(seed=seed)) as start:
+            files.write_text(start.folder / runs_folder.CONFIG, to_yaml(settings(seed=seed)))
             together.wait()
             return start.folder.name
 
@@ -487,10 +502,10 @@ def test_two_never_have_a_folder_at_once_though_each_removes_it(settings, tmp_pa
     def take(_):
         for _ in range(200):
             try:
-                with runs.claim(settings(name="run")) as start:
+                with runs_folder.claim(settings(name="run")) as start:
                     counts.inside += 1
                     counts.had += 1
-                    if counts.inside != 1 or not (start.folder / runs.LOCK).exists():
+                    if counts.inside != 1 or not (start.folder / runs_folder.LOCK).exists():
                         faults.append(f"{counts.inside} have it")
                     (start.folder / "x").touch()
                     (start.folder / "x").unlink()
@@ -518,17 +533,17 @@ def test_two_never_have_a_folder_at_once_though_each_removes_it(settings, tmp_pa
     ],
 )
 def test_intervals(word, expected):
-    assert argtypes.interval(word) == expected
+    assert interval(word) == expected
 
 
 @pytest.mark.parametrize(
     "word", ["0", "-5", "-1m", "0m", "m", "x", "10s", "1.5", "", "nan m", "nanm", "infm", "1e999m"]
 )
 def test_bad_intervals(word):
-    with pytest.raises(argtypes.BadValue, match="expected"):
-        argtypes.interval(word)
+    with pytest.raises(BadValue, match="expected"):
+        interval(word)
     with pytest.raises(ConfigError, match=r"--save_every: is "):
-        cli.parse(
+        parsing.parse(
             ["--model=R14x0.5", "--dataset=digits", "--from_scratch", f"--save_every={word}"],
             "train",
             lambda *_, **__: None,

@@ -12,9 +12,13 @@ import numpy as np
 import pytest
 from conftest import update
 
-from bit_paddle import checkpoint, create_model, logbook, npz, runs, saving, sgd, source
+from bit_paddle import create_model
 from bit_paddle.data import loader
 from bit_paddle.errors import CheckpointError, WriteError
+from bit_paddle.inference.trained import find
+from bit_paddle.models import npz
+from bit_paddle.runs import checkpoints, logbook, snapshot
+from bit_paddle.training.optimizer import Momentum
 
 
 @pytest.fixture
@@ -32,7 +36,7 @@ def saver_of(tmp_path, log, monkeypatch):
     made = []
 
     def make(keep=2, interval=(5, np.inf), step=0):
-        made.append(saving.Saver(tmp_path, keep, interval, log, step))
+        made.append(checkpoints.Saver(tmp_path, keep, interval, log, step))
         return made[-1]
 
     yield make
@@ -45,7 +49,7 @@ def writer(text):
 
 
 def names(folder):
-    return sorted(path.name for path in (folder / runs.CHECKPOINTS).glob("*"))
+    return sorted(path.name for path in (folder / checkpoints.CHECKPOINTS).glob("*"))
 
 
 # --- When and how -------------------------------------------------------------------------------
@@ -115,7 +119,7 @@ def test_close_waits_for_what_is_being_written(saver_of, tmp_path):
 
     saver.save(1, write)
     saver.close()
-    assert go.is_set() and runs.checkpoint_path(tmp_path, 1).read_text() == "whole"
+    assert go.is_set() and checkpoints.checkpoint_path(tmp_path, 1).read_text() == "whole"
 
 
 @pytest.mark.parametrize("keep", [1, 3])
@@ -136,13 +140,13 @@ def test_older_ones_go_only_when_the_new_one_is_complete(keep, saver_of, tmp_pat
 
 def test_a_damaged_one_of_a_later_step_does_not_cost_the_new_one(saver_of, tmp_path):
     """It was passed over, and the run has begun again before it."""
-    (tmp_path / runs.CHECKPOINTS).mkdir()
+    (tmp_path / checkpoints.CHECKPOINTS).mkdir()
     for step, text in ((100, "good"), (200, "damaged")):
-        runs.checkpoint_path(tmp_path, step).write_text(text)
+        checkpoints.checkpoint_path(tmp_path, step).write_text(text)
     saver = saver_of(keep=1)
     saver.save(110, writer("good"))
     saver.wait()
-    assert runs.checkpoint_path(tmp_path, 110).exists()
+    assert checkpoints.checkpoint_path(tmp_path, 110).exists()
 
 
 @pytest.mark.parametrize("links", [True, False])
@@ -153,7 +157,7 @@ def test_the_best_is_kept_beyond_its_turn(links, saver_of, tmp_path, monkeypatch
             raise OSError(errno.EPERM, "Operation not permitted")
 
         monkeypatch.setattr(os, "link", link)
-    saver, best = saver_of(keep=1), tmp_path / runs.CHECKPOINTS / runs.BEST
+    saver, best = saver_of(keep=1), tmp_path / checkpoints.CHECKPOINTS / checkpoints.BEST
     for step, is_best, expected in (
         (1, True, "1"),
         (2, False, "1"),
@@ -245,7 +249,7 @@ def test_a_full_disk(saver_of, tmp_path):
     assert "cannot be written (File too large)" in saver.failure
     assert names(tmp_path) == ["best.npz", "step-00000001.npz"]  # and nothing half written
     for name in names(tmp_path):
-        with npz.CheckpointFile(tmp_path / runs.CHECKPOINTS / name) as file:
+        with npz.CheckpointFile(tmp_path / checkpoints.CHECKPOINTS / name) as file:
             assert np.array_equal(file.array("resnet/x"), arrays[0][1])
     saver.save(3, write, best=True)
     saver.close()
@@ -253,7 +257,7 @@ def test_a_full_disk(saver_of, tmp_path):
 
 
 def test_a_folder_that_cannot_be_made(saver_of, tmp_path):
-    place = tmp_path / runs.CHECKPOINTS
+    place = tmp_path / checkpoints.CHECKPOINTS
     place.touch()
     saver = saver_of()
     saver.save(1, writer("x"))
@@ -266,7 +270,7 @@ def test_a_folder_that_cannot_be_made(saver_of, tmp_path):
 
 
 def test_the_last_one_is_put_elsewhere_if_its_place_is_full(saver_of, log, tmp_path):
-    (tmp_path / runs.CHECKPOINTS).touch()
+    (tmp_path / checkpoints.CHECKPOINTS).touch()
     saver = saver_of()
     log.metrics("train", 12, loss=0.5)
     saver.save(12, writer("all there is"))
@@ -275,7 +279,7 @@ def test_the_last_one_is_put_elsewhere_if_its_place_is_full(saver_of, log, tmp_p
     assert path.name == "step-00000012.npz" and path.read_text() == "all there is"
     assert (path.parent / "metrics.jsonl").read_text() == (tmp_path / "metrics.jsonl").read_text()
     text = (tmp_path / "train.log").read_text()
-    assert f"saved in {path.parent}" in text and str(tmp_path / runs.CHECKPOINTS) in text
+    assert f"saved in {path.parent}" in text and str(tmp_path / checkpoints.CHECKPOINTS) in text
 
 
 def test_no_trace_of_a_last_one_that_has_no_place_at_all(saver_of, tmp_path):
@@ -299,7 +303,7 @@ def batch(step):
 
 def fresh(seed=1, classes=3):
     model = create_model("R14x0.5", classes, seed=seed)
-    return model, sgd.Momentum(0.1, 0.9, model.parameters())
+    return model, Momentum(0.1, 0.9, model.parameters())
 
 
 def trained(*steps):
@@ -310,7 +314,7 @@ def trained(*steps):
 
 
 def snapshot_of(model, optimizer):
-    return checkpoint.snapshot(model, optimizer.velocities())
+    return snapshot.snapshot(model, optimizer.velocities())
 
 
 def state(model, optimizer):
@@ -341,9 +345,9 @@ def test_a_run_goes_on_bit_for_bit(steps, dtype, tmp_path):
     losses = [update(model, optimizer, batch(step), 0.05) for step in (7, 8)]
     after = state(model, optimizer)
     assert not np.array_equal(after["head.weight"], before["head.weight"])
-    checkpoint.write_snapshot(tmp_path / "x.npz", arrays, NOTES)  # of the time before
+    snapshot.write_snapshot(tmp_path / "x.npz", arrays, NOTES)  # of the time before
     model, optimizer = fresh(seed=2)
-    checkpoint.restore(model, optimizer, tmp_path / "x.npz")
+    snapshot.restore(model, optimizer, tmp_path / "x.npz")
     assert_same(state(model, optimizer), before)
     # Saved again before another step, it is the same checkpoint.
     again = snapshot_of(model, optimizer)
@@ -355,11 +359,11 @@ def test_a_run_goes_on_bit_for_bit(steps, dtype, tmp_path):
 def test_a_checkpoint_is_a_model_too(tmp_path):
     model, optimizer = trained(0)
     path = tmp_path / "x.npz"
-    checkpoint.write_snapshot(path, snapshot_of(model, optimizer), NOTES)
+    snapshot.write_snapshot(path, snapshot_of(model, optimizer), NOTES)
     loaded = create_model(path)
     for (name, one), (other, two) in zip(model.named_parameters(), loaded.named_parameters()):
         assert name == other and np.array_equal(one.numpy(), two.numpy())
-    found = source.find(str(path))
+    found = find(str(path))
     assert (found.classes, found.outputs, found.preprocessing.crop) == (CLASSES, 3, 32)
     assert found.trained_here
 
@@ -368,14 +372,14 @@ def test_a_checkpoint_is_a_model_too(tmp_path):
 def written(tmp_path_factory):
     """The file of a checkpoint with velocities, its arrays and its notes."""
     path = tmp_path_factory.mktemp("written") / "x.npz"
-    checkpoint.write_snapshot(path, snapshot_of(*trained(0, 1)), NOTES)
+    snapshot.write_snapshot(path, snapshot_of(*trained(0, 1)), NOTES)
     with np.load(path) as file:
         arrays = {key: file[key] for key in file.files if key != npz.NOTES}
     return path, arrays, {**NOTES, "momentum": True}
 
 
 BIAS, KERNEL = (
-    checkpoint.MOMENTUM + name
+    snapshot.MOMENTUM + name
     for name in (npz.HEAD_BIAS, "resnet/block1/unit01/a/standardized_conv2d/kernel")
 )
 
@@ -396,15 +400,15 @@ def test_arrays_that_are_missing_or_do_not_fit_are_refused(changes, words, writt
     content = {key: array for key, array in {**arrays, **changes}.items() if array is not None}
     npz.write(tmp_path / "x.npz", content.items(), notes)
     with pytest.raises(CheckpointError) as caught:
-        checkpoint.restore(*fresh(), tmp_path / "x.npz")
+        snapshot.restore(*fresh(), tmp_path / "x.npz")
     assert words in str(caught.value) and "x.npz" in str(caught.value)
     npz.write(tmp_path / "x.npz", arrays.items(), notes)
-    checkpoint.restore(*fresh(), tmp_path / "x.npz")  # the control: without the changes it fits
+    snapshot.restore(*fresh(), tmp_path / "x.npz")  # the control: without the changes it fits
 
 
 def test_a_model_of_other_classes_is_refused(written):
     with pytest.raises(CheckpointError, match="outputs"):
-        checkpoint.restore(*fresh(classes=4), written[0])
+        snapshot.restore(*fresh(classes=4), written[0])
 
 
 def test_flipped_bits_are_noticed_or_change_nothing(written, tmp_path):
@@ -416,7 +420,7 @@ def test_flipped_bits_are_noticed_or_change_nothing(written, tmp_path):
     random = np.random.default_rng(0)
     places = [*random.integers(0, len(content), 15), *random.integers(last, len(content), 15)]
     model, optimizer = fresh()
-    checkpoint.restore(model, optimizer, path)
+    snapshot.restore(model, optimizer, path)
     expected, noticed = state(model, optimizer), 0
     for place in places:
         flipped = bytearray(content)
@@ -424,7 +428,7 @@ def test_flipped_bits_are_noticed_or_change_nothing(written, tmp_path):
         damaged.write_bytes(flipped)
         model, optimizer = fresh(seed=2)
         try:
-            checkpoint.restore(model, optimizer, damaged)
+            snapshot.restore(model, optimizer, damaged)
         except CheckpointError:
             noticed += 1
         else:
@@ -442,11 +446,13 @@ def test_the_best_is_there_before_a_checkpoint_says_how_good_it_is(tmp_path):
 
     with logbook.Logbook(tmp_path) as log:
         log.rewind(0, -1)
-        saver = saving.Saver(tmp_path, 2, (1, float("inf")), log)
+        saver = checkpoints.Saver(tmp_path, 2, (1, float("inf")), log)
         saver.save(7, write, best=True)
         saver.close()
-    assert order == [runs.BEST]  # and a link
-    assert runs.checkpoint_path(tmp_path, 7).samefile(tmp_path / runs.CHECKPOINTS / runs.BEST)
+    assert order == [checkpoints.BEST]  # and a link
+    assert checkpoints.checkpoint_path(tmp_path, 7).samefile(
+        tmp_path / checkpoints.CHECKPOINTS / checkpoints.BEST
+    )
 
 
 def test_a_best_that_could_not_be_saved_is_saved_before_the_next_checkpoint(tmp_path):
@@ -459,14 +465,16 @@ def test_a_best_that_could_not_be_saved_is_saved_before_the_next_checkpoint(tmp_
 
     with logbook.Logbook(tmp_path) as log:
         log.rewind(0, -1)
-        saver = saving.Saver(tmp_path, 2, (1, float("inf")), log)
+        saver = checkpoints.Saver(tmp_path, 2, (1, float("inf")), log)
         saver.save(1, best, best=True)
         saver.save(2, lambda path: path.write_bytes(b"later"))  # tries the best first
         saver.wait()
-        assert saver.failure and not runs.checkpoint_files(tmp_path)
+        assert saver.failure and not checkpoints.checkpoint_files(tmp_path)
         full = False
         saver.save(3, lambda path: path.write_bytes(b"later"))
         saver.close()
     assert saver.failure is None
-    path = runs.checkpoint_path(tmp_path, 3)
-    assert path.read_bytes() == b"later" and path.with_name(runs.BEST).read_bytes() == b"best"
+    path = checkpoints.checkpoint_path(tmp_path, 3)
+    assert (
+        path.read_bytes() == b"later" and path.with_name(checkpoints.BEST).read_bytes() == b"best"
+    )

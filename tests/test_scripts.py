@@ -10,8 +10,8 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from bit_paddle import cli
-from bit_paddle.data import readers
+from bit_paddle.config import parsing
+from bit_paddle.data.readers import registry
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_every_recipe_can_be_run(path, imagenet):
     words = ["--config", str(path)]
     if path.stem.startswith("imagenet"):
         words += ["--datadir", str(imagenet)]
-    settings, _ = cli.parse(words, "train", readers.find)
+    settings, _ = parsing.parse(words, "train", registry.find)
     assert (
         f"--config configs/{path.name}" in path.read_text() and settings.model in path.read_text()
     )

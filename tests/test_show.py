@@ -10,15 +10,18 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from bit_paddle import cli, figures
-from bit_paddle.data import loader, readers, show, transforms
-from bit_paddle.planning import make_plan
+from bit_paddle.config import parsing
+from bit_paddle.data import loader, transforms
+from bit_paddle.data.readers import registry
+from bit_paddle.training.plan import make_plan
+from bit_paddle.visual import figures
+from bit_paddle.visual.sheet import PAPER, caption
 
 GAP, LINE = 8, 16
 
 
 def run(*arguments, cwd=ROOT, **environment):
-    words = [sys.executable, "-W", "ignore", "-m", "bit_paddle.data.show", *map(str, arguments)]
+    words = [sys.executable, "-W", "ignore", "-m", "bit_paddle.show", *map(str, arguments)]
     return subprocess.run(
         words,
         cwd=cwd,
@@ -38,7 +41,7 @@ def shown(output, *arguments, **options):
 
 def plan_of(*arguments):
     words = ["--model", "BiT-M-R50x1", *map(str, arguments)]
-    return make_plan(cli.parse(words, "train", readers.find)[0], fetch=False)
+    return make_plan(parsing.parse(words, "train", registry.find)[0], fetch=False)
 
 
 def expected_views(plan, count):
@@ -156,7 +159,7 @@ def test_names_that_the_font_lacks_and_long_ones(image_folder, tmp_path):
     assert "\\u732b" in printed
     sheet = np.asarray(Image.open(tmp_path / "out" / "sheet.png"))
     gaps = [sheet[:, GAP + column * (128 + GAP) - 4 :][:, :4] for column in range(1, 8)]
-    assert (np.array(gaps) == show.PAPER[0]).all()  # no text runs into the next tile
+    assert (np.array(gaps) == PAPER[0]).all()  # no text runs into the next tile
 
 
 @pytest.mark.parametrize(
@@ -170,7 +173,7 @@ def test_names_that_the_font_lacks_and_long_ones(image_folder, tmp_path):
     ],
 )
 def test_caption(name, drawn):
-    assert show.caption(name, 7) == drawn
+    assert caption(name, 7) == drawn
 
 
 @pytest.mark.parametrize(
@@ -288,7 +291,7 @@ def test_dry_run_prints_the_plan_alone(image_folder, tmp_path):
 
 def test_neither_paddle_nor_a_checkpoint(image_folder, tmp_path):
     code = (
-        "import sys; from bit_paddle.data import show; status = show.main(sys.argv[1:]); "
+        "import sys; from bit_paddle import show; status = show.main(sys.argv[1:]); "
         "assert not {'paddle', 'visualdl'} & set(sys.modules); sys.exit(status)"
     )
     done = subprocess.run(
@@ -305,7 +308,7 @@ def test_neither_paddle_nor_a_checkpoint(image_folder, tmp_path):
 def test_help():
     done = run("--help")
     assert done.returncode == 0
-    for words in ("usage: python -m bit_paddle.data.show", "examples:", "--output DIR",
+    for words in ("usage: python -m bit_paddle.show", "examples:", "--output DIR",
                   "--images N", "(default: 64)", "All flags of bit_paddle.train", "--val_fraction",
                   "--no-flip", "--no-crop", "MixUp is not shown", "sheet.png",
                   "default: BiT-M-R50x1"):  # fmt: skip

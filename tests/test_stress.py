@@ -1,4 +1,4 @@
-"""scripts/stress.py, in short: real runs that are killed, and damaged files."""
+"""scripts/benchmarks/stress.py, in short: real runs that are killed, and damaged files."""
 
 import importlib.util
 import os
@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 pytest.importorskip("sklearn")
-_spec = importlib.util.spec_from_file_location("stress", ROOT / "scripts" / "stress.py")
+_spec = importlib.util.spec_from_file_location("stress", ROOT / "scripts/benchmarks/stress.py")
 stress = importlib.util.module_from_spec(_spec)
 sys.modules["stress"] = stress  # dataclasses look their module up
 _spec.loader.exec_module(stress)
@@ -83,7 +83,7 @@ def test_differences_are_found(bench):
 
 
 def test_command():
-    command = [sys.executable, ROOT / "scripts" / "stress.py", "--only"]
+    command = [sys.executable, ROOT / "scripts/benchmarks/stress.py", "--only"]
     done = subprocess.run([*command, "fuzz", "--inputs", "12"], capture_output=True, text=True)
     assert "| fuzz list " in done.stdout and "it/s" not in done.stderr
     assert done.returncode == 0, done.stdout

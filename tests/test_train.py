@@ -15,10 +15,17 @@ import pytest
 from conftest import ROOT, arrays_of, run_train, start_train, update
 from PIL import Image
 
-from bit_paddle import config, create_model, logbook, npz, planning, sgd, train
-from bit_paddle.data import loader, readers
+from bit_paddle import create_model
+from bit_paddle.config.settings import FIELDS, Settings
+from bit_paddle.data import loader
+from bit_paddle.data.readers import registry
 from bit_paddle.errors import NonFiniteError
-from bit_paddle.interrupt import Interrupt, Interrupted
+from bit_paddle.models import npz
+from bit_paddle.runs import logbook
+from bit_paddle.system.signals import Interrupt, Interrupted
+from bit_paddle.training import run as training_run
+from bit_paddle.training.optimizer import Momentum
+from bit_paddle.training.plan import make_plan
 
 TINY = ["--model", "R14x0.5", "--from_scratch", "--precrop", "36", "--crop", "32", "--batch", "8"]
 
@@ -85,10 +92,10 @@ def test_a_whole_run(small_checkpoint, image_folder, tmp_path):
             and notes["crop"] == 32
             and file.classes == 3
         )
-    from bit_paddle import metrics
+    from bit_paddle.training import validation
 
-    val = readers.open_dataset("folder", str(image_folder)).val
-    tally = metrics.evaluate(
+    val = registry.open_dataset("folder", str(image_folder)).val
+    tally = validation.evaluate(
         create_model(folder / "model.npz"), loader.evaluation_batches(val, 32, 4, 0)
     )
     assert (tally.top1, tally.images) == (evaluations[-1]["top1"], 15)
@@ -417,7 +424,7 @@ def test_divergence_stops_before_the_weights(tmp_path):
 
 def test_update_refuses_a_loss_that_is_no_number(small_checkpoint):
     model = create_model(small_checkpoint, 3)
-    optimizer = sgd.Momentum(0.1, 0.9, model.parameters())
+    optimizer = Momentum(0.1, 0.9, model.parameters())
     model.head.bias.set_value(np.array([np.nan, 0, 0], np.float32))
     before = [parameter.numpy() for parameter in model.parameters()]
     part = loader.MicroBatch(np.zeros((2, 3, 32, 32), np.uint8), np.array([0, 1]), np.arange(2))
@@ -434,7 +441,7 @@ def test_update_refuses_a_loss_that_is_no_number(small_checkpoint):
 
 def test_an_update_that_is_interrupted_between_micro_batches_was_not_made(small_checkpoint):
     model = create_model(small_checkpoint, 3)
-    optimizer = sgd.Momentum(0.1, 0.9, model.parameters())
+    optimizer = Momentum(0.1, 0.9, model.parameters())
     before = [parameter.numpy() for parameter in model.parameters()]
     part = loader.MicroBatch(np.zeros((2, 3, 32, 32), np.uint8), np.array([0, 1]), np.arange(2))
     with Interrupt() as stop:
@@ -460,7 +467,7 @@ def test_micro_batches_add_up_to_the_whole_batch(split, dtype, small_checkpoint)
 
     def weights(parts):
         model = create_model(small_checkpoint, 3)
-        optimizer = sgd.Momentum(0.1, 0.9, model.parameters())
+        optimizer = Momentum(0.1, 0.9, model.parameters())
         for _ in range(2):
             micro_batches = [loader.MicroBatch(images[part], labels[part], part) for part in parts]
             update(model, optimizer, micro_batches, 0.01)
@@ -521,7 +528,7 @@ CHANGES = {
 
 
 def test_every_setting_has_a_row():
-    assert set(CHANGES) == {item.name for item in config.FIELDS.values()}
+    assert set(CHANGES) == {item.name for item in FIELDS.values()}
 
 
 @pytest.fixture(scope="module")
@@ -542,7 +549,7 @@ def outcome(image_folder, tmp_path_factory):
             "examples_per_class": 4,
             "workers": 0,
         }
-        plan = planning.make_plan(config.Settings(**{**values, **changes}))
+        plan = make_plan(Settings(**{**values, **changes}))
         shown = []
 
         class Log(logbook.Silent):
@@ -557,7 +564,7 @@ def outcome(image_folder, tmp_path_factory):
         log = Log()
         log.folder = tmp_path_factory.mktemp("run")
         with contextlib.ExitStack() as signals:
-            train.run(plan, log, signals)
+            training_run.run(plan, log, signals)
         return shown, split
 
     return run
@@ -578,10 +585,10 @@ def test_a_setting_that_is_not_changed_changes_nothing(outcome):
 
 def test_automatic_split():
     pytest.importorskip("sklearn")
-    settings = config.Settings("R50x1", "digits", from_scratch=True, precrop=160, crop=128)
-    plan = planning.make_plan(settings)
+    settings = Settings("R50x1", "digits", from_scratch=True, precrop=160, crop=128)
+    plan = make_plan(settings)
     image = plan.architecture.activations(128)
-    assert 36e6 < image < 37e6  # measured: 36.4 to 36.7 MB (scripts/bench_plan.py)
+    assert 36e6 < image < 37e6  # measured: 36.4 to 36.7 MB (scripts/benchmarks/plan.py)
     splits = [plan.batch_split(memory) for memory in (1, image * 3, 17 * image, 10**13)]
     assert splits == [512, 171, 31, 1]
     plan = dataclasses.replace(plan, settings=dataclasses.replace(settings, batch_split=8))
@@ -678,11 +685,11 @@ def test_one_tree_and_its_fraction(image_folder, tmp_path):
 
 
 def test_memory_for_resized_images(image_folder):
-    settings = config.Settings(
+    settings = Settings(
         "R14x0.5", "folder", str(image_folder), from_scratch=True, precrop=160, crop=128
     )
     for gigabytes, words in ((0.0028, "2.8 MB keep the"), (0.0027, "made anew each time")):
-        plan = planning.make_plan(dataclasses.replace(settings, cache_gb=gigabytes))
+        plan = make_plan(dataclasses.replace(settings, cache_gb=gigabytes))
         assert words in plan.describe()
 
 

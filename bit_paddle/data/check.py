@@ -11,11 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from bit_paddle.data.images import FileImages, Images
-from bit_paddle.data.listing import remember, remembered
+from bit_paddle.data.readers.listing import remember, remembered
 from bit_paddle.errors import DataError
-from bit_paddle.logbook import progress_bar
+from bit_paddle.system.progress import progress_bar
 
 CHOICES = ("error", "skip")
+
 _SHOWN = 10
 
 

@@ -18,9 +18,13 @@ SUFFIXES = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"),
     *(".avif", ".jp2", ".tga", ".pbm", ".pgm", ".pnm", ".ppm"),
 }
+
 JPEG_START = b"\xff\xd8\xff"
+
 JPEG_END = b"\xff\xd9"
+
 MOST_MISSING = 1 / 8  # of the rows of a truncated JPEG that is still used
+
 
 # What Pillow raises, by format and by damage; `DataError` is a `ValueError`
 _FAULTS = (
@@ -117,6 +121,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC = 256, 257, 258, 262  # tags of TIFF
+
 
 # What undoes each value of EXIF's tag Orientation (TIFF 6.0, page 36); 1 is upright.
 _TURNS = {

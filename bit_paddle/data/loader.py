@@ -19,17 +19,14 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from bit_paddle.data.images import Images
-from bit_paddle.data.transforms import (
-    evaluation_view,
-    inception_view,
-    resized,
-    training_view,
-)
-from bit_paddle.hyperrule import Resolution
+from bit_paddle.data.transforms import evaluation_view, inception_view, resized, training_view
+from bit_paddle.recipes.hyperrule import Resolution
 
 ORDER, VIEW, MIXUP, INCEPTION = range(4)  # separate streams of random numbers
 
+
 View = Callable[[np.ndarray], None]  # fills uint8 [3, crop, crop]
+
 Job = TypeVar("Job")
 
 

@@ -22,10 +22,11 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from bit_paddle import files
 from bit_paddle.errors import ConfigError, MissingFileError, did_you_mean
+from bit_paddle.system import files
 
 VAL_FRACTION = 0.1  # where neither the data nor the user say
+
 
 # In a clone beside the package; in an installed package inside it.
 _HOMES = [Path(__file__).parents[1] / "configs/data", Path(__file__).parents[2] / "configs/data"]

@@ -1,37 +1,9 @@
-"""Compile the operators for this machine ahead of time: ``python -m bit_paddle.native``."""
+"""The old address of ``python -m bit_paddle.compile``."""
 
-from __future__ import annotations
-
-import argparse
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
-from bit_paddle import cli, errors
-from bit_paddle.native import build
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Run the command ``arguments``."""
-    parser = cli.Parser(
-        prog="python -m bit_paddle.native",
-        description=__doc__.split(":")[0] + ". Commands do so at first use; a build that has "
-        f"failed is tried again here. {build.SWITCH}=0 in the environment refuses them.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
-    flags = parser.parse_args(arguments)
-    if flags.into:
-        build.build(flags.into)
-        return 0
-    try:
-        _, facts = build.rebuild()
-    except build.Unavailable as reason:
-        print(f"error: no compiled operators: {reason}", file=sys.stderr)
-        return 1
-    print(f"compiled, with oneDNN {facts['onednn']}{', bf16 too' * facts['bf16']}")
-    return 0
-
+from bit_paddle import compile, errors
 
 if __name__ == "__main__":
-    sys.exit(errors.run_command(main, sys.argv[1:]))
+    print("note: this command is now python -m bit_paddle.compile", file=sys.stderr)
+    sys.exit(errors.run_command(compile.main, sys.argv[1:]))

@@ -1,0 +1,38 @@
+"""Compile the operators for this machine ahead of time: ``python -m bit_paddle.compile``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bit_paddle import errors
+from bit_paddle.config import parsing
+from bit_paddle.models.native import build
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command ``arguments``."""
+    parser = parsing.Parser(
+        prog="python -m bit_paddle.compile",
+        description=__doc__.split(":")[0] + ". Commands do so at first use; a build that has "
+        f"failed is tried again here. {build.SWITCH}=0 in the environment refuses them.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
+    flags = parser.parse_args(arguments)
+    if flags.into:
+        build.build(flags.into)
+        return 0
+    try:
+        _, facts = build.rebuild()
+    except build.Unavailable as reason:
+        print(f"error: no compiled operators: {reason}", file=sys.stderr)
+        return 1
+    print(f"compiled, with oneDNN {facts['onednn']}{', bf16 too' * facts['bf16']}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run_command(main, sys.argv[1:]))

@@ -1,0 +1,327 @@
+"""The command line of training, and of commands that take its flags: all faults at once."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from bit_paddle.config import settings
+from bit_paddle.config import types as argtypes
+from bit_paddle.errors import BitPaddleError, ConfigError, did_you_mean
+from bit_paddle.models import published
+from bit_paddle.recipes import upstream
+from bit_paddle.system import environment
+
+_EPILOG = """\
+examples:
+  python -m bit_paddle.train --model BiT-M-R50x1 --dataset cifar10
+      fine-tunes by BiT-HyperRule: --model and --dataset are all it needs
+  python -m bit_paddle.train --model BiT-M-R50x1 --dataset folder --datadir pets --dry-run
+      shows the plan for pets/train/<class>/*.jpg and pets/val/<class>/*.jpg, and stops
+  python -m bit_paddle.train --model BiT-M-R50x1 --dataset folder --datadir pets --repeats 5
+      five runs, and the lowest, median and highest accuracy of them
+  python -m bit_paddle.train --config configs/cifar10_R50x1.yaml --examples_per_class 5
+      a published recipe, few-shot; flags win over the file
+  python -m bit_paddle.train --model BiT-Mini --dataset digits --steps 100 --batch 64 --base_lr 0.1
+      a small checkpoint that is in the package, on scikit-learn's digits: needs no download
+
+The run writes bit_logs/<name>/: train.log, metrics.jsonl, VisualDL scalars, config.yaml,
+checkpoints/, model.npz and result.json. However it was stopped, the same command goes on from its
+newest checkpoint, and ends with the same weights as if it had not been stopped. SIGINT (Ctrl-C),
+SIGTERM and the notice of pre-emption SIGUSR1 end it after the current micro-batch, with a
+checkpoint; a second Ctrl-C ends it at once.
+"""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a command line asks for, beside the settings."""
+
+    dry_run: bool = False
+    force: bool = False
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises `ConfigError` instead of leaving."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; {self.prog} --help lists the flags")
+
+
+def parser(
+    prog: str,
+    description: str = "Fine-tune a Big Transfer (BiT) model on images, by BiT-HyperRule.",
+    epilog: str = _EPILOG,
+    defaults: Mapping[str, str] | None = None,
+) -> argparse.ArgumentParser:
+    """Return the command's parser; its values are words, which `parse` checks all at once.
+
+    ``defaults`` are what its help says of settings in place of their own.
+    """
+    result = Parser(
+        prog=prog,
+        allow_abbrev=False,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=description,
+    )
+    groups = {key: result.add_argument_group(title) for key, title in settings.GROUPS.items()}
+    groups["what"].add_argument(
+        "--config",
+        metavar="FILE.yaml",
+        help="settings from a file, such as the config.yaml of an earlier run; flags win",
+    )
+    for name, item in settings.FIELDS.items():
+        text, parse = item.metadata["help"], item.metadata["parse"]
+        if item.default is MISSING:
+            text += " (required)"
+        elif name in (defaults or {}):
+            text = f"{text.split(' (default')[0]} (default: {defaults[name]})"
+        elif item.default is not None and parse is not argtypes.switch:
+            text += f" (default: {item.default})"
+        if parse is argtypes.switch:
+            group, opposite = groups[item.metadata["group"]], "the opposite, where a file has it"
+            for flag, value in ((f"--{name}", "true"), (f"--no-{name}", "false")):
+                usual = (value == "true") != (item.default is not False)
+                aliases = ["--no-crop"] if flag == "--no-random_crop" else []
+                group.add_argument(
+                    *aliases,
+                    flag,
+                    dest=name,
+                    action="store_const",
+                    const=value,
+                    help=text if usual else opposite,
+                )
+        else:
+            numbers = (argtypes.positive, argtypes.not_negative, argtypes.fraction)
+            usual = "WORD" if parse is argtypes.text else "X" if parse in numbers else "N"
+            groups[item.metadata["group"]].add_argument(
+                f"--{name}", help=text, metavar="|".join(getattr(parse, "choices", [usual]))
+            )
+    groups["run"].add_argument(
+        "--dry-run", action="store_true", help="print the whole plan and stop"
+    )
+    groups["run"].add_argument(
+        "--force",
+        action="store_true",
+        help="go on from a checkpoint although settings or data have changed",
+    )
+    groups["run"].add_argument(
+        "--traceback", action="store_true", help="show where an error came from"
+    )
+    return result
+
+
+def outer_parser(prog: str, usage: str, description: str, epilog: str) -> Parser:
+    """Return the parser of a command ``prog`` that takes all flags of training too.
+
+    It knows its own alone, which are to be added; ``{flags}`` in ``epilog`` becomes the others.
+    """
+    flags = textwrap.fill(
+        " ".join(f"--{name}" for name in ("config", *settings.FIELDS)), 96, break_on_hyphens=False
+    )
+    return Parser(
+        prog=prog,
+        usage=usage,
+        description=description,
+        epilog=epilog.format(flags=textwrap.indent(flags, "  ")),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def parse(
+    arguments: Sequence[str],
+    prog: str,
+    find_dataset: Callable[..., object],
+    outer: Iterable[str] = (),
+) -> tuple[settings.Settings, Request]:
+    """Return the settings that ``arguments`` and their --config ask for, and the rest of them.
+
+    ``find_dataset(dataset, datadir=, val_fraction=)`` raises what is wrong with these
+    (`readers.find`); ``outer`` are the flags of the command that has taken its own. Raises one
+    `ConfigError` or `MissingFileError` that lists every fault.
+    """
+    command = parser(prog)
+    known, unknown = command.parse_known_args(list(arguments))
+    flags = [option for action in command._actions for option in action.option_strings]
+    faults = []
+    for before, word in zip(["", *unknown], unknown):
+        if word.startswith("-"):
+            near = did_you_mean(word.split("=")[0], [*flags, *outer])
+            faults.append(f"{word}: no such flag; {near}")
+        elif not before.startswith("-"):  # else it is what was given to that
+            faults.append(f"{word!r}: does not belong to a flag")
+    given: dict[str, tuple[str, str]] = {}  # name -> (where from, word)
+    if known.config is not None:
+        given.update(_read_yaml(known.config, faults))
+    given.update(
+        {
+            name: (f"--{name}", getattr(known, name))
+            for name in settings.FIELDS
+            if getattr(known, name) is not None
+        }
+    )
+    values: dict[str, Any] = {}
+    unclear = set()
+    for name, (source, word) in given.items():
+        try:
+            item = settings.FIELDS[name]
+            unset = item.default is None and word.lower() == "none"  # a file's value taken back
+            values[name] = None if unset else item.metadata["parse"](word)
+        except ValueError as fault:
+            faults.append(f"{source}: {fault}")
+            unclear.add(name)
+    if values.get("rule") == upstream.RULE:
+        values = {**_upstream(values), **values}
+    faults += [
+        f"--{name}: is required"
+        for name, item in settings.FIELDS.items()
+        if item.default is MISSING and name not in given
+    ]
+    faults += _combined_faults(
+        {**{name: item.default for name, item in settings.FIELDS.items()}, **values},
+        unclear,
+        find_dataset,
+    )
+    if faults:
+        raise ConfigError(
+            "; ".join(faults)
+            if len(faults) == 1
+            else f"{len(faults)} faults\n  " + "\n  ".join(faults)
+        )
+    return settings.Settings(**values), Request(known.dry_run, known.force)
+
+
+def _upstream(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the defaults of upstream training, of which the settings ``values`` are given."""
+    batch = values.get("batch", upstream.BATCH)
+    found = {
+        "batch": batch,
+        "base_lr": upstream.base_lr(batch),
+        "weight_decay": upstream.WEIGHT_DECAY,
+    }
+    return found if values.get("steps") else {**found, "epochs": upstream.EPOCHS}
+
+
+def _combined_faults(
+    values: dict[str, Any], unclear: set[str], find_dataset: Callable[..., object]
+) -> list[str]:
+    """Return the faults of settings that are well-formed each by itself; unset ones are MISSING.
+
+    Of those that are ``unclear``, whose faults are known, no others are made up.
+    """
+    faults = []
+    dataset, model = values["dataset"], values["model"]
+    if dataset is not MISSING:
+        try:
+            find_dataset(dataset, datadir=values["datadir"], val_fraction=values["val_fraction"])
+        except BitPaddleError as fault:
+            faults.append(str(fault))
+    if model is not MISSING:
+        try:
+            found = published.resolve(model, pretrained=not values["from_scratch"])
+            if values["from_scratch"] and isinstance(found, Path):
+                faults.append(
+                    f"--model: {model} is a checkpoint file, which --from_scratch would not "
+                    "read; give an architecture such as R50x1"
+                )
+        except BitPaddleError as fault:
+            faults.append(f"--model: {fault}")
+    batch, split = values["batch"], values["batch_split"]
+    if split != settings.AUTO and batch % split and "batch" not in unclear:
+        below = next(n for n in range(min(split, batch), 0, -1) if batch % n == 0)
+        above = [n for n in range(split, min(batch, 2 * split) + 1) if batch % n == 0][:1]
+        near = [below, *above]
+        faults.append(
+            f"--batch_split: is {split}, which does not divide --batch {batch}; "
+            f"{' or '.join(map(str, sorted(near)))} would"
+        )
+    if values["epochs"] is not None and values["rule"] != upstream.RULE:
+        faults.append("--epochs: is for --rule upstream; fine-tuning goes by --steps")
+    elif values["epochs"] is not None and values["steps"] is not None:
+        faults.append("--epochs and --steps: both say how long the run is; take one")
+    if values["nproc"] > batch and "batch" not in unclear:
+        faults.append(
+            f"--nproc: is {values['nproc']}, more than --batch {batch}: each needs an image of it"
+        )
+    precrop, crop = values["precrop"], values["crop"]
+    pair = not unclear & {"precrop", "crop"}
+    if pair and (precrop is None) != (crop is None):
+        faults.append(
+            "--precrop and --crop: only one is given; they replace the rule's pair together"
+        )
+    elif pair and crop is not None and precrop < crop:
+        faults.append(
+            f"--precrop: is {precrop}, smaller than --crop {crop}, which is cut out of it"
+        )
+    if values["datadir"] is not None and not Path(values["datadir"]).exists():
+        faults.append(f"--datadir: {values['datadir']}: no such folder")
+    if values["devices"] is not None and values["device"] == "cpu":
+        faults.append(f"--devices: is {values['devices']}, but --device is cpu")
+    name = values["name"]
+    if name is not None and (Path(name).name != name or name in (".", "..")):
+        faults.append(f"--name: is {name!r}, expected a folder's name, without {os.sep}")
+    return faults
+
+
+def _read_yaml(path: str, faults: list[str]) -> dict[str, tuple[str, str]]:
+    """Return {setting: (where from, word)} of a YAML file; add its mistakes to ``faults``."""
+    result = {}
+    for key, value in settings.load_yaml(path, "--config").items():
+        if key not in settings.FIELDS:
+            faults.append(
+                f"{path}: {key!r} is no setting; {did_you_mean(str(key), settings.FIELDS)}"
+            )
+        elif isinstance(value, (dict, list)):
+            faults.append(f"{path}: {key} is {value!r}, expected one value")
+        elif value is not None:
+            result[key] = (f"{path}: {key}", str(value))
+    return result
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of every command that runs a trained model."""
+    parser.add_argument(
+        "--model",
+        required=True,
+        help="published name (python -m bit_paddle.catalog lists them), an .npz file, a run's "
+        "folder, or one of `export --format paddle`, which Paddle Inference runs on the processor",
+    )
+    parser.add_argument(
+        "--bit_pretrained_dir", metavar="DIR", help=settings.help_of("bit_pretrained_dir")
+    )
+    parser.add_argument(
+        "--crop",
+        type=argtypes.whole(32),
+        metavar="N",
+        help="squash images to this side (default: what belongs to the checkpoint)",
+    )
+    parser.add_argument(
+        "--batch",
+        type=argtypes.whole(1),
+        default=32,
+        metavar="N",
+        help="images at once (default: 32)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=argtypes.whole(0),
+        default=min(8, environment.cpu_count()),
+        metavar="N",
+        help=settings.help_of("workers"),
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
+    parser.add_argument(
+        "--amp",
+        choices=("auto", "off", "bf16", "fp16"),
+        default="off",
+        help="half precision: faster where the processor multiplies in it, but rounded to 3 (bf16) "
+        "or 4 digits (fp16); auto is what the GPU does best (default: off)",
+    )
+    parser.add_argument("--traceback", action="store_true", help="show where an error came from")

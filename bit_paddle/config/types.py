@@ -1,0 +1,89 @@
+"""What a word on the command line or in a file may be: argparse's ``type``, and that of settings.
+
+Each takes a word and returns its value, or raises `BadValue`, which says what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+
+from bit_paddle.errors import did_you_mean
+
+
+class BadValue(ValueError, argparse.ArgumentTypeError):
+    """A word that a setting cannot have; argparse shows its text too."""
+
+
+def text(word: str) -> str:
+    """Take any word but the empty one."""
+    if not word:
+        raise BadValue("is empty")
+    return word
+
+
+def switch(word: str) -> bool:
+    """Take true and false."""
+    if word.lower() not in ("true", "false"):
+        raise BadValue(f"is {word!r}, expected true or false")
+    return word.lower() == "true"
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """Return the type of whole numbers from ``least`` on."""
+
+    def parse(word: str) -> int:
+        try:
+            value = int(word)
+        except ValueError:
+            raise BadValue(f"is {word!r}, expected a whole number") from None
+        if value < least:
+            raise BadValue(f"is {value}, expected at least {least}")
+        return value
+
+    return parse
+
+
+def number(fits: Callable[[float], bool], expected: str) -> Callable[[str], float]:
+    """Return the type of numbers for which ``fits`` holds: those that are ``expected``."""
+
+    def parse(word: str) -> float:
+        try:
+            value = float(word)
+        except ValueError:
+            raise BadValue(f"is {word!r}, expected a number") from None
+        if not fits(value):
+            raise BadValue(f"is {word}, expected {expected}")
+        return value
+
+    return parse
+
+
+positive = number(lambda value: 0 < value < math.inf, "a positive number")
+
+not_negative = number(lambda value: 0 <= value < math.inf, "0 or more")
+
+fraction = number(lambda value: 0 < value < 1, "a number between 0 and 1")
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    """Return the type of these words, which it has as ``choices`` for the help."""
+
+    def parse(word: str) -> str:
+        if word not in choices:
+            raise BadValue(f"is {word!r}: {did_you_mean(word, choices)}")
+        return word
+
+    parse.choices = choices
+    return parse
+
+
+def interval(word: str) -> tuple[float, float]:
+    """Return what a word such as 500 or 10m says: (steps, seconds), one of them infinite."""
+    try:
+        if word.endswith("m"):
+            return math.inf, 60 * positive(word[:-1])
+        return whole(1)(word), math.inf
+    except BadValue:
+        raise BadValue(f"is {word!r}, expected steps such as 500, or minutes such as 10m") from None

@@ -1,0 +1,34 @@
+"""scikit-learn's handwritten digits."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bit_paddle.data.images import ArrayImages, Dataset
+from bit_paddle.data.spec import DataSpec
+from bit_paddle.errors import ConfigError, install_hint
+
+
+def open_digits(spec: DataSpec) -> Dataset:
+    """scikit-learn's 1,797 digits of 8 x 8 pixels; every fifth of a class is for validation."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ConfigError(
+            "--dataset digits comes with scikit-learn, which is not installed: "
+            f"{install_hint('digits')}"
+        ) from error
+    digits = load_digits()
+    grey = np.round(digits.images * (255 / 16)).astype(np.uint8)  # 17 levels, 0 … 16
+    pixels = np.repeat(grey[..., None], 3, axis=3)
+    classes = [str(digit) for digit in digits.target_names]
+    held_out = np.zeros(len(pixels), bool)
+    for label in range(len(classes)):
+        held_out[np.flatnonzero(digits.target == label)[4::5]] = True
+    return Dataset(
+        ArrayImages(pixels[~held_out], digits.target[~held_out], classes, "digits train"),
+        ArrayImages(pixels[held_out], digits.target[held_out], classes, "digits val"),
+        spec.flip,
+        spec.random_crop,
+        spec.resolution,
+    )

@@ -1,0 +1,265 @@
+"""Images in class folders: one's own (``folder``) and ImageNet's (``imagenet2012``)."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import itertools
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from bit_paddle.data.images import SUFFIXES, Dataset, FileImages
+from bit_paddle.data.readers.listing import list_images
+from bit_paddle.data.spec import VAL_FRACTION, DataSpec
+from bit_paddle.errors import BitPaddleError, ConfigError, DataError, MissingFileError, did_you_mean
+
+VALIDATION = ("val", "valid", "validation", "test")  # what people call it, in order of preference
+
+
+def open_folder(spec: DataSpec) -> Dataset:
+    """``train/<class>/*`` and ``val/<class>/*``; or ``<class>/*``, of which a part is held out.
+
+    The training folders, sorted, name the classes, unless ``spec.classes`` does; what is below a
+    class folder belongs to it, at any depth.
+    """
+    root = _folder(spec)
+    train = root / (spec.train or "train")
+    if not train.is_dir():
+        if spec.train or any((root / name).is_dir() for name in VALIDATION[:3]):
+            raise MissingFileError(
+                f"--datadir {root}: has no {train.name}/; expected train/<class>/* and "
+                f"val/<class>/*, or <class>/* alone; found {_content(root)}"
+            )
+        train = root
+    names = [spec.val] if spec.val else VALIDATION if train != root else ()
+    val = next((root / name for name in names if (root / name).is_dir()), None)
+    if spec.val and val is None:
+        raise MissingFileError(f"--datadir {root}: has no {spec.val}/; found {_content(root)}")
+    listed = list_images(train)
+    images = class_folders(train, listed.images, spec.classes)
+    check_no_class_is_empty(images, str(train))
+    notes = _unread(train, listed.others)
+    loose = len(listed.images.get("", []))
+    if loose:
+        notes.append(f"{loose:,} images in {train} are in no class folder, and are not read")
+    if train != root:
+        read = {train.name, *VALIDATION, spec.val}
+        others = [entry.name for entry in root.iterdir() if entry.is_dir()]
+        others = sorted(name for name in others if name not in read and name[0] != ".")
+        if others:
+            notes.append(f"beside {train}, {', '.join(others[:5])} are not read")
+    if val is None:
+        return held_out(images, spec, notes)
+    check_fraction_is_needed(spec, f"{val} is there")
+    listed = list_images(val)
+    held = class_folders(val, listed.images, images.classes)
+    notes += _unread(val, listed.others)
+    return with_notes(images, held, spec, notes, str(val))
+
+
+def open_imagenet(spec: DataSpec) -> Dataset:
+    """ILSVRC-2012: ``train/<WordNet id>/*``, and ``val/`` likewise, or flat with its labels.
+
+    The ids, sorted, are the order of the published heads. The labels of a flat folder are looked
+    for in ``--datadir``: the devkit's ground truth (with its meta.mat), a list of ids, or Kaggle's
+    LOC_val_solution.csv (whose ILSVRC/Data/CLS-LOC is found too).
+    """
+    root = _folder(spec)
+    kaggle = root / "ILSVRC/Data/CLS-LOC"
+    parts = kaggle if kaggle.is_dir() else root
+    for part in ("train", "val"):
+        if not (parts / part).is_dir():
+            raise MissingFileError(
+                f"--datadir {root}: has no {part}/; expected train/<WordNet id>/*.JPEG and val/, "
+                f"found {_content(root)}"
+            )
+    train = class_folders(parts / "train", list_images(parts / "train").images, spec.classes)
+    check_no_class_is_empty(train, str(parts / "train"))
+    listed = list_images(parts / "val").images
+    flat = listed.get("", [])
+    if not flat:
+        val = class_folders(parts / "val", listed, train.classes)
+    else:
+        try:
+            found = _ground_truth(root, parts / "val", len(flat))
+        except BitPaddleError:
+            raise
+        except Exception as error:  # SciPy's reader raises many kinds of a damaged file
+            raise DataError(
+                f"{root}: the labels of val/ cannot be read ({type(error).__name__}: {error}); are "
+                "they the official files?"
+            ) from error
+        strangers = sorted(set(found.values()) - set(train.classes))
+        if strangers:
+            raise DataError(f"{root}: validation class {strangers[0]} is not in train/")
+        number = {name: label for label, name in enumerate(train.classes)}
+        try:
+            labels = [number[found[path.split(".")[0]]] for path in flat]
+        except KeyError as error:
+            raise DataError(
+                f"{parts / 'val'}: no label for {error}; are these ILSVRC-2012's files?"
+            ) from error
+        val = FileImages(flat, labels, train.classes, parts / "val")
+    return with_notes(train, val, spec, [], str(parts / "val"))
+
+
+def _ground_truth(root: Path, val: Path, count: int) -> dict[str, str]:
+    """Return {file's name without suffix: WordNet id} of a flat validation folder."""
+    places = [root, root / "ILSVRC2012_devkit_t12/data", val]
+
+    def find(name: str) -> Path | None:
+        return next((place / name for place in places if (place / name).is_file()), None)
+
+    solution = find("LOC_val_solution.csv")
+    if solution:
+        with open(solution, newline="") as stream:
+            rows = csv.DictReader(stream)
+            return {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
+    numbers = find("ILSVRC2012_validation_ground_truth.txt")
+    ids = find("imagenet_2012_validation_synset_labels.txt")
+    if ids:
+        names = ids.read_text().split()
+    elif numbers:
+        meta = find("meta.mat")
+        if meta is None:
+            raise MissingFileError(
+                f"{numbers}: numbers the classes as the devkit's meta.mat does, which is not in "
+                f"{' or '.join(map(str, places))}"
+            )
+        from scipy.io import loadmat
+
+        synsets = loadmat(meta, squeeze_me=True)["synsets"]
+        by_number = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
+        names = [by_number[int(word)] for word in numbers.read_text().split()]
+    else:
+        raise MissingFileError(
+            f"{val}: a flat folder, whose labels are not there; expected "
+            "ILSVRC2012_validation_ground_truth.txt and meta.mat (of ILSVRC2012_devkit_t12), "
+            "imagenet_2012_validation_synset_labels.txt or LOC_val_solution.csv in "
+            f"{' or '.join(map(str, places))}"
+        )
+    if len(names) != count:
+        raise DataError(f"{ids or numbers}: {len(names)} labels for {count} images in {val}")
+    return {f"ILSVRC2012_val_{number:08}": name for number, name in enumerate(names, 1)}
+
+
+def class_folders(
+    folder: Path, listed: Mapping[str, list[str]], classes: Sequence[str] | None
+) -> FileImages:
+    """Return the images that are ``listed`` below ``folder``; the first folder is the class.
+
+    Raises `DataError` for a folder that is none of ``classes`` (None: all, sorted).
+    """
+    found = sorted(name for name in listed if name)
+    if classes is None and len(found) < 2:
+        loose = len(listed.get("", []))
+        raise DataError(
+            f"{folder}: {len(found)} class folders{f' ({found[0]})' if found else ''}; expected "
+            "two or more"
+            + (f". {loose:,} images lie in it: put each into its class's folder" if loose else "")
+        )
+    classes = found if classes is None else classes
+    for name in found:
+        if name not in classes and listed[name]:
+            raise DataError(
+                f"{folder}: class {name!r} is not in training ({did_you_mean(name, classes)}); "
+                "the head has an output for each training class alone"
+            )
+    paths = [listed.get(name, []) for name in classes]
+    labels = np.repeat(np.arange(len(classes)), [len(some) for some in paths])
+    return FileImages(itertools.chain(*paths), labels, classes, folder)
+
+
+def held_out(images: FileImages, spec: DataSpec, notes: Sequence[str]) -> Dataset:
+    """Split ``images``: of each class ``spec.val_fraction`` is for validation, one at least.
+
+    Which, depends on the images' relative paths alone: the same on every machine, and an image that
+    is added moves no other, but for one at the border. A smaller fraction holds out a part of what
+    a larger one does.
+    """
+    fraction = VAL_FRACTION if spec.val_fraction is None else spec.val_fraction
+    chosen: set[str] = set()
+    for label, name in enumerate(images.classes):
+        paths = {images.paths[index] for index in np.flatnonzero(images.labels == label)}
+        if len(paths) == 1:
+            raise DataError(
+                f"{os.path.join(images.root, *paths)}: is the only image of class {name!r}, of "
+                "which none is left for validation; add others, or give validation images"
+            )
+        count = min(len(paths) - 1, max(1, round(fraction * len(paths))))
+        chosen.update(sorted(paths, key=_rank)[:count] if paths else ())
+    held = np.array([path in chosen for path in images.paths])
+    note = (
+        f"no validation images are given: {held.sum():,} of {len(images):,} are held out, "
+        f"{fraction:.0%} of each class (--val_fraction)"
+    )
+    train, val = images.subset(np.flatnonzero(~held)), images.subset(np.flatnonzero(held))
+    return with_notes(train, val, spec, [note, *notes], str(images.root))
+
+
+def _unread(folder: Path, others: Counter[str]) -> list[str]:
+    """Return a note on files that are no images by their endings, if there are ``others``."""
+    if not others:
+        return []
+    kinds = ", ".join(f"{suffix or 'none'} {count:,}" for suffix, count in others.most_common(5))
+    return [
+        f"{sum(others.values()):,} files in the class folders of {folder} are no images by their "
+        f"endings ({kinds}), and are not read"
+    ]
+
+
+def _rank(path: str) -> bytes:
+    return hashlib.sha1(path.replace(os.sep, "/").encode(errors="surrogateescape")).digest()
+
+
+def with_notes(
+    train: FileImages, val: FileImages, spec: DataSpec, notes: Sequence[str], title: str
+) -> Dataset:
+    """Return both with ``notes`` and the classes that one of them does not see.
+
+    Raises `DataError` if ``val``, which is in ``title``, is empty.
+    """
+    if not len(val):
+        raise DataError(
+            f"{title}: no images in its class folders; images end in {' '.join(sorted(SUFFIXES))}"
+        )
+    notes = list(notes)
+    for images, what in ((train, "training"), (val, "validation")):
+        counts = np.bincount(images.labels, minlength=len(train.classes))
+        unseen = [train.classes[label] for label in np.flatnonzero(counts == 0)]
+        if unseen:
+            more = f" and {len(unseen) - 5} more" if len(unseen) > 5 else ""
+            notes.append(f"no {what} images of {', '.join(unseen[:5])}{more}")
+    return Dataset(train, val, spec.flip, spec.random_crop, spec.resolution, tuple(notes))
+
+
+def check_no_class_is_empty(images: FileImages, title: str) -> None:
+    """Raise `DataError` if a class has no image to learn from."""
+    counts = np.bincount(images.labels, minlength=len(images.classes))
+    empty = [images.classes[label] for label in np.flatnonzero(counts == 0)]
+    if empty:
+        more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+        raise DataError(
+            f"{title}: no images in {', '.join(empty[:5])}{more}; images end in "
+            f"{' '.join(sorted(SUFFIXES))}"
+        )
+
+
+def check_fraction_is_needed(spec: DataSpec, why_not: str) -> None:
+    """Raise `ConfigError` if a fraction is asked for where validation images are given."""
+    if spec.val_fraction is not None:
+        raise ConfigError(f"--val_fraction: nothing is held out for validation, as {why_not}")
+
+
+def _folder(spec: DataSpec) -> Path:
+    if spec.folder.is_file():
+        raise MissingFileError(f"--datadir {spec.datadir}: is a file, expected a folder")
+    return spec.folder
+
+
+def _content(folder: Path) -> str:
+    return ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"

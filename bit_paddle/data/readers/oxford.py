@@ -1,0 +1,194 @@
+"""Oxford's 102 flowers and Oxford-IIIT's pets, two of BiT's tasks, from their official files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from bit_paddle.data.images import Dataset, FileImages, check_labels
+from bit_paddle.data.readers.archives import unpacked
+from bit_paddle.data.spec import DataSpec
+from bit_paddle.errors import ConfigError, DataError, MissingFileError, did_you_mean
+from bit_paddle.system import fetch
+
+
+class Part(NamedTuple):
+    """An official file, and the folder that an archive unpacks to."""
+
+    file: str
+    md5: str
+    folder: str | None = None
+
+    def is_in(self, root: Path) -> bool:
+        unpacked_before = self.folder is not None and (root / self.folder).is_dir()
+        return unpacked_before or (root / self.file).is_file()
+
+
+FLOWERS_URL = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
+
+FLOWERS = (
+    Part("102flowers.tgz", "52808999861908f626f3c1f4e79d11fa", "jpg"),
+    Part("imagelabels.mat", "e0620be6f572b9609742df49c70aed4d"),
+    Part("setid.mat", "a5357ecc9cb78c4bef273ce3793fc85c"),
+)
+
+FLOWER_LISTS = ("trnid", "valid", "tstid")  # 1,020, 1,020 and 6,149 images
+
+
+PETS_URL = "https://www.robots.ox.ac.uk/~vgg/data/pets/data/"
+
+PETS = (
+    Part("images.tar.gz", "5c4f3ee8e5d25df40f4fd59a7f44e54c", "images"),
+    Part("annotations.tar.gz", "95a8c909bbe2e81eed6a22bccdf3f68f", "annotations"),
+)
+
+PET_CLASSES = 37
+
+_PET_LINE = re.compile(r"((\S+)_\S+)\s+(\d{1,4})\s+\d+\s+\d+")  # image, class, species, breed
+
+
+def open_flowers(spec: DataSpec) -> Dataset:
+    """Open the 102 flowers; ``train`` and ``val`` are lists of setid.mat, joined by ``+``.
+
+    They are ``trnid`` and ``tstid`` unless named. Errors: `ConfigError`, `MissingFileError`,
+    `DataError`, `DownloadError`, `WriteError`.
+    """
+    chosen = {"train": spec.train or "trnid", "val": spec.val or "tstid"}
+    for key, lists in chosen.items():
+        for name in lists.split("+"):
+            if name not in FLOWER_LISTS:
+                raise ConfigError(
+                    f"{key}: {name!r} is no list of setid.mat; {did_you_mean(name, FLOWER_LISTS)}, "
+                    "or several joined by +, such as trnid+valid"
+                )
+    classes = _classes(spec, [str(number) for number in range(1, 103)])
+    root = _root(spec, "oxford_flowers102", FLOWERS_URL, FLOWERS)
+    labels_file, lists_file = root / "imagelabels.mat", root / "setid.mat"
+    labels = _numbers(labels_file, "labels") - 1
+    check_labels(labels, classes, f"{labels_file}, counted from 0")
+
+    def split(lists: str) -> FileImages:
+        ids = np.concatenate([_numbers(lists_file, name) for name in lists.split("+")])
+        outside = ids[(ids < 1) | (ids > len(labels))]
+        if len(outside) or not len(ids):
+            found = f"image {outside[0]}" if len(outside) else "no image"
+            raise DataError(
+                f"{lists_file}: {lists} lists {found}; expected some of 1 … {len(labels)}, the "
+                f"images that {labels_file.name} has a label for"
+            )
+        paths = [f"jpg/image_{number:05d}.jpg" for number in ids]
+        return FileImages(paths, labels[ids - 1], classes, root)
+
+    return Dataset(
+        split(chosen["train"]),
+        split(chosen["val"]),
+        spec.flip,
+        spec.random_crop,
+        spec.resolution,
+    )
+
+
+def open_pets(spec: DataSpec) -> Dataset:
+    """Open the 37 pets; ``train`` and ``val`` are lists such as annotations/trainval.txt.
+
+    They are that one and annotations/test.txt unless named. Errors: as of `open_flowers`.
+    """
+    _classes(spec, [""] * PET_CLASSES)
+    root = _root(spec, "oxford_iiit_pet", PETS_URL, PETS)
+    named = spec.train or "annotations/trainval.txt", spec.val or "annotations/test.txt"
+    files = [root / name for name in named]
+    breeds: dict[int, str] = {}
+    lists = [_pet_list(file, breeds) for file in files]
+    numbers = range(1, PET_CLASSES + 1)
+    classes = _classes(spec, [breeds.get(number, str(number)) for number in numbers])
+
+    def split(file: Path, images: Sequence[str], labels: Sequence[int]) -> FileImages:
+        check_labels(np.array(labels), classes, f"{file}, counted from 0")
+        return FileImages([f"images/{image}.jpg" for image in images], labels, classes, root)
+
+    train, val = (split(file, *content) for file, content in zip(files, lists))
+    return Dataset(train, val, spec.flip, spec.random_crop, spec.resolution)
+
+
+def _pet_list(file: Path, breeds: dict[int, str]) -> tuple[list[str], list[int]]:
+    """Return the images of a list and their labels from 0; add the classes' names to ``breeds``."""
+    try:
+        lines = file.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+    except OSError as error:
+        raise MissingFileError(f"{file}: the list cannot be read ({error.strerror})") from error
+    images, labels = [], []
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        match = _PET_LINE.fullmatch(line.strip())
+        if match is None or not 1 <= int(match[3]) <= PET_CLASSES:
+            raise DataError(
+                f"{file}: line {number} is {line[:80]!r}; expected an image, its class 1 … "
+                f"{PET_CLASSES}, species and breed, as in 'Abyssinian_100 1 1 1'"
+            )
+        image, breed, label = match[1], match[2], int(match[3])
+        if breeds.setdefault(label, breed) != breed:
+            raise DataError(
+                f"{file}: line {number}: {image} is of class {label}, which is {breeds[label]} "
+                "in lines before"
+            )
+        images.append(image)
+        labels.append(label - 1)
+    if not images:
+        raise DataError(f"{file}: lists no images")
+    return images, labels
+
+
+def _classes(spec: DataSpec, default: list[str]) -> list[str]:
+    if spec.classes is not None and len(spec.classes) != len(default):
+        raise ConfigError(
+            f"classes: {len(spec.classes)} names, but {spec.reader} has {len(default)} classes"
+        )
+    return default if spec.classes is None else list(spec.classes)
+
+
+def _root(spec: DataSpec, name: str, url: str, parts: Sequence[Part]) -> Path:
+    """Return the folder of the official files, its archives unpacked; download into the cache."""
+    if spec.datadir:
+        root = spec.folder
+        lacking = [
+            part.file + (f" (or its folder {part.folder}/)" if part.folder else "")
+            for part in parts
+            if not part.is_in(root)
+        ]
+        if lacking:
+            raise MissingFileError(
+                f"--datadir {root}: lacks {', '.join(lacking)}; leave --datadir out to download "
+                f"what {spec.reader} needs"
+            )
+    else:
+        root = fetch.cache_dir() / name
+        for part in parts:
+            if not part.is_in(root):
+                fetch.fetch(url + part.file, root / part.file, md5=part.md5)
+    for part in parts:
+        if part.folder:
+            unpacked(root / part.file, root / part.folder)
+    return root
+
+
+def _numbers(file: Path, name: str) -> np.ndarray:
+    """Return variable ``name`` of a .mat file, int64 [N]. Raises `DataError`."""
+    from scipy.io import loadmat  # takes a third of a second to import
+
+    try:
+        values = np.ravel(loadmat(file, variable_names=[name])[name])
+        with np.errstate(invalid="ignore"):
+            numbers = values.astype(np.int64)  # they are uint8 and uint16, in which 0 - 1 is not -1
+        if not np.array_equal(values, numbers):
+            raise ValueError("not whole numbers")
+    except Exception as error:  # loadmat lets through whatever damage makes it stumble over
+        raise DataError(
+            f"{file}: its {name} cannot be read ({type(error).__name__}: {error}); it is damaged "
+            "or not the official file, remove it to download it again"
+        ) from error
+    return numbers

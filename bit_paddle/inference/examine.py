@@ -1,0 +1,120 @@
+"""A trained model held against its validation images: what it confuses, where it looks.
+
+A class activation map (arXiv 1512.04150) is exact for this network: its logits are the means, over
+space, of the last activations weighted by the head, so that each place has its part in a logit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import paddle
+
+from bit_paddle.data import check, loader
+from bit_paddle.data.images import Images
+from bit_paddle.data.readers import registry
+from bit_paddle.data.transforms import evaluation_view
+from bit_paddle.errors import CheckpointError
+from bit_paddle.inference import predictor
+from bit_paddle.inference.trained import Preprocessing, find, required_preprocessing
+from bit_paddle.models import weights
+from bit_paddle.models.native import build, plain
+from bit_paddle.models.resnetv2 import ResNetV2
+from bit_paddle.runs.history import Recorded
+from bit_paddle.system import progress
+from bit_paddle.system.device import select_device, to_device
+
+
+class Answer(NamedTuple):
+    """An image, what it is and what it was taken for.
+
+    ``pixels`` uint8 [crop, crop, 3] are what the network saw; ``map`` float32 [h, w] is each
+    place's part in the logit of ``prediction``.
+    """
+
+    name: str
+    label: int
+    prediction: int
+    probability: float
+    pixels: np.ndarray
+    map: np.ndarray
+
+
+class Examined(NamedTuple):
+    """``confusion`` is [class, prediction]; ``wrong`` and ``right`` answers, most confident first.
+
+    Of ``right`` there is one of a class at most.
+    """
+
+    classes: Sequence[str]
+    confusion: np.ndarray
+    wrong: list[Answer]
+    right: list[Answer]
+
+
+def examine(run: Recorded, model: Path, count: int, batch: int = 64) -> Examined:
+    """Run ``model`` over the validation images of ``run``; keep ``count`` answers of each kind.
+
+    Errors: those of the reader, of `source.find` and of images that cannot be read.
+    """
+    settings = run.settings
+    data = registry.open_dataset(
+        settings.dataset, settings.datadir, val_fraction=settings.val_fraction
+    )
+    images = data.val
+    if settings.on_bad_image == "skip":
+        images, _ = check.usable(images, settings.workers, every_class=False)
+    trained = find(str(model))
+    view = required_preprocessing(trained)
+    device = select_device(settings.device)
+    network = weights.create_model(model)
+    network.compute_with(build.choose(device, "off", lambda text: None)[0])
+    network.eval()
+    names = trained.classes or images.classes
+    confusion = np.zeros((len(names), len(names)), np.int64)
+    found: list[tuple[float, int, int, int]] = []  # (probability, image, label, prediction)
+    batches = loader.evaluation_batches(images, view.crop, batch, settings.workers, view.resize)
+    with progress.progress_bar(desc=run.name, unit="img", total=len(images)) as bar:
+        for part in batches:
+            logits = predictor.infer(network, part.images)
+            if not np.isfinite(logits).all():
+                raise CheckpointError(f"{model}: its outputs are not finite: training diverged")
+            shares, best = trained.probabilities(logits), logits.argmax(axis=1)
+            np.add.at(confusion, (part.labels, best), 1)
+            top = shares[np.arange(len(best)), best].tolist()
+            found += zip(top, part.indices.tolist(), part.labels.tolist(), best.tolist())
+            bar.update(len(best))
+    found.sort(key=lambda one: (-one[0], one[1]))
+    wrong = [one for one in found if one[2] != one[3]][:count]
+    first = {one[2]: one for one in reversed(found) if one[2] == one[3]}  # the surest of a class
+    right = sorted(first.values(), key=lambda one: (-one[0], one[1]))[:count]
+    network.compute_with(plain)  # whose activations are [N, C, H, W]
+    network.eval()
+    answers = [_answer(network, images, view, one) for one in (*wrong, *right)]
+    return Examined(names, confusion, answers[: len(wrong)], answers[len(wrong) :])
+
+
+def _answer(
+    network: ResNetV2,
+    images: Images,
+    view: Preprocessing,
+    found: tuple[float, int, int, int],
+) -> Answer:
+    probability, index, label, prediction = found
+    pixels = evaluation_view(images.image(index), view.crop, view.resize)
+    maps = activation_map(network, pixels[None], prediction)
+    name = Path(str(images.name(index))).name
+    return Answer(name, label, prediction, probability, pixels.transpose(1, 2, 0), maps)
+
+
+def activation_map(network: ResNetV2, images: np.ndarray, output: int) -> np.ndarray:
+    """Return the class activation map [h, w] of ``output`` for one image [1, 3, H, W].
+
+    Its mean, plus the head's bias, is the logit.
+    """
+    with paddle.no_grad():
+        last = network.norm(network.forward_stages(to_device(images))[-1])
+        return paddle.tensordot(last[0], network.head.weight[:, output], axes=[[0], [0]]).numpy()

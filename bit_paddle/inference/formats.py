@@ -1,0 +1,337 @@
+"""The formats that a trained model can be written in, each with the way back.
+
+A format writes a file or folder, and reads it back as a function of images, so that `export` can
+compare the two.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from bit_paddle.errors import ConfigError, DifferenceError
+from bit_paddle.inference import paddle_inference
+from bit_paddle.inference.paddle_inference import Run
+from bit_paddle.inference.trained import Source, required_preprocessing, write_notes
+from bit_paddle.models import npz, published
+from bit_paddle.models.architecture import GROUPS
+
+if TYPE_CHECKING:
+    from paddle import Tensor, nn
+
+    from bit_paddle.models.resnetv2 import ResNetV2
+
+
+_ONNX_BYTES = 2**31 - 1  # of a protocol buffer
+
+
+# --- Names --------------------------------------------------------------------------------------
+
+
+def timm_name(key: str) -> str:
+    """Return timm's name, in ``resnetv2_*_bit``, of the parameter behind a published key.
+
+    ``resnet/block1/unit01/a/group_norm/gamma`` is ``stages.0.blocks.0.norm1.weight``.
+    Source: timm/models/resnetv2.py.
+    """
+    name = npz.parameter_name(key)
+    unit = re.match(r"block(\d)\.unit(\d+)\.", name)
+    if unit:
+        layer = name[unit.end() :].replace("proj.", "downsample.")
+        layer = re.sub(r"^([abc])\.(conv|norm)", lambda m: m[2] + str(" abc".index(m[1])), layer)
+        return f"stages.{int(unit[1]) - 1}.blocks.{int(unit[2]) - 1}.{layer}"
+    return name.replace("root_block.", "stem.").replace("head.", "head.fc.")
+
+
+def huggingface_name(key: str) -> str:
+    """Return the name, in transformers' ``BitForImageClassification``, behind a published key.
+
+    ``resnet/block1/unit01/a/group_norm/gamma`` is ``bit.encoder.stages.0.layers.0.norm1.weight``.
+    Source: transformers/models/bit/modeling_bit.py.
+    """
+    name = timm_name(key)
+    for pattern, replacement in (
+        (r"^stages\.(\d)\.blocks\.", r"bit.encoder.stages.\1.layers."),
+        (r"^stem\.conv\.", "bit.embedder.convolution."),
+        (r"^norm\.", "bit.norm."),
+        (r"^head\.fc\.", "classifier.1."),
+    ):
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+# --- The formats ---------------------------------------------------------------------------------
+
+
+def write_paddle(model: ResNetV2, trained: Source, path: Path) -> None:
+    """Write ``path/inference.*``, for `paddle.jit.load` and Paddle Inference."""
+    paddle_inference.write(folded(model), path)
+    write_notes(trained, path)
+
+
+def read_paddle(path: Path, model: ResNetV2) -> Run:
+    return paddle_inference.open_folder(path)
+
+
+def write_pdparams(model: ResNetV2, trained: Source, path: Path) -> None:
+    """Write the parameters for ``model.set_state_dict(paddle.load(path))``."""
+    import paddle
+
+    paddle.save(model.state_dict(), str(path))
+
+
+def read_pdparams(path: Path, model: ResNetV2) -> Run:
+    import paddle
+
+    from bit_paddle.models.resnetv2 import ResNetV2
+
+    fresh = ResNetV2(model.architecture, model.num_classes)
+    fresh.set_state_dict(paddle.load(str(path)))
+    return as_run(_unchanged(fresh, model))
+
+
+def write_npz(model: ResNetV2, trained: Source, path: Path) -> None:
+    """Write the published layout, which the reference code reads, with the notes of the source."""
+    from bit_paddle.models.weights import save_npz
+
+    with npz.CheckpointFile(trained.path) as file:
+        notes = file.notes()
+    save_npz(model, path, notes)
+
+
+def read_npz(path: Path, model: ResNetV2) -> Run:
+    from bit_paddle.models.resnetv2 import ResNetV2
+    from bit_paddle.models.weights import load_npz
+
+    fresh = ResNetV2(model.architecture, model.num_classes)
+    load_npz(fresh, path)
+    return as_run(_unchanged(fresh, model))
+
+
+def write_onnx(model: ResNetV2, trained: Source, path: Path) -> None:
+    """Write ONNX of opset 17, kernels standardized. Raises `ConfigError` beyond 2 GB."""
+    import onnx
+
+    from bit_paddle.inference.onnx import onnx_model
+
+    size = 4 * sum(parameter.size for parameter in model.parameters())
+    if size > _ONNX_BYTES:
+        raise ConfigError(
+            f"--format onnx: a file holds 2 GB at most and {model.architecture.name} has "
+            f"{size / 1e9:.1f} GB of parameters; take --format paddle"
+        )
+    proto = onnx_model(model)
+    onnx.checker.check_model(proto, full_check=True)
+    path.write_bytes(proto.SerializeToString())
+
+
+def read_onnx(path: Path, model: ResNetV2) -> Run | None:
+    """Return None where onnxruntime is not installed: the checker has seen the file, no more."""
+    if not installed("onnxruntime"):
+        return None
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda images: session.run(None, {"images": images})[0]
+
+
+def write_timm(model: ResNetV2, trained: Source, path: Path) -> None:
+    """Write ``.safetensors`` for timm's ``resnetv2_*_bit``."""
+    _save_safetensors(model, timm_name, path)
+
+
+def read_timm(path: Path, model: ResNetV2) -> Run:
+    return _load_safetensors(path, timm_name, model)
+
+
+def write_huggingface(model: ResNetV2, trained: Source, path: Path) -> None:
+    """Write a folder for ``BitForImageClassification`` and ``BitImageProcessor.from_pretrained``.
+
+    Raises `ConfigError` where nobody knows the preprocessing.
+    """
+    preprocessing = required_preprocessing(trained)
+    path.mkdir()
+    for name, content in (
+        ("config.json", huggingface_config(model, trained.classes)),
+        ("preprocessor_config.json", huggingface_preprocessing(preprocessing)),
+    ):
+        text = json.dumps(content, indent=2, ensure_ascii=False)
+        (path / name).write_text(text + "\n", encoding="utf-8")
+    _save_safetensors(model, huggingface_name, path / "model.safetensors")
+
+
+def read_huggingface(path: Path, model: ResNetV2) -> Run:
+    return _load_safetensors(path / "model.safetensors", huggingface_name, model)
+
+
+class Format(NamedTuple):
+    """A format: what it is, its two directions, the packages it needs and the extra with them."""
+
+    about: str
+    write: Callable[[ResNetV2, Source, Path], None]
+    read: Callable[[Path, ResNetV2], Run | None]
+    packages: tuple[str, ...] = ()
+    extra: str = ""
+
+
+_SAFETENSORS = (("safetensors",), "export")
+
+FORMATS = {
+    "paddle": Format(
+        "a folder with Paddle's inference model, its kernels standardized beforehand",
+        write_paddle,
+        read_paddle,
+    ),
+    "pdparams": Format(
+        "the parameters as Paddle saves them, not standardized", write_pdparams, read_pdparams
+    ),
+    "npz": Format("the layout of the published checkpoints", write_npz, read_npz),
+    "onnx": Format(
+        "an ONNX file, its kernels standardized beforehand",
+        write_onnx,
+        read_onnx,
+        ("onnx",),
+        "onnx",
+    ),
+    "safetensors-timm": Format(
+        "a .safetensors file with timm's names", write_timm, read_timm, *_SAFETENSORS
+    ),
+    "huggingface": Format(
+        "a folder that transformers' BitForImageClassification reads",
+        write_huggingface,
+        read_huggingface,
+        *_SAFETENSORS,
+    ),
+}
+
+
+def folded(model: ResNetV2) -> ResNetV2:
+    """Return a copy of ``model`` in Paddle's own layers alone, its kernels standardized."""
+    from bit_paddle.models.native.plain import standardize
+    from bit_paddle.models.resnetv2 import ResNetV2, StdConv2D
+
+    result = ResNetV2(model.architecture, model.num_classes)
+    result.set_state_dict(model.state_dict())
+    for layer in result.sublayers():
+        if isinstance(layer, StdConv2D):
+            layer.weight.set_value(standardize(layer.weight))
+            layer.standardized = layer.weight
+    result.eval()
+    return result
+
+
+# --- Other libraries' files ---------------------------------------------------------------------
+
+
+def huggingface_config(model: ResNetV2, classes: Sequence[str] | None) -> dict[str, Any]:
+    """Return the ``config.json`` that makes transformers' BiT this very architecture."""
+    architecture = model.architecture
+    names = classes or [f"LABEL_{index}" for index in range(model.num_classes)]
+    return {
+        "model_type": "bit",
+        "architectures": ["BitForImageClassification"],
+        "num_channels": 3,
+        "embedding_size": architecture.root_channels,
+        "hidden_sizes": [4 * architecture.root_channels * 2**block for block in range(4)],
+        "depths": list(architecture.units),
+        "layer_type": "preactivation",
+        "hidden_act": "relu",
+        "global_padding": None,  # only then is the root padded with zeros before an unpadded pool
+        "num_groups": GROUPS,
+        "drop_path_rate": 0.0,
+        "embedding_dynamic_padding": False,
+        "output_stride": 32,
+        "width_factor": 1,  # an integer there, so widths are in the sizes above
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: index for index, name in enumerate(names)},
+    }
+
+
+def huggingface_preprocessing(preprocessing: published.Preprocessing) -> dict[str, Any]:
+    """Return the ``preprocessor_config.json`` of ``BitImageProcessor``."""
+    square = {"height": preprocessing.crop, "width": preprocessing.crop}
+    squash = preprocessing.resize is None
+    return {
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": square if squash else {"shortest_edge": preprocessing.resize},
+        "resample": 2,  # bilinear
+        "do_center_crop": not squash,
+        "crop_size": square,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
+
+
+def _save_safetensors(model: ResNetV2, name_of: Callable[[str], str], path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    parameters = dict(model.named_parameters())
+    arrays = {}
+    for key, _ in npz.shapes(model.architecture, model.num_classes):
+        array = parameters[npz.parameter_name(key)].numpy()
+        if key == npz.HEAD_KERNEL:  # [C, K] -> [K, C], which timm has as a 1x1 convolution
+            array = np.ascontiguousarray(array.T)
+            array = array[:, :, None, None] if name_of is timm_name else array
+        arrays[name_of(key)] = array
+    path.touch()
+    mode = path.stat().st_mode  # safetensors would leave it to its owner alone
+    try:
+        save_file(arrays, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    path.chmod(mode)
+
+
+def _load_safetensors(path: Path, name_of: Callable[[str], str], model: ResNetV2) -> Run:
+    from safetensors.numpy import load_file
+
+    from bit_paddle.models.resnetv2 import ResNetV2
+
+    arrays = load_file(path)
+    fresh = ResNetV2(model.architecture, model.num_classes)
+    parameters = dict(fresh.named_parameters())
+    for key, _ in npz.shapes(model.architecture, model.num_classes):
+        array, parameter = arrays[name_of(key)], parameters[npz.parameter_name(key)]
+        if key == npz.HEAD_KERNEL:
+            array = np.ascontiguousarray(array.reshape(array.shape[:2]).T)
+        parameter.set_value(array)
+    return as_run(_unchanged(fresh, model))
+
+
+# --- Reading back -------------------------------------------------------------------------------
+
+
+def as_run(layer: Callable[[Tensor], Tensor] | nn.Layer) -> Run:
+    """Return ``layer`` as a function of arrays, computed without gradients."""
+    import paddle
+
+    def run(images: np.ndarray) -> np.ndarray:
+        with paddle.no_grad():
+            return layer(paddle.to_tensor(images)).numpy()
+
+    return run
+
+
+def _unchanged(fresh: ResNetV2, model: ResNetV2) -> ResNetV2:
+    """Return ``fresh``, read from an export, if it has exactly the parameters of ``model``."""
+    for (name, found), expected in zip(fresh.named_parameters(), model.parameters()):
+        if not np.array_equal(found.numpy(), expected.numpy()):
+            raise DifferenceError(f"loaded back, {name} is not what it was; nothing was kept")
+    return fresh
+
+
+def installed(package: str) -> bool:
+    """Tell whether ``package`` can be imported, without importing it."""
+    return importlib.util.find_spec(package) is not None

@@ -1,0 +1,87 @@
+"""The network as an ONNX graph, written node by node.
+
+paddle2onnx is not used: on Paddle 3.3 its versions 2.0.1 and 2.1.0 read GroupNorm's epsilon and the
+padding's value from uninitialized memory (its issue 1646).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bit_paddle.models.architecture import GROUPS
+
+if TYPE_CHECKING:
+    from bit_paddle.models.resnetv2 import ResNetV2
+
+
+def onnx_model(model: ResNetV2) -> Any:
+    """Return an ``onnx.ModelProto`` of opset 17, with ``images`` [batch, 3, height, width]."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    from bit_paddle.models.native.plain import standardize
+
+    nodes, constants = [], []
+
+    def constant(name: str, value: np.ndarray) -> str:
+        constants.append(numpy_helper.from_array(value, name))
+        return name
+
+    def parameter(name: str, *shape: int) -> str:
+        value = parameters[name]
+        value = (standardize(value) if name.endswith("conv.weight") else value).numpy()
+        return constant(name, value.reshape(shape or value.shape))
+
+    def node(operator: str, *inputs: str, **attributes: Any) -> str:
+        output = f"{operator}_{len(nodes)}"
+        nodes.append(helper.make_node(operator, inputs, [output], **attributes))
+        return output
+
+    def conv(x: str, name: str, stride: int = 1, padding: int = 0) -> str:
+        weight = parameter(f"{name}conv.weight")
+        return node("Conv", x, weight, strides=[stride] * 2, pads=[padding] * 4)
+
+    def norm_relu(x: str, name: str) -> str:
+        """GroupNormalization came with opset 18, and right with 21; the next is its definition."""
+        grouped = node("Reshape", x, grouped_shape)  # [N, 32, C / 32 * H * W]
+        normal = node("InstanceNormalization", grouped, ones, zeros, epsilon=1e-5)
+        normal = node("Reshape", normal, node("Shape", x))
+        scaled = node("Mul", normal, parameter(f"{name}norm.weight", -1, 1, 1))
+        return node("Relu", node("Add", scaled, parameter(f"{name}norm.bias", -1, 1, 1)))
+
+    parameters = dict(model.named_parameters())
+    grouped_shape = constant("grouped_shape", np.array([0, GROUPS, -1]))
+    ones = constant("ones", np.ones(GROUPS, np.float32))
+    zeros = constant("zeros", np.zeros(GROUPS, np.float32))
+    first = constant("first", np.array([0]))
+    around = constant("around", np.array([0, 0, 0, 1, 1, 0, 0, 0, 1, 1]))
+
+    x = conv("images", "root_block.", stride=2, padding=3)
+    # Optimizers (onnxruntime's, onnxoptimizer's, onnxsim's) merge Pad and MaxPool, although zeros
+    # compete in the pool and its own padding does not. In five dimensions they do not see it.
+    x = node("Squeeze", node("Pad", node("Unsqueeze", x, first), around), first)
+    x = node("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2])
+    for block, units in enumerate(model.architecture.units, 1):
+        for unit in range(1, units + 1):
+            name, stride = f"block{block}.unit{unit:02d}.", 2 if block > 1 and unit == 1 else 1
+            activated = norm_relu(x, f"{name}a.")
+            shortcut = conv(activated, f"{name}proj.", stride) if unit == 1 else x
+            x = conv(activated, f"{name}a.")
+            x = conv(norm_relu(x, f"{name}b."), f"{name}b.", stride, padding=1)
+            x = conv(norm_relu(x, f"{name}c."), f"{name}c.")
+            x = node("Add", x, shortcut)
+    x = node("ReduceMean", norm_relu(x, ""), axes=[2, 3], keepdims=0)
+    if model.num_classes:
+        x = node("Gemm", x, parameter("head.weight"), parameter("head.bias"))
+
+    kind, outputs = TensorProto.FLOAT, model.num_classes or model.architecture.features
+    graph = helper.make_graph(
+        nodes,
+        model.architecture.name,
+        [helper.make_tensor_value_info("images", kind, ["batch", 3, "height", "width"])],
+        [helper.make_tensor_value_info(x, kind, ["batch", outputs])],
+        constants,
+    )
+    opset = helper.make_opsetid("", 17)
+    return helper.make_model(graph, opset_imports=[opset], ir_version=8, producer_name="bit_paddle")

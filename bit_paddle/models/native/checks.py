@@ -1,0 +1,70 @@
+"""Compares compiled operators with `plain`, on a small network: values and gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import nn
+
+from bit_paddle.models.architecture import GROUPS
+from bit_paddle.models.native import plain
+from bit_paddle.models.native.plain import NORM_EPSILON
+
+TOLERANCES = {"float32": 1e-5, "bfloat16": 0.1}  # mean error by mean size; bfloat16 has 3 digits
+
+
+def check(operators: Any, dtype: str) -> None:
+    """Raise RuntimeError where ``operators`` in ``dtype`` are off `plain` in float32."""
+    expected, found = _outcomes(plain, "float32"), _outcomes(operators, dtype)
+    for name, value in expected.items():
+        error = float(np.abs(found[name] - value).mean() / np.abs(value).mean())
+        if not error < TOLERANCES[dtype]:
+            raise RuntimeError(f"{name} in {dtype} is off by {error:.2g} of its size")
+
+
+def passes(operators: Any, dtype: str) -> bool:
+    """Return whether `check` does; a processor may lack a precision."""
+    try:
+        check(operators, dtype)
+    except (RuntimeError, OSError):  # as which Paddle passes on what an operator throws
+        return False
+    return True
+
+
+def _outcomes(operators: Any, dtype: str) -> dict[str, np.ndarray]:
+    """Return {name: float32} of the output and the gradients of two units behind a root."""
+    random = np.random.default_rng(0)
+
+    def parameter(name: str, *shape: int) -> paddle.Tensor:
+        values = random.standard_normal(shape).astype(np.float32)
+        made[name] = paddle.create_parameter(
+            shape, "float32", default_initializer=nn.initializer.Assign(values)
+        )
+        return made[name]
+
+    def norm(name: str, channels: int) -> nn.GroupNorm:
+        layer = nn.GroupNorm(GROUPS, channels, NORM_EPSILON)
+        layer.weight, layer.bias = (
+            parameter(f"{name}.scale", channels),
+            parameter(f"{name}.bias", channels),
+        )
+        return layer
+
+    def kernel(name: str, *shape: int) -> paddle.Tensor:
+        return operators.standardize(parameter(name, *shape))
+
+    made: dict[str, paddle.Tensor] = {}
+    images = random.standard_normal((3, 3, 17, 22)).astype(np.float32)
+    x = operators.enter(paddle.to_tensor(images)).astype(dtype)
+    x = operators.pool(operators.convolve(x, kernel("root", 64, 3, 7, 7), 2))
+    y, shortcut = operators.norm_relu_twice(x, norm("first", 64))
+    shortcut = operators.convolve(shortcut, kernel("projection", 96, 64, 1, 1), 2)
+    x = operators.convolve(y, kernel("strided", 96, 64, 3, 3), 2, shortcut)
+    y, shortcut = operators.norm_relu_beside(x, norm("second", 96))
+    x = operators.convolve(y, kernel("pointwise", 96, 96, 1, 1), 1, shortcut)
+    y = operators.average(operators.norm_relu(x, norm("last", 96)))
+    (y * y).sum().backward()
+    outcomes = {"output": y.numpy(), "stage": operators.leave(x).astype("float32").numpy()}
+    return outcomes | {f"gradient of {name}": one.grad.numpy() for name, one in made.items()}

@@ -1,0 +1,65 @@
+"""The operators of `plain`, compiled for a CPU: float32 and bfloat16.
+
+Activations are [N, H, W, C] here, kernels [O, I, H, W] as ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import paddle
+from paddle import Tensor, nn
+from paddle.base import core
+from paddle.profiler import RecordEvent
+
+from bit_paddle.models.architecture import GROUPS
+from bit_paddle.models.native.plain import NORM_EPSILON, STANDARDIZATION_EPSILON
+
+
+class Compiled:
+    """The operators of operators.cc, which `build` has loaded."""
+
+    def enter(self, images: Tensor) -> Tensor:
+        return images.transpose([0, 2, 3, 1])
+
+    def leave(self, x: Tensor) -> Tensor:
+        return x.transpose([0, 3, 1, 2])
+
+    def standardize(self, weight: Tensor) -> Tensor:
+        return _run("bit_standardize", weight, STANDARDIZATION_EPSILON)[0]
+
+    def convolve(
+        self, x: Tensor, kernel: Tensor, stride: int, residual: Tensor | None = None
+    ) -> Tensor:
+        if x.shape[-1] == 3 and x.stop_gradient:  # images: nobody wants their gradient
+            return _run("bit_convolve_images", x, kernel, stride)[0]
+        if residual is None:
+            return _run("bit_convolve", x, kernel, stride)[0]
+        return _run("bit_convolve_add", x, kernel, residual, stride)[0]
+
+    def norm_relu(self, x: Tensor, norm: nn.GroupNorm) -> Tensor:
+        return _normalize("bit_norm_relu", x, norm)[0]
+
+    def norm_relu_twice(self, x: Tensor, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
+        return tuple(_normalize("bit_norm_relu_twice", x, norm)[:2])
+
+    def norm_relu_beside(self, x: Tensor, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
+        return tuple(_normalize("bit_norm_relu_beside", x, norm)[:2])
+
+    def pool(self, x: Tensor) -> Tensor:
+        return _run("bit_pool", x)[0]
+
+    def average(self, x: Tensor) -> Tensor:
+        return x.astype("float32").mean(axis=[1, 2])
+
+
+def _normalize(name: str, x: Tensor, norm: nn.GroupNorm) -> Sequence[Tensor]:
+    return _run(name, x, norm.weight, norm.bias, GROUPS, NORM_EPSILON)
+
+
+def _run(name: str, *arguments: Any) -> Sequence[Tensor]:
+    if not paddle.is_grad_enabled():  # which Paddle forgets of custom operators: they keep it all
+        arguments = [one.detach() if isinstance(one, Tensor) else one for one in arguments]
+    with RecordEvent(name):  # for profiles, where Paddle notes the way back alone
+        return core.eager._run_custom_op(name, *arguments)

@@ -1,0 +1,286 @@
+"""Every published BiT checkpoint, and BiT-Mini: name, architecture, outputs, file, preprocessing.
+
+    python -m bit_paddle.catalog              all of them
+    python -m bit_paddle.catalog R50x1 vtab   those with both words
+
+Names, files and heads are those of https://storage.googleapis.com/bit_models/. Accuracies are
+top-1 on ILSVRC-2012's validation set in %: of BiT as timm measures them (its crops of 448, R152x4's
+of 480, not squashing), of the distillation paper's models (arXiv 2106.05237) as released. BiT-Mini
+comes with this package; its accuracy is of CIFAR-10's test images.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bit_paddle.errors import ConfigError, MissingFileError, did_you_mean
+from bit_paddle.models.architecture import UNITS, Architecture
+from bit_paddle.system.fetch import cache_dir, fetch
+
+BASE_URL = "https://storage.googleapis.com/bit_models/"  # BIT_PADDLE_BASE_URL replaces it
+
+LEMMAS = {
+    "ilsvrc2012": "ilsvrc2012_wordnet_lemmas.txt",
+    "imagenet21k": "imagenet21k_wordnet_lemmas.txt",
+}
+
+
+MODEL = "model.npz"  # in the folder of a complete run
+
+MINI = "BiT-Mini"  # of our own, and in the package
+
+NETWORKS = ("R50x1", "R50x3", "R101x1", "R101x3", "R152x2", "R152x4")  # that were published
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes a square of side ``crop``, by Pillow's antialiased bilinear filter.
+
+    ``resize`` None squashes it, as BiT does; a number scales its shorter side to that, and cuts the
+    centre out.
+    """
+
+    crop: int
+    resize: int | None = None
+
+    def __str__(self) -> str:
+        return (
+            f"squash {self.crop}" if self.resize is None else f"{self.resize}, centre {self.crop}"
+        )
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One published file. ``data`` is what its head was last trained on."""
+
+    name: str
+    architecture: Architecture
+    classes: int
+    file: str
+    data: str
+    preprocessing: Preprocessing
+    accuracy: float | None = None
+    aliases: tuple[str, ...] = ()
+    packaged: bool = False  # comes with this package, in float16
+
+    @property
+    def url(self) -> str:
+        return download_url(self.file)
+
+    @property
+    def parameters(self) -> int:
+        return self.architecture.parameters(self.classes)
+
+    @property
+    def bytes(self) -> int:
+        """Size of the file, but for some kilobytes of names: its parameters in float32."""
+        return (2 if self.packaged else 4) * self.parameters
+
+
+@dataclass(frozen=True)
+class VtabTask:
+    """A VTAB-1k task as BiT fine-tuned on it; ``small`` means a crop of 128, not 480."""
+
+    name: str
+    classes: int
+    small: bool = False
+
+
+VTAB_TASKS = (
+    VtabTask("caltech101", 102),
+    VtabTask("cifar100", 100, small=True),
+    VtabTask("dtd", 47),
+    VtabTask("oxford_flowers102", 102),
+    VtabTask("oxford_iiit_pet", 37),
+    VtabTask("sun397", 397),
+    VtabTask("svhn", 10, small=True),
+    VtabTask("patch_camelyon", 2),
+    VtabTask("eurosat", 10, small=True),
+    VtabTask("resisc45", 45),
+    VtabTask("diabetic_retinopathy", 5),
+    VtabTask("clevr-count", 8),
+    VtabTask("clevr-distance", 6),
+    VtabTask("dmlab", 6),
+    VtabTask("kitti-distance", 4),
+    VtabTask("dsprites-xpos", 16, small=True),
+    VtabTask("dsprites-orientation", 16, small=True),
+    VtabTask("smallnorb-azimuth", 18),
+    VtabTask("smallnorb-elevation", 9),
+)
+
+VTAB_MODELS = ("R50x1", "R101x1", "R50x3", "R101x3", "R152x4")
+
+VTAB_RUNS = (0, 1, 2)
+
+
+_UPSTREAM = Preprocessing(224, resize=256)  # 0.875, as timm has it for these files
+
+_LARGE, _SMALL = Preprocessing(480), Preprocessing(128)
+
+_ILSVRC_ACCURACY = {
+    "R50x1": 80.386,
+    "R101x1": 82.332,
+    "R50x3": 83.982,
+    "R101x3": 84.430,
+    "R152x2": 84.468,
+    "R152x4": 84.936,
+}
+
+_DISTILLATION = (  # file, architecture, classes, data, preprocessing, accuracy, timm's name
+    ("R50x1_224", "R50x1", 1000, "ilsvrc2012", _UPSTREAM, 82.8, "50x1_bit.goog_distilled_in1k"),
+    ("R50x1_160", "R50x1", 1000, "ilsvrc2012", Preprocessing(160, resize=183), 80.5, None),
+    (
+        "R152x2_T_224",
+        "R152x2",
+        1000,
+        "ilsvrc2012",
+        _UPSTREAM,
+        83.0,
+        "152x2_bit.goog_teacher_in21k_ft_in1k",
+    ),
+    (
+        "R152x2_T_384",
+        "R152x2",
+        1000,
+        "ilsvrc2012",
+        Preprocessing(384, resize=384),
+        84.3,
+        "152x2_bit.goog_teacher_in21k_ft_in1k_384",
+    ),
+    ("R152x2_T_flowers128", "R152x2", 102, "oxford_flowers102", _SMALL, None, None),
+    ("R152x2_T_pet128", "R152x2", 37, "oxford_iiit_pet", _SMALL, None, None),
+    ("R152x2_T_food128", "R152x2", 101, "food101", _SMALL, None, None),
+    ("R152x2_T_sun128", "R152x2", 397, "sun397", _SMALL, None, None),
+)
+
+
+def _entries() -> Iterator[Entry]:
+    networks = {name: Architecture.parse(name) for name in NETWORKS}
+
+    def plain(name: str, *rest: Any, folder: str = "", **more: Any) -> Entry:
+        return Entry(
+            name,
+            networks[re.search(r"R\d+x\d", name)[0]],
+            rest[0],
+            f"{folder}{name}.npz",
+            *rest[1:],
+            **more,
+        )
+
+    mini = Architecture(UNITS[26], 0.5)
+    view = Preprocessing(64, resize=64)
+    yield Entry(MINI, mini, 10, f"{MINI}.npz", "cifar10", view, 75.74, packaged=True)
+    for name in networks:
+        yield plain(f"BiT-S-{name}", 1000, "ilsvrc2012", _UPSTREAM)
+    for name in networks:
+        timm = f"resnetv2_{name[1:]}_bit.goog_in21k"
+        yield plain(f"BiT-M-{name}", 21843, "imagenet21k", _UPSTREAM, aliases=(timm,))
+    for name in networks:
+        timm = f"resnetv2_{name[1:]}_bit.goog_in21k_ft_in1k"
+        accuracy = _ILSVRC_ACCURACY[name]
+        yield plain(f"BiT-M-{name}-ILSVRC2012", 1000, "ilsvrc2012", _LARGE, accuracy, (timm,))
+    yield plain("BiT-M-R50x1-CIFAR10", 10, "cifar10", _SMALL)
+    for name, _, classes, data, preprocessing, accuracy, timm in _DISTILLATION:
+        aliases = (f"resnetv2_{timm}",) if timm else ()
+        yield plain(name, classes, data, preprocessing, accuracy, aliases, folder="distill/")
+    for name in VTAB_MODELS:
+        for run in VTAB_RUNS:
+            for task in VTAB_TASKS:
+                yield plain(
+                    f"BiT-M-{name}-run{run}-{task.name}",
+                    task.classes,
+                    f"vtab {task.name}",
+                    _SMALL if task.small else _LARGE,
+                    folder="vtab/",
+                )
+
+
+CATALOG = {entry.name: entry for entry in _entries()}
+
+ALIASES = {alias: entry.name for entry in CATALOG.values() for alias in entry.aliases}
+
+
+def download_url(file: str) -> str:
+    """Return the address of a published file."""
+    return (os.environ.get("BIT_PADDLE_BASE_URL") or BASE_URL).rstrip("/") + "/" + file
+
+
+def find(name: str) -> Entry:
+    """Return the entry called ``name`` (or timm's name); a `ConfigError` names the nearest."""
+    name = ALIASES.get(name, name)
+    if name in CATALOG:
+        return CATALOG[name]
+    if name.startswith("BiT-L"):
+        raise ConfigError(
+            f"{name}: BiT-L was pre-trained on JFT-300M, which is not public, and was "
+            "never released; the largest that can be had is BiT-M-R152x4"
+        )
+    raise ConfigError(f"unknown model {name!r}: {did_you_mean(name, [*CATALOG, *ALIASES])}")
+
+
+def is_path(model: str) -> bool:
+    """Tell whether ``model`` is a file's path rather than a name."""
+    return model.endswith(".npz") or os.sep in model
+
+
+def resolve(model: str, pretrained: bool = True) -> Path | Entry | Architecture:
+    """Return what ``model`` names: an existing checkpoint file, a published one, an architecture.
+
+    A complete run's folder stands for the model in it.
+    An architecture (``R<layers>x<width>``) has no weights: with ``pretrained`` it is an error.
+    Errors: `ConfigError`, `MissingFileError`.
+    """
+    if is_path(model):
+        path = Path(model)
+        if path.is_dir() and not (path / MODEL).is_file():
+            raise MissingFileError(
+                f"{model}: is a folder without a {MODEL}, so not that of a complete run; expected "
+                "one, or an .npz file"
+            )
+        path = path / MODEL if path.is_dir() else path
+        if not path.is_file():
+            raise MissingFileError(f"{model}: no such checkpoint file")
+        return path
+    architecture = Architecture.parse(model)
+    if architecture is None:
+        return find(model)
+    if pretrained:
+        published = [one.name for one in CATALOG.values() if one.architecture == architecture]
+        take = f"take a checkpoint ({', '.join(published[:2])} …), or " if published else ""
+        raise ConfigError(
+            f"{model} is an architecture, without weights: {take}ask for random weights "
+            "with --from_scratch"
+        )
+    return architecture
+
+
+def locate(entry: Entry, directory: str | os.PathLike | None = None) -> Path:
+    """Return where the file of a published checkpoint is, or would be downloaded to.
+
+    That is ``directory``; without one the working folder if it is there, else the cache folder. One
+    that comes with this package is there.
+    """
+    name = Path(entry.file).name
+    if entry.packaged:
+        return Path(__file__).parents[1] / "pretrained" / name
+    if directory is not None:
+        return Path(directory) / name
+    return Path(name) if Path(name).is_file() else cache_dir() / name
+
+
+def obtain(entry: Entry, directory: str | os.PathLike | None = None) -> Path:
+    """Return the file of a published checkpoint, downloaded if it is missing. `DownloadError`."""
+    path = locate(entry, directory)
+    return path if entry.packaged else fetch(entry.url, path, fault_of=fault_of_npz)
+
+
+def fault_of_npz(path: Path) -> str | None:
+    """Return what is wrong with the start of an ``.npz`` (a web page, say); None if nothing."""
+    with open(path, "rb") as stream:
+        start = stream.read(20)
+    return None if start.startswith(b"PK") else f"it is no .npz file, it starts with {start!r}"

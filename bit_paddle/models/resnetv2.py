@@ -1,0 +1,282 @@
+"""ResNetV2 with GroupNorm and weight standardization, as Big Transfer trains it (arXiv 1912.11370).
+
+Activations are [N, C, H, W], kernels [O, I, H, W]. Written in the order in which data flows.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import Tensor, nn
+
+from bit_paddle.models.architecture import GROUPS, Architecture
+from bit_paddle.models.native import plain
+
+AMP = {"fp16": paddle.float16, "bf16": paddle.bfloat16}  # of activations between the layers
+
+_ZEROS = nn.initializer.Constant(
+    0.0
+)  # parameters are filled from a checkpoint or by `reset_parameters`
+
+
+class StdConv2D(nn.Layer):
+    """Convolution without bias, whose kernel is standardized first."""
+
+    operators: Any = plain
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1):
+        super().__init__()
+        self.stride = stride
+        self.weight = self.create_parameter(
+            [out_channels, in_channels, kernel_size, kernel_size], default_initializer=_ZEROS
+        )
+        self.standardized: Tensor | None = None  # set within ResNetV2.standardized_once
+        self.folded: Tensor | None = None  # the same in ResNetV2.eval, for passes without gradients
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        kernel = self.standardized
+        if kernel is None and not (self.training or paddle.is_grad_enabled()):
+            kernel = self.folded
+        if kernel is None:
+            kernel = self.operators.standardize(self.weight)
+        return self.operators.convolve(x, kernel, self.stride, residual)
+
+
+class GroupNormReLU(nn.GroupNorm):
+    """GroupNorm, then ReLU."""
+
+    operators: Any = plain
+
+    def __init__(self, channels: int):
+        super().__init__(GROUPS, channels, epsilon=plain.NORM_EPSILON)
+
+    def forward(
+        self, x: Tensor, twice: bool = False, beside: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Return the result; ``twice`` for two users, or with ``x`` for another user ``beside``."""
+        if twice:
+            return self.operators.norm_relu_twice(x, self)
+        return (self.operators.norm_relu_beside if beside else self.operators.norm_relu)(x, self)
+
+
+class RootBlock(nn.Layer):
+    """Strides 2 and 2: [N, 3, H, W] to about [N, C, H/4, W/4]."""
+
+    operators: Any = plain
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = StdConv2D(3, channels, kernel_size=7, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.operators.pool(self.conv(x))
+
+
+class PreActivationConv(nn.Layer):
+    """GroupNorm, ReLU, convolution."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1):
+        super().__init__()
+        self.norm = GroupNormReLU(in_channels)
+        self.conv = StdConv2D(in_channels, out_channels, kernel_size, stride)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return self.conv(self.norm(x), residual)
+
+
+class Projection(nn.Layer):
+    """The 1x1 convolution of a shortcut."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int):
+        super().__init__()
+        self.conv = StdConv2D(in_channels, out_channels, kernel_size=1, stride=stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class Bottleneck(nn.Layer):
+    """Convolutions ``a`` 1x1, ``b`` 3x3 with the stride, ``c`` 1x1, around a shortcut."""
+
+    def __init__(self, in_channels: int, middle: int, stride: int, project: bool):
+        super().__init__()
+        if project:
+            self.proj = Projection(in_channels, 4 * middle, stride)
+        self.project = project
+        self.a = PreActivationConv(in_channels, middle, kernel_size=1)
+        self.b = PreActivationConv(middle, middle, kernel_size=3, stride=stride)
+        self.c = PreActivationConv(middle, 4 * middle, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.project:  # the projection sees the activated input
+            activated, shortcut = self.a.norm(x, twice=True)
+            shortcut = self.proj(shortcut)
+        else:
+            activated, shortcut = self.a.norm(x, beside=True)
+        return self.c(self.b(self.a.conv(activated)), shortcut)
+
+
+class ResNetV2(nn.Layer):
+    """The network of ``architecture`` with a linear head of ``num_classes`` outputs (0: no head).
+
+    ``model(images)`` gives logits [N, num_classes], or the features [N, C] without a head; images
+    are [N, 3, H, W], RGB in [-1, 1], of any size from 32 x 32 on. Kernels are zero until
+    `reset_parameters` or a checkpoint fills them. Where ``recompute`` is "unit" or "block",
+    training keeps the inputs of these alone and computes what is inside again for the gradients,
+    bit for bit: more time for less memory. Where ``amp`` is "fp16" or "bf16", it rounds to
+    that what goes from layer to layer, and what convolutions multiply; standardization,
+    GroupNorm, sums, pooling over the image and the head are float32, as are the parameters and
+    their gradients.
+    """
+
+    def __init__(self, architecture: Architecture, num_classes: int = 0):
+        super().__init__()
+        self.architecture, self.num_classes = architecture, num_classes
+        self.recompute = "off"  # or "unit" or "block": what of it is computed again for gradients
+        self.amp = "off"  # or a key of AMP
+        self._operators: Any = plain
+        channels = architecture.root_channels
+        self.root_block = RootBlock(channels)
+        for block, units in enumerate(architecture.units):
+            middle = architecture.root_channels * 2**block
+            layers = nn.Sequential()
+            for unit in range(units):
+                stride = 2 if block > 0 and unit == 0 else 1
+                layers.add_sublayer(
+                    f"unit{unit + 1:02d}", Bottleneck(channels, middle, stride, project=unit == 0)
+                )
+                channels = 4 * middle
+            self.add_sublayer(f"block{block + 1}", layers)
+        self.norm = GroupNormReLU(channels)
+        if num_classes:
+            self.head = nn.Linear(channels, num_classes, weight_attr=_ZEROS, bias_attr=_ZEROS)
+
+    def compute_with(self, operators: Any) -> None:
+        """Compute with ``operators``: `models.native.plain`, or an object with its functions."""
+        self._operators = operators
+        for layer in self.sublayers():
+            if hasattr(layer, "operators"):
+                layer.operators = operators
+
+    def forward_stages(self, x: Tensor) -> list[Tensor]:
+        """Return the outputs of the four blocks, at strides 4, 8, 16 and 32, not activated."""
+        return [self._operators.leave(stage) for stage in self._stages(x)]
+
+    def _stages(self, x: Tensor) -> list[Tensor]:
+        stages = []
+        x = self._operators.enter(x)
+        if self.amp != "off":
+            x = x.astype(AMP[self.amp])
+        x = self.root_block(x)  # [N, 64 w, H/4, W/4]
+        for block in (self.block1, self.block2, self.block3, self.block4):
+            for part in block if self.recompute == "unit" else [block]:
+                again = self.training and self.recompute != "off"
+                x = plain.recompute(part, x) if again else part(x)
+            stages.append(x)  # [N, 256 w, H/4, W/4] … [N, 2048 w, H/32, W/32]
+        return stages
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return the pre-logits [N, C]: the last stage, activated and averaged over space."""
+        return self._operators.average(self.norm(self._stages(x)[-1]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.forward_features(x)
+        return self.head(features) if self.num_classes else features
+
+    def eval(self) -> None:
+        """Go over to inference: kernels are standardized now, instead of in each pass.
+
+        Passes under `paddle.no_grad` take those. Loading parameters renews them; after writing to a
+        kernel by other means call this again.
+        """
+        super().eval()
+        self._fold(lambda layer: self._operators.standardize(layer.weight))
+
+    def train(self) -> None:
+        """Go back to training."""
+        super().train()
+        self._fold(lambda layer: None)
+
+    @paddle.no_grad()
+    def _fold(self, folded: Callable[[StdConv2D], Tensor | None]) -> None:
+        for layer in self._convolutions():
+            layer.folded = folded(layer)
+
+    def _convolutions(self) -> list[StdConv2D]:
+        return [layer for layer in self.sublayers() if isinstance(layer, StdConv2D)]
+
+    def set_state_dict(self, *arguments: Any, **options: Any) -> Any:
+        """Do as Paddle's layers do."""
+        answer = super().set_state_dict(*arguments, **options)
+        if not self.training:
+            self.eval()
+        return answer
+
+    set_dict = load_dict = set_state_dict
+
+    @contextmanager
+    def standardized_once(self) -> Iterator[Callable[[], None]]:
+        """Standardize every kernel once for all passes inside, instead of once a pass.
+
+        Backward passes inside add up their gradients at the standardized kernels. Call what this
+        yields before the last of them: that one takes each sum on, back through the
+        standardization, to the kernel itself. The result is that of the plain passes, as the
+        standardization depends on the kernels alone. The kernels must not change inside. Without a
+        last pass, the gradients inside are dropped.
+        """
+        convolutions = self._convolutions()
+        standardized = [self._operators.standardize(one.weight) for one in convolutions]
+        for convolution, kernel in zip(convolutions, standardized):
+            convolution.standardized = kernel.detach()  # a leaf: micro-batches' gradients meet here
+            convolution.standardized.stop_gradient = kernel.stop_gradient
+
+        def last_pass() -> None:
+            for convolution, kernel in zip(convolutions, standardized):
+                if not kernel.stop_gradient:
+                    kernel.register_hook(partial(_with_earlier, convolution.standardized))
+                convolution.standardized = kernel
+
+        try:
+            yield last_pass
+        finally:
+            for convolution in convolutions:
+                convolution.standardized = None
+
+    def reset_parameters(self, seed: int = 0) -> None:
+        """Fill in random kernels (He's normal, by fan-in), identity GroupNorms and a zero head.
+
+        A kernel depends on its name and ``seed`` alone, not on the device or Paddle's version.
+        """
+        for name, parameter in self.named_parameters():
+            if name.startswith("head."):
+                parameter.set_value(
+                    np.zeros(parameter.shape, np.float32).astype(_numpy_type(parameter))
+                )
+            elif name.endswith("conv.weight"):
+                generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
+                values = generator.standard_normal(parameter.shape, np.float32)
+                values *= np.float32(np.sqrt(2.0 / np.prod(parameter.shape[1:])))
+                parameter.set_value(values.astype(_numpy_type(parameter)))
+            else:
+                parameter.set_value(
+                    np.full(parameter.shape, name.endswith("weight"), _numpy_type(parameter))
+                )
+
+
+def _with_earlier(leaf: Tensor, gradient: Tensor) -> Tensor:
+    """Return ``gradient`` plus that of ``leaf``, which is given back to the memory."""
+    if leaf.grad is None:
+        return gradient
+    total = gradient + leaf.grad
+    leaf.clear_gradient(False)  # frees it; Paddle heeds no keyword here
+    return total
+
+
+def _numpy_type(parameter: Tensor) -> str:
+    return str(parameter.dtype).rpartition(".")[2]

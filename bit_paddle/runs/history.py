@@ -1,0 +1,99 @@
+"""What a run has recorded in its folder: settings, metrics, plan, timings. Loads no Paddle."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bit_paddle.config.settings import Settings, load_yaml
+from bit_paddle.errors import ConfigError, MissingFileError
+from bit_paddle.models import published
+from bit_paddle.runs import checkpoints, logbook
+from bit_paddle.runs.folder import CONFIG
+
+_STAMP = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")
+
+_SCHEDULE = re.compile(r"^schedule +([\d,]+) steps")
+
+_BEGUN = re.compile(r"^bit_paddle \S+, Paddle ")  # the first line after the plan
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A run's folder. ``train`` and ``val`` are its metrics, a dictionary a step.
+
+    ``planned`` is how many steps it was to make, None where its log is gone; ``said`` is the last
+    line of that.
+    """
+
+    folder: Path
+    name: str
+    settings: Settings
+    train: list[dict[str, Any]]
+    val: list[dict[str, Any]]
+    plan: str
+    timings: str
+    planned: int | None
+    said: str
+
+    @property
+    def step(self) -> int:
+        """The last step that it made."""
+        return self.train[-1]["step"] if self.train else 0
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether it has ended, or been read, before its last step."""
+        return self.planned is not None and self.step < self.planned
+
+    @property
+    def model(self) -> Path | None:
+        """The trained model: that of the end, or of the newest checkpoint, or None."""
+        found = [self.folder / published.MODEL, *checkpoints.checkpoint_files(self.folder)]
+        return next((path for path in found if path.is_file()), None)
+
+
+def read(folder: Path) -> list[Recorded]:
+    """Return the run in ``folder``; of --repeats, all of its runs.
+
+    Raises `MissingFileError` where there is none, `ConfigError` for settings that are damaged.
+    """
+    if (folder / logbook.METRICS).is_file():
+        return [_read(folder, folder.resolve().name)]
+    if not folder.is_dir():
+        raise MissingFileError(f"{folder}: no such folder; runs are below bit_logs")
+    inner = sorted(path.parent for path in folder.glob(f"*/{logbook.METRICS}"))
+    if not inner:
+        raise MissingFileError(
+            f"{folder}: is no run's folder: it has no {logbook.METRICS}; runs are below bit_logs"
+        )
+    return [_read(one, f"{folder.resolve().name}/{one.name}") for one in inner]
+
+
+def _read(folder: Path, name: str) -> Recorded:
+    path = folder / CONFIG
+    try:
+        settings = Settings(**load_yaml(path))
+    except TypeError as error:
+        raise ConfigError(f"{path}: is not what a run writes ({error})") from error
+    lines, _ = logbook.read_metrics(folder / logbook.METRICS)
+    train, val = ([one for one in lines if one["kind"] == kind] for kind in ("train", "val"))
+    log = folder / logbook.LOG
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    said = [_STAMP.sub("", line) for line in text.splitlines()]
+    end = next((k for k, line in enumerate(said) if _BEGUN.match(line)), 0)
+    timings = [line for line in said if " s in all: " in line]
+    planned = next((found[1] for found in map(_SCHEDULE.match, said[:end]) if found), None)
+    return Recorded(
+        folder,
+        name,
+        settings,
+        train,
+        val,
+        "\n".join(said[:end]),
+        "\n".join(timings[-1:]),
+        None if planned is None else int(planned.replace(",", "")),
+        said[-1] if said else "",
+    )

@@ -1,0 +1,246 @@
+"""What a run writes about itself: a log for people, a line of JSON a step, VisualDL, timings."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from bit_paddle.errors import WriteError
+from bit_paddle.system import files
+
+LOG, METRICS, SCALARS = "train.log", "metrics.jsonl", "vdlrecords.metrics.log"
+
+
+class GrowingFile:
+    """A file that grows. What cannot be written now is kept, and tried again with what follows."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.error: OSError | None = None  # why something is kept
+        self._kept = b""
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+        self._size = os.fstat(self._descriptor).st_size
+
+    def write(self, data: bytes = b"") -> None:
+        """Append ``data``, after what is kept."""
+        self._kept += data
+        try:
+            while self._kept:
+                count = os.pwrite(self._descriptor, self._kept, self._size)
+                self._size, self._kept = self._size + count, self._kept[count:]
+            self.error = None
+        except OSError as error:
+            self.error = error
+
+    def sync(self) -> None:
+        """Have the disk hold all that was to be written. Raises `OSError`."""
+        error = self.error  # which another thread may clear in between
+        if error is not None:
+            raise error
+        os.fsync(self._descriptor)
+
+    def content(self) -> bytes:
+        """Return what the file is to hold: what it does, and what is kept. Raises `OSError`."""
+        return self.path.read_bytes()[: self._size] + self._kept
+
+    def close(self) -> None:
+        self.write()
+        os.close(self._descriptor)
+
+
+def read_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return the lines of a metrics.jsonl, and how many could not be read.
+
+    A process that is killed while it writes leaves part of a line. No file is no lines. Raises
+    `WriteError` where the disk fails.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return [], 0
+    except OSError as error:
+        raise WriteError(f"{path}: cannot be read ({error.strerror})") from error
+    lines, unreadable = [], 0
+    for text in content.splitlines():
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            line = None
+        if (
+            isinstance(line, dict)
+            and line.get("kind") in ("train", "val")
+            and type(line.get("step")) is int
+            and 0 <= line["step"] < 2**53
+        ):
+            lines.append(line)
+        else:
+            unreadable += 1
+    return lines, unreadable
+
+
+class Logbook:
+    """Everything that a run writes about itself, into ``folder``; a context manager.
+
+    No fault of the disk ends a run: what cannot be written is kept in memory, and `missing` tells
+    of it. Metrics can be written after `rewind`.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.seconds: dict[str, float] = {}
+        self._started = time.perf_counter()
+        self._console = True
+        self._log = GrowingFile(folder / LOG)
+        self._files = [self._log]
+
+    def rewind(self, step: int, evaluated: int) -> None:
+        """Take back what an earlier process wrote of steps after ``step``: each is there once.
+
+        Of validations, those after step ``evaluated`` are taken back. Raises `WriteError`.
+        """
+        from visualdl.component.base_component import scalar  # takes a second to import
+
+        self._scalar = scalar
+        folder = self.folder
+        lines, unreadable = read_metrics(folder / METRICS)
+        last = {"train": step, "val": evaluated}
+        lines = [line for line in lines if line["step"] <= last[line["kind"]]]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        if unreadable > 1 or not _cut(folder / METRICS, text.encode()):
+            files.write_text(folder / METRICS, text)
+        for old in folder.glob("vdlrecords*"):
+            old.unlink()
+        self._metrics, self._scalars = GrowingFile(folder / METRICS), GrowingFile(folder / SCALARS)
+        self._files += [self._metrics, self._scalars]
+        self._scalars.write(b"".join(map(self._records, lines)))
+        if unreadable > 1:  # one is the line that was being written
+            self.say(f"{unreadable} lines of {METRICS} could not be read and are left out")
+
+    def __enter__(self) -> Logbook:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files:
+            file.close()
+
+    def say(self, text: str, console: bool = True) -> None:
+        """Write ``text`` to train.log, each line with the time, and to standard output."""
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        lines = "".join(f"{now} {line}\n" for line in text.splitlines())
+        self._log.write(lines.encode(errors="backslashreplace"))
+        if console and self._console and sys.stdout is not None:
+            try:
+                tqdm.write(text, file=sys.stdout)
+                sys.stdout.flush()
+            except OSError:  # the terminal has gone; the run stays
+                self._console = False
+
+    def metrics(self, kind: str, step: int, **values: float) -> None:
+        """Write one line of metrics.jsonl, and its values as VisualDL scalars ``kind/name``.
+
+        ``step`` counts the updates made so far; ``time`` is added, in seconds since 1970. A value
+        that is not finite is written as null.
+        """
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        line = {"kind": kind, "step": step, **finite, "time": round(time.time(), 3)}
+        self._metrics.write((json.dumps(line) + "\n").encode())
+        self._scalars.write(self._records(line))
+
+    def _records(self, line: dict[str, Any]) -> bytes:
+        """Return a line of metrics as VisualDL's file has it: each record after its length.
+
+        VisualDL's own writer is a thread that a full disk ends, and the program then waits for it.
+        """
+        when = line.get("time")
+        walltime = round(1000 * when) if _is_number(when) and abs(when) < 2**40 else 0
+        records = [
+            self._scalar(f"{line['kind']}/{name}", value, line["step"], walltime)
+            for name, value in line.items()
+            if name not in ("step", "time") and name.isascii() and _is_number(value)
+        ]
+        data = (record.SerializeToString() for record in records)
+        return b"".join(struct.pack("<Q", len(one)) + one for one in data)
+
+    def sync(self) -> None:
+        """Have the disk hold all metrics so far. Raises `WriteError`."""
+        try:
+            self._metrics.sync()
+        except OSError as error:
+            path = self._metrics.path
+            raise WriteError(f"{path}: cannot be written ({error.strerror})") from error
+
+    def copy_metrics(self, folder: Path) -> None:
+        """Write all metrics so far to another folder. Raises `OSError` or `WriteError`."""
+        files.write(folder / METRICS, lambda stream: stream.write(self._metrics.content()))
+
+    def missing(self) -> list[str]:
+        """Try once more to write what is kept; return what still cannot be, and why."""
+        for file in self._files:
+            file.write()
+        return [f"part of {one.path} ({one.error.strerror})" for one in self._files if one.error]
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Add the time spent inside to ``part`` of the closing summary."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+
+    def timings(self) -> str:
+        """Return the parts timed so far as a line, longest first, after the time of the run."""
+        whole = time.perf_counter() - self._started
+        parts = sorted(self.seconds.items(), key=lambda item: -item[1])
+        return f"{whole:.1f} s in all: " + ", ".join(
+            f"{part} {seconds:.1f} s ({seconds / whole:.0%})" for part, seconds in parts
+        )
+
+
+class Silent(Logbook):
+    """The logbook of a process that is not the first one: it writes nothing."""
+
+    def __init__(self) -> None:
+        self.folder = Path(os.devnull)
+        self.seconds = {}
+        self._started = time.perf_counter()
+        self._files = []
+
+    def rewind(self, step: int, evaluated: int) -> None:
+        pass
+
+    def say(self, text: str, console: bool = True) -> None:
+        pass
+
+    def metrics(self, kind: str, step: int, **values: float) -> None:
+        pass
+
+    def sync(self) -> None:
+        pass
+
+
+def _cut(path: Path, beginning: bytes) -> bool:
+    """Leave ``beginning`` of a file that begins so, which needs no room; return if it does."""
+    try:
+        if not path.read_bytes().startswith(beginning):
+            return False
+        os.truncate(path, len(beginning))
+    except OSError:
+        return False
+    return True
+
+
+def _is_number(value: object) -> bool:
+    return (type(value) is int and abs(value) < 2**53) or (
+        type(value) is float and math.isfinite(value)
+    )

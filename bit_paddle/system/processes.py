@@ -1,0 +1,211 @@
+"""The processes of one run: started, watched and ended together; each learns its place here.
+
+A place is told by Paddle's own environment variables, so that a process started by
+``python -m paddle.distributed.launch`` finds it as well. Loads no Paddle.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import itertools
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from bit_paddle.errors import ConfigError, PeerError
+from bit_paddle.system import environment
+from bit_paddle.system.signals import Interrupt
+
+GRACE = 20.0  # seconds that the others have after one has failed
+
+_NVIDIA = Path("/proc/driver/nvidia/gpus")  # the driver's, a folder a card
+
+_PARENT = "BIT_PADDLE_PARENT"  # id of the process that started this one
+
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+def rank() -> int:
+    """Return which of the run's processes this one is, from 0."""
+    return int(os.environ.get("PADDLE_TRAINER_ID") or 0)
+
+
+def world_size() -> int:
+    """Return how many processes the run has, on all machines."""
+    return int(os.environ.get("PADDLE_TRAINERS_NUM") or 1)
+
+
+def started_by_us() -> bool:
+    """Return whether `launch` has started this process."""
+    return _PARENT in os.environ
+
+
+def end_with_parent() -> None:
+    """Have this process end when the one that started it does, however that ended.
+
+    By the kernel, as a thread of ours may have to wait for one that waits for another process.
+    """
+    if not started_by_us():
+        return
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)  # Linux
+    if prctl is not None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(os.environ[_PARENT]):  # it has ended already
+        os._exit(1)
+
+
+def has_gpu() -> bool:
+    """Return whether this process was given a GPU."""
+    return "FLAGS_selected_gpus" in os.environ
+
+
+def gpus(devices: str | None = None) -> list[int]:
+    """Return the GPUs to start a process on each: all that can be seen, or those of --devices.
+
+    Each by its place among those in CUDA_VISIBLE_DEVICES, or all, which is what Paddle's
+    FLAGS_selected_gpus holds. None without a GPU build of Paddle. Raises `ConfigError`.
+    """
+    labels = _visible_gpus()
+    if devices is None:
+        return list(range(len(labels)))
+    wanted = [word.strip() for word in devices.split(",")]
+    strangers = [word for word in wanted if word not in labels]
+    if strangers or len(set(wanted)) < len(wanted):
+        have = ", ".join(labels) or "none, or no paddlepaddle-gpu"
+        raise ConfigError(
+            f"--devices {devices}: expected GPUs by number, each once; there are {have}"
+        )
+    return [labels.index(word) for word in wanted]
+
+
+def _visible_gpus() -> list[str]:
+    """Return the labels of the GPUs that Paddle will see, without loading it."""
+    try:
+        importlib.metadata.distribution("paddlepaddle-gpu")
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        labels = [word.strip() for word in os.environ["CUDA_VISIBLE_DEVICES"].split(",")]
+        return list(itertools.takewhile(lambda label: label not in ("", "-1"), labels))
+    with suppress(OSError, subprocess.TimeoutExpired):  # knows what a container may use
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60)
+        return [str(number) for number in range(listed.stdout.count("GPU "))]
+    count = len(list(_NVIDIA.iterdir())) if _NVIDIA.is_dir() else 0
+    return [str(number) for number in range(count)]
+
+
+def launch(command: Sequence[str], count: int, gpus: Sequence[int] = ()) -> int:
+    """Run ``command`` in ``count`` processes, as one program; return its exit status.
+
+    With ``gpus``, of that number, each process has one, and they talk by NCCL; else by gloo.
+    Signals go to all of them. The first one has the terminal. If one fails, the others are given
+    `GRACE` seconds, and the message of the first to fail is shown.
+    """
+    ports = _free_ports(count + 1)
+    endpoints = [f"127.0.0.1:{port}" for port in ports]
+    shared = {
+        **environment.share(count),
+        "PADDLE_TRAINERS_NUM": str(count),
+        "PADDLE_LOCAL_SIZE": str(count),
+        "PADDLE_TRAINER_ENDPOINTS": ",".join(endpoints[:count]),
+        "PADDLE_MASTER": endpoints[count],
+        "PADDLE_DISTRI_BACKEND": "nccl" if gpus else "gloo",
+        "GLOG_minloglevel": "2",  # each connection is not worth a line
+        _PARENT: str(os.getpid()),
+    }
+    children: list[subprocess.Popen] = []
+    messages: list[BinaryIO] = []
+    with Interrupt() as stop:
+        try:
+            for place in range(count):
+                own = {
+                    "PADDLE_TRAINER_ID": str(place),
+                    "PADDLE_CURRENT_ENDPOINT": endpoints[place],
+                    **({"FLAGS_selected_gpus": str(gpus[place])} if gpus else {}),
+                }
+                messages.append(tempfile.TemporaryFile())
+                quiet = {"stdout": subprocess.DEVNULL, "stderr": messages[place]} if place else {}
+                children.append(
+                    subprocess.Popen(
+                        command,
+                        env={**shared, **own},
+                        start_new_session=True,  # the terminal's Ctrl-C comes here alone
+                        **quiet,
+                    )
+                )
+            return _watch(children, messages, stop)
+        finally:
+            for child in children:
+                child.kill()
+                child.wait()
+
+
+def _watch(
+    children: Sequence[subprocess.Popen], messages: Sequence[BinaryIO], stop: Interrupt
+) -> int:
+    """Wait until all have ended, or one has failed and the others' time is over."""
+    told, first, deadline = 0, None, math.inf
+    while None in [child.poll() for child in children] and time.monotonic() < deadline:
+        if stop.count > told:
+            told = stop.count
+            for child in children:
+                child.send_signal(stop.signal)
+        if not stop.signal:
+            first = _failed(children, first)
+        if deadline == math.inf and (first is not None or children[0].returncode is not None):
+            deadline = time.monotonic() + GRACE
+        time.sleep(0.05)
+    first = _failed(children, first)
+    if first is None:
+        return 0
+    status = children[first].returncode
+    if not stop.signal and (status < 0 or first):  # else the first process has said it itself
+        ended = f"ended by signal {-status}" if status < 0 else f"status {status}"
+        with suppress(ValueError):
+            ended = f"ended by {signal.Signals(-status).name}"
+        messages[first].seek(0)
+        text = messages[first].read().decode(errors="replace").strip()
+        print(
+            f"{text}\nerror: process {first} of {len(children)} (rank {first}, pid "
+            f"{children[first].pid}) has failed: {ended}; the run ends. The same command goes on "
+            "from its last checkpoint".lstrip(),
+            file=sys.stderr,
+        )
+    return 128 - status if status < 0 else status
+
+
+def _failed(children: Sequence[subprocess.Popen], known: int | None) -> int | None:
+    """Return the place of the child that failed first; one that has lost another is not to blame.
+
+    ``known`` is what was returned before.
+    """
+    if known is not None and children[known].returncode != PeerError.exit_status:
+        return known
+    failed = [place for place, child in enumerate(children) if child.returncode]
+    return min(
+        failed,
+        key=lambda place: (children[place].returncode == PeerError.exit_status, place),
+        default=None,
+    )
+
+
+def _free_ports(count: int) -> list[int]:
+    """Return ports of this machine that nobody listens on now."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()

@@ -1,0 +1,174 @@
+"""Estimate what a run needs: parameters, operations, memory, the split of a batch."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from bit_paddle.config.settings import AUTO, Settings
+from bit_paddle.models.architecture import PLANNED, Architecture
+from bit_paddle.recipes import hyperrule
+
+GIB, MIB = 2**30, 2**20  # bytes
+
+RECOMPUTE = ("off", "unit", "block")
+
+
+class Task(NamedTuple):
+    """What a run would train on, and what the rule makes of it."""
+
+    images: int  # of the training set, after few-shot selection
+    classes: int
+    origin: str  # where these two are from
+    resolution: hyperrule.Resolution
+    reason: str  # of the resolution
+    schedule: hyperrule.Schedule
+
+
+# --- The plan -----------------------------------------------------------------------------------
+
+
+def describe(
+    settings: Settings,
+    architecture: Architecture,
+    task: Task,
+    memory: int,
+    gpus: int = 1,
+    images_per_second: float | None = None,
+) -> str:
+    """Return the plan for ``gpus`` of ``memory`` bytes each, as aligned lines.
+
+    ``images_per_second`` are those a GPU trains on.
+    """
+    crop, precrop, steps = task.resolution.crop, task.resolution.precrop, task.schedule.steps
+    total = steps * settings.batch
+    operations = architecture.multiply_adds(crop, task.classes) / 1e9
+    few = f" ({settings.examples_per_class} a class)" if settings.examples_per_class else ""
+    rows = [
+        (
+            "model",
+            f"{architecture.name}: {architecture.parameters(task.classes):,} parameters with a "
+            f"head of {task.classes:,} outputs",
+        ),
+        (
+            "data",
+            f"{settings.dataset}, {task.origin}: {task.images:,} training images{few}, "
+            f"{task.classes:,} classes",
+        ),
+        ("resolution", f"{precrop} -> {crop}, {task.reason}"),
+        (
+            "schedule",
+            f"{steps:,} steps of {settings.batch} images{'' if settings.steps else ', by the rule'}"
+            f": {total:,} images, {total / task.images:,.1f} epochs",
+        ),
+        (
+            "operations",
+            f"{operations:,.1f} G multiply-adds an image forward, about {3 * operations:,.1f} G in "
+            "training,",
+        ),
+        ("", f"{4 * operations:,.1f} G with --recompute: of the convolutions and the head. Not"),
+        ("", "counted: GroupNorm, ReLU, pooling, additions, and the kernels' standardization"),
+        *_memory_rows(settings, architecture, task.classes, memory, gpus),
+        *_split_rows(settings, architecture, task, memory, gpus),
+        ("time", _time(settings, task, gpus, images_per_second)),
+    ]
+    return "\n".join(f"{title:14}{text}" for title, text in rows)
+
+
+def _memory_rows(
+    settings: Settings, architecture: Architecture, classes: int, memory: int, gpus: int
+) -> list[tuple[str, str]]:
+    """Return the lines on what each GPU has, holds and has left, in each precision."""
+    shared = gpus if settings.shard else 1
+    full, half = (architecture.training_memory(classes, half, shared) for half in (False, True))
+    rows = [(part, full.get(part, 0), size) for part, size in half.items()]
+    left = [memory - sum(parts.values()) for parts in (full, half)]
+    room = [architecture.room(memory, classes, half, shared) for half in (False, True)]
+    lines = [
+        f"{title:22}" + "".join(f"{size / GIB:8.2f} GiB" for size in sizes)
+        for title, *sizes in [*rows, ("left", *left), ("for activations", *room)]
+    ]
+    if left[_half(settings)] < 0:
+        lines[-2] += ": does not fit, even without an image"
+    else:
+        lines[-1] += f", {PLANNED:.0%} of it; CUDA takes some, and gaps"
+    if gpus > 1 and not settings.shard:
+        saved = full["momentum"] - architecture.training_memory(classes, False, gpus)["momentum"]
+        lines.append(f"--shard: GPUs share the momentum, which leaves {saved / GIB:.2f} GiB more")
+    of = f"each of {gpus} GPUs" if gpus > 1 else "the GPU"
+    head = f"{memory / GIB:g} GiB on {of} (2^30 bytes), of which training takes"
+    return [
+        ("memory", head),
+        ("", f"{'':22}{'--amp off':>12}{'fp16, bf16':>12}"),
+        *(("", line) for line in lines),
+    ]
+
+
+def _split_rows(
+    settings: Settings, architecture: Architecture, task: Task, memory: int, gpus: int
+) -> list[tuple[str, str]]:
+    """Return a line on the split for each way to compute, and one on that asked for."""
+    crop, share = task.resolution.crop, -(-settings.batch // gpus)
+    shared = gpus if settings.shard else 1
+    lines = ["--amp       --recompute  MiB an image  images  a micro-batch  micro-batches"]
+    verdict = ""
+    for half in (False, True):
+        room = architecture.room(memory, task.classes, half, shared)
+        for recompute in RECOMPUTE:
+            chosen = (half, recompute) == (_half(settings), settings.recompute)
+            size = architecture.activations(crop, recompute, half)
+            fits = architecture.fits(room, crop, recompute, half)
+            parts = settings.batch_split
+            if parts == AUTO:
+                parts = architecture.split(share, room, crop, recompute, half)
+            images = -(-share // parts)
+            lines.append(
+                f"{'fp16, bf16' if half else 'off':10}  {recompute:11}  {size / MIB:12,.1f}  "
+                f"{fits:6,}  {images:13,}  {parts:13,}"
+                + ("" if fits >= images else "  too much")
+                + ("  <-" if chosen else "")
+            )
+            if chosen:
+                verdict = (
+                    f"{settings.batch} images a step, {share} on each GPU: {images} a micro-batch, "
+                    f"{parts} micro-batch{'es' * (parts > 1)}"
+                )
+                if fits < images:
+                    verdict += f"; but {fits or 'none'} fit{'s' * (fits == 1)}"
+    lines.append("Half precision is by estimate, and not measured; a run on a GPU tries for itself")
+    return [("activations", lines[0]), *(("", line) for line in lines[1:]), ("split", verdict)]
+
+
+def _half(settings: Settings) -> bool:
+    """Whether to plan for half precision, as --amp auto is on most GPUs."""
+    return settings.amp != "off"
+
+
+def _time(settings: Settings, task: Task, gpus: int, images_per_second: float | None) -> str:
+    """Return how long the run takes, or how to find out."""
+    share, steps = -(-settings.batch // gpus), task.schedule.steps
+    if images_per_second is None:
+        shared = f", divided by {gpus}" if gpus > 1 else ""
+        return (
+            f"{steps * share:,} images on {'each' if gpus > 1 else 'the'} GPU. For the hours give "
+            f"--images_per_second X, of one GPU:\n{'':14}what metrics.jsonl says after "
+            f"bit_paddle.train with --steps 20 --no-save{shared}"
+        )
+    seconds = steps * share / images_per_second
+    return (
+        f"{format_duration(seconds)} of training, at {images_per_second:g} images/s on "
+        f"{f'each of {gpus} GPUs' if gpus > 1 else 'the GPU'}; validation is not in it"
+    )
+
+
+def format_duration(seconds: float) -> str:
+    """Return ``seconds`` as a person says it: 45 s, 12 min, 3 h 05 min, 4 days 6 h."""
+    if seconds < 60:
+        return f"{math.ceil(seconds)} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours = round(minutes / 60)
+    if hours < 48:
+        return f"{minutes // 60} h {minutes % 60:02} min"
+    return f"{hours // 24:,} days {hours % 24} h"

@@ -1,0 +1,77 @@
+"""Several runs of the same settings, and their spread: the paper's tables are medians."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bit_paddle import errors
+from bit_paddle.config.settings import Settings, to_yaml
+from bit_paddle.runs.folder import CONFIG, REPEATS, claim, forget
+from bit_paddle.system import files
+
+#: Carries out a run of settings, as the command's words ask for it: (exit status, result or None).
+Start = Callable[[Settings, Sequence[str], bool], "tuple[int, dict[str, Any] | None]"]
+
+
+def repeat(settings: Settings, arguments: Sequence[str], start: Start, force: bool = False) -> int:
+    """Make --repeats runs by ``start``, with seeds that count up; report the spread.
+
+    The runs are folders ``seed-<seed>`` in one, next to repeats.json and repeats.txt. A signal ends
+    the run under way and leaves out the rest; the same command goes on there.
+    """
+    with claim(settings, force) as begin:
+        folder, found = begin.folder, []
+        if begin.result is not None:
+            print((folder / "repeats.txt").read_text(), end="")
+            return 0
+        new = not (folder / CONFIG).exists()
+        files.write_text(folder / CONFIG, to_yaml(settings))
+        for k in range(settings.repeats):
+            changes = {
+                "seed": settings.seed + k,
+                "examples_per_class_seed": settings.examples_per_class_seed + k,
+                "logdir": str(folder),
+                "name": f"seed-{settings.seed + k}",
+                "repeats": 1,
+            }
+            words = [f"--{name}={value}" for name, value in changes.items()]
+            print(f"--- run {k + 1} of {settings.repeats}: {folder / changes['name']}", flush=True)
+            try:
+                status, result = start(replace(settings, **changes), [*arguments, *words], force)
+            except errors.ConfigError:
+                if new and k == 0:
+                    forget(folder)
+                raise
+            if status:
+                return status
+            found.append({"seed": changes["seed"], **result})
+            report(found, folder)
+    return 0
+
+
+def report(found: Sequence[dict[str, float]], folder: Path) -> None:
+    """Write and print the lowest, the median and the highest value of the runs ``found`` so far."""
+    values = {key: [one[key] for one in found] for key in ("top1", "top5", "loss")}
+    spread = {
+        key: {"min": min(some), "median": float(np.median(some)), "max": max(some)}
+        for key, some in values.items()
+    }
+    rows = [
+        f"{one['seed']:6}  {one['top1']:7.2%}  {one['top5']:7.2%}  {one['loss']:8.4f}\n"
+        for one in found
+    ]
+    rows += [
+        f"{key:>6}  {spread['top1'][key]:7.2%}  {spread['top5'][key]:7.2%}  "
+        f"{spread['loss'][key]:8.4f}\n"
+        for key in ("min", "median", "max")
+    ]
+    table = f"{'seed':>6}  {'top-1':>7}  {'top-5':>7}  {'loss':>8}\n" + "".join(rows)
+    files.write_text(folder / "repeats.txt", table)
+    content = {"count": len(found), **spread, "runs": list(found)}
+    files.write_text(folder / REPEATS, files.to_json(content))
+    print(table, end="", flush=True)

@@ -1,0 +1,190 @@
+"""Drawings of runs and of what models confuse."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+from PIL import Image, ImageFont
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from bit_paddle.runs.history import Recorded
+
+
+COLORS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#64748b")
+
+_NOTES = ("Creator", "Date", "Format", "Type")  # that a drawing goes without
+
+INK = "#010203"  # of text and axes, for which a page has its own colour
+
+TILE = 144  # pixels of a picture's side
+
+Tile = tuple[Image.Image, Image.Image]  # what the network saw, and where it looked
+
+
+def draw_curves(found: Sequence[Recorded]) -> dict[str, tuple[str, Figure]]:
+    """Return {name: (caption, figure)} of loss, learning rate and accuracy over steps, if any."""
+    panels: dict[str, tuple[str, list]] = {
+        "loss": ("training loss: each step, and the mean of what is around it", []),
+        "lr": ("learning rate", []),
+        "accuracy": ("top-1 on the validation images", []),
+    }
+    for run in found:
+        panels["loss"][1].append(([one["step"] for one in run.train], _values(run.train, "loss")))
+        panels["lr"][1].append(([one["step"] for one in run.train], _values(run.train, "lr")))
+        panels["accuracy"][1].append(([one["step"] for one in run.val], _values(run.val, "top1")))
+    names = [run.name for run in found]
+    return {
+        name: (caption, _panel(lines, names, name))
+        for name, (caption, lines) in panels.items()
+        if any(np.isfinite(values).any() for _, values in lines)
+    }
+
+
+def _values(lines: Iterable[dict[str, Any]], key: str) -> list[float]:
+    return [np.nan if one.get(key) is None else one[key] for one in lines]
+
+
+def _panel(lines: Sequence[tuple[list, list]], names: Sequence[str], what: str) -> Figure:
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    ink = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color"), INK)
+    with matplotlib.rc_context({**ink, "ytick.color": INK, "font.size": 10}):
+        figure = Figure(figsize=(4.6, 3.0), layout="constrained")
+        axes = figure.add_subplot()
+        axes.patch.set_alpha(0)
+        for k, (steps, values) in enumerate(lines):
+            color = COLORS[k % len(COLORS)]
+            if what == "loss" and len(values) > 50:
+                axes.plot(steps, values, color=color, linewidth=0.6, alpha=0.35)
+                values = smoothed(values, max(5, len(values) // 50))
+            mark = "o" if what == "accuracy" else None
+            axes.plot(steps, values, color=color, marker=mark, markersize=4, label=names[k])
+        axes.set_xlabel("step")
+        axes.grid(color=INK, alpha=0.12)
+        axes.spines[["top", "right"]].set_visible(False)
+        if what == "accuracy":
+            axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
+            shown = [one for _, values in lines for one in values if np.isfinite(one)]
+            if shown:
+                axes.set_ylim(max(0, min(shown) - 0.05), min(1, max(shown) + 0.05))
+        if len(names) > 1:
+            axes.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def smoothed(values: Sequence[float], width: int) -> np.ndarray:
+    """Return the mean of the ``width`` values around each, of fewer at the ends."""
+    window = np.ones(width)
+    numbers = np.asarray(values, float)
+    there = np.isfinite(numbers)
+    counts = np.convolve(there, window, "same")
+    sums = np.convolve(np.where(there, numbers, 0), window, "same")
+    with np.errstate(invalid="ignore"):
+        return sums / np.where(counts, counts, np.nan)
+
+
+def to_svg(figure: Figure) -> str:
+    """Return ``figure`` as the text of a page, whose colour its text has."""
+    import matplotlib
+
+    stream = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "bit_paddle"}):
+        figure.savefig(stream, format="svg", transparent=True, metadata=dict.fromkeys(_NOTES))
+    text = stream.getvalue()
+    return text[text.index("<svg") :].replace(INK, "currentColor")
+
+
+def draw_confusion(confusion: np.ndarray, names: Sequence[str], stream: BinaryIO) -> None:
+    """Write ``confusion`` [class, prediction] as a PNG of shares, with names where they fit."""
+    from matplotlib.figure import Figure
+
+    side = min(14, 4 + 0.25 * len(names))
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.add_subplot()
+    shares = confusion / np.maximum(1, confusion.sum(axis=1, keepdims=True))
+    picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_xlabel("prediction")
+    axes.set_ylabel("class")
+    if len(names) <= 40:
+        axes.set_xticks(range(len(names)), names, rotation=90)
+        axes.set_yticks(range(len(names)), names)
+    if len(names) <= 20:
+        for (row, column), share in np.ndenumerate(shares):
+            if share >= 0.005:
+                axes.text(
+                    column,
+                    row,
+                    f"{100 * share:.0f}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="white" if share > 0.5 else "black",
+                )
+    figure.colorbar(picture, shrink=0.7, label="share of the class")
+    figure.savefig(stream, format="png", dpi=120)
+
+
+def tile(pixels: np.ndarray, activation: np.ndarray) -> Tile:
+    """Return what the network saw, uint8 [H, W, 3], and the same under the map ``activation``.
+
+    Bright is what is positive in the map [h, w], beside its largest.
+    """
+    import matplotlib
+
+    size, bicubic = (TILE, TILE), Image.Resampling.BICUBIC
+    seen = Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR)
+    positive = np.maximum(activation, 0)
+    scaled = (positive / (positive.max() or 1)).astype(np.float32)
+    heat = np.asarray(Image.fromarray(scaled).resize(size, bicubic)).clip(0, 1)
+    colors = matplotlib.colormaps["inferno"](heat)[..., :3]
+    grey = np.asarray(seen.convert("L"), np.float32)[..., None] / 255
+    mixed = 255 * (0.35 * grey + 0.65 * colors)
+    return seen, Image.fromarray(mixed.round().astype(np.uint8))
+
+
+def draw_sheet(tiles: Sequence[Tile], stream: BinaryIO, columns: int = 4) -> None:
+    """Draw tiles in rows, as a PNG."""
+    rows, gap = -(-len(tiles) // columns), 8
+    sheet = Image.new("RGB", (columns * (2 * TILE + gap), rows * (TILE + gap)), "white")
+    for place, pair in enumerate(tiles):
+        for half, picture in enumerate(pair):
+            left = place % columns * (2 * TILE + gap) + half * TILE
+            sheet.paste(picture, (left, place // columns * (TILE + gap)))
+    sheet.save(stream, format="PNG")
+
+
+# --- Text on a picture --------------------------------------------------------------------------
+
+
+def _font_file() -> str:
+    import matplotlib
+
+    return f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf"
+
+
+def font(size: int = 10) -> ImageFont.FreeTypeFont:
+    """Return matplotlib's font, which has the letters of most alphabets; Pillow's has few."""
+    return ImageFont.truetype(_font_file(), size)
+
+
+def drawable(text: str) -> str:
+    """Return ``text`` with a question mark for each letter that `font` lacks."""
+    from matplotlib.ft2font import FT2Font
+
+    there = FT2Font(_font_file()).get_charmap()
+    return "".join(letter if ord(letter) in there else "?" for letter in text)
+
+
+def cut(text: str, width: float, length: Callable[[str], float]) -> str:
+    """Return ``text`` without so much of its middle that its ``length`` is at most ``width``."""
+    result, kept = text, len(text)
+    while kept and length(result) > width:
+        kept -= 1
+        result = f"{text[: kept - kept // 2]}..{text[len(text) - kept // 2 :]}"
+    return result

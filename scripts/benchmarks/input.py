@@ -1,0 +1,125 @@
+"""Images a second of the input pipeline, against torchvision-style Pillow code in a plain loop.
+
+    python scripts/benchmarks/input.py cifar10 FOLDER       # 32 -> 160 -> 128, in memory
+    python scripts/benchmarks/input.py folder FOLDER        # photographs: decode, 512, 480
+
+The baseline is what torchvision's transforms do, in Pillow and NumPy: convert, resize, crop, flip,
+ToTensor, Normalize, and a batch of them; its figure is that of one process times --workers. Ours is
+`loader.training_batches`; "scaled" adds x / 127.5 - 1 to float32, which in a run is the device's
+matter. "first epoch" decodes and resizes every image, "kept" takes resized images from memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from pathlib import Path
+
+import contenders
+import numpy as np
+from PIL import Image
+
+from bit_paddle.data import loader
+from bit_paddle.data.images import ArrayImages, Images
+from bit_paddle.data.readers import registry
+from bit_paddle.recipes.hyperrule import resolution
+
+
+def baseline(images: Images, precrop: int, crop: int, batch: int, batches: int) -> float:
+    """Return images a second of a plain loop, with Pillow's memory as it is by default."""
+    Image.core.set_blocks_max(0)
+    random = np.random.default_rng(0)
+    in_memory = isinstance(images, ArrayImages)
+
+    def view(index: int) -> np.ndarray:
+        image = images.image(index) if in_memory else Image.open(images.name(index))
+        image = image.convert("RGB").resize((precrop, precrop), Image.Resampling.BILINEAR)
+        top, left = random.integers(0, precrop - crop + 1, 2)
+        image = image.crop((left, top, left + crop, top + crop))
+        if random.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        pixels = np.array(image).transpose(2, 0, 1)  # ToTensor
+        pixels = np.ascontiguousarray(pixels).astype(np.float32)
+        pixels /= np.float32(255)
+        pixels -= np.float32(0.5)  # Normalize
+        pixels /= np.float32(0.5)
+        return pixels
+
+    order = random.permutation(len(images))
+    start = time.perf_counter()
+    for k in range(batches):
+        np.stack([view(int(index)) for index in order[k * batch : (k + 1) * batch]])
+    Image.core.set_blocks_max(int(os.environ["PILLOW_BLOCKS_MAX"]))  # as bit_paddle has it
+    return batches * batch / (time.perf_counter() - start)
+
+
+def ours(stream, batch: int, batches: int, scaled: bool) -> float:
+    """Return images a second of ``stream`` from here on."""
+    (part,) = next(stream).micro_batches(1)
+    floats = np.empty(part.images.shape, np.float32)
+    start = time.perf_counter()
+    for _ in range(batches):
+        (part,) = next(stream).micro_batches(1)
+        pixels = part.images
+        if scaled:
+            np.divide(pixels, np.float32(127.5), out=floats[: len(pixels)], dtype=np.float32)
+            floats -= np.float32(1)
+    return batches * batch / (time.perf_counter() - start)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("dataset")
+    parser.add_argument("datadir")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batches", type=int, default=12, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", type=Path, help="file for every ratio")
+    parser.add_argument("--plot", type=Path, help="file for a picture")
+    flags = parser.parse_args()
+    images = registry.open_dataset(flags.dataset, flags.datadir).train
+    sizes = registry.sizes(images, np.arange(len(images)))
+    sides = resolution(*sizes[len(sizes) // 2])
+    few = np.arange(min(len(images), flags.batch * flags.batches))  # an epoch is one measurement
+
+    def stream(subset: np.ndarray, memory: int):
+        return loader.training_batches(
+            images, subset, sides, flags.batch, 0, flags.workers, memory=memory
+        )
+
+    ratios: dict[str, list[float]] = {}
+    kept = stream(few, 1 << 40)
+    ours(kept, flags.batch, flags.batches + 4, False)  # the first epoch, and what is made ahead
+    for _ in range(flags.rounds):
+        plain = baseline(images, sides.precrop, sides.crop, flags.batch, flags.batches)
+        plain *= flags.workers
+        for name, source, scaled in (
+            ("first epoch", stream(np.arange(len(images)), 0), False),
+            ("first epoch, scaled", stream(np.arange(len(images)), 0), True),
+            ("kept", kept, False),
+            ("kept, scaled", kept, True),
+        ):
+            speed = ours(source, flags.batch, flags.batches, scaled)
+            ratios.setdefault(name, []).append(speed / plain)
+            print(f"{name:20} {speed:8,.0f} images/s; baseline {plain:7,.0f}", flush=True)
+            if source is not kept:
+                source.close()
+    kept.close()
+    title = f"{flags.dataset}, {sides.precrop} -> {sides.crop}, {flags.workers} workers"
+    print(f"\n{title}, median (lowest, highest) of {flags.rounds} ratios to the baseline")
+    for name, values in ratios.items():
+        print(f"{name:20} {statistics.median(values):.2f} ({min(values):.2f}, {max(values):.2f})")
+    if flags.json:
+        flags.json.write_text(json.dumps({title: ratios}, indent=1))
+    if flags.plot:
+        contenders.draw({title: ratios}, flags.plot, "times the baseline's images a second")
+
+
+if __name__ == "__main__":
+    main()

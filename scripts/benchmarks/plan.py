@@ -1,0 +1,77 @@
+"""Memory of training an image, and the plan's estimate: ``scripts/benchmarks/plan.py R50x1``.
+
+Processes of their own train on few and on many images a micro-batch, twice in one step, because
+gradients of kernels are there from the second micro-batch on. What the peaks differ by, divided by
+the images, is an image's share. Few must be enough to outweigh the gradients that a step ends with.
+
+Two peaks: of the bytes that Paddle has asked for, and of resident memory. The latter has gaps too,
+as glibc keeps what was freed in its heap: 0.7 to 1.3 of the estimate with --gaps, by chance. By
+default blocks from 64 KiB on are given back at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+
+from bit_paddle.models.architecture import Architecture
+
+STEP = """
+import resource, sys
+import numpy as np
+import paddle
+from bit_paddle.models import weights
+from bit_paddle.training import distributed
+from bit_paddle.training.optimizer import Momentum
+from bit_paddle.training import step
+from bit_paddle.data.loader import MicroBatch
+name, side, images, recompute = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+model = weights.create_model(name, 10)
+model.recompute = recompute
+optimizer = Momentum(0.003, 0.9, model.parameters())
+pixels = np.random.default_rng(0).integers(0, 256, (images, 3, side, side), np.uint8)
+part = MicroBatch(pixels, np.arange(images) % 10, np.arange(images))
+step.update(model, optimizer, distributed.GradientSums([]), [part, part], 2 * images, 1e-9)
+allocated = paddle.base.core.host_memory_stat_peak_value("Allocated", 0)
+print(allocated, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def peaks(*arguments: object, gaps: bool = False) -> list[int]:
+    """Return the bytes that Paddle has asked for and those that were resident, at their peaks."""
+    threshold = {} if gaps else {"MALLOC_MMAP_THRESHOLD_": str(2**16)}
+    words = [sys.executable, "-W", "ignore", "-c", STEP, *map(str, arguments)]
+    environment = {**os.environ, **threshold}
+    done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    return [int(word) for word in done.stdout.split()[-2:]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
+    parser.add_argument("model", nargs="?", default="R50x1", help="R<layers>x<width>")
+    parser.add_argument("--side", type=int, nargs="+", default=[128, 224], help="of the images")
+    parser.add_argument("--images", type=int, nargs=2, default=[12, 24], help="a micro-batch")
+    parser.add_argument("--gaps", action="store_true", help="leave glibc as it is")
+    flags = parser.parse_args()
+
+    few, many = flags.images
+    print("MB an image, ratio: estimate / measured")
+    print(f"{flags.model:8}  side  --recompute  estimate  allocated  ratio  resident  ratio")
+    for side in flags.side:
+        for recompute in ("off", "unit", "block"):
+            estimate = Architecture.parse(flags.model).activations(side, recompute) / 1e6
+            pairs = zip(
+                *(peaks(flags.model, side, n, recompute, gaps=flags.gaps) for n in (few, many))
+            )
+            allocated, resident = ((high - low) / (many - few) / 1e6 for low, high in pairs)
+            print(
+                f"{'':8}  {side:4}  {recompute:11}  {estimate:8.2f}  {allocated:9.2f}  "
+                f"{estimate / allocated:5.2f}  {resident:8.2f}  {estimate / resident:5.2f}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

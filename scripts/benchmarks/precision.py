@@ -1,0 +1,256 @@
+"""What memory savers and half precision do to a run: ``python scripts/benchmarks/precision.py``.
+
+Runs of the command, of 50 steps on scikit-learn's digits from random weights, on a CPU: plain ones
+in float32 as the reference, and then with --recompute, --nproc, --shard and --amp, alone and
+together. Printed are the largest and the median difference of their loss curves from the
+reference's, and which of the runs before has the same losses and weights bit for bit.
+
+Half precision cannot give the same curve, so that it is held against the noise which its rounding
+explains: runs in float32 in which a random relative error, uniform within the unit roundoff (2^-8
+for the 8 significant bits of bf16, 2^-11 for the 11 of fp16), stands wherever --amp rounds: in the
+kernels, once, because rounding them gives the same error at every step until they have moved by as
+much; in images, and in what each convolution, GroupNorm and sum gives, anew at every step; and in
+the gradients of all of these. An error of rounding is at most that; on average it is a quarter
+smaller, because the roundoff is relative to a power of two. The spread of a few such runs is, of
+each step, the largest difference from the reference. A ratio around 1 says that nothing larger
+than rounding has been done to a run; gradients left at the wrong scale are far outside. It is no
+proof that each part is as precise as it should be: tests/test_precision.py looks at the parts. Over
+a dozen steps alone it is higher, up to 3, with a single run of noise to compare with. The same with
+float32's own roundoff, 2^-24, is what another order of sums may do.
+
+The rule's learning rate is 0 at step 0, and the head starts from zeros, so that the first two
+losses are log(10) in all runs. From there the loss has to move for a curve to say anything, and
+steps must not be so large that any error grows until all curves are equally far apart: from
+random weights in batches of 16, the rule's 0.003 makes 5e-3 in 50 steps of float32's own roundoff.
+With the 0.001 that is taken here the loss goes from 2.30 to about 2.1, and that is 1e-4.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from bit_paddle.config import parsing
+from bit_paddle.data import loader
+from bit_paddle.data.readers import registry
+from bit_paddle.models import published
+from bit_paddle.recipes import hyperrule
+from bit_paddle.runs import checkpoints
+from bit_paddle.training import launch
+from bit_paddle.training.plan import Plan, make_plan
+from bit_paddle.training.step import update
+
+if TYPE_CHECKING:
+    from paddle import Tensor
+
+    from bit_paddle.models.resnetv2 import ResNetV2
+
+UNITS = {"float32": 2.0**-24, "bf16": 2.0**-8, "fp16": 2.0**-11}  # of roundoff
+RUNS = {  # flags beside the reference's, and whose noise explains a difference
+    "--recompute unit": "float32",
+    "--recompute block": "float32",
+    "--nproc 2": "float32",
+    "--nproc 2 --shard": "float32",
+    "--amp bf16": "bf16",
+    "--amp bf16 --recompute unit": "bf16",
+    "--amp bf16 --nproc 2 --shard": "bf16",
+    "--amp fp16": "fp16",
+    "--amp fp16 --recompute unit": "fp16",
+    "--amp fp16 --nproc 2 --shard": "fp16",
+}
+
+
+class Curve(NamedTuple):
+    """The loss of each step, and the weights after the last one by name."""
+
+    losses: np.ndarray
+    weights: dict[str, np.ndarray]
+
+    def same(self, other: Curve) -> bool:
+        """Return whether both are the same bit for bit."""
+        one, two = self.weights, other.weights
+        same = one.keys() == two.keys() and all(np.array_equal(one[key], two[key]) for key in one)
+        return same and np.array_equal(self.losses, other.losses)
+
+
+# --- Runs ---------------------------------------------------------------------------------------
+
+
+def by_command(words: Sequence[str], folder: Path) -> Curve:
+    """Return the curve of the command with ``words``, as a process of its own in a new folder."""
+    name = f"run-{len(list(folder.iterdir()))}"
+    command = [sys.executable, "-W", "ignore", "-m", "bit_paddle.train", *words, "--device", "cpu"]
+    command += ["--logdir", str(folder), "--name", name]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stdout + done.stderr)
+    lines = map(json.loads, (folder / name / "metrics.jsonl").read_text().splitlines())
+    losses = np.array([line["loss"] for line in lines if line["kind"] == "train"])
+    with np.load(folder / name / published.MODEL) as file:
+        weights = {key: file[key] for key in file.files if key.startswith("resnet/")}
+    return Curve(losses, weights)
+
+
+def in_process(
+    plan: Plan, unit: float = 0.0, seed: int = 0, split: int = 1, **options: str
+) -> Curve:
+    """Return the curve of ``plan`` here, with `disturbed` errors of ``unit`` by ``seed``.
+
+    ``options`` are the model's: recompute and amp.
+    """
+    import paddle
+
+    from bit_paddle.models.weights import create_model
+    from bit_paddle.training import distributed
+    from bit_paddle.training.optimizer import Momentum
+
+    settings, schedule = plan.settings, plan.schedule
+    architecture, classes = plan.architecture.name, len(plan.data.train.classes)
+    model = create_model(architecture, classes, seed=settings.seed)
+    for name, value in options.items():
+        setattr(model, name, value)
+    if unit:
+        paddle.seed(seed)
+        disturb(model, unit)
+    optimizer = Momentum(settings.base_lr, hyperrule.MOMENTUM, model.parameters())
+    sums = distributed.GradientSums(model.parameters())
+    scale = checkpoints.Progress().loss_scale if model.amp == "fp16" else 1.0
+    batches = loader.training_batches(
+        plan.data.train, plan.subset, plan.resolution, settings.batch, settings.seed, 0, plan.flip,
+        plan.mixup_alpha,
+    )  # fmt: skip
+    losses = []
+    for step in range(schedule.steps):
+        batch, lr = next(batches), schedule.learning_rate(step, settings.base_lr)
+        parts, images = batch.micro_batches(split), len(batch.indices)
+        losses.append(
+            update(model, optimizer, sums, parts, images, lr, batch.lam, loss_scale=scale)
+        )
+    batches.close()
+    return Curve(
+        np.array(losses), {key: value.numpy() for key, value in model.state_dict().items()}
+    )
+
+
+def disturb(model: ResNetV2, unit: float) -> None:
+    """Give ``model`` relative errors within ``unit`` wherever --amp rounds; see the top."""
+    import paddle
+
+    from bit_paddle.models import resnetv2
+
+    def with_error(x: Tensor) -> Tensor:
+        return x * (1 + paddle.uniform(x.shape, x.dtype, -unit, unit))
+
+    def passing(x: Tensor) -> Tensor:
+        """Return ``x`` with an error, and have its gradient get one."""
+        x = with_error(x)
+        if not x.stop_gradient:
+            x.register_hook(with_error)
+        return x
+
+    def passing_first(outputs: Tensor | tuple[Tensor, Tensor]) -> Tensor | tuple[Tensor, Tensor]:
+        """Do so of what a layer gives; the second of two is the same again, or its input."""
+        if not isinstance(outputs, tuple):
+            return passing(outputs)
+        first = passing(outputs[0])
+        return first, first if outputs[1] is outputs[0] else outputs[1]
+
+    model.root_block.register_forward_pre_hook(lambda _, inputs: with_error(inputs[0]))
+    for layer in model.sublayers():
+        if isinstance(layer, (resnetv2.StdConv2D, resnetv2.GroupNormReLU, resnetv2.Bottleneck)):
+            layer.register_forward_post_hook(lambda _, __, outputs: passing_first(outputs))
+        if isinstance(layer, resnetv2.StdConv2D):
+            layer.weight.set_value(with_error(layer.weight.detach()))
+            layer.weight.register_hook(with_error)
+
+
+# --- Their differences --------------------------------------------------------------------------
+
+
+def difference(curve: Curve, reference: Curve) -> np.ndarray:
+    """Return of each step how far apart the losses are."""
+    return np.abs(curve.losses - reference.losses)
+
+
+def spread(curves: Sequence[Curve], reference: Curve) -> np.ndarray:
+    """Return of each step the largest difference of any of ``curves`` from ``reference``."""
+    return np.max([difference(curve, reference) for curve in curves], axis=0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
+    parser.add_argument("--model", default="R14x0.5", help="R<layers>x<width>")
+    parser.add_argument("--dataset", default="digits")
+    parser.add_argument("--datadir")
+    parser.add_argument("--crop", type=int, default=32, help="side of the images")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--base_lr", type=float, default=0.001)
+    parser.add_argument("--runs", type=int, default=5, help="with noise of each precision")
+    flags = parser.parse_args()
+
+    words = ["--model", flags.model, "--from_scratch", "--dataset", flags.dataset]
+    words += ["--datadir", flags.datadir] if flags.datadir else []
+    words += ["--precrop", str(flags.crop * 9 // 8), "--crop", str(flags.crop)]
+    words += ["--batch", str(flags.batch), "--batch_split", "1", "--steps", str(flags.steps)]
+    words += ["--base_lr", str(flags.base_lr)]
+
+    with tempfile.TemporaryDirectory() as folder:
+        curve_of = partial(by_command, folder=Path(folder))
+        known = {"float32": curve_of(words)}
+        reference = known["float32"]
+        start, end = reference.losses[0], np.median(reference.losses[-10:])
+        print(
+            f"{flags.model} on {flags.dataset}, {flags.steps} steps of {flags.batch} images of "
+            f"{flags.crop}: the loss goes from {start:.2f} to {end:.2f} (median of the last 10)\n\n"
+            f"{'':30} difference of losses   times the noise\n"
+            f"{'':30}    largest     median  largest  median  bit for bit as",
+            flush=True,
+        )
+
+        # --- Noise that the precision explains ---
+        from bit_paddle.system import device
+
+        device.select_device("cpu")
+        plan = make_plan(parsing.parse(words, launch.PROG, registry.find)[0])
+        if not np.array_equal(in_process(plan).losses, reference.losses):
+            sys.exit("the noise is not that of the command: without any, the curves differ")
+        noise = {}
+        for name, unit in UNITS.items():
+            curves = [in_process(plan, unit, seed) for seed in range(flags.runs)]
+            noise[name] = spread(curves, reference)
+            title = f"noise of {name}, 2^{math.log2(unit):.0f}"
+            print(row(title, noise[name]), flush=True)
+        print()
+
+        # --- The runs ---
+        for title, precision in RUNS.items():
+            curve = curve_of([*words, *title.split()])
+            same = next((name for name, other in known.items() if curve.same(other)), "")
+            print(row(title, difference(curve, reference), noise[precision], same), flush=True)
+            known[title] = curve
+
+
+def row(title: str, values: np.ndarray, noise: np.ndarray | None = None, same: str = "") -> str:
+    """Return a line of the table."""
+    both = np.max(values), np.median(values)
+    ratios = f"{'':16}"
+    if noise is not None:
+        found = zip(both, (np.max(noise), np.median(noise)))
+        one, two = (f"{value / base:.2f}" if base else "-" for value, base in found)
+        ratios = f"{one:>7}  {two:>6} "
+    return f"{title:30}  {both[0]:9.2e}  {both[1]:9.2e}  {ratios} {same}".rstrip()
+
+
+if __name__ == "__main__":
+    main()
