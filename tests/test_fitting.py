@@ -95,7 +95,6 @@ from bit_paddle.config.settings import Settings
 from bit_paddle.training import memory as training_memory
 from bit_paddle.runs import logbook
 from bit_paddle.training import distributed
-from bit_paddle.training.memory import activation_memory
 from bit_paddle.training.plan import make_plan
 from bit_paddle.system import processes
 from bit_paddle.training.optimizer import Momentum
@@ -257,10 +256,11 @@ def begin():
         limit(memory + 2 * SOME * plan.architecture.activations(CROP))
         return 2**50
 
-    activation_memory = boundless
+    training_memory.activation_memory = boundless
     try:
         with limited():
-            model, _, sums, _, known = start.begin(plan, "off", Log())
+            begun = start.begin(plan, "off", Log())
+            model, sums, known = begun.model, begun.sums, begun.known_split
             split = find_split(plan, "gpu", known, model, step.loss_of, sums.own, Log())
     except Exception as error:
         split = type(error).__name__
@@ -420,9 +420,9 @@ def begin(tmp_path, monkeypatch):
                 lines.append(text)
 
         monkeypatch.setattr(training_memory, "activation_memory", lambda *_: memory)
-        model, _, sums, _, before = training_start.begin(plan, "off", Log())
-        assert before == 0
-        split = find_split(plan, device, known, model, loss_of, sums.own, Log())
+        begun = training_start.begin(plan, "off", Log())
+        assert begun.known_split == 0
+        split = find_split(plan, device, known, begun.model, loss_of, begun.sums.own, Log())
         return split, lines
 
     return begin
@@ -555,7 +555,7 @@ def runs(image_folder, tmp_path_factory):
     whole = [*arguments, "--batch", BATCH, "--steps", STEPS, "--save_every", 1]
     save_npz(create_model(MODEL, 3, pretrained=False), logdir / "begun.npz")
     done = run_train(*whole, "--name", "undisturbed")
-    assert done.returncode == 0 and f"{BATCH} images a step, in 1 part\n" in done.stdout
+    assert done.returncode == 0 and f"{BATCH} images per step, in 1 part\n" in done.stdout
     return logdir, whole, arguments
 
 
@@ -573,7 +573,7 @@ def test_a_run_that_memory_fails_goes_on_in_smaller_parts(count, runs):
     limit_when_under_way(process, folder, BATCH // count, rank=1 if count > 1 else None)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0 and "Traceback" not in err, err
-    made_again = re.findall(r"step (\d+): out of memory; made again in (\d+) parts", out)
+    made_again = re.findall(r"step (\d+): out of memory; retried in (\d+) micro-batches", out)
     assert [int(split) for _, split in made_again] in ([2], [2, 4])
     assert all(2 < int(step) <= STEPS for step, _ in made_again)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -592,8 +592,8 @@ def test_a_run_that_memory_fails_goes_on_in_smaller_parts(count, runs):
         (folder / "result.json").unlink()
         (folder / f"checkpoints/step-{STEPS:08d}.npz").unlink()
         done = run_train(*arguments, env={**os.environ, **EXACT})
-        assert done.returncode == 0 and f"goes on after step {begin}" in done.stdout
-        assert f"{BATCH} images a step, in {notes[begin]['batch_split']} parts\n" in done.stdout
+        assert done.returncode == 0 and f"resumes after step {begin}" in done.stdout
+        assert f"{BATCH} images per step, in {notes[begin]['batch_split']} parts\n" in done.stdout
         same = notes[begin]["batch_split"] == split
         assert distance(weights(folder / "model.npz"), found) <= (0 if same else 1e-3)
 
@@ -614,7 +614,7 @@ def test_a_run_that_cannot_be_split_says_what_to_do(name, flags, images, crop, a
     limit_when_under_way(process, logdir / name, images, crop)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 1 and f"error: out of memory with {advice}" in err
-    assert "Traceback" not in err and "made again" not in out
+    assert "Traceback" not in err and "retried" not in out
     # What has been learned so far is kept.
     steps = len((logdir / name / "metrics.jsonl").read_text().splitlines())
     assert [*checkpoints(logdir / name)] == [steps] and steps >= 2

@@ -217,7 +217,7 @@ def test_two_processes_and_a_resume_give_the_same(image_folder, tmp_path):
     for name in ("result.json", "model.npz"):
         (folder / name).unlink()
     done = pretrain(*words, "--name", "cut", "--save_every", 4, "--keep", 9)
-    assert done.returncode == 0 and "goes on after step 4" in done.stdout, done.stderr
+    assert done.returncode == 0 and "resumes after step 4" in done.stdout, done.stderr
     one, two, cut = (dict(np.load(tmp_path / name / "model.npz")) for name in ("one", "two", "cut"))
     arrays = [key for key, value in one.items() if value.dtype.kind == "f"]
     assert len(arrays) > 20

@@ -188,7 +188,7 @@ def test_a_signal_ends_the_run_and_the_same_command_goes_on(number, status, imag
     assert checkpoint.name == f"step-{steps[-1]['step']:08d}.npz"
     assert create_model(checkpoint).num_classes == 3  # it is a model too
     done = run_train(*arguments)
-    assert done.returncode == 0 and f"goes on after step {steps[-1]['step']}" in done.stdout
+    assert done.returncode == 0 and f"resumes after step {steps[-1]['step']}" in done.stdout
     assert_same(state_of(tmp_path / "run"), state_of(tmp_path / "undisturbed"))
 
 
@@ -293,7 +293,7 @@ def test_what_cannot_be_written_is_named_and_made_up_for(stopped, tmp_path):
     out, err = limited.communicate(timeout=120)
     assert limited.returncode == 1, out + err
     assert "not saved: the checkpoint of step" in out and "cannot be written" in err
-    assert "goes on from there" not in out and not list(tmp_path.glob("bit_paddle-*"))
+    assert "resumes from there" not in out and not list(tmp_path.glob("bit_paddle-*"))
     if not stopped:
         done = run_train(*arguments)
         assert done.returncode == 0 and "complete" not in done.stdout

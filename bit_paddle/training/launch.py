@@ -14,8 +14,8 @@ from bit_paddle.config.settings import Settings, to_yaml
 from bit_paddle.runs import logbook
 from bit_paddle.runs.folder import CONFIG, RESULT, Start, check_data, claim, forget, result
 from bit_paddle.system import files, processes
+from bit_paddle.system.signals import at_once
 from bit_paddle.training.plan import Plan, make_plan
-from bit_paddle.training.run import run
 
 PROG = "python -m bit_paddle.train"
 
@@ -41,8 +41,7 @@ def start(
             os.environ.update(FLAGS_selected_gpus=str(gpus[0]))  # what Paddle takes as "gpu"
     processes.end_with_parent()
     if processes.rank():
-        with ExitStack() as signals:
-            return run(make_plan(settings, fetch=False), logbook.Silent(), signals)
+        return _run(make_plan(settings, fetch=False), logbook.Silent())
     with claim(settings, force) as begin:
         if begin.result is not None:
             print(complete(begin))
@@ -62,8 +61,7 @@ def start(
                 files.write_text(folder / "skipped.txt", lines)
             log.say(f"{command}\n{described}")
             try:
-                with ExitStack() as signals:
-                    return run(plan, log, signals)
+                return _run(plan, log)
             except (
                 errors.ConfigError,
                 errors.CheckpointError,
@@ -74,6 +72,13 @@ def start(
             except Exception as error:
                 log.say(f"{type(error).__name__}: {error}", console=False)
                 raise
+
+
+def _run(plan: Plan, log: logbook.Logbook) -> tuple[int, dict[str, Any] | None]:
+    with log.timed("loading Paddle"), at_once():
+        from bit_paddle.training import run  # not above: it takes seconds
+    with ExitStack() as signals:
+        return run.run(plan, log, signals)
 
 
 def _plan(settings: Settings, begin: Start, force: bool, fetch: bool = True) -> Plan:
