@@ -46,7 +46,7 @@ examples:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command ``arguments``; `bit_paddle.errors` says what it raises."""
-    flags = _parse(arguments)
+    flags = parser().parse_args(arguments)
     resolve(flags.model)  # a wrong name is answered before anything is read or fetched
     data = registry.open_dataset(flags.dataset, flags.datadir, val_fraction=flags.val_fraction)
     for note in data.notes:
@@ -140,7 +140,8 @@ def match_classes(trained: Source, classes: Sequence[str]) -> np.ndarray:
     return np.arange(len(classes))
 
 
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
     parser = parsing.Parser(
         prog="python -m bit_paddle.evaluate",
         description=__doc__.split(":")[0] + ".",
@@ -170,7 +171,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--output", metavar="DIR", help="folder of the results (default: below bit_logs)"
     )
-    return parser.parse_args(arguments)
+    return parser
 
 
 if __name__ == "__main__":

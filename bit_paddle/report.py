@@ -41,7 +41,7 @@ examples:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command ``arguments``; `bit_paddle.errors` says what it raises."""
-    flags = _parser().parse_args(arguments)
+    flags = parser().parse_args(arguments)
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # Paddle has everything logged
     found = [run for folder in flags.runs for run in history.read(Path(folder))]
     default = Path(flags.runs[0]) if len(flags.runs) == 1 else Path(flags.runs[0]).parent
@@ -75,7 +75,8 @@ def _examine(run: Recorded, flags: argparse.Namespace) -> Examined | str:
         return f"Not run over the validation images: {error}"
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
     parser = parsing.Parser(
         prog=PROG,
         description="Show runs as one page to look at, of which nothing is elsewhere.",

@@ -7,6 +7,7 @@ seconds to load: help, a bad flag, a missing file and broken data are answered b
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 
@@ -40,6 +41,11 @@ def main(arguments: Sequence[str]) -> int:
     if settings.repeats > 1:
         return repeats.repeat(settings, arguments, start, request.force)
     return start(settings, arguments, request.force)[0]
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    return parsing.parser(PROG)
 
 
 if __name__ == "__main__":

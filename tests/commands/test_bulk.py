@@ -34,10 +34,10 @@ def server(monkeypatch):
     server.server_close()
 
 
-def command(folder, *arguments):
+def command(folder, *arguments, name=("command.py",)):
     words = [
         sys.executable,
-        "command.py",
+        *name,
         "--bit_pretrained_dir",
         str(folder),
         *map(str, arguments),
@@ -80,9 +80,10 @@ def test_all_files_interrupted_once(number, server, tmp_path):
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_interrupted_while_the_server_is_silent(server, tmp_path):
+@pytest.mark.parametrize("name", ["command.py", "-m bit_paddle.download", "-m bit_paddle download"])
+def test_interrupted_while_the_server_is_silent(name, server, tmp_path):
     server.faults = ["silent"] * 100
-    process = command(tmp_path, "--jobs", 2)
+    process = command(tmp_path, "--jobs", 2, name=name.split())
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and not list(tmp_path.glob("*.part")):
         time.sleep(0.01)
