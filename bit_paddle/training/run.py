@@ -10,7 +10,6 @@ import signal
 import time
 from collections import deque
 from collections.abc import Generator
-from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -28,25 +27,28 @@ from bit_paddle.runs import checkpoints, folder, snapshot
 from bit_paddle.runs.logbook import Logbook
 from bit_paddle.system import device, environment, files, processes
 from bit_paddle.system.progress import progress_bar
-from bit_paddle.system.signals import Interrupt, Interrupted, at_once
+from bit_paddle.system.signals import Interrupt, Interrupted
 from bit_paddle.training import distributed, memory, profiling, start, step, validation
 from bit_paddle.training.plan import Plan
 
 
-def run(plan: Plan, log: Logbook, signals: ExitStack) -> tuple[int, dict[str, Any] | None]:
+def run(plan: Plan, log: Logbook, stop: Interrupt) -> tuple[int, dict[str, Any] | None]:
     """Carry out ``plan``; return the exit status, and the result of a complete run or None.
 
-    A signal ends the run early, with a checkpoint. Signals are handled until ``signals`` is closed.
+    A signal to ``stop``, which is entered here, ends the run early, with a checkpoint.
     """
-    with log.timed("loading Paddle"), at_once():
+    with log.timed("loading Paddle"), stop.at_once():
         place = device.select_device(plan.settings.device, plan.settings.deterministic)
         amp = device.amp_for(place, plan.settings.amp)
         distributed.join()  # from here on all processes do the same
         amp = distributed.amp_of_all(amp)
-    stop = signals.enter_context(Interrupt())
-    if not distributed.from_first([plan.start.result is None])[0]:
-        return 0, plan.start.result or {}
-    training = TrainingRun(plan, log, stop, place, amp)
+    with stop:
+        if not distributed.from_first([plan.start.result is None])[0]:
+            return 0, plan.start.result or {}
+        return _carry_out(TrainingRun(plan, log, stop, place, amp), stop)
+
+
+def _carry_out(training: TrainingRun, stop: Interrupt) -> tuple[int, dict[str, Any] | None]:
     try:
         training.train()
     except Interrupted:

@@ -1,6 +1,5 @@
 """The command as users run it: real processes, real files."""
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -563,8 +562,7 @@ def outcome(image_folder, tmp_path_factory):
         split = plan.batch_split(1 << 30)
         log = Log()
         log.folder = tmp_path_factory.mktemp("run")
-        with contextlib.ExitStack() as signals:
-            training_run.run(plan, log, signals)
+        training_run.run(plan, log, Interrupt())
         return shown, split
 
     return run
