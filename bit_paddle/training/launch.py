@@ -99,7 +99,7 @@ def _run(plan: Plan, log: logbook.Logbook, stop: Interrupt) -> tuple[int, dict[s
 
 
 def plan_of(settings: Settings, begin: Start, force: bool, fetch: bool = True) -> Plan:
-    """Return the plan of a run that starts from ``begin``; without ``force`` refuse changed data."""
+    """Return the plan of a run that starts from ``begin``; refuse changed data unless ``force``."""
     plan = make_plan(settings, begin, fetch)
     if not force:
         check_data(begin, plan.data_identity)
