@@ -25,7 +25,7 @@ ROOMS = (  # a room imports from those before it, and from itself without circle
     "doors",
 )
 NEED_PADDLE = {
-    *(f"models.{name}" for name in ("resnetv2", "losses", "weights")),
+    *(f"models.{name}" for name in ("resnetv2", "weights")),
     *(f"models.native.{name}" for name in ("plain", "compiled", "checks")),
     *(f"inference.{name}" for name in ("examine", "predictor")),
     *(f"training.{name}" for name in ("distributed", "memory", "optimizer", "start", "validation")),

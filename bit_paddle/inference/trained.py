@@ -12,8 +12,9 @@ import numpy as np
 
 from bit_paddle.errors import CheckpointError, ConfigError, DownloadError
 from bit_paddle.inference import paddle_inference
-from bit_paddle.models import npz, published
+from bit_paddle.models import losses, npz, published
 from bit_paddle.models.architecture import Architecture
+from bit_paddle.models.losses import LOSSES
 from bit_paddle.models.published import Preprocessing
 from bit_paddle.system import fetch
 
@@ -32,19 +33,15 @@ class Source:
     preprocessing: Preprocessing | None
     classes: list[str] | None
     trained_here: bool  # by `bit_paddle.train`, which wrote the names of the classes into the file
-    loss: str = "softmax"
+    loss: str = losses.DEFAULT
 
     def class_name(self, index: int) -> str:
         """Return the name of an output, or its number."""
         return self.classes[index] if self.classes else str(index)
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """Return the outputs' probabilities, float64 [N, K]; by "sigmoid" each stands alone."""
-        logits = logits.astype(np.float64)
-        if self.loss == "sigmoid":
-            return np.exp(-np.logaddexp(0, -logits))
-        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return powers / powers.sum(axis=1, keepdims=True)
+        """Return the outputs' probabilities, float64 [N, K], as the loss means them."""
+        return LOSSES[self.loss].probabilities(logits.astype(np.float64))
 
 
 def find(
@@ -84,7 +81,7 @@ def find(
             f"{path}: its head has {outputs} outputs, but there are {len(classes)} class names"
         )
     settings = notes.get("settings")
-    loss = settings.get("loss", "softmax") if isinstance(settings, dict) else "softmax"
+    loss = settings.get("loss", losses.DEFAULT) if isinstance(settings, dict) else losses.DEFAULT
     if entry is not None and entry.data == "imagenet21k" and outputs == entry.classes:
         loss = "sigmoid"  # by which upstream trained: an image may show several of these classes
     return Source(path, outputs, features, preprocessing, classes, "classes" in notes, loss)
@@ -113,7 +110,7 @@ def _read_notes(folder: Path, crop: int | None) -> Source:
             raise TypeError("its outputs or features are no number")
         if names is not None and (not isinstance(names, list) or len(names) != found.outputs):
             raise ValueError(f"it does not name {found.outputs} classes")
-        if found.loss not in ("softmax", "sigmoid"):
+        if found.loss not in LOSSES:
             raise ValueError(f"its loss is {found.loss!r}")
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{path}: is not what `export` writes ({error})") from error

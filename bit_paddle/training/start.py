@@ -9,7 +9,8 @@ import numpy as np
 from bit_paddle import errors
 from bit_paddle.config.settings import Settings
 from bit_paddle.models import resnetv2, weights
-from bit_paddle.recipes import hyperrule, upstream
+from bit_paddle.models.losses import LOSSES
+from bit_paddle.recipes import hyperrule
 from bit_paddle.runs import checkpoints, logbook, snapshot
 from bit_paddle.runs.checkpoints import Progress
 from bit_paddle.system import processes
@@ -72,8 +73,8 @@ def begin(
                 directory=settings.bit_pretrained_dir,
                 seed=settings.seed,
             )
-            if settings.loss == "sigmoid":
-                model.head.bias.set_value(np.full(model.head.bias.shape, upstream.HEAD_BIAS, "f4"))
+            bias = LOSSES[settings.loss].head_bias
+            model.head.bias.set_value(np.full(model.head.bias.shape, bias, "f4"))
             optimizer = _optimizer(settings, model)
     velocities = optimizer.velocities()
     moving = any(velocity is not None for velocity in velocities)

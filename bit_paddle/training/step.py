@@ -41,7 +41,7 @@ def update(
     ``micro_batches`` are this process's share of them, mixed by ``lam``. Their gradients, weighted
     by their sizes, add up to that of the mean loss. ``loss_scale``, a power of two, multiplies the
     gradients while they are in half precision. ``checked`` goes through the micro-batches, and may
-    raise `Interrupted` before one. ``loss_name`` is one of `mixup.LOSSES`.
+    raise `Interrupted` before one. ``loss_name`` is one of `losses.LOSSES`.
 
     Raises, in all processes and with the weights as they were: `Interrupted` if one of them was
     told to end before it had seen all of its micro-batches, `OutOfMemoryError`, `NonFiniteError` if
@@ -129,4 +129,4 @@ def loss_of(model: ResNetV2, part: loader.MicroBatch, lam: float, name: str = "s
     if lam == 1.0:
         return loss(model(images), part.labels)
     images = models_losses.mix(images, device.to_device(part.partner_images), lam)
-    return models_losses.loss(model(images), part.labels, part.partner_labels, lam, loss)
+    return models_losses.mixed(loss, model(images), part.labels, part.partner_labels, lam)
