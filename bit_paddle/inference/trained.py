@@ -20,7 +20,7 @@ from bit_paddle.system import fetch
 
 
 @dataclass(frozen=True)
-class Source:
+class TrainedFile:
     """A checkpoint file, or a folder of `export --format paddle`.
 
     ``classes`` are the names of its ``outputs``, or None where unknown; ``features`` is the number
@@ -44,20 +44,20 @@ class Source:
         return LOSSES[self.loss].probabilities(logits.astype(np.float64))
 
 
-def find(
+def find_trained(
     model: str,
     directory: str | os.PathLike | None = None,
     crop: int | None = None,
     names: bool = True,
-) -> Source:
+) -> TrainedFile:
     """Return the source of a published name, downloaded if missing, a file, or an exported folder.
 
     Files written by `bit_paddle.train` say themselves how to preprocess and what the classes are;
     published ones are known by their name, and their classes are fetched if ``names``; for others
     ``crop`` (squash to that side) is needed, and it replaces what is known. Loads no Paddle.
-    Errors: those of `catalog.resolve`, `download.obtain` and `npz.CheckpointFile`.
+    Errors: those of `published.resolve`, `published.obtain` and `npz.CheckpointFile`.
     """
-    found = resolve(model)
+    found = resolve_trained(model)
     if isinstance(found, Path) and found.is_dir():
         return _read_notes(found, crop)
     entry = found if isinstance(found, published.Entry) else published.CATALOG.get(Path(found).stem)
@@ -84,27 +84,28 @@ def find(
     loss = settings.get("loss", losses.DEFAULT) if isinstance(settings, dict) else losses.DEFAULT
     if entry is not None and entry.data == "imagenet21k" and outputs == entry.classes:
         loss = "sigmoid"  # by which upstream trained: an image may show several of these classes
-    return Source(path, outputs, features, preprocessing, classes, "classes" in notes, loss)
+    return TrainedFile(path, outputs, features, preprocessing, classes, "classes" in notes, loss)
 
 
-def resolve(model: str) -> Path | published.Entry | Architecture:
-    """Return what `catalog.resolve` does, or the path of an exported folder."""
+def resolve_trained(model: str) -> Path | published.Entry | Architecture:
+    """Return what `published.resolve` does, or the path of an exported folder."""
     return Path(model) if paddle_inference.is_exported(model) else published.resolve(model)
 
 
-def write_notes(source: Source, folder: Path) -> None:
+def write_notes(source: TrainedFile, folder: Path) -> None:
     """Write what is known of ``source`` beside the model that was exported from it."""
     notes = {name: value for name, value in asdict(source).items() if name != "path"}
     text = json.dumps(notes, indent=2, ensure_ascii=False)
     (folder / paddle_inference.NOTES).write_text(text + "\n", encoding="utf-8")
 
 
-def _read_notes(folder: Path, crop: int | None) -> Source:
+def _read_notes(folder: Path, crop: int | None) -> TrainedFile:
     path = folder / paddle_inference.NOTES
     try:
         notes = json.loads(path.read_text(encoding="utf-8"))
         view = Preprocessing(**notes["preprocessing"]) if notes["preprocessing"] else None
-        found = Source(folder, **{**notes, "preprocessing": Preprocessing(crop) if crop else view})
+        notes["preprocessing"] = Preprocessing(crop) if crop else view
+        found = TrainedFile(folder, **notes)
         names = found.classes
         if not (isinstance(found.outputs, int) and isinstance(found.features, int)):
             raise TypeError("its outputs or features are no number")
@@ -117,7 +118,7 @@ def _read_notes(folder: Path, crop: int | None) -> Source:
     return found
 
 
-def required_preprocessing(source: Source) -> Preprocessing:
+def required_preprocessing(source: TrainedFile) -> Preprocessing:
     """Return the preprocessing of ``source``; raise `ConfigError` if nobody knows it."""
     if source.preprocessing is None:
         raise ConfigError(
