@@ -24,7 +24,12 @@ from bit_paddle.data import check, loader
 from bit_paddle.data import spec as specs
 from bit_paddle.data.readers import registry
 from bit_paddle.inference import paddle_inference
-from bit_paddle.inference.trained import Source, find, required_preprocessing, resolve
+from bit_paddle.inference.trained import (
+    TrainedFile,
+    find_trained,
+    required_preprocessing,
+    resolve_trained,
+)
 from bit_paddle.runs import folder as runs_folder
 from bit_paddle.system import files, progress
 from bit_paddle.visual import figures
@@ -47,7 +52,7 @@ examples:
 def main(arguments: Sequence[str]) -> int:
     """Run the command ``arguments``; `bit_paddle.errors` says what it raises."""
     flags = parser().parse_args(arguments)
-    resolve(flags.model)  # a wrong name is answered before anything is read or fetched
+    resolve_trained(flags.model)  # a wrong name is answered before anything is read or fetched
     data = registry.open_dataset(flags.dataset, flags.datadir, val_fraction=flags.val_fraction)
     for note in data.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -61,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
         check.require_usable([(some, np.arange(len(some))) for some in parts], flags.workers)
     if flags.output:
         files.make_folder(Path(flags.output), "--output")
-    trained = find(flags.model, flags.bit_pretrained_dir, flags.crop)
+    trained = find_trained(flags.model, flags.bit_pretrained_dir, flags.crop)
     view = required_preprocessing(trained)
     outputs = match_classes(trained, data.train.classes)
     names = trained.classes or list(data.train.classes)
@@ -117,7 +122,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def match_classes(trained: Source, classes: Sequence[str]) -> np.ndarray:
+def match_classes(trained: TrainedFile, classes: Sequence[str]) -> np.ndarray:
     """Return the model's output for each of the data's ``classes``.
 
     By name for a model of `bit_paddle.train`; the outputs of others are taken to have the order of

@@ -18,7 +18,7 @@ from bit_paddle.config.types import whole
 from bit_paddle.errors import BitPaddleError, ConfigError, did_you_mean
 from bit_paddle.inference import paddle_inference
 from bit_paddle.inference.formats import FORMATS, installed
-from bit_paddle.inference.trained import find, required_preprocessing
+from bit_paddle.inference.trained import find_trained, required_preprocessing
 from bit_paddle.inference.verify import IMAGES, export
 from bit_paddle.models import published
 
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
     flags = _parse(arguments)
     output = Path(flags.output)
     wants_names = flags.format == "huggingface"
-    trained = find(flags.model, flags.bit_pretrained_dir, flags.crop, wants_names)
+    trained = find_trained(flags.model, flags.bit_pretrained_dir, flags.crop, wants_names)
     if flags.format == "huggingface":
         required_preprocessing(trained)
     paddle_inference.hush()

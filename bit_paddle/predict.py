@@ -26,7 +26,12 @@ from bit_paddle.config.types import whole
 from bit_paddle.data import loader
 from bit_paddle.data.images import SUFFIXES, FileImages
 from bit_paddle.inference import paddle_inference
-from bit_paddle.inference.trained import Source, find, required_preprocessing, resolve
+from bit_paddle.inference.trained import (
+    TrainedFile,
+    find_trained,
+    required_preprocessing,
+    resolve_trained,
+)
 from bit_paddle.system import fetch, files, progress
 from bit_paddle.system.files import csv_line
 from bit_paddle.visual.sheet import SHEET_MOST, draw_predictions
@@ -64,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
         names, paths, unreachable = find_images(flags.images, Path(temporary))
         images = ReadableImages(paths)
         wants_names = not flags.features
-        trained = find(flags.model, flags.bit_pretrained_dir, flags.crop, wants_names)
+        trained = find_trained(flags.model, flags.bit_pretrained_dir, flags.crop, wants_names)
         view = required_preprocessing(trained)
         if wants_names and not trained.outputs:
             raise errors.ConfigError(
@@ -156,7 +161,7 @@ def find_images(words: Sequence[str], temporary: Path) -> tuple[list[str], list[
 
 def classify(
     outputs: Iterator[tuple[np.ndarray, np.ndarray]],
-    trained: Source,
+    trained: TrainedFile,
     names: Sequence[str],
     top: int,
 ) -> Iterator[dict]:
@@ -279,7 +284,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         path = getattr(flags, flag)
         if path and not Path(path).parent.is_dir():
             raise errors.ConfigError(f"--{flag} {path}: {Path(path).parent} is not a folder")
-    resolve(flags.model)  # a wrong name is answered before anything is read or fetched
+    resolve_trained(flags.model)  # a wrong name is answered before anything is read or fetched
     return flags
 
 

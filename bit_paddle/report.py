@@ -17,11 +17,11 @@ from bit_paddle import errors
 from bit_paddle.config import parsing
 from bit_paddle.config.types import whole
 from bit_paddle.runs import history
-from bit_paddle.runs.history import Recorded
+from bit_paddle.runs.history import RunHistory
 from bit_paddle.system import files
 
 if TYPE_CHECKING:
-    from bit_paddle.inference.examine import Examined
+    from bit_paddle.inference.examine import Analysis
 from bit_paddle.visual.page import Pictures, page
 
 PROG = "python -m bit_paddle.report"
@@ -48,9 +48,9 @@ def main(arguments: Sequence[str]) -> int:
     output = Path(flags.output or default / "report.html")
     if not output.parent.is_dir():
         raise errors.ConfigError(f"--output: {output.parent} is not a folder")
-    examined: list[Examined | str] = [_examine(run, flags) for run in found]
+    analyses: list[Analysis | str] = [_analysis(run, flags) for run in found]
     pictures: Pictures = {}
-    text = page(found, examined, pictures)
+    text = page(found, analyses, pictures)
     for name, write in pictures.items():
         files.write(output.with_name(f"{output.stem}-{name}.png"), write)
     files.write_text(output, text)
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _examine(run: Recorded, flags: argparse.Namespace) -> Examined | str:
+def _analysis(run: RunHistory, flags: argparse.Namespace) -> Analysis | str:
     """Return what the model of ``run`` makes of its images, or why that is not known."""
     if not flags.model:
         return "Not run over the validation images (--no-model)."
@@ -68,7 +68,7 @@ def _examine(run: Recorded, flags: argparse.Namespace) -> Examined | str:
     from bit_paddle.inference import examine
 
     try:
-        return examine.examine(run, model, flags.pictures)
+        return examine.analyze(run, model, flags.pictures)
     except errors.BitPaddleError as error:
         if error.exit_status != 2:
             raise

@@ -19,6 +19,7 @@ from bit_paddle.config.types import (
     text,
     whole,
 )
+from bit_paddle.models import losses
 from bit_paddle.recipes import hyperrule, upstream
 from bit_paddle.system import environment, files
 
@@ -142,10 +143,9 @@ class Settings:
     )
     loss: str = _setting(
         "how",
-        one_of("softmax", "sigmoid"),
-        "cross-entropy over the classes; or over yes and no of each class by itself, as for "
-        f"ImageNet-21k, with a new head's bias at {upstream.HEAD_BIAS:g}",
-        "softmax",
+        one_of(*losses.LOSSES),
+        "; ".join(f"{name}: {loss.about}" for name, loss in losses.LOSSES.items()),
+        losses.DEFAULT,
     )
     epochs: int | None = _setting(
         "how",

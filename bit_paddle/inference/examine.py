@@ -19,16 +19,16 @@ from bit_paddle.data.readers import registry
 from bit_paddle.data.transforms import evaluation_view
 from bit_paddle.errors import CheckpointError
 from bit_paddle.inference import predictor
-from bit_paddle.inference.trained import Preprocessing, find, required_preprocessing
+from bit_paddle.inference.trained import Preprocessing, find_trained, required_preprocessing
 from bit_paddle.models import weights
 from bit_paddle.models.native import build, plain
 from bit_paddle.models.resnetv2 import ResNetV2
-from bit_paddle.runs.history import Recorded
+from bit_paddle.runs.history import RunHistory
 from bit_paddle.system import progress
 from bit_paddle.system.device import select_device, to_device
 
 
-class Answer(NamedTuple):
+class JudgedImage(NamedTuple):
     """An image, what it is and what it was taken for.
 
     ``pixels`` uint8 [crop, crop, 3] are what the network saw; ``map`` float32 [h, w] is each
@@ -43,7 +43,7 @@ class Answer(NamedTuple):
     map: np.ndarray
 
 
-class Examined(NamedTuple):
+class Analysis(NamedTuple):
     """``confusion`` is [class, prediction]; ``wrong`` and ``right`` answers, most confident first.
 
     Of ``right`` there is one of a class at most.
@@ -51,14 +51,14 @@ class Examined(NamedTuple):
 
     classes: Sequence[str]
     confusion: np.ndarray
-    wrong: list[Answer]
-    right: list[Answer]
+    wrong: list[JudgedImage]
+    right: list[JudgedImage]
 
 
-def examine(run: Recorded, model: Path, count: int, batch: int = 64) -> Examined:
+def analyze(run: RunHistory, model: Path, count: int, batch: int = 64) -> Analysis:
     """Run ``model`` over the validation images of ``run``; keep ``count`` answers of each kind.
 
-    Errors: those of the reader, of `source.find` and of images that cannot be read.
+    Errors: those of the reader, of `find_trained` and of images that cannot be read.
     """
     settings = run.settings
     data = registry.open_dataset(
@@ -67,7 +67,7 @@ def examine(run: Recorded, model: Path, count: int, batch: int = 64) -> Examined
     images = data.val
     if settings.on_bad_image == "skip":
         images, _ = check.usable(images, settings.workers, every_class=False)
-    trained = find(str(model))
+    trained = find_trained(str(model))
     view = required_preprocessing(trained)
     device = select_device(settings.device)
     network = weights.create_model(model)
@@ -93,21 +93,21 @@ def examine(run: Recorded, model: Path, count: int, batch: int = 64) -> Examined
     right = sorted(first.values(), key=lambda one: (-one[0], one[1]))[:count]
     network.compute_with(plain)  # whose activations are [N, C, H, W]
     network.eval()
-    answers = [_answer(network, images, view, one) for one in (*wrong, *right)]
-    return Examined(names, confusion, answers[: len(wrong)], answers[len(wrong) :])
+    answers = [_judged(network, images, view, one) for one in (*wrong, *right)]
+    return Analysis(names, confusion, answers[: len(wrong)], answers[len(wrong) :])
 
 
-def _answer(
+def _judged(
     network: ResNetV2,
     images: Images,
     view: Preprocessing,
     found: tuple[float, int, int, int],
-) -> Answer:
+) -> JudgedImage:
     probability, index, label, prediction = found
     pixels = evaluation_view(images.image(index), view.crop, view.resize)
     maps = activation_map(network, pixels[None], prediction)
     name = Path(str(images.name(index))).name
-    return Answer(name, label, prediction, probability, pixels.transpose(1, 2, 0), maps)
+    return JudgedImage(name, label, prediction, probability, pixels.transpose(1, 2, 0), maps)
 
 
 def activation_map(network: ResNetV2, images: np.ndarray, output: int) -> np.ndarray:

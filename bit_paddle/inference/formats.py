@@ -18,7 +18,7 @@ import numpy as np
 from bit_paddle.errors import ConfigError, DifferenceError
 from bit_paddle.inference import paddle_inference
 from bit_paddle.inference.paddle_inference import Run
-from bit_paddle.inference.trained import Source, required_preprocessing, write_notes
+from bit_paddle.inference.trained import TrainedFile, required_preprocessing, write_notes
 from bit_paddle.models import npz, published
 from bit_paddle.models.architecture import GROUPS
 
@@ -38,7 +38,7 @@ def timm_name(key: str) -> str:
     """Return timm's name, in ``resnetv2_*_bit``, of the parameter behind a published key.
 
     ``resnet/block1/unit01/a/group_norm/gamma`` is ``stages.0.blocks.0.norm1.weight``.
-    Source: timm/models/resnetv2.py.
+    TrainedFile: timm/models/resnetv2.py.
     """
     name = npz.parameter_name(key)
     unit = re.match(r"block(\d)\.unit(\d+)\.", name)
@@ -53,7 +53,7 @@ def huggingface_name(key: str) -> str:
     """Return the name, in transformers' ``BitForImageClassification``, behind a published key.
 
     ``resnet/block1/unit01/a/group_norm/gamma`` is ``bit.encoder.stages.0.layers.0.norm1.weight``.
-    Source: transformers/models/bit/modeling_bit.py.
+    TrainedFile: transformers/models/bit/modeling_bit.py.
     """
     name = timm_name(key)
     for pattern, replacement in (
@@ -69,7 +69,7 @@ def huggingface_name(key: str) -> str:
 # --- The formats ---------------------------------------------------------------------------------
 
 
-def write_paddle(model: ResNetV2, trained: Source, path: Path) -> None:
+def write_paddle(model: ResNetV2, trained: TrainedFile, path: Path) -> None:
     """Write ``path/inference.*``, for `paddle.jit.load` and Paddle Inference."""
     paddle_inference.write(folded(model), path)
     write_notes(trained, path)
@@ -79,7 +79,7 @@ def read_paddle(path: Path, model: ResNetV2) -> Run:
     return paddle_inference.open_folder(path)
 
 
-def write_pdparams(model: ResNetV2, trained: Source, path: Path) -> None:
+def write_pdparams(model: ResNetV2, trained: TrainedFile, path: Path) -> None:
     """Write the parameters for ``model.set_state_dict(paddle.load(path))``."""
     import paddle
 
@@ -96,7 +96,7 @@ def read_pdparams(path: Path, model: ResNetV2) -> Run:
     return as_run(_unchanged(fresh, model))
 
 
-def write_npz(model: ResNetV2, trained: Source, path: Path) -> None:
+def write_npz(model: ResNetV2, trained: TrainedFile, path: Path) -> None:
     """Write the published layout, which the reference code reads, with the notes of the source."""
     from bit_paddle.models.weights import save_npz
 
@@ -114,7 +114,7 @@ def read_npz(path: Path, model: ResNetV2) -> Run:
     return as_run(_unchanged(fresh, model))
 
 
-def write_onnx(model: ResNetV2, trained: Source, path: Path) -> None:
+def write_onnx(model: ResNetV2, trained: TrainedFile, path: Path) -> None:
     """Write ONNX of opset 17, kernels standardized. Raises `ConfigError` beyond 2 GB."""
     import onnx
 
@@ -141,7 +141,7 @@ def read_onnx(path: Path, model: ResNetV2) -> Run | None:
     return lambda images: session.run(None, {"images": images})[0]
 
 
-def write_timm(model: ResNetV2, trained: Source, path: Path) -> None:
+def write_timm(model: ResNetV2, trained: TrainedFile, path: Path) -> None:
     """Write ``.safetensors`` for timm's ``resnetv2_*_bit``."""
     _save_safetensors(model, timm_name, path)
 
@@ -150,7 +150,7 @@ def read_timm(path: Path, model: ResNetV2) -> Run:
     return _load_safetensors(path, timm_name, model)
 
 
-def write_huggingface(model: ResNetV2, trained: Source, path: Path) -> None:
+def write_huggingface(model: ResNetV2, trained: TrainedFile, path: Path) -> None:
     """Write a folder for ``BitForImageClassification`` and ``BitImageProcessor.from_pretrained``.
 
     Raises `ConfigError` where nobody knows the preprocessing.
@@ -174,7 +174,7 @@ class Format(NamedTuple):
     """A format: what it is, its two directions, the packages it needs and the extra with them."""
 
     about: str
-    write: Callable[[ResNetV2, Source, Path], None]
+    write: Callable[[ResNetV2, TrainedFile, Path], None]
     read: Callable[[Path, ResNetV2], Run | None]
     packages: tuple[str, ...] = ()
     extra: str = ""

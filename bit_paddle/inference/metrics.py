@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bit_paddle.models.losses import DEFAULT, LOSSES
+
 
 @dataclass
 class Tally:
@@ -16,8 +18,8 @@ class Tally:
     top1_count: int = 0
     top5_count: int = 0
 
-    def add(self, logits: np.ndarray, labels: np.ndarray, loss: str = "softmax") -> None:
-        """Count ``logits`` [N, K] and ``labels`` [N], in float64; ``loss`` is one of `mixup`'s.
+    def add(self, logits: np.ndarray, labels: np.ndarray, loss: str = DEFAULT) -> None:
+        """Count ``logits`` [N, K] and ``labels`` [N], in float64; ``loss`` is a name in `LOSSES`.
 
         Equal logits rank by class number, as a stable sort ranks them; an image with a logit that
         is not a number counts as wrong.
@@ -28,22 +30,15 @@ class Tally:
             (logits == true) & (np.arange(logits.shape[1]) < labels[:, None])
         )
         rank = np.where(np.isfinite(logits).all(axis=1), ahead.sum(axis=1), logits.shape[1])
-        with np.errstate(
-            invalid="ignore"
-        ):  # infinities give a loss that is not a number, as they should
-            if loss == "sigmoid":
-                losses = np.logaddexp(0, logits).sum(axis=1, keepdims=True) - true
-            else:
-                highest = logits.max(axis=1, keepdims=True)
-                powers = np.exp(logits - highest).sum(axis=1, keepdims=True)
-                losses = highest + np.log(powers) - true
+        with np.errstate(invalid="ignore"):  # infinities give a loss that is not a number
+            losses = LOSSES[loss].per_image(logits, labels)
         self.images += len(labels)
         self.loss_sum += float(losses.sum())
         self.top1_count += int((rank < 1).sum())
         self.top5_count += int((rank < min(5, logits.shape[1])).sum())
 
     def summary(self) -> dict[str, float]:
-        """Return what there is to say."""
+        """Return loss, top-1, top-5 and the number of images."""
         return {"loss": self.loss, "top1": self.top1, "top5": self.top5, "images": self.images}
 
     @property

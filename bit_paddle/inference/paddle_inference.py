@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Run = Callable[[np.ndarray], np.ndarray]  # images [N, 3, H, W] -> logits, or features [N, C]
 
 
-NOTES = "bit_paddle.json"  # what a `Source` knows of it
+NOTES = "bit_paddle.json"  # what a `TrainedFile` knows of it
 
 _NAME, _WEIGHTS = "inference", "inference.pdiparams"
 

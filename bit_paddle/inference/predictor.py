@@ -12,7 +12,7 @@ import paddle
 
 from bit_paddle.errors import ConfigError
 from bit_paddle.inference import paddle_inference
-from bit_paddle.inference.trained import Source
+from bit_paddle.inference.trained import TrainedFile
 from bit_paddle.models import weights
 from bit_paddle.models.native import build
 from bit_paddle.models.resnetv2 import ResNetV2
@@ -20,7 +20,7 @@ from bit_paddle.system.device import amp_for, select_device, to_device
 
 
 def load(
-    flags: argparse.Namespace, trained: Source, head: bool = True
+    flags: argparse.Namespace, trained: TrainedFile, head: bool = True
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Return the model of ``trained``, as `source.add_flags` asks for it.
 
@@ -39,7 +39,7 @@ def load(
 
 
 def _load_exported(
-    flags: argparse.Namespace, trained: Source, head: bool
+    flags: argparse.Namespace, trained: TrainedFile, head: bool
 ) -> Callable[[np.ndarray], np.ndarray]:
     if flags.device == "gpu":
         raise ConfigError("--device gpu: a folder of `export` runs on the processor; leave it out")

@@ -12,14 +12,15 @@ import numpy as np
 
 from bit_paddle.errors import CheckpointError, ConfigError, DownloadError
 from bit_paddle.inference import paddle_inference
-from bit_paddle.models import npz, published
+from bit_paddle.models import losses, npz, published
 from bit_paddle.models.architecture import Architecture
+from bit_paddle.models.losses import LOSSES
 from bit_paddle.models.published import Preprocessing
 from bit_paddle.system import fetch
 
 
 @dataclass(frozen=True)
-class Source:
+class TrainedFile:
     """A checkpoint file, or a folder of `export --format paddle`.
 
     ``classes`` are the names of its ``outputs``, or None where unknown; ``features`` is the number
@@ -32,35 +33,31 @@ class Source:
     preprocessing: Preprocessing | None
     classes: list[str] | None
     trained_here: bool  # by `bit_paddle.train`, which wrote the names of the classes into the file
-    loss: str = "softmax"
+    loss: str = losses.DEFAULT
 
     def class_name(self, index: int) -> str:
         """Return the name of an output, or its number."""
         return self.classes[index] if self.classes else str(index)
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """Return the outputs' probabilities, float64 [N, K]; by "sigmoid" each stands alone."""
-        logits = logits.astype(np.float64)
-        if self.loss == "sigmoid":
-            return np.exp(-np.logaddexp(0, -logits))
-        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return powers / powers.sum(axis=1, keepdims=True)
+        """Return the outputs' probabilities, float64 [N, K], as the loss means them."""
+        return LOSSES[self.loss].probabilities(logits.astype(np.float64))
 
 
-def find(
+def find_trained(
     model: str,
     directory: str | os.PathLike | None = None,
     crop: int | None = None,
     names: bool = True,
-) -> Source:
+) -> TrainedFile:
     """Return the source of a published name, downloaded if missing, a file, or an exported folder.
 
     Files written by `bit_paddle.train` say themselves how to preprocess and what the classes are;
     published ones are known by their name, and their classes are fetched if ``names``; for others
     ``crop`` (squash to that side) is needed, and it replaces what is known. Loads no Paddle.
-    Errors: those of `catalog.resolve`, `download.obtain` and `npz.CheckpointFile`.
+    Errors: those of `published.resolve`, `published.obtain` and `npz.CheckpointFile`.
     """
-    found = resolve(model)
+    found = resolve_trained(model)
     if isinstance(found, Path) and found.is_dir():
         return _read_notes(found, crop)
     entry = found if isinstance(found, published.Entry) else published.CATALOG.get(Path(found).stem)
@@ -84,43 +81,44 @@ def find(
             f"{path}: its head has {outputs} outputs, but there are {len(classes)} class names"
         )
     settings = notes.get("settings")
-    loss = settings.get("loss", "softmax") if isinstance(settings, dict) else "softmax"
+    loss = settings.get("loss", losses.DEFAULT) if isinstance(settings, dict) else losses.DEFAULT
     if entry is not None and entry.data == "imagenet21k" and outputs == entry.classes:
         loss = "sigmoid"  # by which upstream trained: an image may show several of these classes
-    return Source(path, outputs, features, preprocessing, classes, "classes" in notes, loss)
+    return TrainedFile(path, outputs, features, preprocessing, classes, "classes" in notes, loss)
 
 
-def resolve(model: str) -> Path | published.Entry | Architecture:
-    """Return what `catalog.resolve` does, or the path of an exported folder."""
+def resolve_trained(model: str) -> Path | published.Entry | Architecture:
+    """Return what `published.resolve` does, or the path of an exported folder."""
     return Path(model) if paddle_inference.is_exported(model) else published.resolve(model)
 
 
-def write_notes(source: Source, folder: Path) -> None:
+def write_notes(source: TrainedFile, folder: Path) -> None:
     """Write what is known of ``source`` beside the model that was exported from it."""
     notes = {name: value for name, value in asdict(source).items() if name != "path"}
     text = json.dumps(notes, indent=2, ensure_ascii=False)
     (folder / paddle_inference.NOTES).write_text(text + "\n", encoding="utf-8")
 
 
-def _read_notes(folder: Path, crop: int | None) -> Source:
+def _read_notes(folder: Path, crop: int | None) -> TrainedFile:
     path = folder / paddle_inference.NOTES
     try:
         notes = json.loads(path.read_text(encoding="utf-8"))
         view = Preprocessing(**notes["preprocessing"]) if notes["preprocessing"] else None
-        found = Source(folder, **{**notes, "preprocessing": Preprocessing(crop) if crop else view})
+        notes["preprocessing"] = Preprocessing(crop) if crop else view
+        found = TrainedFile(folder, **notes)
         names = found.classes
         if not (isinstance(found.outputs, int) and isinstance(found.features, int)):
             raise TypeError("its outputs or features are no number")
         if names is not None and (not isinstance(names, list) or len(names) != found.outputs):
             raise ValueError(f"it does not name {found.outputs} classes")
-        if found.loss not in ("softmax", "sigmoid"):
+        if found.loss not in LOSSES:
             raise ValueError(f"its loss is {found.loss!r}")
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{path}: is not what `export` writes ({error})") from error
     return found
 
 
-def required_preprocessing(source: Source) -> Preprocessing:
+def required_preprocessing(source: TrainedFile) -> Preprocessing:
     """Return the preprocessing of ``source``; raise `ConfigError` if nobody knows it."""
     if source.preprocessing is None:
         raise ConfigError(

@@ -14,7 +14,7 @@ import numpy as np
 from bit_paddle.errors import BitPaddleError, DifferenceError, WriteError
 from bit_paddle.inference.formats import FORMATS, as_run
 from bit_paddle.inference.paddle_inference import Run
-from bit_paddle.inference.trained import Source
+from bit_paddle.inference.trained import TrainedFile
 
 if TYPE_CHECKING:
     from bit_paddle.models.resnetv2 import ResNetV2
@@ -92,7 +92,7 @@ def _in_float64(model: ResNetV2) -> ResNetV2:
 
 
 def export(
-    model: ResNetV2, trained: Source, format: str, output: str | os.PathLike
+    model: ResNetV2, trained: TrainedFile, format: str, output: str | os.PathLike
 ) -> Verified | None:
     """Write ``model``, whose checkpoint is ``trained``, as ``output``; return what `verify` does.
 

@@ -1,37 +1,90 @@
-"""Losses, and MixUp (arXiv 1710.09412): blended images, and the blended loss of two labels."""
+"""The losses, one class each, and MixUp (arXiv 1710.09412), which blends two labels' losses.
+
+A new loss is a class here with an entry in `LOSSES`; flags, metrics and predictions take it from
+there. Importing this loads no Paddle.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
-import paddle
-import paddle.nn.functional as F
-from paddle import Tensor
 
-Loss = Callable[[Tensor, np.ndarray], Tensor]  # logits [N, K], labels [N] -> []
+from bit_paddle.recipes import upstream
+
+if TYPE_CHECKING:
+    from paddle import Tensor
 
 
-def cross_entropy(logits: Tensor, labels: np.ndarray) -> Tensor:
-    """Return the mean of log(sum(exp(logits))) - logits[label], of [N, K] and [N].
+class Loss:
+    """A loss of logits [N, K] and one label an image [N].
 
-    Not Paddle's own, which on a CPU lets no probability fall below exp(-64): its loss stays
-    finite, and quietly wrong, where a run has diverged.
+    Calling it gives Paddle's mean over the images, a tensor [] with gradients; `per_image` computes
+    the same in NumPy.
     """
-    true = paddle.take_along_axis(logits, paddle.to_tensor(labels[:, None]), axis=1)
-    return (paddle.logsumexp(logits, axis=1) - true.squeeze(1)).mean()
+
+    about: str  # one line, for --help
+    head_bias = 0.0  # of a new head
+
+    def __call__(self, logits: Tensor, labels: np.ndarray) -> Tensor:
+        """Return the mean loss over the images."""
+        raise NotImplementedError
+
+    def per_image(self, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Return the losses [N] of float64 ``logits``; infinities give NaN or infinity."""
+        raise NotImplementedError
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Return the probability of each class, [N, K], of float64 ``logits``."""
+        raise NotImplementedError
 
 
-def sigmoid_cross_entropy(logits: Tensor, labels: np.ndarray) -> Tensor:
-    """Return the mean over images of the sum over outputs, each a yes or no by itself.
+class Softmax(Loss):
+    """log(sum(exp(logits))) - logits[label]: exactly one class is right."""
 
-    That is the sum of log(1 + exp(logits)), less logits[label]: one label an image.
-    """
-    true = paddle.take_along_axis(logits, paddle.to_tensor(labels[:, None]), axis=1)
-    return (-F.log_sigmoid(-logits).sum(axis=1) - true.squeeze(1)).mean()
+    about = "cross-entropy over the classes, of which an image shows one"
+
+    def __call__(self, logits: Tensor, labels: np.ndarray) -> Tensor:
+        # Not Paddle's own, which on a CPU lets no probability fall below exp(-64): its loss stays
+        # finite, and quietly wrong, where a run has diverged.
+        import paddle
+
+        return (paddle.logsumexp(logits, axis=1) - _true_logits(logits, labels)).mean()
+
+    def per_image(self, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        highest = logits.max(axis=1)
+        powers = np.exp(logits - highest[:, None]).sum(axis=1)
+        return highest + np.log(powers) - logits[np.arange(len(labels)), labels]
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return powers / powers.sum(axis=1, keepdims=True)
 
 
-LOSSES: dict[str, Loss] = {"softmax": cross_entropy, "sigmoid": sigmoid_cross_entropy}
+class Sigmoid(Loss):
+    """sum(log(1 + exp(logits))) - logits[label]: each class is a yes or no by itself."""
+
+    about = (
+        "cross-entropy of yes or no, for each class by itself, as for ImageNet-21k; the bias of a "
+        f"new head starts at {upstream.HEAD_BIAS:g}"
+    )
+    head_bias = upstream.HEAD_BIAS
+
+    def __call__(self, logits: Tensor, labels: np.ndarray) -> Tensor:
+        import paddle.nn.functional as F
+
+        return (-F.log_sigmoid(-logits).sum(axis=1) - _true_logits(logits, labels)).mean()
+
+    def per_image(self, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        return np.logaddexp(0, logits).sum(axis=1) - logits[np.arange(len(labels)), labels]
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        return np.exp(-np.logaddexp(0, -logits))
+
+
+LOSSES: dict[str, Loss] = {"softmax": Softmax(), "sigmoid": Sigmoid()}
+
+DEFAULT = "softmax"
 
 
 def mix(images: Tensor, partners: Tensor, lam: float) -> Tensor:
@@ -39,12 +92,15 @@ def mix(images: Tensor, partners: Tensor, lam: float) -> Tensor:
     return lam * images + (1 - lam) * partners
 
 
-def loss(
-    logits: Tensor,
-    labels: np.ndarray,
-    partner_labels: np.ndarray,
-    lam: float,
-    of: Loss = cross_entropy,
+def mixed(
+    loss: Loss, logits: Tensor, labels: np.ndarray, partner_labels: np.ndarray, lam: float
 ) -> Tensor:
-    """Return the loss ``of`` both labels, mixed: lam x of(labels) + (1 - lam) x of(partners')."""
-    return lam * of(logits, labels) + (1 - lam) * of(logits, partner_labels)
+    """Return lam x loss(labels) + (1 - lam) x loss(partners' labels) of blended images."""
+    return lam * loss(logits, labels) + (1 - lam) * loss(logits, partner_labels)
+
+
+def _true_logits(logits: Tensor, labels: np.ndarray) -> Tensor:
+    """Return each image's logit of its label, [N]."""
+    import paddle
+
+    return paddle.take_along_axis(logits, paddle.to_tensor(labels[:, None]), axis=1).squeeze(1)

@@ -21,7 +21,7 @@ _BEGUN = re.compile(r"^bit_paddle \S+, Paddle ")  # the first line after the pla
 
 
 @dataclass(frozen=True)
-class Recorded:
+class RunHistory:
     """A run's folder. ``train`` and ``val`` are its metrics, a dictionary a step.
 
     ``planned`` is how many steps it was to make, None where its log is gone; ``said`` is the last
@@ -55,7 +55,7 @@ class Recorded:
         return next((path for path in found if path.is_file()), None)
 
 
-def read(folder: Path) -> list[Recorded]:
+def read(folder: Path) -> list[RunHistory]:
     """Return the run in ``folder``; of --repeats, all of its runs.
 
     Raises `MissingFileError` where there is none, `ConfigError` for settings that are damaged.
@@ -72,7 +72,7 @@ def read(folder: Path) -> list[Recorded]:
     return [_read(one, f"{folder.resolve().name}/{one.name}") for one in inner]
 
 
-def _read(folder: Path, name: str) -> Recorded:
+def _read(folder: Path, name: str) -> RunHistory:
     path = folder / CONFIG
     try:
         settings = Settings(**load_yaml(path))
@@ -86,7 +86,7 @@ def _read(folder: Path, name: str) -> Recorded:
     end = next((k for k, line in enumerate(said) if _BEGUN.match(line)), 0)
     timings = [line for line in said if " s in all: " in line]
     planned = next((found[1] for found in map(_SCHEDULE.match, said[:end]) if found), None)
-    return Recorded(
+    return RunHistory(
         folder,
         name,
         settings,

@@ -13,7 +13,8 @@ import numpy as np
 from bit_paddle import errors
 from bit_paddle.config.settings import Settings
 from bit_paddle.models import resnetv2, weights
-from bit_paddle.recipes import hyperrule, upstream
+from bit_paddle.models.losses import LOSSES
+from bit_paddle.recipes import hyperrule
 from bit_paddle.runs import checkpoints, snapshot
 from bit_paddle.runs.checkpoints import Checkpoint, Progress
 from bit_paddle.runs.logbook import Logbook
@@ -114,8 +115,9 @@ def _create(plan: Plan, classes: int) -> resnetv2.ResNetV2:
         directory=settings.bit_pretrained_dir,
         seed=settings.seed,
     )
-    if settings.loss == "sigmoid":
-        model.head.bias.set_value(np.full(model.head.bias.shape, upstream.HEAD_BIAS, "f4"))
+    bias = LOSSES[settings.loss].head_bias
+    if bias:
+        model.head.bias.set_value(np.full(model.head.bias.shape, bias, "f4"))
     return model
 
 

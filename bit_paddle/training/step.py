@@ -150,4 +150,4 @@ def loss_of(model: ResNetV2, part: loader.MicroBatch, lam: float, name: str = "s
     if lam == 1.0:
         return loss(model(images), part.labels)
     images = models_losses.mix(images, device.to_device(part.partner_images), lam)
-    return models_losses.loss(model(images), part.labels, part.partner_labels, lam, loss)
+    return models_losses.mixed(loss, model(images), part.labels, part.partner_labels, lam)

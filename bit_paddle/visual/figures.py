@@ -12,7 +12,7 @@ from PIL import Image, ImageFont
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from bit_paddle.runs.history import Recorded
+    from bit_paddle.runs.history import RunHistory
 
 
 COLORS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#64748b")
@@ -26,7 +26,7 @@ TILE = 144  # pixels of a picture's side
 Tile = tuple[Image.Image, Image.Image]  # what the network saw, and where it looked
 
 
-def draw_curves(found: Sequence[Recorded]) -> dict[str, tuple[str, Figure]]:
+def draw_curves(found: Sequence[RunHistory]) -> dict[str, tuple[str, Figure]]:
     """Return {name: (caption, figure)} of loss, learning rate and accuracy over steps, if any."""
     panels: dict[str, tuple[str, list]] = {
         "loss": ("training loss: each step, and the mean of what is around it", []),

@@ -15,11 +15,11 @@ from PIL import Image
 
 from bit_paddle import __version__
 from bit_paddle.models import published
-from bit_paddle.runs.history import Recorded
+from bit_paddle.runs.history import RunHistory
 from bit_paddle.visual import figures
 
 if TYPE_CHECKING:
-    from bit_paddle.inference.examine import Answer, Examined
+    from bit_paddle.inference.examine import Analysis, JudgedImage
 
 
 Pictures = dict[str, Callable[[BinaryIO], object]]  # name -> what writes it as a PNG
@@ -70,8 +70,8 @@ pre { background: var(--block); border: 1px solid var(--line); padding: .8rem; o
 
 
 def page(
-    found: Sequence[Recorded],
-    examined: Sequence[Examined | str],
+    found: Sequence[RunHistory],
+    analyses: Sequence[Analysis | str],
     pictures: Pictures,
 ) -> str:
     """Return the page; put what draws each of its pictures as a PNG into ``pictures``."""
@@ -83,7 +83,7 @@ def page(
         )
         pictures[name] = partial(figure.savefig, format="png", dpi=150)
     sections = []
-    for number, (run, seen) in enumerate(zip(found, examined), 1):
+    for number, (run, seen) in enumerate(zip(found, analyses), 1):
         suffix = f"-{number}" if len(found) > 1 else ""
         sections.append(f"<section>{''.join(_run_parts(run, seen, suffix, pictures))}</section>")
     return (
@@ -97,7 +97,7 @@ def page(
     )
 
 
-def summary(found: Iterable[Recorded]) -> str:
+def summary(found: Iterable[RunHistory]) -> str:
     """Return a table with a column a run."""
     columns = []
     for run in found:
@@ -131,8 +131,8 @@ def _percent(share: float | None) -> str:
 
 
 def _run_parts(
-    run: Recorded,
-    seen: Examined | str,
+    run: RunHistory,
+    seen: Analysis | str,
     suffix: str,
     pictures: Pictures,
 ) -> Iterable[str]:
@@ -177,7 +177,7 @@ def _run_parts(
 # --- Pictures -----------------------------------------------------------------------------------
 
 
-def confusion(seen: Examined) -> str:
+def confusion(seen: Analysis) -> str:
     """Return the confusion matrix: as a table where it is small, else as a picture."""
     counts = seen.confusion
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
@@ -206,7 +206,7 @@ def confusion(seen: Examined) -> str:
     )
 
 
-def _caption(answer: Answer, classes: Sequence[str]) -> tuple[str, str]:
+def _caption(answer: JudgedImage, classes: Sequence[str]) -> tuple[str, str]:
     said = f"{classes[answer.prediction]}, {answer.probability:.0%} sure"
     right = answer.prediction == answer.label
     return said, "" if right else f"is {classes[answer.label]}; {answer.name}"

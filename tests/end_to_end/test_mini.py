@@ -38,7 +38,7 @@ def test_the_file():
 
 
 def test_what_it_knows_of_itself():
-    found = trained.find(MINI)
+    found = trained.find_trained(MINI)
     assert found.preprocessing == ENTRY.preprocessing
     assert found.classes[0] == "airplane" and found.outputs == len(found.classes) == 10
 

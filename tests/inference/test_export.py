@@ -16,7 +16,7 @@ from conftest import ROOT
 from bit_paddle import errors, export, save_npz
 from bit_paddle.errors import ConfigError, DifferenceError, WriteError
 from bit_paddle.inference import formats, paddle_inference, verify
-from bit_paddle.inference.trained import find
+from bit_paddle.inference.trained import find_trained
 from bit_paddle.models import npz
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.models.published import Preprocessing
@@ -58,7 +58,7 @@ def network(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("export") / "model.npz"
     notes = {"crop": 160, "classes": CLASSES} if classes == 10 else {"crop": 160}
     save_npz(model, path, notes)
-    return model, find(str(path))
+    return model, find_trained(str(path))
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def small(tmp_path_factory):
     model = make((1, 1, 1, 1), 0.5, 10)
     path = tmp_path_factory.mktemp("export") / "small.npz"
     save_npz(model, path, {"crop": 160, "classes": CLASSES})
-    return model, find(str(path))
+    return model, find_trained(str(path))
 
 
 def need(format):
@@ -123,19 +123,19 @@ def test_notes_that_export_would_not_write(change, fault, tmp_path):
     notes = {"outputs": 3, "features": 64, "preprocessing": None, "classes": None}
     notes["trained_here"] = False
     (tmp_path / paddle_inference.NOTES).write_text(json.dumps(notes))
-    assert find(str(tmp_path)).outputs == 3
+    assert find_trained(str(tmp_path)).outputs == 3
     (tmp_path / paddle_inference.NOTES).write_text(json.dumps({**notes, **change}))
     with pytest.raises(errors.CheckpointError, match=fault):
-        find(str(tmp_path))
+        find_trained(str(tmp_path))
 
 
 def test_an_exported_folder_knows_its_source(network, tmp_path):
     model, trained = network
     verify.export(model, trained, "paddle", tmp_path / "out")
-    found = find(str(tmp_path / "out"))
+    found = find_trained(str(tmp_path / "out"))
     assert found == replace(trained, path=tmp_path / "out")
     assert found.features == model.architecture.features
-    assert find(str(tmp_path / "out"), crop=64).preprocessing == Preprocessing(64)
+    assert find_trained(str(tmp_path / "out"), crop=64).preprocessing == Preprocessing(64)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_a_damaged_folder_is_named(file, content, small, tmp_path):
     verify.export(*small, "paddle", tmp_path / "out")
     (tmp_path / "out" / file).write_text(content)
     with pytest.raises(errors.CheckpointError, match="bit_paddle.json: is not what `export` write"):
-        find(str(tmp_path / "out"))
+        find_trained(str(tmp_path / "out"))
 
 
 def test_a_folder_without_its_weights_is_named(small, tmp_path):

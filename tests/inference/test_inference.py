@@ -429,17 +429,17 @@ def test_predict_mistakes(arguments, words, colour_model):
 
 
 def test_source_of_our_own(colour_model):
-    found = trained.find(str(colour_model))
+    found = trained.find_trained(str(colour_model))
     assert found.classes == ["amber", "blue", "coral"] and found.trained_here
     assert found.preprocessing == published.Preprocessing(32) and found.class_name(2) == "coral"
 
 
 def test_source_of_an_unknown_file(small_checkpoint):
-    found = trained.find(str(small_checkpoint))
+    found = trained.find_trained(str(small_checkpoint))
     assert found.class_name(3) == "3"
     with pytest.raises(ConfigError, match="--crop"):
         trained.required_preprocessing(found)
-    found = trained.find(str(small_checkpoint), crop=64)
+    found = trained.find_trained(str(small_checkpoint), crop=64)
     assert trained.required_preprocessing(found) == published.Preprocessing(64)
 
 
@@ -448,7 +448,7 @@ def test_source_with_too_few_names(small_checkpoint, tmp_path):
         create_model(small_checkpoint), tmp_path / "x.npz", notes={"classes": ["a"], "crop": 32}
     )
     with pytest.raises(CheckpointError, match="10 outputs, but there are 1 class names"):
-        trained.find(str(tmp_path / "x.npz"))
+        trained.find_trained(str(tmp_path / "x.npz"))
 
 
 @pytest.mark.parametrize("name, count", [("ilsvrc2012", 1000), ("imagenet21k", 21843)])

@@ -15,7 +15,7 @@ from conftest import update
 from bit_paddle import create_model
 from bit_paddle.data import loader
 from bit_paddle.errors import CheckpointError, WriteError
-from bit_paddle.inference.trained import find
+from bit_paddle.inference.trained import find_trained
 from bit_paddle.models import npz
 from bit_paddle.runs import checkpoints, logbook, snapshot
 from bit_paddle.training.optimizer import Momentum
@@ -363,7 +363,7 @@ def test_a_checkpoint_is_a_model_too(tmp_path):
     loaded = create_model(path)
     for (name, one), (other, two) in zip(model.named_parameters(), loaded.named_parameters()):
         assert name == other and np.array_equal(one.numpy(), two.numpy())
-    found = find(str(path))
+    found = find_trained(str(path))
     assert (found.classes, found.outputs, found.preprocessing.crop) == (CLASSES, 3, 32)
     assert found.trained_here
 

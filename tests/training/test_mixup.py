@@ -18,7 +18,9 @@ def test_mix_and_loss(dtype):
     assert np.abs(mixed - (lam * images + (1 - lam) * images[partners])).max() <= bar
     entropy = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(5), labels]
     other = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(5), labels[partners]]
-    found = float(losses.loss(paddle.to_tensor(logits), labels, labels[partners], lam))
+    found = float(
+        losses.mixed(losses.Softmax(), paddle.to_tensor(logits), labels, labels[partners], lam)
+    )
     assert found == pytest.approx((lam * entropy + (1 - lam) * other).mean(), rel=10 * bar)
 
 
@@ -41,7 +43,7 @@ def test_lambda_is_beta_distributed():
 def test_cross_entropy_does_not_saturate(gap, dtype):
     """Paddle's own stops at 64 on a CPU; and its gradient is softmax minus one-hot all the way."""
     logits = paddle.to_tensor(np.array([[gap, 0.0]], dtype), stop_gradient=False)
-    loss = losses.cross_entropy(logits, np.array([1]))
+    loss = losses.Softmax()(logits, np.array([1]))
     loss.backward()
     assert float(loss) == pytest.approx(gap, rel=1e-4)
     assert logits.grad.numpy()[0] == pytest.approx([1, -1], abs=1e-4)
@@ -49,4 +51,4 @@ def test_cross_entropy_does_not_saturate(gap, dtype):
 
 def test_cross_entropy_of_infinity_is_not_finite():
     logits = paddle.to_tensor(np.array([[np.inf, 0.0]], np.float32))
-    assert not np.isfinite(float(losses.cross_entropy(logits, np.array([1]))))
+    assert not np.isfinite(float(losses.Softmax()(logits, np.array([1]))))

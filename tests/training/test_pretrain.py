@@ -20,7 +20,7 @@ from bit_paddle.data.readers import registry
 from bit_paddle.data.transforms import inception_box, inception_view
 from bit_paddle.errors import ConfigError
 from bit_paddle.inference.metrics import Tally
-from bit_paddle.inference.trained import Source, find
+from bit_paddle.inference.trained import TrainedFile, find_trained
 from bit_paddle.models import losses
 from bit_paddle.models.published import Preprocessing
 from bit_paddle.recipes import upstream
@@ -136,7 +136,7 @@ def test_sigmoid_cross_entropy(dtype):
     expected = (np.logaddexp(0, exact) - target * exact).sum(axis=1).mean()
     bar = {"float64": 1e-13, "float32": 1e-5}[dtype]
     tensor = paddle.to_tensor(logits, stop_gradient=False)
-    loss = losses.sigmoid_cross_entropy(tensor, labels)
+    loss = losses.Sigmoid()(tensor, labels)
     loss.backward()
     assert float(loss) == pytest.approx(expected, rel=bar)
     gradient = (1 / (1 + np.exp(-exact)) - target) / 5
@@ -180,7 +180,7 @@ def test_a_whole_run(image_folder, tmp_path):
     for text in ("crop of 5 to 100 % of the area", "centre of 32", "sigmoid cross-entropy",
                  "weight decay 0.0001 of kernels", "(2 epochs)", "none, as upstream"):  # fmt: skip
         assert text in log
-    trained = find(str(tmp_path / "run" / "model.npz"))
+    trained = find_trained(str(tmp_path / "run" / "model.npz"))
     assert trained.preprocessing == Preprocessing(32, 36) and trained.loss == "sigmoid"
     words = ["evaluate", "--dataset", "folder", "--datadir", image_folder, "--model",
              tmp_path / "run/model.npz", "--output", tmp_path / "out"]  # fmt: skip
@@ -195,7 +195,7 @@ def test_a_whole_run(image_folder, tmp_path):
 
 @pytest.mark.parametrize("loss, total", [("softmax", 1), ("sigmoid", 0.5 + 1 + 0)])
 def test_probabilities(loss, total):
-    found = Source(Path("x"), 3, 64, None, None, True, loss)
+    found = TrainedFile(Path("x"), 3, 64, None, None, True, loss)
     shares = found.probabilities(np.array([[0, 800, -800]], np.float32))
     assert shares.sum() == pytest.approx(total) and shares[0, 1] == pytest.approx(1)
 

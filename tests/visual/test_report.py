@@ -120,7 +120,7 @@ def test_a_model_that_gives_no_numbers_is_not_shown(run_folder, tmp_path):
 def test_what_is_examined(run_folder, images):
     logits, labels, _ = logits_of(run_folder, images)
     (run,) = history.read(run_folder)
-    seen = examine.examine(run, run.model, 4, batch=4)
+    seen = examine.analyze(run, run.model, 4, batch=4)
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     shares = (powers / powers.sum(axis=1, keepdims=True)).max(axis=1)
     best = logits.argmax(axis=1)
