@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 
 def progress_bar(**options: Any) -> tqdm:
-    """Return a tqdm bar that shows itself on a terminal alone."""
+    """Return a tqdm bar that shows itself on a terminal or in a notebook, and nowhere else."""
     return tqdm(disable=None, dynamic_ncols=True, leave=False, **options)
