@@ -1,26 +1,35 @@
 """Big Transfer (BiT) in PaddlePaddle: the published networks, fine-tuned as published.
 
-``create_model``, ``load_npz`` and ``save_npz`` load Paddle when they are first used; importing the
-package does not.
+``fine_tune``, ``load``, ``evaluate`` and ``list_models`` are in `bit_paddle.api`; ``create_model``,
+``load_npz`` and ``save_npz`` in `bit_paddle.models.weights`. They are imported when they are first used, and
+Paddle with them: importing the package is quick.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 from bit_paddle.system import environment
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "create_model", "load_npz", "save_npz"]
+
+_HOMES = {
+    **dict.fromkeys(("fine_tune", "list_models", "load"), "bit_paddle.api"),
+    **dict.fromkeys(("create_model", "load_npz", "save_npz"), "bit_paddle.models.weights"),
+}
+
+# `evaluate` is also the command's module, which can be called; see there.
+__all__ = ["__version__", "evaluate", *_HOMES]
 
 environment.prepare()  # here because it must come before Paddle is imported, by whomever
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("create_model", "load_npz", "save_npz"):
-        from bit_paddle.models import weights
-
-        return getattr(weights, name)
+    if name == "evaluate":
+        return importlib.import_module("bit_paddle.evaluate")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'bit_paddle' has no attribute {name!r}")
 
 

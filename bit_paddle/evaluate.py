@@ -7,31 +7,24 @@ that belongs to the checkpoint.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import sys
+import types
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from bit_paddle import errors
+from bit_paddle import api, errors
 from bit_paddle.config import parsing, settings
 from bit_paddle.config.types import fraction
-from bit_paddle.data import check, loader
+from bit_paddle.data import check
 from bit_paddle.data import spec as specs
-from bit_paddle.data.readers import registry
-from bit_paddle.inference import paddle_inference
-from bit_paddle.inference.trained import (
-    TrainedFile,
-    find_trained,
-    required_preprocessing,
-    resolve_trained,
-)
+from bit_paddle.inference.evaluation import SPLITS, Evaluation
+from bit_paddle.inference.trained import resolve_trained
 from bit_paddle.runs import folder as runs_folder
-from bit_paddle.system import files, progress
+from bit_paddle.system import files
 from bit_paddle.visual import figures
 
 _EPILOG = """\
@@ -52,62 +45,51 @@ examples:
 def main(arguments: Sequence[str]) -> int:
     """Run the command ``arguments``; `bit_paddle.errors` says what it raises."""
     flags = parser().parse_args(arguments)
-    resolve_trained(flags.model)  # a wrong name is answered before anything is read or fetched
-    data = registry.open_dataset(flags.dataset, flags.datadir, val_fraction=flags.val_fraction)
-    for note in data.notes:
-        print(f"note: {note}", file=sys.stderr)
-    parts = [data.train, data.val] if flags.split == "all" else [getattr(data, flags.split)]
-    if flags.on_bad_image == "skip":
-        for number, images in enumerate(parts):
-            parts[number], skipped = check.usable(images, flags.workers, every_class=False)
-            for fault in skipped:
-                print(f"left out: {fault}", file=sys.stderr)
-    else:
-        check.require_usable([(some, np.arange(len(some))) for some in parts], flags.workers)
+    resolve_trained(flags.model)  # a wrong name is reported before anything is read or fetched
     if flags.output:
         files.make_folder(Path(flags.output), "--output")
-    trained = find_trained(flags.model, flags.bit_pretrained_dir, flags.crop)
-    view = required_preprocessing(trained)
-    outputs = match_classes(trained, data.train.classes)
-    names = trained.classes or list(data.train.classes)
-
-    paddle_inference.hush()
-    from bit_paddle.inference import metrics, predictor
-
-    run = predictor.load(flags, trained)
-    batches = itertools.chain.from_iterable(
-        loader.evaluation_batches(images, view.crop, flags.batch, flags.workers, view.resize)
-        for images in parts
+    result = api.evaluate(
+        flags.model,
+        flags.dataset,
+        flags.split,
+        datadir=flags.datadir,
+        val_fraction=flags.val_fraction,
+        on_bad_image=flags.on_bad_image,
+        batch=flags.batch,
+        workers=flags.workers,
+        device=flags.device,
+        amp=flags.amp,
+        crop=flags.crop,
+        directory=flags.bit_pretrained_dir,
     )
-    tally = metrics.Tally()
-    confusion = np.zeros((len(names), len(names)), np.int64)  # [class, prediction]
-    with progress.progress_bar(desc="evaluation", unit="img", total=sum(map(len, parts))) as bar:
-        for batch in batches:
-            logits, labels = run(batch.images), outputs[batch.labels]
-            tally.add(logits, labels, trained.loss)
-            np.add.at(confusion, (labels, logits.argmax(axis=1)), 1)
-            bar.update(len(labels))
-
-    print(
-        f"{trained.path} on {flags.dataset} {flags.split} ({view}): top-1 {tally.top1:.2%}, "
-        f"top-5 {tally.top5:.2%}, loss {tally.loss:.4f} ({tally.images:,} images)",
-        flush=True,
-    )
-    model_name = runs_folder.model_name(trained.path)
+    what = f"{result.model} on {flags.dataset} {flags.split}"
+    print(f"{what} ({result.preprocessing}): {result}", flush=True)
+    model_name = runs_folder.model_name(result.model)
     data_name = specs.short_name(flags.dataset, flags.datadir)
     default = f"evaluate-{model_name}-{data_name}-{flags.split}"
     folder = Path(flags.output or files.create_folder("bit_logs", default, "metrics.json"))
+    write_results(result, flags.dataset, flags.split, folder)
+    print(f"results are in {folder}")
+    return 0
+
+
+def write_results(result: Evaluation, dataset: str, split: str, folder: Path) -> None:
+    """Write metrics.json, per_class.csv, confusion.csv and confusion.png into ``folder``.
+
+    Raises `WriteError`.
+    """
     summary = {
-        "model": str(trained.path),
-        "dataset": flags.dataset,
-        "split": flags.split,
-        "preprocessing": asdict(view),
-        "top1": tally.top1,
-        "top5": tally.top5,
-        "loss": tally.loss,
-        "images": tally.images,
+        "model": str(result.model),
+        "dataset": dataset,
+        "split": split,
+        "preprocessing": asdict(result.preprocessing),
+        "top1": result.top1,
+        "top5": result.top5,
+        "loss": result.loss,
+        "images": result.images,
     }
     files.write_text(folder / "metrics.json", json.dumps(summary, indent=2) + "\n")
+    confusion, names = result.confusion, result.classes
     counts, right = confusion.sum(axis=1), confusion.diagonal()
     accuracies = (f"{hits / count:.4f}" if count else "" for hits, count in zip(right, counts))
     rows = zip(names, counts, right, accuracies)
@@ -118,31 +100,6 @@ def main(arguments: Sequence[str]) -> int:
     files.write_text(folder / "confusion.csv", "".join(map(files.csv_line, table)))
     draw = partial(figures.draw_confusion, confusion, names)
     files.write(folder / "confusion.png", draw)
-    print(f"results are in {folder}")
-    return 0
-
-
-def match_classes(trained: TrainedFile, classes: Sequence[str]) -> np.ndarray:
-    """Return the model's output for each of the data's ``classes``.
-
-    By name for a model of `bit_paddle.train`; the outputs of others are taken to have the order of
-    the data's classes. Raises `ConfigError` where the two do not fit.
-    """
-    if trained.trained_here:
-        outputs = {name: output for output, name in enumerate(trained.classes)}
-        strangers = [name for name in classes if name not in outputs]
-        if strangers:
-            raise errors.ConfigError(
-                f"{trained.path}: was not trained on {len(strangers)} classes of the data, the "
-                f"first is {strangers[0]!r}; {errors.did_you_mean(strangers[0], outputs)}"
-            )
-        return np.array([outputs[name] for name in classes])
-    if len(classes) != trained.outputs:
-        raise errors.ConfigError(
-            f"{trained.path}: its head has {trained.outputs} outputs, but the data have "
-            f"{len(classes)} classes ({', '.join(classes[:4])} …)"
-        )
-    return np.arange(len(classes))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -168,7 +125,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--split",
-        choices=("val", "train", "all"),
+        choices=SPLITS,
         default="val",
         help="val: the validation images, those that training holds out where a folder or list has "
         "none. train: the training images. all: both (default: val)",
@@ -178,6 +135,21 @@ def parser() -> argparse.ArgumentParser:
     )
     return parser
 
+
+class _CallableModule(types.ModuleType):
+    """This module as the function `bit_paddle.evaluate`.
+
+    A submodule replaces what its package calls by its name, whenever anyone imports it; so module
+    and function have to be one object.
+    """
+
+    def __call__(self, *arguments: Any, **options: Any) -> Evaluation:
+        return api.evaluate(*arguments, **options)
+
+    __call__.__doc__ = api.evaluate.__doc__
+
+
+sys.modules[__name__].__class__ = _CallableModule
 
 if __name__ == "__main__":
     sys.exit(errors.run_command(main, sys.argv[1:]))

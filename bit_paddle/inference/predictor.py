@@ -1,14 +1,15 @@
-"""A trained model, made ready for `evaluate` and `predict`."""
+"""A trained model's network, made ready to compute logits and features."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import paddle
+from paddle import Tensor
 
 from bit_paddle.errors import ConfigError
 from bit_paddle.inference import paddle_inference
@@ -18,42 +19,56 @@ from bit_paddle.models.native import build
 from bit_paddle.models.resnetv2 import ResNetV2
 from bit_paddle.system.device import amp_for, select_device, to_device
 
+Function = Callable[[np.ndarray], np.ndarray]  # images [N, 3, H, W], as of `to_device`
 
-def load(
-    flags: argparse.Namespace, trained: TrainedFile, head: bool = True
-) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the model of ``trained``, as `source.add_flags` asks for it.
 
-    That is a function of uint8 images [N, 3, H, W] to logits [N, K], or to pre-logits [N, C]
-    without its ``head``.
+class Functions(NamedTuple):
+    """What a model computes: logits [N, K] (None: it has no head) and pre-logits [N, C].
+
+    ``features`` is None where a folder was exported with its head.
     """
-    if paddle_inference.is_exported(trained.path):
-        return _load_exported(flags, trained, head)
-    device = select_device(flags.device)
-    amp = amp_for(device, flags.amp)
-    model = weights.create_model(trained.path, num_classes=None if head else 0)
+
+    logits: Function | None
+    features: Function | None
+
+
+def load(file: TrainedFile, device: str = "auto", amp: str = "off") -> Functions:
+    """Load the model of ``file`` onto ``device``, to compute in half precision by ``amp``.
+
+    Errors: `ConfigError` where the machine or an exported folder cannot compute so.
+    """
+    if paddle_inference.is_exported(file.path):
+        return _load_exported(file, device, amp)
+    device = select_device(device)
+    amp = amp_for(device, amp)
+    model = weights.create_model(file.path)
     model.compute_with(build.choose(device, amp, partial(print, file=sys.stderr))[0])
     model.amp = amp
     model.eval()
-    return partial(infer, model)
+    features = partial(_compute, model.forward_features)
+    return Functions(partial(infer, model) if file.outputs else None, features)
 
 
-def _load_exported(
-    flags: argparse.Namespace, trained: TrainedFile, head: bool
-) -> Callable[[np.ndarray], np.ndarray]:
-    if flags.device == "gpu":
+def _load_exported(file: TrainedFile, device: str, amp: str) -> Functions:
+    if device == "gpu":
         raise ConfigError("--device gpu: a folder of `export` runs on the processor; leave it out")
-    if flags.amp == "fp16":
+    if amp == "fp16":
         raise ConfigError("--amp fp16: a folder of `export` is run in float32 or --amp bf16")
-    if trained.outputs and not head:
-        raise ConfigError(
-            f"--features: {trained.path} was exported with its head; take the checkpoint itself"
-        )
-    run = paddle_inference.open_folder(trained.path, flags.amp == "bf16")
-    return lambda images: run(images.astype(np.float32) / np.float32(127.5) - np.float32(1))
+    run = paddle_inference.open_folder(file.path, amp == "bf16")
+
+    def scaled(images: np.ndarray) -> np.ndarray:
+        if images.dtype == np.uint8:
+            images = images.astype(np.float32) / np.float32(127.5) - np.float32(1)
+        return run(images)
+
+    return Functions(scaled, None) if file.outputs else Functions(None, scaled)
 
 
 def infer(model: ResNetV2, images: np.ndarray) -> np.ndarray:
-    """Return what ``model`` gives for ``images`` [N, 3, H, W], computed without gradients."""
+    """Return the output of ``model`` for ``images`` [N, 3, H, W], computed without gradients."""
+    return _compute(model, images)
+
+
+def _compute(function: Callable[[Tensor], Tensor], images: np.ndarray) -> np.ndarray:
     with paddle.no_grad():
-        return model(to_device(images)).numpy()
+        return function(to_device(images)).numpy()

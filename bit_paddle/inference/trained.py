@@ -34,6 +34,7 @@ class TrainedFile:
     classes: list[str] | None
     trained_here: bool  # by `bit_paddle.train`, which wrote the names of the classes into the file
     loss: str = losses.DEFAULT
+    architecture: str = ""  # R50x1 and so on; older exports do not say
 
     def class_name(self, index: int) -> str:
         """Return the name of an output, or its number."""
@@ -64,7 +65,7 @@ def find_trained(
     path = found if isinstance(found, Path) else published.obtain(found, directory)
     with npz.CheckpointFile(path) as file:
         file.check(file.architecture(), file.classes)
-        outputs, features, notes = file.classes, file.architecture().features, file.notes()
+        outputs, architecture, notes = file.classes, file.architecture(), file.notes()
     classes = notes.get("classes")
     if "crop" in notes:
         preprocessing = Preprocessing(notes["crop"], notes.get("resize"))
@@ -84,7 +85,16 @@ def find_trained(
     loss = settings.get("loss", losses.DEFAULT) if isinstance(settings, dict) else losses.DEFAULT
     if entry is not None and entry.data == "imagenet21k" and outputs == entry.classes:
         loss = "sigmoid"  # by which upstream trained: an image may show several of these classes
-    return TrainedFile(path, outputs, features, preprocessing, classes, "classes" in notes, loss)
+    return TrainedFile(
+        path,
+        outputs,
+        architecture.features,
+        preprocessing,
+        classes,
+        "classes" in notes,
+        loss,
+        architecture.name,
+    )
 
 
 def resolve_trained(model: str) -> Path | published.Entry | Architecture:
@@ -123,7 +133,7 @@ def required_preprocessing(source: TrainedFile) -> Preprocessing:
     if source.preprocessing is None:
         raise ConfigError(
             f"{source.path}: neither a published checkpoint nor one of `bit_paddle.train`, so its "
-            "resolution is unknown; give the side of its images with --crop"
+            "resolution is unknown; give the side of its images with --crop, or crop= in Python"
         )
     return source.preprocessing
 

@@ -1,0 +1,256 @@
+"""The Python interface: ``import bit_paddle as bit``.
+
+    run = bit.fine_tune("BiT-M-R50x1", "photos/")    a run: run.metrics, run.best, run.report()
+    model = bit.load("bit_logs/pets")                a trained model: a run, a name, a file
+    model("cat.jpg")                                 [("siamese", 0.97), …]
+    bit.evaluate(model, "photos/", split="all").top1
+    bit.list_models("BiT-M-R50x1*")
+
+The commands use the same functions. Errors are those of `bit_paddle.errors`, all of them
+`BitPaddleError`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import signal
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from bit_paddle import errors, report, train
+from bit_paddle.config import parsing
+from bit_paddle.data import spec as specs
+from bit_paddle.data.readers import registry
+from bit_paddle.errors import BitPaddleError, ConfigError
+from bit_paddle.inference import evaluation, trained
+from bit_paddle.inference.evaluation import Evaluation
+from bit_paddle.inference.model import BATCH, TrainedModel
+from bit_paddle.models import published
+from bit_paddle.runs import checkpoints, history
+from bit_paddle.runs.steps import Steps
+from bit_paddle.system import environment
+from bit_paddle.training import launch
+
+__all__ = ["Evaluation", "Run", "TrainedModel", "evaluate", "fine_tune", "list_models", "load"]
+
+
+def fine_tune(
+    model: str | os.PathLike,
+    data: str | os.PathLike,
+    *,
+    datadir: str | os.PathLike | None = None,
+    force: bool = False,
+    **settings: Any,
+) -> Run:
+    """Fine-tune a model on images; return the run. It is `python -m bit_paddle.train`.
+
+    ``model`` is a published name (`list_models`), an ``.npz`` file, the folder of a complete run,
+    or with ``from_scratch=True`` an architecture such as "R50x1". ``data`` is a folder of images,
+    train/<class>/* and val/<class>/*, or <class>/* alone; or a data set's name or YAML file, as of
+    ``--dataset``, with its folder ``datadir``. ``settings`` are the flags of the command, by name:
+    ``steps=100, batch=64, flip=False``. ``force`` resumes although settings or data have changed.
+
+    A run that was stopped is resumed by the same call. Ctrl-C ends it after the micro-batch under
+    way, with a checkpoint, and the call returns; the second one raises KeyboardInterrupt. Other
+    signals save too, and then end the process as they do without a run. Outside of the main thread
+    signals are left alone.
+
+    Errors: those of `bit_paddle.errors`; all wrong settings are named at once in a `ConfigError`.
+
+        run = bit_paddle.fine_tune("BiT-M-R50x1", "my_images/", steps=100)
+        run.best("cat.jpg")
+    """
+    dataset, folder = _data(data, datadir)
+    values = {"model": _address(model), "dataset": dataset, "datadir": folder, **settings}
+    words = [_word(name, value) for name, value in values.items() if value is not None]
+    parsed, request = parsing.parse(words + ["--force"] * force, launch.PROG, registry.find)
+    ended = train.train(parsed, words, request.force, embedded=True)
+    if ended.status > 128 and ended.status != 128 + signal.SIGINT:
+        os.kill(os.getpid(), ended.status - 128)  # saved: now it does what it does without a run
+    elif ended.status and ended.status != 128 + signal.SIGINT:
+        raise errors.PeerError(
+            f"{ended.folder}: a process of the run ended with status {ended.status}; its message "
+            "is above"
+        )
+    return Run(ended.folder, ended.result)
+
+
+def _word(name: str, value: Any) -> str:
+    """Return a setting as a word of the command."""
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name}={value}"
+
+
+class Run:
+    """A run of `fine_tune`: ``folder`` holds all of it, and ``result`` how it ended.
+
+    ``result`` is a dictionary of steps, loss, top1, top5 and images; of ``repeats`` the lowest,
+    median and highest of these; None if the run is not complete.
+    """
+
+    def __init__(self, folder: str | os.PathLike, result: dict[str, Any] | None = None):
+        self.folder, self.result = Path(folder), result
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run has made all of its steps; else the same call resumes it."""
+        return self.result is not None
+
+    @property
+    def runs(self) -> list[Run]:
+        """The runs of ``repeats``, one per seed; of a single run, itself."""
+        folders = [one.folder for one in history.read(self.folder)]
+        return [self] if folders == [self.folder] else [Run(folder) for folder in folders]
+
+    @property
+    def metrics(self) -> Steps:
+        """The table of the steps so far: loss, learning rate, speed, validations."""
+        return Steps(self._single("metrics"))
+
+    @cached_property
+    def best(self) -> TrainedModel:
+        """The model with the highest validation accuracy so far."""
+        folder = self._single("best").folder
+        best = folder / checkpoints.CHECKPOINTS / checkpoints.BEST
+        return load(best if best.is_file() else folder)
+
+    @cached_property
+    def model(self) -> TrainedModel:
+        """The model after the last step, or of the newest checkpoint of a run that was stopped."""
+        path = self._single("model").model
+        if path is None:
+            raise errors.MissingFileError(f"{self.folder}: has no model and no checkpoint yet")
+        return load(path)
+
+    def report(self, output: str | os.PathLike | None = None) -> Path:
+        """Write the page of the run (by default report.html in its folder); return its path."""
+        return report.write_report([self.folder], output)
+
+    def _single(self, name: str) -> history.RunHistory:
+        found = history.read(self.folder)
+        if len(found) > 1:
+            raise errors.ConfigError(
+                f"{name}: {self.folder} holds {len(found)} runs; take one of run.runs"
+            )
+        return found[0]
+
+    def __repr__(self) -> str:
+        state = "complete" if self.complete else "not complete"
+        top1 = f", top-1 {self.result['top1']:.2%}" if "top1" in (self.result or {}) else ""
+        return f"Run({str(self.folder)!r}, {state}{top1})"
+
+
+def load(
+    model: str | os.PathLike,
+    *,
+    device: str = "auto",
+    amp: str = "off",
+    crop: int | None = None,
+    directory: str | os.PathLike | None = None,
+) -> TrainedModel:
+    """Load a trained model, ready to use.
+
+    ``model`` is a run's folder, a published name (`list_models`), which is downloaded if it is
+    missing, an ``.npz`` file, or a folder of ``export --format paddle``. ``device`` is "auto" (a
+    GPU where there is one), "cpu" or "gpu"; ``amp`` "off" (float32), "bf16", "fp16", or "auto",
+    what the device does best. ``crop`` squashes images to that side in pixels, instead of the
+    model's own preprocessing. ``directory`` is where published files are, or are downloaded to.
+
+    Errors: `ConfigError` (an unknown name, or what this machine cannot do), `MissingFileError`,
+    `CheckpointError`, `DownloadError`.
+
+        model = bit_paddle.load("BiT-M-R50x1-ILSVRC2012")
+        model("cat.jpg", top=1)  # [("tabby, tabby cat", 0.93)]
+    """
+    if crop is not None and (not isinstance(crop, int) or crop < 32):
+        raise ConfigError(f"crop: is {crop!r}, expected a whole number of pixels from 32 on")
+    file = trained.find_trained(_address(model), directory, crop)
+    found = TrainedModel(file, device, amp)
+    found.function(head=file.outputs > 0)  # loads the weights now
+    return found
+
+
+def evaluate(
+    model: TrainedModel | str | os.PathLike,
+    data: str | os.PathLike,
+    split: str = "val",
+    *,
+    datadir: str | os.PathLike | None = None,
+    val_fraction: float | None = None,
+    on_bad_image: str = "error",
+    batch: int = BATCH,
+    workers: int | None = None,
+    device: str = "auto",
+    amp: str = "off",
+    crop: int | None = None,
+    directory: str | os.PathLike | None = None,
+) -> Evaluation:
+    """Measure a model on a data set; return top-1, top-5, loss, per-class accuracy, confusion.
+
+    ``model`` is what `load` returns, or what it takes (with ``device``, ``amp``, ``crop`` and
+    ``directory``). ``data`` is a folder with train/<class>/* and val/<class>/*, or <class>/* alone;
+    or a data set's name or YAML file, as of ``--dataset``, with its folder ``datadir``. A folder
+    called like a data set is given as "./name". ``split`` "val" takes the validation images,
+    "train" the training images, "all" both; ``val_fraction`` is the share to hold out where a
+    folder has no validation images. ``on_bad_image`` "skip" leaves out images that cannot be read.
+    ``batch`` images are computed at once, and ``workers`` threads decode them (None: one per
+    processor, 8 at most).
+
+    Errors: `ConfigError` (an unknown name, or classes that are not the model's),
+    `MissingFileError`, `DataError`, `CheckpointError`, `DownloadError`.
+
+        result = bit_paddle.evaluate("bit_logs/pets", "photos/", split="all")
+        result.top1, result.per_class["siamese"], result.confusion.shape
+    """
+    if not isinstance(model, TrainedModel):
+        trained.resolve_trained(_address(model))  # a wrong name is reported before data are read
+    for name, value, least in (("batch", batch, 1), ("workers", workers, 0)):
+        if value is not None and (not isinstance(value, int) or value < least):
+            raise ConfigError(f"{name}: is {value!r}, expected a whole number from {least} on")
+    workers = min(8, environment.cpu_count()) if workers is None else workers
+    dataset, folder = _data(data, datadir)
+    classes, parts = evaluation.open_split(
+        dataset, folder, split, val_fraction, on_bad_image, workers
+    )
+    if not isinstance(model, TrainedModel):
+        file = trained.find_trained(_address(model), directory, crop)
+        model = TrainedModel(file, device, amp)
+    return evaluation.measure(model, classes, parts, batch, workers)
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Return the names of the published models that match a shell pattern, in the catalog's order.
+
+    Case matters; no match gives an empty list.
+
+        bit_paddle.list_models("BiT-M-R50x1*")  # ["BiT-M-R50x1", "BiT-M-R50x1-ILSVRC2012", …]
+    """
+    return [name for name in published.CATALOG if fnmatch.fnmatchcase(name, pattern)]
+
+
+def _address(model: str | os.PathLike) -> str:
+    """Return ``model`` as the commands take it: a path has a separator or ends in ``.npz``."""
+    if not isinstance(model, (str, os.PathLike)):
+        raise ConfigError(f"model: is a {type(model).__name__}, expected a name or a path")
+    text = os.fspath(model)
+    known = text in published.CATALOG or text in published.ALIASES
+    is_path = isinstance(model, os.PathLike) or (Path(text).exists() and not known)
+    return text if not is_path or published.is_path(text) else os.path.join(".", text)
+
+
+def _data(data: str | os.PathLike, datadir: str | os.PathLike | None) -> tuple[str, str | None]:
+    """Return the data set's name and its folder."""
+    if not isinstance(data, (str, os.PathLike)):
+        raise ConfigError(f"data: is a {type(data).__name__}, expected a folder or a name")
+    text = os.fspath(data)
+    if datadir is None and Path(text).is_dir():
+        try:
+            specs.find(text, registry.READERS)
+        except BitPaddleError:
+            return "folder", text
+        if isinstance(data, os.PathLike):
+            return "folder", text
+    return text, None if datadir is None else os.fspath(datadir)

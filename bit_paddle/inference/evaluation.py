@@ -1,0 +1,151 @@
+"""Measure a trained model on the images of a data set."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+import numpy as np
+
+from bit_paddle import errors
+from bit_paddle.data import check, loader
+from bit_paddle.data.images import Images
+from bit_paddle.data.readers import registry
+from bit_paddle.inference.metrics import Tally
+from bit_paddle.inference.model import TrainedModel
+from bit_paddle.inference.trained import TrainedFile, required_preprocessing
+from bit_paddle.models.published import Preprocessing
+from bit_paddle.system import progress
+
+SPLITS = ("val", "train", "all")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How good a model is on ``images`` images. Shares are from 0 to 1, the loss is the mean."""
+
+    model: Path
+    preprocessing: Preprocessing
+    top1: float
+    top5: float
+    loss: float
+    images: int
+    classes: list[str]  # of the model, in the order of its outputs
+    confusion: np.ndarray  # int64 [class, prediction], images
+
+    @property
+    def per_class(self) -> dict[str, float | None]:
+        """Return {class: accuracy}; None of a class without images."""
+        counts, right = self.confusion.sum(axis=1), self.confusion.diagonal()
+        shares = (float(hits / count) if count else None for hits, count in zip(right, counts))
+        return dict(zip(self.classes, shares))
+
+    def __str__(self) -> str:
+        return (
+            f"top-1 {self.top1:.2%}, top-5 {self.top5:.2%}, loss {self.loss:.4f} "
+            f"({self.images:,} images)"
+        )
+
+    def __repr__(self) -> str:
+        return f"<Evaluation {self}>"
+
+    def _repr_html_(self) -> str:
+        rows = (
+            f"<tr><td>{escape(name)}</td><td>{'' if share is None else f'{share:.1%}'}</td></tr>"
+            for name, share in itertools.islice(self.per_class.items(), 20)
+        )
+        more = f"<p>and {len(self.classes) - 20:,} more</p>" if len(self.classes) > 20 else ""
+        head = "<tr><th>class</th><th>accuracy</th></tr>"
+        return f"<p>{escape(str(self))}</p><table>{head}{''.join(rows)}</table>{more}"
+
+
+def open_split(
+    dataset: str,
+    datadir: str | None,
+    split: str,
+    val_fraction: float | None,
+    on_bad_image: str,
+    workers: int,
+) -> tuple[Sequence[str], list[Images]]:
+    """Return the classes and the images of a ``split`` of a data set; "all" has two parts.
+
+    Notes and skipped images are reported on standard error. Errors: those of
+    `registry.open_dataset`; `DataError` for broken images, unless they are to be skipped.
+    """
+    for name, value, choices in (
+        ("split", split, SPLITS),
+        ("on_bad_image", on_bad_image, check.CHOICES),
+    ):
+        if value not in choices:
+            raise errors.ConfigError(f"{name}: is {value!r}: choose from {', '.join(choices)}")
+    data = registry.open_dataset(dataset, datadir, val_fraction=val_fraction)
+    for note in data.notes:
+        print(f"note: {note}", file=sys.stderr)
+    parts = [data.train, data.val] if split == "all" else [getattr(data, split)]
+    if on_bad_image == "skip":
+        for number, images in enumerate(parts):
+            parts[number], skipped = check.usable(images, workers, every_class=False)
+            for fault in skipped:
+                print(f"left out: {fault}", file=sys.stderr)
+    else:
+        check.require_usable([(some, np.arange(len(some))) for some in parts], workers)
+    return data.train.classes, parts
+
+
+def measure(
+    model: TrainedModel,
+    classes: Sequence[str],
+    parts: Sequence[Images],
+    batch: int,
+    workers: int,
+) -> Evaluation:
+    """Run ``model`` over all images of ``parts``, whose labels number ``classes``.
+
+    Errors: `ConfigError` where model and data do not fit, or the resolution is unknown.
+    """
+    view = required_preprocessing(model.file)
+    outputs = match_classes(model.file, classes)
+    names = model.file.classes or list(classes)
+    batches = itertools.chain.from_iterable(
+        loader.evaluation_batches(images, view.crop, batch, workers, view.resize)
+        for images in parts
+    )
+    tally = Tally()
+    confusion = np.zeros((len(names), len(names)), np.int64)
+    compute = model.function()
+    with progress.progress_bar(desc="evaluation", unit="img", total=sum(map(len, parts))) as bar:
+        for some in batches:
+            logits, labels = compute(some.images), outputs[some.labels]
+            tally.add(logits, labels, model.file.loss)
+            np.add.at(confusion, (labels, logits.argmax(axis=1)), 1)
+            bar.update(len(labels))
+    return Evaluation(
+        model.file.path, view, tally.top1, tally.top5, tally.loss, tally.images, names, confusion
+    )
+
+
+def match_classes(file: TrainedFile, classes: Sequence[str]) -> np.ndarray:
+    """Return the model's output for each of the data's ``classes``, int64 [len(classes)].
+
+    A model of `bit_paddle.train` is matched by name; the outputs of others are taken to have the
+    order of the data's classes. Raises `ConfigError` where the two do not fit.
+    """
+    if file.trained_here:
+        outputs = {name: output for output, name in enumerate(file.classes)}
+        unknown = [name for name in classes if name not in outputs]
+        if unknown:
+            raise errors.ConfigError(
+                f"{file.path}: was not trained on {len(unknown)} classes of the data, the "
+                f"first is {unknown[0]!r}; {errors.did_you_mean(unknown[0], outputs)}"
+            )
+        return np.array([outputs[name] for name in classes])
+    if len(classes) != file.outputs:
+        raise errors.ConfigError(
+            f"{file.path}: its head has {file.outputs} outputs, but the data have "
+            f"{len(classes)} classes ({', '.join(classes[:4])} …)"
+        )
+    return np.arange(len(classes))

@@ -1,0 +1,170 @@
+"""A trained model as one object: images in, classes, logits or features out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bit_paddle.data import loader
+from bit_paddle.data.transforms import evaluation_view
+from bit_paddle.errors import ConfigError, DataError, did_you_mean
+from bit_paddle.inference import inputs, outputs, paddle_inference
+from bit_paddle.inference.trained import TrainedFile, required_preprocessing
+from bit_paddle.system import environment, progress
+
+if TYPE_CHECKING:
+    from bit_paddle.inference.predictor import Functions
+
+DEVICES, AMP = ("auto", "cpu", "gpu"), ("auto", "off", "bf16", "fp16")
+
+BATCH = 32  # images at once
+
+
+class TrainedModel:
+    """A trained model, its preprocessing and its classes; `bit_paddle.load` returns one.
+
+    ``images`` below is one image or a list of them: a path, a web address (http, https), a PIL
+    image, or an array uint8 [H, W, 3] in RGB. Errors of all methods: `MissingFileError`,
+    `DataError` (it is no image), `DownloadError`; `ConfigError` where the resolution is unknown,
+    or where the model has no such output.
+
+        model = bit_paddle.load("BiT-M-R50x1-ILSVRC2012")
+        model("cat.jpg")                        [("tabby, tabby cat", 0.93), …]
+        model.features(["cat.jpg", "dog.jpg"])  float32 [2, 2048]
+    """
+
+    def __init__(self, file: TrainedFile, device: str = "auto", amp: str = "off"):
+        for name, value, choices in (("device", device, DEVICES), ("amp", amp, AMP)):
+            if value not in choices:
+                raise ConfigError(f"{name}: is {value!r}: {did_you_mean(str(value), choices)}")
+        self.file, self._device, self._amp = file, device, amp
+
+    # --- What it is -----------------------------------------------------------------------------
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of its outputs, in their order; numbers where the names are unknown."""
+        return [self.file.class_name(k) for k in range(self.file.outputs)]
+
+    @property
+    def architecture(self) -> str:
+        """The network's name, such as ``R50x1``; empty of an exported folder, which has none."""
+        return self.file.architecture
+
+    @property
+    def preprocessing(self) -> str:
+        """What `preprocess` does, in words."""
+        view = self.file.preprocessing
+        if view is None:
+            return "unknown: load the model with crop=, the side of its images in pixels"
+        side = f"{view.crop} x {view.crop} pixels"
+        if view.resize is None:
+            return f"RGB, resized to {side} whatever the shape (bilinear)"
+        return f"RGB, shorter side resized to {view.resize} pixels (bilinear), centre of {side}"
+
+    # --- What it computes -----------------------------------------------------------------------
+
+    def __call__(
+        self, images: Any, top: int = 5
+    ) -> list[tuple[str, float]] | list[list[tuple[str, float]]]:
+        """Return the ``top`` classes as (name, probability), the best first.
+
+        For one image that is a list, for a list of images a list of lists. A model trained with
+        the sigmoid loss has independent probabilities, which do not add up to 1.
+        """
+        if not isinstance(top, int) or top < 1:
+            raise ConfigError(f"top: is {top!r}, expected a whole number from 1 on")
+        found = outputs.best_classes(self.file, self.logits(images), top)
+        return found if _are_many(images) else found[0]
+
+    def preprocess(self, image: Any) -> np.ndarray:
+        """Return one image as the network gets it: uint8 [3, S, S], RGB, the commands' pixels.
+
+        The network itself scales them to [-1, 1]. `numpy.stack` makes a batch of several.
+        """
+        view = required_preprocessing(self.file)
+        return evaluation_view(inputs.read_image(image), view.crop, view.resize)
+
+    def logits(self, images: Any) -> np.ndarray:
+        """Return the outputs of the head, float32 [N, K]; N is 1 for one image.
+
+        ``images`` may also be a preprocessed batch [N, 3, H, W], uint8 or float32 in [-1, 1], which
+        is computed at once. Raises `ConfigError` for a model without a head.
+        """
+        return self._computed(True, images, self.file.outputs)
+
+    def features(self, images: Any) -> np.ndarray:
+        """Return the pooled pre-logits, float32 [N, C]; N is 1 for one image.
+
+        ``images`` may also be a preprocessed batch, as for `logits`. Raises `ConfigError` for a
+        folder that was exported with its head.
+        """
+        return self._computed(False, images, self.file.features)
+
+    def function(self, head: bool = True) -> Callable[[np.ndarray], np.ndarray]:
+        """Return the function of preprocessed batches to logits, or to features without ``head``.
+
+        The first call loads Paddle and the weights. Raises `ConfigError` where there is none.
+        """
+        if head and not self.file.outputs:
+            raise ConfigError(f"{self.file.path}: has no head; --features takes its pre-logits")
+        if not head and self.file.outputs and paddle_inference.is_exported(self.file.path):
+            raise ConfigError(
+                f"--features: {self.file.path} was exported with its head; take the checkpoint "
+                "itself"
+            )
+        return self._functions.logits if head else self._functions.features
+
+    @cached_property
+    def _functions(self) -> Functions:
+        paddle_inference.hush()
+        from bit_paddle.inference import predictor
+
+        return predictor.load(self.file, self._device, self._amp)
+
+    def _computed(self, head: bool, images: Any, width: int) -> np.ndarray:
+        compute = self.function(head)
+        if isinstance(images, np.ndarray) and images.ndim == 4:
+            if images.shape[1] != 3 or images.dtype not in (np.uint8, np.float32):
+                raise DataError(
+                    f"a batch of {images.dtype} {list(images.shape)}: expected [N, 3, H, W], uint8 "
+                    "or float32 in [-1, 1]; give images as a list of arrays [H, W, 3]"
+                )
+            return compute(images)
+        view = required_preprocessing(self.file)
+        given = inputs.GivenImages(images if _are_many(images) else [images])
+        workers = min(8, environment.cpu_count()) if len(given) > 1 else 0
+        found = [np.zeros((0, width), np.float32)]
+        with progress.progress_bar(desc="images", unit="img", total=len(given), delay=1) as bar:
+            for batch in loader.evaluation_batches(given, view.crop, BATCH, workers, view.resize):
+                found.append(compute(batch.images))
+                bar.update(len(batch.labels))
+        return np.concatenate(found)
+
+    # --- In a notebook --------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        return f"<TrainedModel {', '.join(f'{k}: {v}' for k, v in self._facts().items())}>"
+
+    def _repr_html_(self) -> str:
+        facts = self._facts().items()
+        rows = (f"<tr><th>{name}</th><td>{escape(value)}</td></tr>" for name, value in facts)
+        return f"<table>{''.join(rows)}</table>"
+
+    def _facts(self) -> dict[str, str]:
+        names = self.classes
+        listed = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+        facts = {"file": str(self.file.path), "network": self.architecture or "exported"}
+        facts["classes"] = f"{len(names):,} ({listed})" if names else "none (features only)"
+        return {**facts, "preprocessing": self.preprocessing}
+
+
+def _are_many(images: Any) -> bool:
+    """Tell whether ``images`` are several: a list, a tuple or a preprocessed batch."""
+    if isinstance(images, np.ndarray):
+        return images.ndim == 4
+    return isinstance(images, (list, tuple))

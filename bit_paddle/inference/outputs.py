@@ -1,0 +1,110 @@
+"""What a trained model's outputs become: ranked classes as text, and files of features."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from bit_paddle.inference.trained import TrainedFile
+from bit_paddle.system import files
+from bit_paddle.system.files import csv_line
+
+
+def best_classes(file: TrainedFile, logits: np.ndarray, top: int) -> list[list[tuple[str, float]]]:
+    """Return the ``top`` classes of each row of ``logits`` [N, K] as (name, probability).
+
+    The best comes first; equal probabilities are in the order of the model's outputs.
+    """
+    return [
+        [(file.class_name(k), float(row[k])) for k in np.argsort(-row, kind="stable")[:top]]
+        for row in file.probabilities(logits)
+    ]
+
+
+def classify(
+    outputs: Iterable[tuple[np.ndarray, np.ndarray]],
+    file: TrainedFile,
+    names: Sequence[str],
+    top: int,
+) -> Iterator[dict]:
+    """Yield {"image", "classes": [{"class", "probability"}, …]} per image, the best class first.
+
+    ``outputs`` are (logits, indices into ``names``).
+    """
+    for logits, indices in outputs:
+        for best, index in zip(best_classes(file, logits, top), indices):
+            classes = [{"class": name, "probability": share} for name, share in best]
+            yield {"image": names[index], "classes": classes}
+
+
+def _as_table(results: Iterable[dict], names: Sequence[str]) -> Iterator[str]:
+    width = max(map(len, names), default=0)
+    for result in results:
+        for rank, one in enumerate(result["classes"]):
+            name = "" if rank else result["image"]
+            yield f"{name:{width}}  {one['probability']:7.2%}  {one['class']}\n"
+
+
+def _as_json(results: Iterable[dict], names: Sequence[str]) -> Iterator[str]:
+    separator = "[\n"
+    for result in results:
+        yield separator + json.dumps(result, ensure_ascii=False)
+        separator = ",\n"
+    yield "[]\n" if separator == "[\n" else "\n]\n"
+
+
+def _as_csv(results: Iterable[dict], names: Sequence[str]) -> Iterator[str]:
+    yield csv_line(("image", "rank", "class", "probability"))
+    for result in results:
+        for rank, one in enumerate(result["classes"], 1):
+            yield csv_line((result["image"], rank, one["class"], f"{one['probability']:.6f}"))
+
+
+FORMATS = {"table": _as_table, "json": _as_json, "csv": _as_csv}  # results, names -> pieces of text
+
+
+def write_text(path: str, pieces: Iterable[str]) -> None:
+    """Write ``pieces`` to ``path``, which appears when it is complete. Raises `WriteError`."""
+
+    def fill(stream: BinaryIO) -> None:
+        for piece in pieces:
+            stream.write(piece.encode(errors="surrogateescape"))
+
+    files.write(path, fill)
+
+
+def write_features(
+    path: str,
+    outputs: Iterable[tuple[np.ndarray, np.ndarray]],
+    channels: int,
+    names: Sequence[str],
+) -> int:
+    """Write "features" float32 [N, channels] and "names" [N] to the ``.npz`` ``path``; return N.
+
+    Batches go through a temporary file, because N is known only at the end. Raises `WriteError`.
+    """
+    written: list[int] = []
+    with tempfile.TemporaryFile(dir=Path(path).parent) as rows:
+        for features, indices in outputs:
+            rows.write(np.ascontiguousarray(features, dtype="<f4").tobytes())
+            written += indices.tolist()
+        rows.seek(0)
+
+        def fill(stream: BinaryIO) -> None:
+            header = {"descr": "<f4", "fortran_order": False, "shape": (len(written), channels)}
+            with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+                with archive.open("features.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array_header_1_0(member, header)
+                    shutil.copyfileobj(rows, member, 1 << 20)
+                with archive.open("names.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, np.array([names[k] for k in written], str))
+
+        files.write(path, fill)
+    return len(written)
