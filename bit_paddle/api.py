@@ -139,8 +139,12 @@ class Run:
 
     def __repr__(self) -> str:
         state = "complete" if self.complete else "not complete"
-        top1 = f", top-1 {self.result['top1']:.2%}" if "top1" in (self.result or {}) else ""
-        return f"Run({str(self.folder)!r}, {state}{top1})"
+        top1 = (self.result or {}).get("top1")
+        if isinstance(top1, dict):  # of repeats
+            state += f", median top-1 {top1['median']:.2%}"
+        elif top1 is not None:
+            state += f", top-1 {top1:.2%}"
+        return f"Run({str(self.folder)!r}, {state})"
 
 
 def load(

@@ -92,7 +92,9 @@ def _found_or_built(say: Callable[[str], object], again: bool) -> tuple[Any, dic
             with FileLock(folder / "lock"):
                 _build_once(folder, say, again)
         facts = json.loads((folder / FACTS).read_text())
-        return _load(folder / OPERATORS, libraries), facts
+        operators = _load(folder / OPERATORS, libraries)
+        _set_threads(libraries)
+        return operators, facts
     except (OSError, RuntimeError, subprocess.SubprocessError, ValueError) as error:
         raise Unavailable(
             f"cannot be had from the cache: {error}; `python -m bit_paddle.compile` tries again"
@@ -187,7 +189,7 @@ def build(folder: Path) -> None:
     import paddle
     from paddle.utils import cpp_extension
 
-    from bit_paddle.models.native import checks
+    from bit_paddle.models.native import checks, compiled
 
     libraries = _libraries()
     paddle.set_device("cpu")
@@ -203,7 +205,8 @@ def build(folder: Path) -> None:
         )
         made = (Path(temporary) / "bit_native" / "bit_native.so").read_bytes()
     files.write(folder / OPERATORS, lambda stream: stream.write(made))
-    operators = _compiled(libraries)
+    _set_threads(libraries)
+    operators = compiled.Compiled()
     checks.check(operators, "float32")
     facts = {"onednn": _onednn_version(libraries), "bf16": checks.passes(operators, "bfloat16")}
     files.write_text(folder / FACTS, json.dumps(facts))
@@ -213,16 +216,18 @@ def build(folder: Path) -> None:
 def _load(path: Path, libraries: Path) -> Any:
     from paddle.base import core
 
+    from bit_paddle.models.native import compiled
+
     core.load_op_meta_info_and_register_op(str(path))
-    return _compiled(libraries)
+    return compiled.Compiled()
 
 
-def _compiled(libraries: Path) -> Any:
-    from bit_paddle.models.native.compiled import Compiled
+def _set_threads(libraries: Path) -> None:
+    """Let the operators use all processors; each thread of Python has a number of its own.
 
-    # Paddle sets one thread for OpenMP where nobody has chosen, as it is imported.
+    Paddle sets one thread for OpenMP where nobody has chosen, as it is imported.
+    """
     ctypes.CDLL(str(libraries / "libiomp5.so")).omp_set_num_threads(environment.threads())
-    return Compiled()
 
 
 def _onednn_version(libraries: Path) -> str:
