@@ -1,7 +1,7 @@
 """Big Transfer (BiT) in PaddlePaddle: the published networks, fine-tuned as published.
 
-``load``, ``evaluate`` and ``list_models`` are of `bit_paddle.api`; ``create_model``, ``load_npz``
-and ``save_npz`` of `bit_paddle.models.weights`. They are imported when they are first used, and
+``fine_tune``, ``load``, ``evaluate`` and ``list_models`` are in `bit_paddle.api`; ``create_model``,
+``load_npz`` and ``save_npz`` in `bit_paddle.models.weights`. They are imported when they are first used, and
 Paddle with them: importing the package is quick.
 """
 
@@ -15,7 +15,7 @@ from bit_paddle.system import environment
 __version__ = "0.1.0"
 
 _HOMES = {
-    **dict.fromkeys(("list_models", "load"), "bit_paddle.api"),
+    **dict.fromkeys(("fine_tune", "list_models", "load"), "bit_paddle.api"),
     **dict.fromkeys(("create_model", "load_npz", "save_npz"), "bit_paddle.models.weights"),
 }
 

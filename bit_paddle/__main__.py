@@ -1,38 +1,151 @@
-"""The commands of the package, a line each: ``python -m bit_paddle``."""
+"""The commands in one word: ``bit_paddle train …`` is ``python -m bit_paddle.train …``."""
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import sys
 from collections.abc import Sequence
+from typing import Any, NoReturn
 
-from bit_paddle import errors
+from bit_paddle import __version__, errors
 
 COMMANDS = {
     "train": "fine-tune a model on images, by BiT-HyperRule",
-    "pretrain": "train one from scratch, as upstream",
-    "show": "see the images as the model gets them, and the plan, before training",
-    "plan": "see what a run takes, before there is a GPU or data",
+    "pretrain": "train a model from scratch, as upstream",
+    "show": "see the images as the model gets them, before training",
+    "plan": "see the time and memory of a run, before training",
     "evaluate": "measure a model on the images of a data set",
     "predict": "classify images, or write their features",
-    "report": "make a page to look at of runs",
+    "report": "make a page about runs: curves, accuracy, mistakes",
     "export": "write a model for ONNX, Paddle Inference, timm, Hugging Face",
     "catalog": "list the published models",
-    "compile": "compile the fast operators for processors ahead",
+    "download": "download the 285 checkpoints of VTAB-1k",
+    "compile": "compile the fast operators ahead of their first use",
 }
+
+OLD_NAMES = {"data.show": "show", "native": "compile", "bulk": "download"}  # of version 0.1.0
+
+SHELLS = ("bash", "zsh")
+
+_HELP = """\
+usage: bit_paddle COMMAND [its flags], or python -m bit_paddle.COMMAND [its flags]
+
+{commands}
+
+bit_paddle COMMAND --help explains a command. Other flags:
+  --version                       print the version
+  --print-completion SHELL        print a script for bash or zsh that completes commands and flags;
+                                  in ~/.bashrc: eval "$(bit_paddle --print-completion bash)"
+"""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the commands; raise `ConfigError` for any word but a wish for help."""
-    if arguments and arguments[0] not in ("-h", "--help"):
-        near = errors.did_you_mean(arguments[0], COMMANDS)
+    """Run the command that the first of ``arguments`` names; return its exit status.
+
+    Raises `ConfigError` for an unknown name, and what the command raises.
+    """
+    name, *rest = _renamed(arguments) or ["--help"]
+    if name in COMMANDS:
+        return importlib.import_module(f"bit_paddle.{name}").main(rest)
+    if name in ("-h", "--help"):
+        rows = (f"  {command:10} {about}" for command, about in COMMANDS.items())
+        print(_HELP.format(commands="\n".join(rows)), end="")
+    elif name == "--version":
+        print(f"bit_paddle {__version__}")
+    elif name == "--print-completion":
+        if len(rest) != 1 or rest[0] not in SHELLS:
+            raise errors.ConfigError(f"{name}: choose from {', '.join(SHELLS)}")
+        print(completion(rest[0]))
+    else:
         raise errors.ConfigError(
-            f"{arguments[0]}: commands are modules, such as python -m bit_paddle.train; {near}"
+            f"{name}: no such command; {errors.did_you_mean(name, COMMANDS)} "
+            "(bit_paddle --help lists the commands)"
         )
-    for name, about in COMMANDS.items():
-        print(f"python -m bit_paddle.{name:10} {about}")
-    print("Each explains itself with --help. Weights of VTAB: python command.py --help")
     return 0
 
 
+def script() -> NoReturn:
+    """Run the command of this process: the console script ``bit_paddle``."""
+    arguments = _renamed(sys.argv[1:])
+    if arguments[:1] == ["download"]:
+        from bit_paddle import download
+
+        download.script(arguments[1:])  # which does not wait for a silent server
+    sys.exit(errors.run_command(main, arguments))
+
+
+def _renamed(arguments: Sequence[str]) -> list[str]:
+    """Return ``arguments`` with today's name of a command, and print it in place of an old one."""
+    if not arguments or arguments[0] not in OLD_NAMES:
+        return list(arguments)
+    name = OLD_NAMES[arguments[0]]
+    print(f"note: this command is now bit_paddle {name}", file=sys.stderr)
+    return [name, *arguments[1:]]
+
+
+# --- Completion ---------------------------------------------------------------------------------
+
+_TRAINING = ("plan", "show")  # take all flags of train beside their own
+
+_PREAMBLE = {  # names of models, and files
+    "bash": '_bit_paddle_models() {{ compgen -W "{models}" -- "$1"; compgen -f -- "$1"; }}',
+    "zsh": "_bit_paddle_models() {{ compadd -- {models}; _files }}",
+}
+
+
+def completion(shell: str) -> str:
+    """Return a script of ``shell`` that completes commands, flags, choices and files.
+
+    Raises `ConfigError` where the package ``shtab``, which writes it, is not installed.
+    """
+    try:
+        import shtab
+    except ImportError:
+        raise errors.ConfigError(
+            f"--print-completion: needs shtab: {errors.install_hint('completion')}"
+        ) from None
+    from bit_paddle.models import published
+
+    whole = argparse.ArgumentParser(prog="bit_paddle")
+    whole.add_argument("--version", action="store_true", help="print the version")
+    whole.add_argument("--print-completion", choices=SHELLS, help="print such a script")
+    commands = whole.add_subparsers()
+    for name, about in COMMANDS.items():
+        parents = [importlib.import_module(f"bit_paddle.{name}").parser()]
+        if name in _TRAINING:
+            parents.insert(0, importlib.import_module("bit_paddle.train").parser())
+        parser = commands.add_parser(
+            name, help=about, parents=parents, add_help=False, conflict_handler="resolve"
+        )
+        for action in parser._actions:
+            _complete(action, shtab)
+    models = " ".join([*published.CATALOG, *published.ALIASES])
+    return shtab.complete(whole, shell, preamble={shell: _PREAMBLE[shell].format(models=models)})
+
+
+def _complete(action: argparse.Action, shtab: Any) -> None:
+    """Set how the value of ``action`` is completed, where it has no choices of its own."""
+    from bit_paddle.data import spec
+    from bit_paddle.data.readers import registry
+    from bit_paddle.inference import formats
+
+    if action.choices or action.nargs == 0:
+        return
+    metavar = action.metavar if isinstance(action.metavar, str) else ""
+    if "|" in metavar:
+        action.choices = metavar.split("|")
+    elif action.dest == "dataset":
+        action.choices = sorted({*registry.READERS, *spec.described()})
+    elif action.dest == "format":
+        action.choices = sorted(formats.FORMATS)
+    elif action.dest == "model":
+        action.complete = dict.fromkeys(SHELLS, "_bit_paddle_models")
+    elif metavar in ("DIR", "RUN") or action.dest.endswith("dir"):
+        action.complete = shtab.DIRECTORY
+    elif metavar.startswith(("FILE", "PATH")) or action.dest in ("images", "resume"):
+        action.complete = shtab.FILE
+
+
 if __name__ == "__main__":
-    sys.exit(errors.run_command(main, sys.argv[1:]))
+    script()

@@ -1,5 +1,6 @@
 """The Python interface: ``import bit_paddle as bit``.
 
+    run = bit.fine_tune("BiT-M-R50x1", "photos/")    a run: run.metrics, run.best, run.report()
     model = bit.load("bit_logs/pets")                a trained model: a run, a name, a file
     model("cat.jpg")                                 [("siamese", 0.97), …]
     bit.evaluate(model, "photos/", split="all").top1
@@ -13,8 +14,13 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import signal
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+from bit_paddle import errors, report, train
+from bit_paddle.config import parsing
 from bit_paddle.data import spec as specs
 from bit_paddle.data.readers import registry
 from bit_paddle.errors import BitPaddleError, ConfigError
@@ -22,9 +28,119 @@ from bit_paddle.inference import evaluation, trained
 from bit_paddle.inference.evaluation import Evaluation
 from bit_paddle.inference.model import BATCH, TrainedModel
 from bit_paddle.models import published
+from bit_paddle.runs import checkpoints, history
+from bit_paddle.runs.steps import Steps
 from bit_paddle.system import environment
+from bit_paddle.training import launch
 
-__all__ = ["Evaluation", "TrainedModel", "evaluate", "list_models", "load"]
+__all__ = ["Evaluation", "Run", "TrainedModel", "evaluate", "fine_tune", "list_models", "load"]
+
+
+def fine_tune(
+    model: str | os.PathLike,
+    data: str | os.PathLike,
+    *,
+    datadir: str | os.PathLike | None = None,
+    force: bool = False,
+    **settings: Any,
+) -> Run:
+    """Fine-tune a model on images; return the run. It is `python -m bit_paddle.train`.
+
+    ``model`` is a published name (`list_models`), an ``.npz`` file, the folder of a complete run,
+    or with ``from_scratch=True`` an architecture such as "R50x1". ``data`` is a folder of images,
+    train/<class>/* and val/<class>/*, or <class>/* alone; or a data set's name or YAML file, as of
+    ``--dataset``, with its folder ``datadir``. ``settings`` are the flags of the command, by name:
+    ``steps=100, batch=64, flip=False``. ``force`` resumes although settings or data have changed.
+
+    A run that was stopped is resumed by the same call. Ctrl-C ends it after the micro-batch under
+    way, with a checkpoint, and the call returns; the second one raises KeyboardInterrupt. Other
+    signals save too, and then end the process as they do without a run. Outside of the main thread
+    signals are left alone.
+
+    Errors: those of `bit_paddle.errors`; all wrong settings are named at once in a `ConfigError`.
+
+        run = bit_paddle.fine_tune("BiT-M-R50x1", "my_images/", steps=100)
+        run.best("cat.jpg")
+    """
+    dataset, folder = _data(data, datadir)
+    values = {"model": _address(model), "dataset": dataset, "datadir": folder, **settings}
+    words = [_word(name, value) for name, value in values.items() if value is not None]
+    parsed, request = parsing.parse(words + ["--force"] * force, launch.PROG, registry.find)
+    ended = train.train(parsed, words, request.force, embedded=True)
+    if ended.status > 128 and ended.status != 128 + signal.SIGINT:
+        os.kill(os.getpid(), ended.status - 128)  # saved: now it does what it does without a run
+    elif ended.status and ended.status != 128 + signal.SIGINT:
+        raise errors.PeerError(
+            f"{ended.folder}: a process of the run ended with status {ended.status}; its message "
+            "is above"
+        )
+    return Run(ended.folder, ended.result)
+
+
+def _word(name: str, value: Any) -> str:
+    """Return a setting as a word of the command."""
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name}={value}"
+
+
+class Run:
+    """A run of `fine_tune`: ``folder`` holds all of it, and ``result`` how it ended.
+
+    ``result`` is a dictionary of steps, loss, top1, top5 and images; of ``repeats`` the lowest,
+    median and highest of these; None if the run is not complete.
+    """
+
+    def __init__(self, folder: str | os.PathLike, result: dict[str, Any] | None = None):
+        self.folder, self.result = Path(folder), result
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run has made all of its steps; else the same call resumes it."""
+        return self.result is not None
+
+    @property
+    def runs(self) -> list[Run]:
+        """The runs of ``repeats``, one per seed; of a single run, itself."""
+        folders = [one.folder for one in history.read(self.folder)]
+        return [self] if folders == [self.folder] else [Run(folder) for folder in folders]
+
+    @property
+    def metrics(self) -> Steps:
+        """The table of the steps so far: loss, learning rate, speed, validations."""
+        return Steps(self._single("metrics"))
+
+    @cached_property
+    def best(self) -> TrainedModel:
+        """The model with the highest validation accuracy so far."""
+        folder = self._single("best").folder
+        best = folder / checkpoints.CHECKPOINTS / checkpoints.BEST
+        return load(best if best.is_file() else folder)
+
+    @cached_property
+    def model(self) -> TrainedModel:
+        """The model after the last step, or of the newest checkpoint of a run that was stopped."""
+        path = self._single("model").model
+        if path is None:
+            raise errors.MissingFileError(f"{self.folder}: has no model and no checkpoint yet")
+        return load(path)
+
+    def report(self, output: str | os.PathLike | None = None) -> Path:
+        """Write the page of the run (by default report.html in its folder); return its path."""
+        return report.write_report([self.folder], output)
+
+    def _single(self, name: str) -> history.RunHistory:
+        found = history.read(self.folder)
+        if len(found) > 1:
+            raise errors.ConfigError(
+                f"{name}: {self.folder} holds {len(found)} runs; take one of run.runs"
+            )
+        return found[0]
+
+    def __repr__(self) -> str:
+        state = "complete" if self.complete else "not complete"
+        top1 = f", top-1 {self.result['top1']:.2%}" if "top1" in (self.result or {}) else ""
+        return f"Run({str(self.folder)!r}, {state}{top1})"
 
 
 def load(

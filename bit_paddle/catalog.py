@@ -38,13 +38,7 @@ def table(words: Iterable[str] = ()) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """List the catalogue, filtered by words."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bit_paddle.catalog",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=__doc__,
-    )
-    parser.add_argument("words", nargs="*", help="show entries with all of these words alone")
-    words = parser.parse_args(arguments).words
+    words = parser().parse_args(arguments).words
     lines = table(words)
     if "\n" not in lines:
         known = {word for name in [*CATALOG, *ALIASES] for word in (name, *name.split("-"))}
@@ -54,6 +48,17 @@ def main(arguments: Sequence[str]) -> int:
         )
     print(lines)
     return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bit_paddle.catalog",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__,
+    )
+    parser.add_argument("words", nargs="*", help="show entries with all of these words alone")
+    return parser
 
 
 if __name__ == "__main__":

@@ -14,14 +14,7 @@ from bit_paddle.models.native import build
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command ``arguments``."""
-    parser = parsing.Parser(
-        prog="python -m bit_paddle.compile",
-        description=__doc__.split(":")[0] + ". Commands do so at first use; a build that has "
-        f"failed is tried again here. {build.SWITCH}=0 in the environment refuses them.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
-    flags = parser.parse_args(arguments)
+    flags = parser().parse_args(arguments)
     if flags.into:
         build.build(flags.into)
         return 0
@@ -32,6 +25,18 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     print(f"compiled, with oneDNN {facts['onednn']}{', bf16 too' * facts['bf16']}")
     return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    parser = parsing.Parser(
+        prog="python -m bit_paddle.compile",
+        description=__doc__.split(":")[0] + ". Commands do so at first use; a build that has "
+        f"failed is tried again here. {build.SWITCH}=0 in the environment refuses them.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
+    return parser
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
-"""Download the published VTAB checkpoints, many at a time: what ``python command.py`` does."""
+"""Download the published VTAB checkpoints: ``python -m bit_paddle.download --help``."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
+import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import NoReturn
 
 from tqdm import tqdm
 
@@ -19,14 +22,19 @@ from bit_paddle.models.published import Entry
 from bit_paddle.system import fetch as system_fetch
 from bit_paddle.system.fetch import cache_dir
 
-_EPILOG = """\
-Interrupting loses nothing: run the same command again, and it goes on where it was. The exit status
-is 0 when every file asked for is there.
+PROG = "python -m bit_paddle.download"
+
+_EPILOG = f"""\
+Interrupting loses nothing: the same command resumes every file where it stopped. The exit status is
+0 when every requested file is there. `python command.py` is the same command.
 
 examples:
-  python command.py --dry-run                                    what all 285 files would take
-  python command.py --models R50x1 --tasks cifar100 svhn --jobs 4
-  python command.py --models R50x1 --verify                      check what is there, byte by byte
+  {PROG} --dry-run
+      shows the size of all 285 files
+  {PROG} --models R50x1 --tasks cifar100 svhn --jobs 4
+      downloads six files, four at a time
+  {PROG} --models R50x1 --verify
+      checks every byte of the files that are there
 """
 
 
@@ -36,7 +44,7 @@ class _Stopped(Exception):
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command ``arguments``; `bit_paddle.errors` says what it raises."""
-    flags = _parse(arguments)
+    flags = parser().parse_args(arguments)
     entries = select(flags.models, flags.runs, flags.tasks)
     folder = Path(flags.bit_pretrained_dir) if flags.bit_pretrained_dir else cache_dir()
     if flags.verify:
@@ -59,6 +67,17 @@ def main(arguments: Sequence[str]) -> int:
         print(f"  {name}: {fault}")
     print(f"files are in {folder}")
     return 1 if faults else 0
+
+
+def script(arguments: list[str]) -> NoReturn:
+    """Run the command as its own process, which ends without waiting for a silent server.
+
+    After Ctrl-C threads may still wait for bytes; what has arrived is kept in any case.
+    """
+    status = errors.run_command(main, arguments)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def select(models: Sequence[str], runs: Sequence[int], tasks: Sequence[str]) -> list[Entry]:
@@ -157,7 +176,7 @@ def fetch_all(
                     future.result()
                 except errors.DownloadError as error:
                     faults[running[future].name] = str(error)
-        finally:  # after Ctrl-C: `command.py` leaves without waiting for a server that is silent
+        finally:  # after Ctrl-C: `script` does not wait for a silent server
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
     return faults
@@ -192,9 +211,10 @@ def verify(entries: Sequence[Entry], folder: Path, jobs: int) -> int:
     return 0 if right == len(entries) else 1
 
 
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
     parser = parsing.Parser(
-        prog="python command.py",
+        prog=PROG,
         description="Download the 285 checkpoints of BiT-M fine-tuned on VTAB-1k (0.36 TB in all).",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -230,4 +250,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="list names and sizes, and stop")
     parser.add_argument("--verify", action="store_true", help="check what is there instead")
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
-    return parser.parse_args(arguments)
+    return parser
+
+
+if __name__ == "__main__":
+    script(sys.argv[1:])

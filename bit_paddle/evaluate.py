@@ -44,7 +44,7 @@ examples:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command ``arguments``; `bit_paddle.errors` says what it raises."""
-    flags = _parse(arguments)
+    flags = parser().parse_args(arguments)
     resolve_trained(flags.model)  # a wrong name is reported before anything is read or fetched
     if flags.output:
         files.make_folder(Path(flags.output), "--output")
@@ -102,7 +102,8 @@ def write_results(result: Evaluation, dataset: str, split: str, folder: Path) ->
     files.write(folder / "confusion.png", draw)
 
 
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
     parser = parsing.Parser(
         prog="python -m bit_paddle.evaluate",
         description=__doc__.split(":")[0] + ".",
@@ -132,7 +133,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--output", metavar="DIR", help="folder of the results (default: below bit_logs)"
     )
-    return parser.parse_args(arguments)
+    return parser
 
 
 class _CallableModule(types.ModuleType):

@@ -74,8 +74,8 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Return the flags; raise one `ConfigError` that lists every fault."""
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
     formats = "\n".join(f"  {name:17} {entry.about}" for name, entry in FORMATS.items())
     parser = parsing.Parser(
         prog="python -m bit_paddle.export",
@@ -100,8 +100,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="huggingface: squash images to this side (default: what belongs to the checkpoint)",
     )
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
-    flags = parser.parse_args(arguments)
+    return parser
 
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the flags; raise one `ConfigError` that lists every fault."""
+    flags = parser().parse_args(arguments)
     faults = []
     if flags.format not in FORMATS:
         faults.append(f"--format: is {flags.format!r}: {did_you_mean(flags.format, FORMATS)}")

@@ -69,7 +69,7 @@ _SIDES = {"small": (32, 32), "large": (512, 512)}  # of originals, for the rule
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command ``arguments``; `bit_paddle.errors` says what it raises."""
-    flags, rest = _parser().parse_known_args(list(arguments))
+    flags, rest = parser().parse_known_args(list(arguments))
     settings, known = _settings(rest, flags.images, flags.classes)
     architecture = _architecture(settings)
     task = _known_task(settings, known, architecture) if known else _opened_task(settings)
@@ -173,7 +173,8 @@ def _opened_task(settings: Settings) -> Task:
 # --- The command line ---------------------------------------------------------------------------
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command's own flags."""
     parser = parsing.outer_parser(
         PROG,
         usage=f"{PROG} --model NAME --dataset NAME [--gpu_memory GiB] [--gpus N]\n"

@@ -94,7 +94,8 @@ def _keep(results: Iterable[dict], kept: list[dict], most: int) -> Iterator[dict
         yield result
 
 
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
     parser = parsing.Parser(
         prog="python -m bit_paddle.predict",
         description="Classify images with a trained model, or take their features.",
@@ -119,7 +120,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--features", metavar="FILE.npz", help="write pre-logits instead of classes"
     )
-    flags = parser.parse_args(arguments)
+    return parser
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    flags = parser().parse_args(arguments)
     if flags.features and (flags.output or flags.sheet):
         raise errors.ConfigError(
             "--features: goes without --output and --sheet, which are of classes"

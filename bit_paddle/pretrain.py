@@ -5,6 +5,7 @@ Training of any kind is one loop: this is `bit_paddle.train` by the rule `upstre
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 
@@ -47,8 +48,7 @@ _DEFAULTS = {
 def main(arguments: Sequence[str]) -> int:
     """Run the command ``arguments``; `bit_paddle.errors` says what it raises."""
     if {"-h", "--help"} & set(arguments):
-        about = "Pre-train a BiT model on images, from scratch."
-        parsing.parser(PROG, about, _EPILOG, _DEFAULTS).print_help()
+        parser().print_help()
         return 0
     if any(word.split("=")[0] in ("--rule", "--no-from_scratch") for word in arguments):
         raise errors.ConfigError(
@@ -56,6 +56,12 @@ def main(arguments: Sequence[str]) -> int:
             f"{launch.PROG} takes others"
         )
     return train.main(["--rule", upstream.RULE, "--from_scratch", *arguments])
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command, whose help names upstream's values."""
+    about = "Pre-train a BiT model on images, from scratch."
+    return parsing.parser(PROG, about, _EPILOG, _DEFAULTS)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 from bit_paddle.visual.page import Pictures, page
 
 PROG = "python -m bit_paddle.report"
+MISTAKES = 12  # pictures of mistakes, and of right answers
 
 _EPILOG = f"""\
 Writes one page with all of its pictures in it, and these once more as PNG files beside it.
@@ -41,26 +43,42 @@ examples:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command ``arguments``; `bit_paddle.errors` says what it raises."""
-    flags = _parser().parse_args(arguments)
+    flags = parser().parse_args(arguments)
+    output = write_report(flags.runs, flags.output, flags.model, flags.pictures)
+    print(f"open {output.resolve().as_uri()}")
+    return 0
+
+
+def write_report(
+    folders: Sequence[str | os.PathLike],
+    output: str | os.PathLike | None = None,
+    model: bool = True,
+    mistakes: int = MISTAKES,
+) -> Path:
+    """Write one page about the runs in ``folders``, and its pictures; return the page's path.
+
+    Without ``output`` it is report.html in the run's folder, or beside several runs. ``model``
+    runs each model over its validation images, and shows its ``mistakes`` most confident mistakes.
+    Errors: `MissingFileError` (no run there), `ConfigError`, `WriteError`.
+    """
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # Paddle has everything logged
-    found = [run for folder in flags.runs for run in history.read(Path(folder))]
-    default = Path(flags.runs[0]) if len(flags.runs) == 1 else Path(flags.runs[0]).parent
-    output = Path(flags.output or default / "report.html")
+    found = [run for folder in folders for run in history.read(Path(folder))]
+    default = Path(folders[0]) if len(folders) == 1 else Path(folders[0]).parent
+    output = Path(output or default / "report.html")
     if not output.parent.is_dir():
         raise errors.ConfigError(f"--output: {output.parent} is not a folder")
-    analyses: list[Analysis | str] = [_analysis(run, flags) for run in found]
+    analyses: list[Analysis | str] = [_analysis(run, model, mistakes) for run in found]
     pictures: Pictures = {}
     text = page(found, analyses, pictures)
     for name, write in pictures.items():
         files.write(output.with_name(f"{output.stem}-{name}.png"), write)
     files.write_text(output, text)
-    print(f"open {output.resolve().as_uri()}")
-    return 0
+    return output
 
 
-def _analysis(run: RunHistory, flags: argparse.Namespace) -> Analysis | str:
-    """Return what the model of ``run`` makes of its images, or why that is not known."""
-    if not flags.model:
+def _analysis(run: RunHistory, run_model: bool, mistakes: int) -> Analysis | str:
+    """Return how the model of ``run`` does on its validation images, or why that is not known."""
+    if not run_model:
         return "Not run over the validation images (--no-model)."
     model = run.model
     if model is None:
@@ -68,14 +86,15 @@ def _analysis(run: RunHistory, flags: argparse.Namespace) -> Analysis | str:
     from bit_paddle.inference import examine
 
     try:
-        return examine.analyze(run, model, flags.pictures)
+        return examine.analyze(run, model, mistakes)
     except errors.BitPaddleError as error:
         if error.exit_status != 2:
             raise
         return f"Not run over the validation images: {error}"
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
     parser = parsing.Parser(
         prog=PROG,
         description="Show runs as one page to look at, of which nothing is elsewhere.",
@@ -90,9 +109,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--pictures",
         type=whole(0),
-        default=12,
+        default=MISTAKES,
         metavar="N",
-        help="mistakes, and right answers, to show (default: 12)",
+        help=f"mistakes, and right answers, to show (default: {MISTAKES})",
     )
     parser.add_argument(
         "--no-model",

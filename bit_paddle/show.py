@@ -62,7 +62,7 @@ examples:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command ``arguments``; `bit_paddle.errors` says what it raises."""
-    flags, rest = _parser().parse_known_args(list(arguments))
+    flags, rest = parser().parse_known_args(list(arguments))
     known = parsing.parser(TRAIN).parse_known_args(rest)[0]
     if known.model is None and not (known.config and _names_model(known.config)):
         rest = ["--model", MODEL, *rest]
@@ -158,7 +158,8 @@ def _names_model(path: str) -> bool:
         return False
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command's own flags."""
     parser = parsing.outer_parser(
         PROG,
         usage=f"{PROG} --dataset NAME [--datadir DIR]\n"

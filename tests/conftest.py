@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import subprocess
-import sys
+import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
-ROOT = Path(__file__).resolve().parent.parent
-GOLDEN = ROOT / "tests" / "golden"
-SHARED = Path(os.environ.get("BIT_PADDLE_SHARED", ROOT.parent / "shared"))
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell has it ignored
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores, of one thread each
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+
+from helpers.commands import run_here, run_train, start_train, wait_until
+from helpers.places import GOLDEN, ROOT, SHARED
+
+import bit_paddle  # before Paddle, as users import it
 
 _spec = importlib.util.spec_from_file_location("make_checkpoint", GOLDEN / "make_checkpoint.py")
 make_checkpoint = importlib.util.module_from_spec(_spec)
@@ -64,9 +70,22 @@ def golden_sample(flat: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_tests(tmp_path_factory):
-    """No test reads or writes the user's own cache."""
+    """No test reads or writes the user's own cache.
+
+    But operators that are compiled there are copied: half a minute less. The workers of one session
+    share them.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    own = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bit_paddle/native"
+    with FileLock(shared / "cache.lock"):
+        for facts in own.glob("*/facts.json"):
+            copy = shared / "cache/bit_paddle/native" / facts.parent.name
+            if not copy.exists():
+                shutil.copytree(facts.parent, copy)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BIT_PADDLE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CACHE_HOME", str(shared / "cache"))
+        patch.setenv("BIT_PADDLE_HOME", str(tmp_path_factory.mktemp("home")))
         yield
 
 
@@ -105,26 +124,6 @@ def image_folder(tmp_path_factory) -> Path:
                 pixels[..., label] += 120
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{k}.png")
     return root
-
-
-def start_train(*arguments: object, **options) -> subprocess.Popen:
-    """Start ``python -m bit_paddle.train`` as a user would, in a process that can be disturbed."""
-    return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "bit_paddle.train", *map(str, arguments)],
-        text=True,
-        **{"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
-    )
-
-
-def run_train(*arguments: object, timeout: float = 300, **options) -> subprocess.CompletedProcess:
-    """Run ``python -m bit_paddle.train`` as a user would and return what it printed."""
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "bit_paddle.train", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        **{"cwd": ROOT, **options},
-    )
 
 
 def update(model, optimizer, parts, lr, lam=1.0, images=None, **options):

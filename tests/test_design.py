@@ -1,6 +1,10 @@
-"""The architecture: who may import whom, and what must not load Paddle."""
+"""The architecture, where `lint-imports` cannot see it: circles, sizes, what loads Paddle.
+
+Which room may import which is a contract in pyproject.toml.
+"""
 
 import ast
+import re
 import resource
 import subprocess
 import sys
@@ -11,24 +15,14 @@ from conftest import ROOT
 
 import bit_paddle
 
-ROOMS = (  # a room imports from those before it, and from itself without circles
-    "errors",
-    "recipes",
-    "system",
-    "data",
-    "models",
-    "config",
-    "runs",
-    "inference",
-    "visual",
-    "training",
-    "doors",
-)
 NEED_PADDLE = {
     *(f"models.{name}" for name in ("resnetv2", "weights")),
     *(f"models.native.{name}" for name in ("plain", "compiled", "checks")),
     *(f"inference.{name}" for name in ("examine", "predictor")),
-    *(f"training.{name}" for name in ("distributed", "memory", "optimizer", "start", "validation")),
+    *(
+        f"training.{name}"
+        for name in ("distributed", "memory", "optimizer", "run", "start", "step", "validation")
+    ),
     "runs.snapshot",
     "system.device",
 }
@@ -38,12 +32,6 @@ MODULES = {
     if path.name != "__init__.py"
 }
 OLD_ADDRESSES = {"data.show", "native.__main__"}
-
-
-def room_of(name: str) -> str:
-    """The room of a module; commands and the interface are doors."""
-    room = name.split(".")[0]
-    return room if name not in OLD_ADDRESSES and room in ROOMS else "doors"
 
 
 def imports(path: Path, top_level: bool = False) -> set:
@@ -61,23 +49,63 @@ def imports(path: Path, top_level: bool = False) -> set:
     return found
 
 
-@pytest.mark.parametrize("name", sorted(MODULES))
-def test_imports_come_from_rooms_below(name):
-    own, found = room_of(name), imports(MODULES[name])
-    for other in MODULES:
-        if f"bit_paddle.{other}" in found and room_of(other) != own:
-            assert ROOMS.index(room_of(other)) < ROOMS.index(own), f"{name} imports {other}"
-
-
 def test_no_circles():
+    found = {name: imports(path) for name, path in MODULES.items()}
     arrows = {
-        name: {other for other in MODULES if f"bit_paddle.{other}" in imports(path) - {name}}
-        for name, path in MODULES.items()
+        name: {other for other in MODULES if f"bit_paddle.{other}" in found[name]} - {name}
+        for name in MODULES
     }
     while arrows:
         ends = {name for name, others in arrows.items() if not others & set(arrows)}
         assert ends, f"a circle among {sorted(arrows)}"
         arrows = {name: others for name, others in arrows.items() if name not in ends}
+
+
+# --- Sizes --------------------------------------------------------------------------------------
+
+PACKAGE = ROOT / "bit_paddle"
+BESIDE_COMMANDS = {"__init__.py", "__main__.py", "api.py", "errors.py", "py.typed"}
+waits = pytest.mark.xfail(reason="the long ones are being split", strict=False)
+
+
+def lines_of(path: Path) -> int:
+    return len(path.read_text().splitlines())
+
+
+@waits
+def test_the_package_folder_holds_its_commands_and_rooms():
+    from bit_paddle.__main__ import COMMANDS
+
+    files = {path.name for path in PACKAGE.iterdir() if path.is_file()}
+    assert files - BESIDE_COMMANDS == {f"{name}.py" for name in COMMANDS}
+    folders = [path for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"]
+    assert len(folders) <= 11
+
+
+@waits
+def test_commands_are_short():
+    long = {path.name: lines_of(path) for path in PACKAGE.glob("*.py")}
+    assert {name: lines for name, lines in long.items() if lines > 220} == {}
+
+
+@waits
+def test_modules_are_short():
+    long = {name: lines_of(path) for name, path in MODULES.items()}
+    assert {name: lines for name, lines in long.items() if lines > 350} == {}
+
+
+@waits
+def test_functions_fit_a_screen():
+    long = {
+        f"{name}.{node.name}": node.end_lineno - node.lineno + 1
+        for name, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    }
+    assert {name: lines for name, lines in long.items() if lines > 80} == {}
+
+
+# --- Paddle is loaded late ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", sorted(set(MODULES) - NEED_PADDLE))
@@ -112,7 +140,7 @@ def test_the_package_names_its_commands():
 
     done = subprocess.run([sys.executable, "-m", "bit_paddle"], cwd=ROOT, text=True,
                           capture_output=True)  # fmt: skip
-    assert done.returncode == 0 and done.stdout.count("python -m bit_paddle.") == len(COMMANDS)
+    assert done.returncode == 0 and re.findall(r"^  (\w+) ", done.stdout, re.M) == list(COMMANDS)
     modules = {
         name for name, path in MODULES.items() if '__name__ == "__main__"' in path.read_text()
     }

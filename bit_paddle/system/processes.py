@@ -104,12 +104,14 @@ def _visible_gpus() -> list[str]:
     return [str(number) for number in range(count)]
 
 
-def launch(command: Sequence[str], count: int, gpus: Sequence[int] = ()) -> int:
+def launch(
+    command: Sequence[str], count: int, gpus: Sequence[int] = (), embedded: bool = False
+) -> int:
     """Run ``command`` in ``count`` processes, as one program; return its exit status.
 
     With ``gpus``, of that number, each process has one, and they talk by NCCL; else by gloo.
     Signals go to all of them. The first one has the terminal. If one fails, the others are given
-    `GRACE` seconds, and the message of the first to fail is shown.
+    `GRACE` seconds, and the message of the first to fail is shown. ``embedded``: see `Interrupt`.
     """
     ports = _free_ports(count + 1)
     endpoints = [f"127.0.0.1:{port}" for port in ports]
@@ -125,7 +127,7 @@ def launch(command: Sequence[str], count: int, gpus: Sequence[int] = ()) -> int:
     }
     children: list[subprocess.Popen] = []
     messages: list[BinaryIO] = []
-    with Interrupt() as stop:
+    with Interrupt(embedded) as stop:
         try:
             for place in range(count):
                 own = {

@@ -18,27 +18,33 @@ class Interrupted(BaseException):
 
 
 class Interrupt:
-    """In ``with Interrupt() as stop``, a first signal sets ``stop.signal``, and no more.
+    """Inside ``with Interrupt() as stop`` a signal sets ``stop.signal`` and does nothing else.
 
-    SIGTERM, SIGHUP (unless ignored, as under nohup) and SIGUSR1, which schedulers send as a notice
-    of pre-emption, are the same; sent again they change nothing, as a scheduler and a launcher may
-    both send one. A second SIGINT (Ctrl-C) leaves at once, also in the middle of a long operation
-    of Paddle's. To be entered after the import of Paddle, which takes SIGTERM for itself.
+    SIGTERM, SIGHUP (unless ignored, as under nohup) and SIGUSR1, which schedulers send before they
+    pre-empt, are handled alike; sent again they change nothing, as a scheduler and a launcher may
+    both send one. A second SIGINT (Ctrl-C) ends the process at once, even in a long operation of
+    Paddle; ``embedded`` in a program or notebook it raises KeyboardInterrupt instead. Enter it
+    after the import of Paddle, which handles SIGTERM itself. Outside of the main thread, where
+    Python allows no handlers, signals are left alone.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
-    def __init__(self) -> None:
+    def __init__(self, embedded: bool = False) -> None:
         self.signal: signal.Signals | None = None
         self.count = 0
+        self._embedded, self._written = embedded, None
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interrupt:
-        self._pipe, written = os.pipe()
-        os.set_blocking(written, False)
-        self._fd_before = signal.set_wakeup_fd(written, warn_on_full_buffer=False)
-        self._written = written
-        threading.Thread(target=self._watch, args=(self._pipe,), daemon=True).start()
-        self._before: dict[signal.Signals, Any] = {
+        if not _in_main_thread():
+            return self
+        if not self._embedded:
+            pipe, self._written = os.pipe()
+            os.set_blocking(self._written, False)
+            self._fd_before = signal.set_wakeup_fd(self._written, warn_on_full_buffer=False)
+            threading.Thread(target=self._watch, args=(pipe,), daemon=True).start()
+        self._before = {
             number: signal.signal(number, self._note)
             for number in self.SIGNALS
             if signal.getsignal(number) is not signal.SIG_IGN
@@ -48,13 +54,16 @@ class Interrupt:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
-        signal.set_wakeup_fd(self._fd_before)
-        os.close(self._written)  # which ends the thread
+        if self._written is not None:
+            signal.set_wakeup_fd(self._fd_before)
+            os.close(self._written)  # which ends the thread
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
         if self.signal is None:
             self.signal = signal.Signals(number)
+        elif self._embedded and number == signal.SIGINT:
+            raise KeyboardInterrupt
 
     @staticmethod
     def _watch(pipe: int) -> None:
@@ -80,17 +89,23 @@ class Interrupt:
             return 0
         return 128 + (signal.SIGTERM if self.signal == signal.SIGUSR1 else self.signal)
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Inside, let Ctrl-C end the process at once: an import or a library would swallow it."""
+        if self._embedded or not _in_main_thread():
+            yield
+            return
+        before = signal.getsignal(signal.SIGINT)
+        if before is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
 
-@contextmanager
-def at_once() -> Iterator[None]:
-    """Let Ctrl-C end the process at once inside, where an import or a library would swallow it."""
-    before = signal.getsignal(signal.SIGINT)
-    if before is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def heed_notice() -> None:

@@ -6,26 +6,36 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from bit_paddle import errors
 from bit_paddle.config.settings import Settings, to_yaml
 from bit_paddle.runs import logbook
-from bit_paddle.runs.folder import CONFIG, RESULT, Start, check_data, claim, forget, result
+from bit_paddle.runs.folder import CONFIG, RESULT, Start, check_data, claim, forget
+from bit_paddle.runs.folder import result as result_of
 from bit_paddle.system import files, processes
+from bit_paddle.system.signals import Interrupt
 from bit_paddle.training.plan import Plan, make_plan
-from bit_paddle.training.run import run
 
 PROG = "python -m bit_paddle.train"
 
 
-def start(
-    settings: Settings, arguments: Sequence[str], force: bool = False
-) -> tuple[int, dict[str, Any] | None]:
-    """Carry out one run in its folder; return the exit status, and the result if it is complete.
+class Ended(NamedTuple):
+    """How a run ended: its exit status (0, or 128 + the signal), its folder, its result if any."""
 
-    ``arguments`` are the command's, of which ``settings`` were made.
+    status: int
+    folder: Path
+    result: dict[str, Any] | None  # of a run that is complete
+
+
+def start(
+    settings: Settings, arguments: Sequence[str], force: bool = False, embedded: bool = False
+) -> Ended:
+    """Carry out one run in its folder.
+
+    ``arguments`` are the command's words, of which ``settings`` were made. ``embedded`` in a
+    program or a notebook, a second Ctrl-C raises KeyboardInterrupt instead of ending the process.
     """
     if processes.world_size() == 1:
         gpus = [] if settings.device == "cpu" else processes.gpus(settings.devices)
@@ -36,47 +46,60 @@ def start(
             )
         count = max(len(gpus), settings.nproc)
         if count > 1:
-            return _start_processes(settings, arguments, force, count, gpus)
+            return _start_processes(settings, arguments, force, count, gpus, embedded)
         if gpus:
             os.environ.update(FLAGS_selected_gpus=str(gpus[0]))  # what Paddle takes as "gpu"
     processes.end_with_parent()
+    stop = Interrupt(embedded)
     if processes.rank():
-        with ExitStack() as signals:
-            return run(make_plan(settings, fetch=False), logbook.Silent(), signals)
+        log = logbook.Silent()
+        status, result = _run(make_plan(settings, fetch=False), log, stop)
+        return Ended(status, log.folder, result)
     with claim(settings, force) as begin:
         if begin.result is not None:
             print(complete(begin))
             if processes.world_size() == 1:
-                return 0, begin.result
-        plan = _plan(settings, begin, force)
-        described, folder = plan.describe(), begin.folder
-        new = not (folder / CONFIG).exists()
-        with logbook.Logbook(folder) as log:
-            command = shlex.join([*PROG.split(), *arguments])
-            if (new or force) and begin.result is None:
-                (folder / RESULT).unlink(missing_ok=True)
-                title = " ".join(command.splitlines())
-                files.write_text(folder / CONFIG, f"# {title}\n{to_yaml(settings)}")
-            if plan.skipped:
-                lines = "".join(f"{one}\n" for one in plan.skipped)
-                files.write_text(folder / "skipped.txt", lines)
-            log.say(f"{command}\n{described}")
-            try:
-                with ExitStack() as signals:
-                    return run(plan, log, signals)
-            except (
-                errors.ConfigError,
-                errors.CheckpointError,
-            ):  # such as a GPU that is not there: nothing has been done
-                if new:
-                    forget(folder)
-                raise
-            except Exception as error:
-                log.say(f"{type(error).__name__}: {error}", console=False)
-                raise
+                return Ended(0, begin.folder, begin.result)
+        plan = plan_of(settings, begin, force)
+        status, result = _run_in_folder(plan, arguments, force, stop)
+        return Ended(status, begin.folder, result)
 
 
-def _plan(settings: Settings, begin: Start, force: bool, fetch: bool = True) -> Plan:
+def _run_in_folder(
+    plan: Plan, arguments: Sequence[str], force: bool, stop: Interrupt
+) -> tuple[int, dict[str, Any] | None]:
+    """Write what the run is (command, settings, plan) into its folder, and carry it out."""
+    described, folder = plan.describe(), plan.start.folder
+    new = not (folder / CONFIG).exists()
+    with logbook.Logbook(folder) as log:
+        command = shlex.join([*PROG.split(), *arguments])
+        if (new or force) and plan.start.result is None:
+            (folder / RESULT).unlink(missing_ok=True)
+            title = " ".join(command.splitlines())
+            files.write_text(folder / CONFIG, f"# {title}\n{to_yaml(plan.settings)}")
+        if plan.skipped:
+            lines = "".join(f"{one}\n" for one in plan.skipped)
+            files.write_text(folder / "skipped.txt", lines)
+        log.say(f"{command}\n{described}")
+        try:
+            return _run(plan, log, stop)
+        except (errors.ConfigError, errors.CheckpointError):
+            if new:  # such as a GPU that is not there: nothing has been done
+                forget(folder)
+            raise
+        except Exception as error:
+            log.say(f"{type(error).__name__}: {error}", console=False)
+            raise
+
+
+def _run(plan: Plan, log: logbook.Logbook, stop: Interrupt) -> tuple[int, dict[str, Any] | None]:
+    with log.timed("loading Paddle"), stop.at_once():
+        from bit_paddle.training import run  # not above: it takes seconds
+    return run.run(plan, log, stop)
+
+
+def plan_of(settings: Settings, begin: Start, force: bool, fetch: bool = True) -> Plan:
+    """Return the plan of a run that starts from ``begin``; refuse changed data unless ``force``."""
     plan = make_plan(settings, begin, fetch)
     if not force:
         check_data(begin, plan.data_identity)
@@ -89,19 +112,21 @@ def _start_processes(
     force: bool,
     count: int,
     gpus: Sequence[int],
-) -> tuple[int, dict[str, Any] | None]:
-    """Do as `start` does, by ``count`` processes; mistakes are answered before there are any."""
+    embedded: bool,
+) -> Ended:
+    """Run `start` in ``count`` processes; configuration errors are raised before any is spawned."""
     with claim(settings, force) as begin:
         if begin.result is not None:
             print(complete(begin))
-            return 0, begin.result
-        _plan(settings, begin, force)
+            return Ended(0, begin.folder, begin.result)
+        plan_of(settings, begin, force)
     command = [sys.executable, "-m", "bit_paddle.train", *arguments]
     command += ["--traceback"] if "--traceback" in sys.argv else []
-    status = processes.launch(command, count, gpus)
-    return status, result(begin.folder, settings)
+    status = processes.launch(command, count, gpus, embedded)
+    return Ended(status, begin.folder, result_of(begin.folder, settings))
 
 
 def complete(begin: Start) -> str:
+    """Return the line about a run that is complete already."""
     values = (f"{name} {value}" for name, value in begin.result.items() if name != "runs")
     return f"{begin.folder}: this run is complete: {', '.join(values)}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,22 +13,23 @@ from bit_paddle import errors
 from bit_paddle.config.settings import Settings, to_yaml
 from bit_paddle.runs.folder import CONFIG, REPEATS, claim, forget
 from bit_paddle.system import files
-
-#: Carries out a run of settings, as the command's words ask for it: (exit status, result or None).
-Start = Callable[[Settings, Sequence[str], bool], "tuple[int, dict[str, Any] | None]"]
+from bit_paddle.training.launch import Ended, start
 
 
-def repeat(settings: Settings, arguments: Sequence[str], start: Start, force: bool = False) -> int:
-    """Make --repeats runs by ``start``, with seeds that count up; report the spread.
+def repeat(
+    settings: Settings, arguments: Sequence[str], force: bool = False, embedded: bool = False
+) -> Ended:
+    """Make --repeats runs, with seeds that count up; report the spread.
 
-    The runs are folders ``seed-<seed>`` in one, next to repeats.json and repeats.txt. A signal ends
-    the run under way and leaves out the rest; the same command goes on there.
+    The runs are folders ``seed-<seed>`` in one folder, next to repeats.json and repeats.txt. After
+    a signal the run under way saves and ends, and the others are not started; the same command
+    resumes there. The arguments are those of `launch.start`.
     """
     with claim(settings, force) as begin:
         folder, found = begin.folder, []
         if begin.result is not None:
             print((folder / "repeats.txt").read_text(), end="")
-            return 0
+            return Ended(0, folder, begin.result)
         new = not (folder / CONFIG).exists()
         files.write_text(folder / CONFIG, to_yaml(settings))
         for k in range(settings.repeats):
@@ -42,20 +43,21 @@ def repeat(settings: Settings, arguments: Sequence[str], start: Start, force: bo
             words = [f"--{name}={value}" for name, value in changes.items()]
             print(f"--- run {k + 1} of {settings.repeats}: {folder / changes['name']}", flush=True)
             try:
-                status, result = start(replace(settings, **changes), [*arguments, *words], force)
+                one = replace(settings, **changes)
+                ended = start(one, [*arguments, *words], force, embedded)
             except errors.ConfigError:
                 if new and k == 0:
                     forget(folder)
                 raise
-            if status:
-                return status
-            found.append({"seed": changes["seed"], **result})
-            report(found, folder)
-    return 0
+            if ended.status:
+                return Ended(ended.status, folder, None)
+            found.append({"seed": changes["seed"], **ended.result})
+            content = report(found, folder)
+    return Ended(0, folder, content)
 
 
-def report(found: Sequence[dict[str, float]], folder: Path) -> None:
-    """Write and print the lowest, the median and the highest value of the runs ``found`` so far."""
+def report(found: Sequence[dict[str, float]], folder: Path) -> dict[str, Any]:
+    """Write, print and return the lowest, median and highest value of the runs so far."""
     values = {key: [one[key] for one in found] for key in ("top1", "top5", "loss")}
     spread = {
         key: {"min": min(some), "median": float(np.median(some)), "max": max(some)}
@@ -75,3 +77,4 @@ def report(found: Sequence[dict[str, float]], folder: Path) -> None:
     content = {"count": len(found), **spread, "runs": list(found)}
     files.write_text(folder / REPEATS, files.to_json(content))
     print(table, end="", flush=True)
+    return content

@@ -1,4 +1,7 @@
-"""A whole run, from its start to its result."""
+"""A whole run: validate if due, save if due, make a step; from its start to its result.
+
+Loads Paddle. `launch` imports this module when the plan is made and nothing is known to be wrong.
+"""
 
 from __future__ import annotations
 
@@ -6,98 +9,264 @@ import platform
 import signal
 import time
 from collections import deque
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Generator
 from dataclasses import asdict, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import paddle
 
 from bit_paddle import __version__, errors
 from bit_paddle.config import types as argtypes
 from bit_paddle.config.settings import to_dict
 from bit_paddle.data import loader
-from bit_paddle.models import published
-from bit_paddle.runs import checkpoints, folder, logbook
-from bit_paddle.system import environment, files, processes
+from bit_paddle.models import published, weights
+from bit_paddle.models.native import build
+from bit_paddle.runs import checkpoints, folder, snapshot
+from bit_paddle.runs.logbook import Logbook
+from bit_paddle.system import device, environment, files, processes
 from bit_paddle.system.progress import progress_bar
-from bit_paddle.system.signals import Interrupt, Interrupted, at_once
-from bit_paddle.training import profiling
+from bit_paddle.system.signals import Interrupt, Interrupted
+from bit_paddle.training import distributed, memory, profiling, start, step, validation
 from bit_paddle.training.plan import Plan
 
-if TYPE_CHECKING:
-    from bit_paddle.inference import metrics
-from bit_paddle.training.step import loss_of, update
 
-# --- The run ------------------------------------------------------------------------------------
+def run(plan: Plan, log: Logbook, stop: Interrupt) -> tuple[int, dict[str, Any] | None]:
+    """Carry out ``plan``; return the exit status, and the result of a complete run or None.
 
-
-def run(plan: Plan, log: logbook.Logbook, signals: ExitStack) -> tuple[int, dict[str, Any] | None]:
-    """Carry out ``plan`` from its start on; return the exit status, and the result if it is there.
-
-    There is none if a signal has ended the run. They are heeded until ``signals`` is closed.
+    A signal to ``stop``, which is entered here, ends the run early, with a checkpoint.
     """
-    settings, schedule, crop = plan.settings, plan.schedule, plan.resolution.crop
-    rank, world_size = processes.rank(), processes.world_size()
-
-    with log.timed("loading Paddle"), at_once():
-        import paddle
-
-        from bit_paddle.models import weights
-        from bit_paddle.models.native import build
-        from bit_paddle.runs import snapshot
-        from bit_paddle.system.device import amp_for, peak_memory, select_device
-        from bit_paddle.training import distributed, memory, validation
-        from bit_paddle.training.start import begin
-
-        # --- Device and processes: from here on all processes do the same ---
-        device = select_device(settings.device, settings.deterministic)
-        amp = amp_for(device, settings.amp)
-        distributed.join()
+    with log.timed("loading Paddle"), stop.at_once():
+        place = device.select_device(plan.settings.device, plan.settings.deterministic)
+        amp = device.amp_for(place, plan.settings.amp)
+        distributed.join()  # from here on all processes do the same
         amp = distributed.amp_of_all(amp)
-    stop = signals.enter_context(Interrupt())
-    if not distributed.from_first([plan.start.result is None])[0]:
-        return 0, plan.start.result or {}
-    with log.timed("loading the model"):
-        model, optimizer, sums, progress, known_split = begin(plan, amp, log)
-        operators, named = build.choose(device, amp, log.say)
-        model.compute_with(operators)
-    with log.timed("trying micro-batches"):
-        moved = [] if progress.step else sums.own
-        loss = partial(loss_of, name=settings.loss)
-        batch_split = memory.find_split(plan, device, known_split, model, loss, moved, log)
-    if settings.shard and world_size == 1:
-        log.say("note: --shard changes nothing for one process")
-    log.rewind(progress.step, min(progress.evaluated, schedule.steps - 1))  # the last is made anew
-    log.say(
-        f"bit_paddle {__version__}, Paddle {paddle.__version__} on {device}, "
-        f"{environment.cpu_count()} processors{f' for each of {world_size}' * (world_size > 1)}; "
-        f"{settings.batch} images a step, in {world_size * batch_split} "
-        f"part{'s' * (world_size * batch_split > 1)}{f', in {amp}' * (amp != 'off')}\n"
-        f"operators: {named}"
-    )
+    with stop:
+        if not distributed.from_first([plan.start.result is None])[0]:
+            return 0, plan.start.result or {}
+        return _carry_out(TrainingRun(plan, log, stop, place, amp), stop)
 
-    # --- What a run does beside training: it measures itself, and saves what it needs to go on ---
-    def evaluate() -> metrics.Tally:
-        """Measure the model on all validation images, and log it."""
-        micro_batch = -(-settings.batch // (batch_split * world_size))
+
+def _carry_out(training: TrainingRun, stop: Interrupt) -> tuple[int, dict[str, Any] | None]:
+    try:
+        training.train()
+    except Interrupted:
+        return training.interrupted(), None
+    except Exception as error:
+        training.save_after(error)
+        raise
+    finally:
+        training.close()
+    result = training.finish()
+    return 0 if processes.rank() else stop.exit_status, result  # a signal may have come late
+
+
+class TrainingRun:
+    """A run under way: its model, its optimizer, its progress, and what is done between steps."""
+
+    def __init__(self, plan: Plan, log: Logbook, stop: Interrupt, place: str, amp: str):
+        self.plan, self.log, self.stop, self.amp = plan, log, stop, amp
+        settings, self.world_size = plan.settings, processes.world_size()
+        with log.timed("loading the model"):
+            begun = start.begin(plan, amp, log)
+            self.model, self.optimizer, self.sums = begun.model, begun.optimizer, begun.sums
+            self.progress = begun.progress
+            operators, operators_name = build.choose(place, amp, log.say)
+            self.model.compute_with(operators)
+        with log.timed("trying micro-batches"):
+            to_come = [] if self.progress.step else self.sums.own
+            loss = partial(step.loss_of, name=settings.loss)
+            self.batch_split = memory.find_split(
+                plan, place, begun.known_split, self.model, loss, to_come, log
+            )
+        if settings.shard and self.world_size == 1:
+            log.say("note: --shard changes nothing for one process")
+        last = plan.schedule.steps - 1
+        log.rewind(self.progress.step, min(self.progress.evaluated, last))  # the last is recomputed
+        log.say(f"{self._headline(place)}\noperators: {operators_name}")
+        self._begun, self._tally = self.progress.step, None
+        self._saver, self._profile = None, None
+        if processes.rank() == 0:
+            if settings.save:
+                interval = argtypes.interval(settings.save_every)
+                self._saver = checkpoints.Saver(
+                    log.folder, settings.keep, interval, log, self.progress.step
+                )
+            if settings.profile:
+                self._profile = profiling.Profile(settings.profile, log)
+        self._batches = self._training_batches()
+
+    def _headline(self, place: str) -> str:
+        """Return the line of versions, device, processors and parts that starts a run's log."""
+        parts = self.world_size * self.batch_split
+        return (
+            f"bit_paddle {__version__}, Paddle {paddle.__version__} on {place}, "
+            f"{environment.cpu_count()} processors"
+            + (f" for each of {self.world_size}" if self.world_size > 1 else "")
+            + f"; {self.plan.settings.batch} images per step, in {parts} "
+            + ("part" if parts == 1 else "parts")
+            + (f", in {self.amp}" if self.amp != "off" else "")
+        )
+
+    def _training_batches(self) -> Generator[loader.Batch, None, None]:
+        plan, settings = self.plan, self.plan.settings
+        return loader.training_batches(
+            plan.data.train,
+            plan.subset,
+            plan.resolution,
+            settings.batch,
+            settings.seed,
+            settings.workers,
+            plan.flip,
+            plan.mixup_alpha,
+            plan.cache_bytes,
+            self.progress.step,
+            processes.rank(),
+            self.world_size,
+            plan.inception,
+        )
+
+    # --- The story ------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Make all steps that are left; then save, and measure the model."""
+        steps = self.plan.schedule.steps
+        with progress_bar(desc="training", total=steps, initial=self.progress.step) as bar:
+            while self.progress.step < steps:
+                self.validate_if_due()
+                self.save_if_due()
+                bar.set_postfix_str(self.step(), refresh=False)
+                bar.update()
+            if self._profile is not None:
+                self._profile.close()
+            self.save()  # validation may take long
+            self.validate()
+
+    def validate_if_due(self) -> None:
+        """Validate after every --eval_every steps, but not a second time after a resume."""
+        at, every = self.progress.step, self.plan.settings.eval_every
+        if every and at and at % every == 0 and self.progress.evaluated != at:
+            self.validate()
+
+    def save_if_due(self) -> None:
+        """Save a checkpoint as --save_every says; with --shard all processes take part."""
+        due = self._saver is not None and self._saver.due(self.progress.step)
+        if distributed.from_first([due])[0] if self.plan.settings.shard else due:
+            self.save()
+
+    def step(self) -> str:
+        """Make one optimizer step on the next batch; return the line about it."""
+        settings, at, started = self.plan.settings, self.progress.step, time.perf_counter()
+        with self.log.timed("waiting for data"), profiling.part("waiting for data"):
+            batch = next(self._batches)
+        lr = self.plan.schedule.learning_rate(at, settings.base_lr)
+        loss, nonfinite, before = None, 0, self.progress
+        while loss is None:
+            try:
+                with self.log.timed("training"):
+                    loss = self._update(batch, lr)
+            except errors.OutOfMemoryError:
+                self.batch_split = memory.split_further(self.plan, self.batch_split)
+                memory.release(self.model)
+                self.log.say(
+                    f"step {at + 1}: out of memory; retried in {self.batch_split} micro-batches"
+                )
+            except errors.GradientOverflow as error:
+                halved = self.progress.loss_scale / 2
+                self.progress = replace(self.progress, loss_scale=halved, clean=0)
+                self.log.say(f"step {at + 1}: {error}; retried at half of it", console=False)
+            except errors.NonFiniteError as error:
+                self.progress = before  # no loss scale would help
+                loss, nonfinite = np.nan, before.nonfinite + 1
+                self._skip(error, batch, lr, nonfinite)
+        self.progress = replace(self.progress, step=at + 1, nonfinite=nonfinite)
+        if self.amp == "fp16" and not nonfinite:
+            self.progress = self.progress.counted()
+        speed = len(batch.indices) / (time.perf_counter() - started)
+        self.log.metrics("train", at + 1, loss=loss, lr=lr, images_per_second=round(speed, 2))
+        line = f"loss {loss:.5f}, lr {lr:.3g}, {speed:.1f} images/s"
+        self.log.say(f"step {at + 1}: {line}", console=False)
+        if self._profile is not None:
+            self._profile.step()
+        return line
+
+    def _update(self, batch: loader.Batch, lr: float) -> float:
+        return step.update(
+            self.model,
+            self.optimizer,
+            self.sums,
+            batch.micro_batches(self.batch_split),
+            len(batch.indices),
+            lr,
+            batch.lam,
+            self.progress.loss_scale if self.amp == "fp16" else 1.0,
+            self.stop.checked,
+            self.plan.settings.loss,
+        )
+
+    def _skip(
+        self, error: errors.NonFiniteError, batch: loader.Batch, lr: float, nonfinite: int
+    ) -> None:
+        """Log an update that was left out; raise where there were too many in a row."""
+        names = [self.plan.data.train.name(index) for index in batch.indices]
+        self.log.say(f"the batch of step {self.progress.step}: {', '.join(names)}", console=False)
+        more = f" and {len(names) - 8} more, in train.log" if len(names) > 8 else ""
+        fault = errors.NonFiniteError(
+            f"step {self.progress.step}, learning rate {lr:g}: {error}; the update was not made. "
+            f"Try a smaller --base_lr. The batch: {', '.join(names[:8])}{more}"
+        )
+        if nonfinite > self.plan.settings.skip_nonfinite:
+            raise fault from None
+        self.log.say(f"warning: {fault}")
+
+    def validate(self) -> None:
+        """Measure the model on all validation images; log it, and save it if it is the best."""
+        plan, at = self.plan, self.progress.step
+        micro_batch = -(-plan.settings.batch // (self.batch_split * self.world_size))
         batches = loader.evaluation_batches(
-            plan.data.val, crop, micro_batch, settings.workers, plan.resize, rank, world_size
+            plan.data.val,
+            plan.resolution.crop,
+            micro_batch,
+            plan.settings.workers,
+            plan.resize,
+            processes.rank(),
+            self.world_size,
         )
         with (
-            log.timed("validation"),
+            self.log.timed("validation"),
             progress_bar(desc="validation", unit="img", total=len(plan.data.val)) as bar,
         ):
-            tally = validation.evaluate(model, stop.checked(batches), bar.update, settings.loss)
-        log.metrics("val", progress.step, **tally.summary())
-        log.say(
-            f"step {progress.step}: validation loss {tally.loss:.4f}, top-1 {tally.top1:.2%}, "
+            tally = validation.evaluate(
+                self.model, self.stop.checked(batches), bar.update, plan.settings.loss
+            )
+        self.log.metrics("val", at, **tally.summary())
+        self.log.say(
+            f"step {at}: validation loss {tally.loss:.4f}, top-1 {tally.top1:.2%}, "
             f"top-5 {tally.top5:.2%} ({tally.images:,} images)"
         )
-        return tally
+        better, self._tally = tally.top1 > self.progress.best, tally
+        best = max(self.progress.best, tally.top1)
+        self.progress = replace(self.progress, evaluated=at, best=best)
+        if better:
+            self.save(best=True)
 
-    def notes() -> dict[str, Any]:
+    def save(self, best: bool = False) -> None:
+        """Save all that the run needs to resume from here, without waiting for the disk.
+
+        With --shard all processes take part: each has a part of the momentum.
+        """
+        velocities = self.sums.gathered(self.optimizer.velocities())
+        if self._saver is not None:
+            with self.log.timed("copying for a checkpoint"):
+                arrays = snapshot.snapshot(self.model, velocities)
+            write = partial(snapshot.write_snapshot, arrays=arrays, notes=self._notes())
+            self._saver.save(self.progress.step, write, best)
+        elif self.plan.settings.shard and self.plan.settings.save:
+            deque(velocities, maxlen=0)
+
+    def _notes(self) -> dict[str, Any]:
+        """Return what a checkpoint says about its run."""
         return {
             "bit_paddle": __version__,
             "versions": {
@@ -105,190 +274,77 @@ def run(plan: Plan, log: logbook.Logbook, signals: ExitStack) -> tuple[int, dict
                 "numpy": np.__version__,
                 "python": platform.python_version(),
             },
-            "classes": list(plan.data.train.classes),
-            "crop": crop,
-            "resize": plan.resize,
-            "steps": progress.step,
-            "settings": to_dict(settings),
-            "progress": asdict(progress),
-            "data": plan.data_identity,
-            "batch_split": batch_split,
-            "processes": world_size,
-            "amp": amp,
+            "classes": list(self.plan.data.train.classes),
+            "crop": self.plan.resolution.crop,
+            "resize": self.plan.resize,
+            "steps": self.progress.step,
+            "settings": to_dict(self.plan.settings),
+            "progress": asdict(self.progress),
+            "data": self.plan.data_identity,
+            "batch_split": self.batch_split,
+            "processes": self.world_size,
+            "amp": self.amp,
         }
 
-    saver = None
-    if settings.save and rank == 0:
-        interval = argtypes.interval(settings.save_every)
-        saver = checkpoints.Saver(log.folder, settings.keep, interval, log, progress.step)
+    # --- The end --------------------------------------------------------------------------------
 
-    def save(best: bool = False) -> None:
-        """Save all that the run needs to go on from here, without waiting for the disk.
-
-        With --shard by all processes, each of which has a part of it.
-        """
-        velocities = sums.gathered(optimizer.velocities())
-        if saver is None:
-            if settings.shard and settings.save:
-                deque(velocities, maxlen=0)
-        else:
-            with log.timed("copying for a checkpoint"):
-                arrays = snapshot.snapshot(model, velocities)
-            write = partial(snapshot.write_snapshot, arrays=arrays, notes=notes())
-            saver.save(progress.step, write, best)
-
-    # --- Training ---
-    batches = loader.training_batches(
-        plan.data.train,
-        plan.subset,
-        plan.resolution,
-        settings.batch,
-        settings.seed,
-        settings.workers,
-        plan.flip,
-        plan.mixup_alpha,
-        plan.cache_bytes,
-        progress.step,
-        rank,
-        world_size,
-        plan.inception,
-    )
-    begun, tally = progress.step, None
-    profile = profiling.Profile(settings.profile, log) if settings.profile and not rank else None
-    try:
-        with progress_bar(desc="training", total=schedule.steps, initial=progress.step) as bar:
-            while True:
-                step, ended = progress.step, progress.step >= schedule.steps
-                if ended:
-                    if profile is not None:
-                        profile.close()
-                    save()  # validation may take long
-                due = settings.eval_every and step and step % settings.eval_every == 0
-                if (due or ended) and (progress.evaluated != step or ended):
-                    tally = evaluate()
-                    better = tally.top1 > progress.best
-                    best = max(progress.best, tally.top1)
-                    progress = replace(progress, evaluated=step, best=best)
-                    if better:
-                        save(best=True)
-                if ended:
-                    break
-                save_due = saver is not None and saver.due(step)
-                if distributed.from_first([save_due])[0] if settings.shard else save_due:
-                    save()
-                start = time.perf_counter()
-                with log.timed("waiting for data"), profiling.part("waiting for data"):
-                    batch = next(batches)
-                lr = schedule.learning_rate(step, settings.base_lr)
-                loss, nonfinite, before = None, 0, progress
-                while loss is None:
-                    try:
-                        with log.timed("training"):
-                            loss = update(
-                                model,
-                                optimizer,
-                                sums,
-                                batch.micro_batches(batch_split),
-                                len(batch.indices),
-                                lr,
-                                batch.lam,
-                                progress.loss_scale if amp == "fp16" else 1.0,
-                                stop.checked,
-                                settings.loss,
-                            )
-                    except errors.OutOfMemoryError:
-                        batch_split = memory.split_further(plan, batch_split)
-                        memory.release(model)
-                        log.say(
-                            f"step {step + 1}: out of memory; made again in {batch_split} parts"
-                        )
-                    except errors.GradientOverflow as error:
-                        progress = replace(progress, loss_scale=progress.loss_scale / 2, clean=0)
-                        log.say(
-                            f"step {step + 1}: {error}; made again at half of it", console=False
-                        )
-                    except errors.NonFiniteError as error:
-                        progress = before  # no loss scale would do
-                        loss, nonfinite = np.nan, progress.nonfinite + 1
-                        names = [plan.data.train.name(index) for index in batch.indices]
-                        log.say(f"the batch of step {step}: {', '.join(names)}", console=False)
-                        fault = _non_finite(error, step, lr, names)
-                        if nonfinite > settings.skip_nonfinite:
-                            raise fault from None
-                        log.say(f"warning: {fault}")
-                progress = replace(progress, step=step + 1, nonfinite=nonfinite)
-                if amp == "fp16" and not nonfinite:
-                    progress = progress.counted()
-                speed = len(batch.indices) / (time.perf_counter() - start)
-                log.metrics("train", step + 1, loss=loss, lr=lr, images_per_second=round(speed, 2))
-                line = f"loss {loss:.5f}, lr {lr:.3g}, {speed:.1f} images/s"
-                log.say(f"step {step + 1}: {line}", console=False)
-                bar.set_postfix_str(line, refresh=False)
-                bar.update()
-                if profile is not None:
-                    profile.step()
-    except Interrupted:
-        if progress.step > begun:
-            save()
+    def interrupted(self) -> int:
+        """Save, and say so, after a signal to this process or another; return the exit status."""
+        if self.progress.step > self._begun:
+            self.save()
         ending = (
-            f"{stop.signal.name if stop.signal else 'Another process'}: ending after step "
-            f"{progress.step} of {schedule.steps}"
+            f"{self.stop.signal.name if self.stop.signal else 'Another process'}: ending after "
+            f"step {self.progress.step} of {self.plan.schedule.steps}"
         )
-        if saver is not None:
-            saver.close()
-            if saver.failure:
-                raise errors.WriteError(f"{ending}; not saved: {saver.failure}") from None
-            ending += "; the same command goes on from there"
-        log.say(ending)
-        return stop.exit_status or 128 + signal.SIGTERM, None
-    except Exception as error:  # what has been learned is kept, unless an update was cut in two
+        if self._saver is not None:
+            self._saver.close()
+            if self._saver.failure:
+                raise errors.WriteError(f"{ending}; not saved: {self._saver.failure}") from None
+            ending += "; the same command resumes from there"
+        self.log.say(ending)
+        return self.stop.exit_status or 128 + signal.SIGTERM
+
+    def save_after(self, error: Exception) -> None:
+        """Save what has been learned before ``error``, unless it cut an update in two."""
         together = isinstance(error, (errors.NonFiniteError, errors.OutOfMemoryError))
-        if optimizer.whole and progress.step > begun and (together or not settings.shard):
-            save()
-        raise
-    finally:
-        batches.close()
-        if saver is not None:
-            with log.timed("saving"):
-                saver.close()
+        progressed = self.optimizer.whole and self.progress.step > self._begun
+        if progressed and (together or not self.plan.settings.shard):
+            self.save()
 
-    # --- The end: the model for use, and the result, which says that the run is complete ---
-    result = {"steps": progress.step, **tally.summary()}
-    if rank:
-        return 0, result
-    missing = []
-    try:
-        if saver is not None:
-            path = log.folder / published.MODEL
-            with log.timed("saving"):
-                weights.save_npz(model, path, notes())
-            log.say(f"model after step {progress.step} saved to {path}")
-            missing += [saver.failure] if saver.failure else []
-        if peak_memory():
-            log.say(f"GPU memory held, at most: {peak_memory() / 2**30:.2f} GiB")
-        log.say(f"{log.timings()}\nlogs are in {log.folder}")
-        missing += log.missing()
-        if not missing:
-            files.write_text(log.folder / folder.RESULT, files.to_json(result))
-    except errors.WriteError as error:
-        missing += [str(error), *log.missing()]
-    if missing:
-        lines = "".join(f"\n  {one}" for one in missing)
-        kept = checkpoints.checkpoint_files(log.folder)
-        then = "goes on from the last checkpoint" if kept else "begins again"
-        raise errors.WriteError(
-            f"the last step is done, but not all of it could be written:{lines}\nMake room, and "
-            f"the same command {then}"
-        )
-    return stop.exit_status, result  # a signal may have come after the last step
+    def close(self) -> None:
+        """End the threads that read images and write checkpoints."""
+        self._batches.close()
+        if self._saver is not None:
+            with self.log.timed("saving"):
+                self._saver.close()
 
-
-def _non_finite(
-    error: errors.NonFiniteError, step: int, lr: float, names: Sequence[str]
-) -> errors.NonFiniteError:
-    """Return ``error`` with where it happened: the step, the learning rate, the images' names."""
-    return errors.NonFiniteError(
-        f"step {step}, learning rate {lr:g}: {error}; the update was not made. Try a smaller "
-        f"--base_lr. The batch: {', '.join(names[:8])}"
-        f"{f' and {len(names) - 8} more, in train.log' if len(names) > 8 else ''}"
-    )
+    def finish(self) -> dict[str, Any]:
+        """Write the model for use and the result, which marks the run as complete; return it."""
+        result = {"steps": self.progress.step, **self._tally.summary()}
+        if processes.rank():
+            return result
+        log, missing = self.log, []
+        try:
+            if self._saver is not None:
+                path = log.folder / published.MODEL
+                with log.timed("saving"):
+                    weights.save_npz(self.model, path, self._notes())
+                log.say(f"model after step {self.progress.step} saved to {path}")
+                missing += [self._saver.failure] if self._saver.failure else []
+            if device.peak_memory():
+                log.say(f"GPU memory held, at most: {device.peak_memory() / 2**30:.2f} GiB")
+            log.say(f"{log.timings()}\nlogs are in {log.folder}")
+            missing += log.missing()
+            if not missing:
+                files.write_text(log.folder / folder.RESULT, files.to_json(result))
+        except errors.WriteError as error:
+            missing += [str(error), *log.missing()]
+        if missing:
+            lines = "".join(f"\n  {one}" for one in missing)
+            kept = checkpoints.checkpoint_files(log.folder)
+            then = "resumes from the last checkpoint" if kept else "begins again"
+            raise errors.WriteError(
+                f"the last step is done, but not all of it could be written:{lines}\nMake room; "
+                f"then the same command {then}"
+            )
+        return result

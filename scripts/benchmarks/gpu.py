@@ -39,8 +39,8 @@ def train(folder: Path, name: str, words: list[str], limit_mb: int = 0) -> dict[
     steps = [line for line in lines if line["kind"] == "train"]
     log = (folder / name / "train.log").read_text()
     memory = re.search(r"GPU memory held, at most: ([\d.]+) GiB", log)
-    again = re.findall(r"made again in (\d+) parts", log)
-    split = re.search(r"images a step, in (\d+) part", log)
+    again = re.findall(r"retried in (\d+) micro-batches", log)
+    split = re.search(r"images per step, in (\d+) part", log)
     return {
         "speed": statistics.median(line["images_per_second"] for line in steps[len(steps) // 2 :]),
         "memory": f"{memory[1]} GiB" if memory else "-",

@@ -1,10 +1,10 @@
 """Train without one part of the recipe: ``python scripts/benchmarks/rule_parts.py FOLDER``.
 
-The network of BiT-Mini from random weights on all images, and BiT-Mini fine-tuned on ten images a
+The network of BiT-Mini from random weights on all images, and BiT-Mini fine-tuned on ten images per
 class, as in `scripts/benchmarks/transfer_table.sh` and with one part left out: on
 scikit-learn's digits, and on FOLDER/omniglot136 (train/<class>/*, val/<class>/*). Lowest, median
-and highest top-1 of the seeds. Stopped and started again it goes on where it was. Writes table.md
-into --logdir.
+and highest top-1 of the seeds. The same command resumes where it was stopped. Writes runs.csv (a
+line per run and seed) and table.md into --logdir; without FOLDER it only writes the table again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from transfer_table import spread, top1
+from transfer_table import collect, spread
 
 from bit_paddle import errors
 from bit_paddle.config.types import whole
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, help="with omniglot136/ in it")
+    parser.add_argument("folder", type=Path, nargs="?", help="with omniglot136/ in it")
     parser.add_argument("--repeats", type=whole(2), default=5, help="seeds (default: 5)")
     parser.add_argument("--amp", default="auto", help="as of train (default: auto)")
     parser.add_argument(
@@ -66,6 +66,8 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--one", nargs=2, metavar=("ROW", "SET"), help=argparse.SUPPRESS)
     flags = parser.parse_args(arguments)
+    if flags.folder is None:
+        return write(flags.logdir)
     if not (flags.folder / "omniglot136").is_dir():
         raise errors.MissingFileError(f"{flags.folder}: has no folder omniglot136")
     if flags.one:
@@ -81,17 +83,22 @@ def main(arguments: list[str]) -> int:
     with ThreadPoolExecutor(workers) as pool:
         if any(pool.map(start, jobs)):
             return 1
-    text = table(flags.logdir)
-    files.write_text(flags.logdir / "table.md", text)
+    return write(flags.logdir)
+
+
+def write(logs: Path) -> int:
+    """Write the table of the runs in ``logs``, and print it."""
+    text = table(collect(logs, (f"{data}-{name}" for name in ROWS for data in SETS)))
+    files.write_text(logs / "table.md", text)
     print(text, end="")
     return 0
 
 
-def table(logs: Path) -> str:
-    """Return the table of the runs in ``logs``."""
+def table(runs: dict[str, list[float]]) -> str:
+    """Return the table of ``runs``, {name: top-1 of each seed}."""
     lines = [f"| top-1, % | {' | '.join(SETS)} |", "|---" * (1 + len(SETS)) + "|"]
     for name, row in ROWS.items():
-        cells = (spread(top1(logs / f"{data}-{name}")) for data in SETS)
+        cells = (spread(runs[f"{data}-{name}"]) for data in SETS)
         lines.append(f"| {row.title} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

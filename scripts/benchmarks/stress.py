@@ -145,7 +145,7 @@ class Run:
         if not self.until(lambda: any(line["time"] > self.began for line in self.lines()[-1:])):
             return False
         if self.disturbed:
-            found = re.search(r"goes on after step (\d+)", self.said())
+            found = re.search(r"resumes after step (\d+)", self.said())
             self.row.again.append(max(0, self.reached - int(found[1] if found else 0)))
             self.row.resume.append(round(time.time() - self.began, 2))
             self.reached, self.disturbed = 0, False

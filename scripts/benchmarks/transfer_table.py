@@ -1,15 +1,21 @@
 """Draw the table and figure of `transfer_table.sh`: ``scripts/benchmarks/transfer_table.py DIR``.
 
-Reads DIR/<set>-<images a class>-<start>/repeats.json; writes DIR/table.md and DIR/figure.png.
+Reads the runs DIR/<set>-<images per class>-<start>/repeats.json, or DIR/runs.csv, which this script
+has made of them: a line per run and seed. Writes DIR/runs.csv, DIR/table.md and DIR/figure.png.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from statistics import median
 
 from bit_paddle.system import files
+
+COLUMNS = ("run", "seed", "steps", "images", "top1", "top5", "loss")
 
 SETS, SHOTS = ("digits", "omniglot136", "clothing10"), ("1", "5", "10", "all")
 STARTS = {"mini": "BiT-Mini", "scratch": "random weights"}
@@ -21,48 +27,70 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
-    found = {
-        (name, start, shots): top1(folder / f"{name}-{shots}-{start}")
-        for name in SETS
-        for start in STARTS
-        for shots in SHOTS
-    }
+    runs = collect(
+        folder, (f"{name}-{shots}-{start}" for name in SETS for start in STARTS for shots in SHOTS)
+    )
+    text = table(runs)
+    files.write_text(folder / "table.md", text)
+    print(text, end="")
+    files.write(folder / "figure.png", lambda stream: draw(runs).savefig(stream, dpi=120))
+
+
+def table(runs: dict[str, list[float]]) -> str:
+    """Return the table of ``runs``, {name: top-1 of each seed}."""
     columns = [*SHOTS[:-1], "all images"]
     lines = [f"| top-1, % | start | {' | '.join(columns)} |", "|---" * (2 + len(SHOTS)) + "|"]
     for name in SETS:
         for start, title in STARTS.items():
-            cells = (spread(found[name, start, shots]) for shots in SHOTS)
+            cells = (spread(runs[f"{name}-{shots}-{start}"]) for shots in SHOTS)
             lines.append(f"| {name} | {title} | {' | '.join(cells)} |")
-    text = "\n".join(lines) + "\n"
-    files.write_text(folder / "table.md", text)
-    print(text, end="")
-    files.write(folder / "figure.png", lambda stream: draw(found).savefig(stream, dpi=120))
+    return "\n".join(lines) + "\n"
 
 
-def top1(runs: Path) -> dict[str, float]:
-    """Return the spread that --repeats has written."""
-    return json.loads((runs / "repeats.json").read_text())["top1"]
+def collect(folder: Path, names: Iterable[str]) -> dict[str, list[float]]:
+    """Return {name: top-1 of each seed} of the runs in ``folder``; write them to its runs.csv.
+
+    Where their own folders are not there, runs.csv is read.
+    """
+    names = list(names)
+    if not (folder / names[0]).is_dir():
+        return read(folder)
+    lines = [files.csv_line(COLUMNS)]
+    for name in names:
+        for run in json.loads((folder / name / "repeats.json").read_text())["runs"]:
+            lines.append(files.csv_line([name, *(run[column] for column in COLUMNS[1:])]))
+    files.write_text(folder / "runs.csv", "".join(lines))
+    return read(folder)
 
 
-def spread(top1: dict[str, float]) -> str:
+def read(folder: Path) -> dict[str, list[float]]:
+    """Return {name: top-1 of each seed} of ``folder``'s runs.csv."""
+    runs: dict[str, list[float]] = {}
+    with open(folder / "runs.csv", newline="") as lines:
+        for row in csv.DictReader(lines):
+            runs.setdefault(row["run"], []).append(float(row["top1"]))
+    return runs
+
+
+def spread(top1: list[float]) -> str:
     """Return lowest, median and highest, in %."""
-    low, middle, high = (f"{100 * top1[key]:.1f}" for key in ("min", "median", "max"))
+    low, middle, high = (f"{100 * of(top1):.1f}" for of in (min, median, max))
     return f"{low}-**{middle}**-{high}"
 
 
-def draw(found: dict[tuple[str, str, str], dict[str, float]]) -> object:
-    """Draw accuracy over images a class, as the paper's figure 1 does, a panel a data set."""
+def draw(runs: dict[str, list[float]]) -> object:
+    """Draw accuracy over images per class, as the paper's figure 1 does, a panel per data set."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(SETS)), SETS):
         for start, title in STARTS.items():
-            values = [found[name, start, shots] for shots in SHOTS]
-            low, middle, high = ([100 * one[k] for one in values] for k in ("min", "median", "max"))
+            values = [runs[f"{name}-{shots}-{start}"] for shots in SHOTS]
+            low, middle, high = ([100 * of(one) for one in values] for of in (min, median, max))
             (line,) = axes.plot(range(len(SHOTS)), middle, "o-", label=title)
             axes.fill_between(range(len(SHOTS)), low, high, color=line.get_color(), alpha=0.15)
         axes.set_xticks(range(len(SHOTS)), SHOTS)
-        axes.set_xlabel("training images a class")
+        axes.set_xlabel("training images per class")
         axes.set_title(name, fontsize=10)
         axes.grid(alpha=0.2)
     figure.axes[0].set_ylabel("top-1, %: median and range of five seeds")

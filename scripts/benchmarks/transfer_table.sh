@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Few-shot transfer from BiT-Mini beside the same network from random weights: on scikit-learn's
-# digits, 136 characters of Omniglot and photographs of clothes, with 1, 5 and 10 images a class and
-# all of them, five seeds each. Writes bit_logs/my-transfer/, and of it table.md and figure.png.
-# Stopped and started again it goes on where it was. A run a core at a time; half an hour on two.
+# digits, 136 characters of Omniglot and photographs of clothes, with 1, 5 and 10 images per class and
+# all of them, five seeds each. Writes the runs into bit_logs/my-transfer/, with runs.csv (a line per
+# run and seed), table.md and figure.png. The same command resumes where it was stopped. Each core
+# makes one run at a time: half an hour on two cores.
 #
 #   scripts/benchmarks/transfer_table.sh FOLDER     # with omniglot136/ and clothing10/ in it: train/<class>/*, val/<class>/*
 #   AMP=bf16 scripts/benchmarks/transfer_table.sh FOLDER     # on processors that multiply in bfloat16

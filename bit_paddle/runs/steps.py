@@ -1,0 +1,54 @@
+"""The steps of a run as a table: a list of dictionaries that a notebook shows."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+from bit_paddle.runs.history import RunHistory
+
+SHOWN = 20  # rows of the table: the first, the last, and those with a validation
+
+
+class Steps(list[dict[str, Any]]):
+    """One dictionary per step; ``pandas.DataFrame(steps)`` takes it as it is.
+
+    Keys: step, loss, lr, images_per_second; after a validation also val_loss, val_top1, val_top5.
+    """
+
+    def __init__(self, history: RunHistory):
+        rows: dict[int, dict[str, Any]] = {}
+        for line in history.train:
+            rows[line["step"]] = {k: v for k, v in line.items() if k not in ("kind", "time")}
+        for line in history.val:
+            row = rows.setdefault(line["step"], {"step": line["step"]})
+            row.update({f"val_{name}": line.get(name) for name in ("loss", "top1", "top5")})
+        super().__init__(row for _, row in sorted(rows.items()))
+
+    def _table(self) -> list[list[str]]:
+        """Return the header, and up to `SHOWN` rows, as text."""
+        names = list(dict.fromkeys(name for row in self for name in row))
+        ends = (0, len(self) - 1)
+        shown = [row for k, row in enumerate(self) if k in ends or "val_top1" in row][-SHOWN:]
+        return [names, *([_text(row.get(name)) for name in names] for row in shown)]
+
+    def __repr__(self) -> str:
+        table = self._table()
+        widths = [max(map(len, column)) for column in zip(*table)]
+        lines = ["  ".join(map(str.rjust, row, widths)) for row in table]
+        return "\n".join([*lines, f"{len(self)} steps"])
+
+    def _repr_html_(self) -> str:
+        head, *body = self._table()
+        rows = [_row(head, "th"), *(_row(row, "td") for row in body)]
+        return f"<table>{''.join(rows)}</table><p>{len(self)} steps</p>"
+
+
+def _row(cells: list[str], tag: str) -> str:
+    return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
