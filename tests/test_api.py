@@ -293,3 +293,41 @@ def test_keys_of_old_exports(exported, tmp_path):
     del notes["architecture"]
     (folder / "bit_paddle.json").write_text(json.dumps(notes))
     assert bit.load(folder).architecture == "" and "exported" in repr(bit.load(folder))
+
+
+# --- Paddle's own trainer -------------------------------------------------------------------------
+
+
+class Squares(paddle.io.Dataset):
+    """Dark and bright noise, told apart by their label."""
+
+    def __init__(self):
+        random = np.random.default_rng(0)
+        self.labels = np.arange(16) % 2
+        brightness = 0.5 * (2 * self.labels - 1)[:, None, None, None]
+        self.images = (random.normal(0, 0.3, (16, 3, 32, 32)) + brightness).astype(np.float32)
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return self.images[index], self.labels[index : index + 1]
+
+
+def test_paddle_model_trains_evaluates_and_predicts():
+    """With Paddle's loss and optimizer, as any network of Paddle's; no data set of ours."""
+    network, data = bit.create_model("R14x0.5", num_classes=2, seed=0), Squares()
+    model = paddle.Model(network)
+    optimizer = paddle.optimizer.Momentum(0.01, 0.9, parameters=network.parameters())
+    model.prepare(optimizer, paddle.nn.CrossEntropyLoss(), paddle.metric.Accuracy())
+    before = model.evaluate(data, batch_size=8, verbose=0)
+    assert before["loss"][0] == pytest.approx(np.log(2), rel=1e-5)  # the head is zero
+    model.fit(data, epochs=4, batch_size=8, verbose=0)
+    after = model.evaluate(data, batch_size=8, verbose=0)
+    assert after["acc"] == 1 and after["loss"][0] < 0.1
+    (logits,) = model.predict(data, batch_size=8, stack_outputs=True, verbose=0)
+    assert logits.shape == (16, 2) and (logits.argmax(axis=1) == data.labels).all()
+    network.eval()
+    with paddle.no_grad():
+        again = network(paddle.to_tensor(data.images)).numpy()
+    np.testing.assert_allclose(again, logits, rtol=1e-4, atol=1e-5)

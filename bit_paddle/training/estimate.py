@@ -6,7 +6,8 @@ import math
 from typing import NamedTuple
 
 from bit_paddle.config.settings import AUTO, Settings
-from bit_paddle.models.architecture import PLANNED, Architecture
+from bit_paddle.models import cost
+from bit_paddle.models.architecture import Architecture
 from bit_paddle.recipes import hyperrule
 
 GIB, MIB = 2**30, 2**20  # bytes
@@ -42,7 +43,7 @@ def describe(
     """
     crop, precrop, steps = task.resolution.crop, task.resolution.precrop, task.schedule.steps
     total = steps * settings.batch
-    operations = architecture.multiply_adds(crop, task.classes) / 1e9
+    operations = cost.multiply_adds(architecture, crop, task.classes) / 1e9
     few = f" ({settings.examples_per_class} a class)" if settings.examples_per_class else ""
     rows = [
         (
@@ -80,10 +81,12 @@ def _memory_rows(
 ) -> list[tuple[str, str]]:
     """Return the lines on what each GPU has, holds and has left, in each precision."""
     shared = gpus if settings.shard else 1
-    full, half = (architecture.training_memory(classes, half, shared) for half in (False, True))
+    full, half = (
+        cost.training_memory(architecture, classes, half, shared) for half in (False, True)
+    )
     rows = [(part, full.get(part, 0), size) for part, size in half.items()]
     left = [memory - sum(parts.values()) for parts in (full, half)]
-    room = [architecture.room(memory, classes, half, shared) for half in (False, True)]
+    room = [cost.room(architecture, memory, classes, half, shared) for half in (False, True)]
     lines = [
         f"{title:22}" + "".join(f"{size / GIB:8.2f} GiB" for size in sizes)
         for title, *sizes in [*rows, ("left", *left), ("for activations", *room)]
@@ -91,9 +94,11 @@ def _memory_rows(
     if left[_half(settings)] < 0:
         lines[-2] += ": does not fit, even without an image"
     else:
-        lines[-1] += f", {PLANNED:.0%} of it; CUDA takes some, and gaps"
+        lines[-1] += f", {cost.PLANNED:.0%} of it; CUDA takes some, and gaps"
     if gpus > 1 and not settings.shard:
-        saved = full["momentum"] - architecture.training_memory(classes, False, gpus)["momentum"]
+        saved = (
+            full["momentum"] - cost.training_memory(architecture, classes, False, gpus)["momentum"]
+        )
         lines.append(f"--shard: GPUs share the momentum, which leaves {saved / GIB:.2f} GiB more")
     of = f"each of {gpus} GPUs" if gpus > 1 else "the GPU"
     head = f"{memory / GIB:g} GiB on {of} (2^30 bytes), of which training takes"
@@ -113,14 +118,14 @@ def _split_rows(
     lines = ["--amp       --recompute  MiB an image  images  a micro-batch  micro-batches"]
     verdict = ""
     for half in (False, True):
-        room = architecture.room(memory, task.classes, half, shared)
+        room = cost.room(architecture, memory, task.classes, half, shared)
         for recompute in RECOMPUTE:
             chosen = (half, recompute) == (_half(settings), settings.recompute)
-            size = architecture.activations(crop, recompute, half)
-            fits = architecture.fits(room, crop, recompute, half)
+            size = cost.activations(architecture, crop, recompute, half)
+            fits = cost.fits(architecture, room, crop, recompute, half)
             parts = settings.batch_split
             if parts == AUTO:
-                parts = architecture.split(share, room, crop, recompute, half)
+                parts = cost.split(architecture, share, room, crop, recompute, half)
             images = -(-share // parts)
             lines.append(
                 f"{'fp16, bf16' if half else 'off':10}  {recompute:11}  {size / MIB:12,.1f}  "

@@ -13,7 +13,7 @@ from paddle import Tensor
 from bit_paddle import errors
 from bit_paddle.config.settings import AUTO
 from bit_paddle.data.loader import MicroBatch
-from bit_paddle.models import resnetv2
+from bit_paddle.models import cost, resnetv2
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.models.resnetv2 import ResNetV2
 from bit_paddle.runs import logbook
@@ -89,7 +89,7 @@ def activation_memory(
     """
     if device == "gpu":
         memory = paddle.device.cuda.get_device_properties().total_memory
-        return architecture.room(memory, classes, amp != "off", shared)
+        return cost.room(architecture, memory, classes, amp != "off", shared)
     return int(0.3 * environment.memory_bytes())
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from bit_paddle.config.settings import AUTO, Settings
 from bit_paddle.data import check, fewshot, loader
 from bit_paddle.data.readers import registry
-from bit_paddle.models import npz, published
+from bit_paddle.models import cost, npz, published
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.recipes import hyperrule, upstream
 from bit_paddle.runs import folder
@@ -63,7 +63,8 @@ class Plan:
         if self.settings.batch_split != AUTO:
             return self.settings.batch_split
         share, crop = -(-self.settings.batch // processes), self.resolution.crop
-        return self.architecture.split(share, memory, crop, self.settings.recompute, amp != "off")
+        recompute = self.settings.recompute
+        return cost.split(self.architecture, share, memory, crop, recompute, amp != "off")
 
     def describe(self) -> str:
         """Return the plan as aligned lines."""

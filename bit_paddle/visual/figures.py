@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageFont
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,10 +19,6 @@ COLORS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#64748b")
 _NOTES = ("Creator", "Date", "Format", "Type")  # that a drawing goes without
 
 INK = "#010203"  # of text and axes, for which a page has its own colour
-
-TILE = 144  # pixels of a picture's side
-
-Tile = tuple[Image.Image, Image.Image]  # what the network saw, and where it looked
 
 
 def draw_curves(found: Sequence[RunHistory]) -> dict[str, tuple[str, Figure]]:
@@ -128,63 +123,3 @@ def draw_confusion(confusion: np.ndarray, names: Sequence[str], stream: BinaryIO
                 )
     figure.colorbar(picture, shrink=0.7, label="share of the class")
     figure.savefig(stream, format="png", dpi=120)
-
-
-def tile(pixels: np.ndarray, activation: np.ndarray) -> Tile:
-    """Return what the network saw, uint8 [H, W, 3], and the same under the map ``activation``.
-
-    Bright is what is positive in the map [h, w], beside its largest.
-    """
-    import matplotlib
-
-    size, bicubic = (TILE, TILE), Image.Resampling.BICUBIC
-    seen = Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR)
-    positive = np.maximum(activation, 0)
-    scaled = (positive / (positive.max() or 1)).astype(np.float32)
-    heat = np.asarray(Image.fromarray(scaled).resize(size, bicubic)).clip(0, 1)
-    colors = matplotlib.colormaps["inferno"](heat)[..., :3]
-    grey = np.asarray(seen.convert("L"), np.float32)[..., None] / 255
-    mixed = 255 * (0.35 * grey + 0.65 * colors)
-    return seen, Image.fromarray(mixed.round().astype(np.uint8))
-
-
-def draw_sheet(tiles: Sequence[Tile], stream: BinaryIO, columns: int = 4) -> None:
-    """Draw tiles in rows, as a PNG."""
-    rows, gap = -(-len(tiles) // columns), 8
-    sheet = Image.new("RGB", (columns * (2 * TILE + gap), rows * (TILE + gap)), "white")
-    for place, pair in enumerate(tiles):
-        for half, picture in enumerate(pair):
-            left = place % columns * (2 * TILE + gap) + half * TILE
-            sheet.paste(picture, (left, place // columns * (TILE + gap)))
-    sheet.save(stream, format="PNG")
-
-
-# --- Text on a picture --------------------------------------------------------------------------
-
-
-def _font_file() -> str:
-    import matplotlib
-
-    return f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf"
-
-
-def font(size: int = 10) -> ImageFont.FreeTypeFont:
-    """Return matplotlib's font, which has the letters of most alphabets; Pillow's has few."""
-    return ImageFont.truetype(_font_file(), size)
-
-
-def drawable(text: str) -> str:
-    """Return ``text`` with a question mark for each letter that `font` lacks."""
-    from matplotlib.ft2font import FT2Font
-
-    there = FT2Font(_font_file()).get_charmap()
-    return "".join(letter if ord(letter) in there else "?" for letter in text)
-
-
-def cut(text: str, width: float, length: Callable[[str], float]) -> str:
-    """Return ``text`` without so much of its middle that its ``length`` is at most ``width``."""
-    result, kept = text, len(text)
-    while kept and length(result) > width:
-        kept -= 1
-        result = f"{text[: kept - kept // 2]}..{text[len(text) - kept // 2 :]}"
-    return result

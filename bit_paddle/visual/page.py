@@ -16,7 +16,7 @@ from PIL import Image
 from bit_paddle import __version__
 from bit_paddle.models import published
 from bit_paddle.runs.history import RunHistory
-from bit_paddle.visual import figures
+from bit_paddle.visual import figures, sheet
 
 if TYPE_CHECKING:
     from bit_paddle.inference.examine import Analysis, JudgedImage
@@ -159,10 +159,11 @@ def _run_parts(
             if not answers:
                 yield '<p class="note">None.</p>'
                 continue
-            tiles = [figures.tile(answer.pixels, answer.map) for answer in answers]
-            pictures[f"{name}{suffix}"] = partial(figures.draw_sheet, tiles)
+            pairs = [sheet.pair(answer) for answer in answers]
             words = [_caption(answer, seen.classes) for answer in answers]
-            shown = map(_figure, tiles, words)
+            captions = ["; ".join(filter(None, both)) for both in words]
+            pictures[f"{name}{suffix}"] = partial(sheet.draw_pairs, pairs, captions)
+            shown = map(_figure, pairs, words)
             yield f'<div class="tiles">{"".join(shown)}</div>'
         yield (
             '<p class="note">Left what the network saw, right its class activation map: bright is '
@@ -212,8 +213,8 @@ def _caption(answer: JudgedImage, classes: Sequence[str]) -> tuple[str, str]:
     return said, "" if right else f"is {classes[answer.label]}; {answer.name}"
 
 
-def _figure(tile: figures.Tile, words: tuple[str, str]) -> str:
-    pictures = "".join(f'<img alt="" src="{_data(one)}">' for one in tile)
+def _figure(pair: sheet.Pair, words: tuple[str, str]) -> str:
+    pictures = "".join(f'<img alt="" src="{_data(one)}">' for one in pair)
     said, truth = map(escape, words)
     return (
         f"<figure><div>{pictures}</div><figcaption><b>{said}</b><br>{truth}</figcaption></figure>"

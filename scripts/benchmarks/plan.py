@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 
+from bit_paddle.models import cost
 from bit_paddle.models.architecture import Architecture
 
 STEP = """
@@ -61,7 +62,7 @@ def main() -> None:
     print(f"{flags.model:8}  side  --recompute  estimate  allocated  ratio  resident  ratio")
     for side in flags.side:
         for recompute in ("off", "unit", "block"):
-            estimate = Architecture.parse(flags.model).activations(side, recompute) / 1e6
+            estimate = cost.activations(Architecture.parse(flags.model), side, recompute) / 1e6
             pairs = zip(
                 *(peaks(flags.model, side, n, recompute, gaps=flags.gaps) for n in (few, many))
             )

@@ -14,8 +14,7 @@ from bit_paddle.config import parsing
 from bit_paddle.data import loader, transforms
 from bit_paddle.data.readers import registry
 from bit_paddle.training.plan import make_plan
-from bit_paddle.visual import figures
-from bit_paddle.visual.sheet import PAPER, caption
+from bit_paddle.visual.sheet import PAPER, caption, cut
 
 GAP, LINE = 8, 16
 
@@ -187,7 +186,7 @@ def test_caption(name, drawn):
     ],
 )
 def test_cut(text, width, expected):
-    assert figures.cut(text, width, len) == expected
+    assert cut(text, width, len) == expected
 
 
 # --- The table -----------------------------------------------------------------------------------

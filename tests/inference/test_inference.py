@@ -244,7 +244,7 @@ def test_predict_formats(colour_model, image_folder, tmp_path):
             row[order], rel=1e-4
         )
     with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.size == (2 * 160, 188)
+        assert sheet.size == (8 + 2 * (160 + 8), 8 + 160 + 16 + 8)
     table = run("predict", *paths, "--model", colour_model, "--top", 1).stdout.splitlines()
     assert [line.split()[-1] for line in table] == names[probabilities.argmax(axis=1)].tolist()
     done = run(

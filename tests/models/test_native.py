@@ -613,6 +613,7 @@ from contextlib import nullcontext
 from pathlib import Path
 import paddle
 from bit_paddle import create_model
+from bit_paddle.models import cost
 from bit_paddle.models.native import build
 
 def status(key):
@@ -629,7 +630,7 @@ for mode in (paddle.no_grad, nullcontext):  # of which the second has the higher
             before = status("VmRSS")
             model(given)
     told.append((status("VmHWM") - before) / images)
-print(json.dumps([*told, model.architecture.activations(128)]))
+print(json.dumps([*told, cost.activations(model.architecture, 128)]))
 """
 
 
@@ -669,6 +670,7 @@ import numpy as np
 import paddle
 from bit_paddle.system import device
 from bit_paddle import create_model
+from bit_paddle.models import cost
 from bit_paddle.models.native import build
 
 def address_space():
@@ -705,7 +707,7 @@ def outcome(*arguments, **options):
     except BaseException as error:
         return type(error).__name__
 
-image = model.architecture.activations(96, model.recompute)
+image = cost.activations(model.architecture, 96, model.recompute)
 few, many = outcome(2), outcome(16)
 crumbs = [bytes(2**15) for _ in range(1000)]
 del crumbs[::2]  # room for small things alone, such as the texts of errors

@@ -21,7 +21,7 @@ from bit_paddle import create_model, save_npz
 from bit_paddle.config import settings
 from bit_paddle.data.loader import MicroBatch
 from bit_paddle.errors import OutOfMemoryError
-from bit_paddle.models import npz
+from bit_paddle.models import cost, npz
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.models.native import plain
 from bit_paddle.models.resnetv2 import StdConv2D
@@ -90,7 +90,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from bit_paddle.models import weights
+from bit_paddle.models import cost, weights
 from bit_paddle.config.settings import Settings
 from bit_paddle.training import memory as training_memory
 from bit_paddle.runs import logbook
@@ -149,11 +149,11 @@ def new(mode):
 
 
 def an_image(model):
-    return model.architecture.activations(CROP, model.recompute, model.amp != "off")
+    return cost.activations(model.architecture, CROP, model.recompute, model.amp != "off")
 
 
 def room_for(model, images):
-    return images * an_image(model) + sum(model.architecture.training_memory(3).values())
+    return images * an_image(model) + sum(cost.training_memory(model.architecture, 3).values())
 
 
 def disturbed(model, optimizer, call):
@@ -252,8 +252,8 @@ def begin():
             lines.append(text)
 
     def boundless(*_):  # asked for right before the first try
-        memory = sum(plan.architecture.training_memory(3).values())
-        limit(memory + 2 * SOME * plan.architecture.activations(CROP))
+        memory = sum(cost.training_memory(plan.architecture, 3).values())
+        limit(memory + 2 * SOME * cost.activations(plan.architecture, CROP))
         return 2**50
 
     training_memory.activation_memory = boundless
@@ -433,7 +433,7 @@ def test_a_gpu_is_tried_from_the_estimate_on(images, tried, begin, image_folder)
     """All fits here; the GPU is made up, and its model is on the CPU."""
     plan = plan_of(image_folder)
     line = f"--batch_split 1: tried micro-batches of {tried} images; each has 8"
-    assert begin(plan, images * plan.architecture.activations(32)) == (1, [line])
+    assert begin(plan, images * cost.activations(plan.architecture, 32)) == (1, [line])
 
 
 def test_what_is_tried_is_what_a_step_will_hold(begin, image_folder, monkeypatch):
@@ -447,7 +447,7 @@ def test_what_is_tried_is_what_a_step_will_hold(begin, image_folder, monkeypatch
 
     monkeypatch.setattr(training_memory, "fits", noted)
     plan = plan_of(image_folder, batch=6)
-    begin(plan, 3 * plan.architecture.activations(32))
+    begin(plan, 3 * cost.activations(plan.architecture, 32))
     assert tried == [(True, 32, 3, True, True), (True, 32, 6, False, True)]
 
 
@@ -473,7 +473,7 @@ def test_nothing_is_tried_on_a_cpu_or_where_the_split_is_chosen_or_known(begin, 
 
 def test_on_a_cpu_a_split_is_what_is_known_or_by_estimate_more(begin, image_folder):
     plan = plan_of(image_folder)
-    image = plan.architecture.activations(32)
+    image = cost.activations(plan.architecture, 32)
     assert begin(plan, 1000 * image, "cpu", known=3) == (3, [])
     assert begin(plan, 2 * image, "cpu", known=3) == (4, [])
 
@@ -523,7 +523,7 @@ def limit_when_under_way(process, folder, images, crop=CROP, rank=None):
     if rank is not None:
         pid = int(open(f"/proc/{pid}/task/{pid}/children").read().split()[rank])
     peak = 1024 * int(re.search(r"VmPeak:\s+(\d+) kB", open(f"/proc/{pid}/status").read())[1])
-    less = images * Architecture.parse(MODEL).activations(crop) // 3
+    less = images * cost.activations(Architecture.parse(MODEL), crop) // 3
     resource.prlimit(pid, resource.RLIMIT_AS, (peak - less, resource.RLIM_INFINITY))
 
 

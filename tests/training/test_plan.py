@@ -17,7 +17,7 @@ from bit_paddle import create_model, errors, plan
 from bit_paddle.config import parsing
 from bit_paddle.data.loader import MicroBatch
 from bit_paddle.data.readers import registry
-from bit_paddle.models import npz, published
+from bit_paddle.models import cost, npz, published
 from bit_paddle.models.architecture import UNITS, Architecture
 from bit_paddle.models.resnetv2 import ResNetV2, StdConv2D
 from bit_paddle.training import step
@@ -121,7 +121,7 @@ def test_multiply_adds_and_parameters_are_those_that_paddle_counts(
     known = {Convolution: count_convNd}
     counted = paddle.flops(model, [1, 3, crop, crop], custom_ops=known)
     del model.forward  # set by it: a cycle, which would keep the memory that later tests measure
-    assert counted == architecture.multiply_adds(crop, classes)
+    assert counted == cost.multiply_adds(architecture, crop, classes)
     assert counted == by_shapes(architecture, crop, classes)
     end = f"Total Flops: {counted}     Total Params: {architecture.parameters(classes)}\n"
     assert capsys.readouterr().out.endswith(end)
@@ -153,7 +153,7 @@ def by_shapes(architecture, crop, classes):
 @pytest.mark.parametrize("crop", [128, 384, 480, 131])
 def test_multiply_adds_of_networks_too_large_to_run(name, crop):
     architecture = Architecture.parse(name)
-    assert architecture.multiply_adds(crop, 1000) == by_shapes(architecture, crop, 1000)
+    assert cost.multiply_adds(architecture, crop, 1000) == by_shapes(architecture, crop, 1000)
 
 
 @pytest.mark.parametrize("recompute", RECOMPUTE)
@@ -182,29 +182,29 @@ def test_activations_are_what_paddle_asks_for(units, crop, recompute):
                 step.loss_of(model, part, 1.0).backward()
         peaks.append(core.host_memory_stat_peak_value("Allocated", 0) - before)
     measured = (peaks[1] - peaks[0]) / (many - few)
-    assert architecture.activations(crop, recompute) == pytest.approx(measured, rel=0.015)
+    assert cost.activations(architecture, crop, recompute) == pytest.approx(measured, rel=0.015)
 
 
 def test_recomputing_takes_less_memory():
     for name in NAMES:
         off, unit, block = (
-            Architecture.parse(name).activations(480, recompute) for recompute in RECOMPUTE
+            cost.activations(Architecture.parse(name), 480, recompute) for recompute in RECOMPUTE
         )
         assert unit <= block < off
-    assert Architecture.parse("R50x1").activations(224) == pytest.approx(112e6, rel=0.02)
+    assert cost.activations(Architecture.parse("R50x1"), 224) == pytest.approx(112e6, rel=0.02)
 
 
 def test_what_is_left_for_activations():
     architecture = Architecture.parse("R152x4")
-    parts = architecture.training_memory(1000)
+    parts = cost.training_memory(architecture, 1000)
     assert parts["weights"] == parts["gradients"] == parts["momentum"] == 4 * 936_533_224
-    room = architecture.room(32 * GIB, 1000)
+    room = cost.room(architecture, 32 * GIB, 1000)
     assert room == int(0.7 * (32 * GIB - sum(parts.values())))
-    assert architecture.room(13 * GIB, 1000) == 0 < architecture.room(14 * GIB, 1000)
-    assert architecture.split(128, room, 480) == 64
-    assert architecture.split(128, room, 480, "unit") == 11
-    assert architecture.split(128, 0, 480) == 128
-    assert architecture.split(3, 10**15, 480) == 1
+    assert cost.room(architecture, 13 * GIB, 1000) == 0 < cost.room(architecture, 14 * GIB, 1000)
+    assert cost.split(architecture, 128, room, 480) == 64
+    assert cost.split(architecture, 128, room, 480, "unit") == 11
+    assert cost.split(architecture, 128, 0, 480) == 128
+    assert cost.split(architecture, 3, 10**15, 480) == 1
 
 
 def test_a_run_splits_by_its_recompute():
@@ -274,8 +274,8 @@ def test_what_a_step_holds_beside_activations(passes):
         core.host_memory_stat_reset_peak_value("Allocated", 0)
         update(model, optimizer, [part] * passes, 1e-9)
     measured = core.host_memory_stat_peak_value("Allocated", 0) - before
-    estimate = sum(model.architecture.training_memory(10).values())
-    estimate += model.architecture.activations(32)
+    estimate = sum(cost.training_memory(model.architecture, 10).values())
+    estimate += cost.activations(model.architecture, 32)
     assert measured == pytest.approx(estimate, rel=0.15)
 
 
