@@ -23,8 +23,13 @@ from bit_paddle.errors import (
 
 
 def cache_dir() -> Path:
-    """Return the folder of downloads: ``BIT_PADDLE_HOME``, else ``~/.cache/bit_paddle``."""
-    return Path(os.environ.get("BIT_PADDLE_HOME") or Path.home() / ".cache" / "bit_paddle")
+    """Return the folder of downloads, lists of images and compiled operators.
+
+    ``BIT_PADDLE_HOME``, else ``XDG_CACHE_HOME``/bit_paddle, else ``~/.cache/bit_paddle``.
+    """
+    if home := os.environ.get("BIT_PADDLE_HOME"):
+        return Path(home)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bit_paddle"
 
 
 ATTEMPTS = 6
