@@ -39,7 +39,7 @@ examples:
 
 
 class _Stopped(Exception):
-    """Raised in a transfer when the user has interrupted the command."""
+    """Ends a transfer after the user has interrupted the command."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -94,9 +94,9 @@ def select(models: Sequence[str], runs: Sequence[int], tasks: Sequence[str]) -> 
 
 
 def ask_sizes(entries: Sequence[Entry], folder: Path, jobs: int) -> dict[Entry, int]:
-    """Return the bytes still to come of each file: the server's figure, less what is there in part.
+    """Return how many bytes of each file are still to download.
 
-    Where it does not say, or does not answer, the catalogue's figure.
+    The server tells the size of a file; if it does not answer, the catalogue does.
     """
 
     def ask(entry: Entry) -> int:
@@ -115,7 +115,7 @@ def ask_sizes(entries: Sequence[Entry], folder: Path, jobs: int) -> dict[Entry, 
 
 
 def check_space(folder: Path, sizes: dict[Entry, int]) -> None:
-    """Raise `DownloadError` if the disk of ``folder`` is too small for ``sizes``."""
+    """Raise `DownloadError` if the disk of ``folder`` has too little space for ``sizes``."""
     existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
     free, needed = shutil.disk_usage(existing).free, sum(sizes.values())
     if needed > free:
@@ -183,7 +183,7 @@ def fetch_all(
 
 
 def verify(entries: Sequence[Entry], folder: Path, jobs: int) -> int:
-    """Check files by shapes, checksums and the server's hashes if it answers; return a status."""
+    """Check shapes, checksums and, if the server answers, its hashes; return an exit status."""
 
     def check(entry: Entry) -> str | None:
         path = published.locate(entry, folder)
@@ -238,7 +238,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--bit_pretrained_dir",
         metavar="DIR",
-        help="where to (default: the cache, $BIT_PADDLE_HOME or ~/.cache/bit_paddle)",
+        help="folder for the files (default: $BIT_PADDLE_HOME or ~/.cache/bit_paddle)",
     )
     parser.add_argument(
         "--jobs",
@@ -247,8 +247,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="downloads at a time (default: 4)",
     )
-    parser.add_argument("--dry-run", action="store_true", help="list names and sizes, and stop")
-    parser.add_argument("--verify", action="store_true", help="check what is there instead")
+    parser.add_argument("--dry-run", action="store_true", help="print names and sizes, and stop")
+    parser.add_argument("--verify", action="store_true", help="check present files instead")
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     return parser
 

@@ -181,7 +181,7 @@ def test_killed_in_the_middle(server, tmp_path):
     path = "/folder/file.npz"
     server.chunk_pause = 0.1
     code = (
-        f"from bit_paddle import download; download.fetch({server.url!r}, {str(tmp_path / 'x')!r})"
+        f"from bit_paddle.system import fetch; fetch.fetch({server.url!r}, {str(tmp_path / 'x')!r})"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     partial = tmp_path / "x.part"

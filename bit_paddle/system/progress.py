@@ -8,5 +8,5 @@ from tqdm import tqdm
 
 
 def progress_bar(**options: Any) -> tqdm:
-    """Return a tqdm bar that shows itself on a terminal alone."""
+    """Return a tqdm bar that is only shown on a terminal."""
     return tqdm(disable=None, dynamic_ncols=True, leave=False, **options)

@@ -1,4 +1,4 @@
-"""Signals end a run in good order: after the micro-batch under way, with everything saved."""
+"""Signals end a run cleanly: after the current micro-batch, with everything saved."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ Item = TypeVar("Item")
 
 
 class Interrupted(BaseException):
-    """A signal asks to end; not an error, so that nothing but the run's own end catches it."""
+    """A signal has asked the run to end. Not an `Exception`, so that only the run catches it."""
 
 
 class Interrupt:
-    """In ``with Interrupt() as stop``, a first signal sets ``stop.signal``, and no more.
+    """Inside ``with Interrupt() as stop``, the first signal sets ``stop.signal`` and nothing else.
 
-    SIGTERM, SIGHUP (unless ignored, as under nohup) and SIGUSR1, which schedulers send as a notice
-    of pre-emption, are the same; sent again they change nothing, as a scheduler and a launcher may
-    both send one. A second SIGINT (Ctrl-C) leaves at once, also in the middle of a long operation
-    of Paddle's. To be entered after the import of Paddle, which takes SIGTERM for itself.
+    SIGINT, SIGTERM, SIGHUP (unless ignored, as under nohup) and SIGUSR1, which schedulers send as a
+    notice of pre-emption, count alike. Repeated, they change nothing, because a scheduler and a
+    launcher may both send one. Only a second SIGINT (Ctrl-C) ends the process at once, also during
+    a long operation of Paddle. Enter it after the import of Paddle, which installs its own handler
+    of SIGTERM.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -58,7 +59,7 @@ class Interrupt:
 
     @staticmethod
     def _watch(pipe: int) -> None:
-        """Leave at the second SIGINT; `_note` must wait for the operation that is under way."""
+        """End the process at the second SIGINT: `_note` would wait for the current operation."""
         interrupts = 0
         with open(pipe, "rb", buffering=0) as stream:
             for numbers in iter(lambda: stream.read(1), b""):
@@ -67,7 +68,7 @@ class Interrupt:
                     os._exit(128 + signal.SIGINT)
 
     def checked(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Yield ``items``; raise `Interrupted` before the first that follows a signal."""
+        """Yield ``items``; raise `Interrupted` before the next item once a signal has come."""
         for item in items:
             if self.signal:
                 raise Interrupted
@@ -75,7 +76,7 @@ class Interrupt:
 
     @property
     def exit_status(self) -> int:
-        """0, or what a shell reports of a process that the signal ended (a notice is SIGTERM)."""
+        """0, or 128 + the signal, as a shell reports it; SIGUSR1 counts as SIGTERM."""
         if self.signal is None:
             return 0
         return 128 + (signal.SIGTERM if self.signal == signal.SIGUSR1 else self.signal)
@@ -83,7 +84,7 @@ class Interrupt:
 
 @contextmanager
 def at_once() -> Iterator[None]:
-    """Let Ctrl-C end the process at once inside, where an import or a library would swallow it."""
+    """Inside, Ctrl-C ends the process at once: an import or a library could swallow it."""
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -94,5 +95,5 @@ def at_once() -> Iterator[None]:
 
 
 def heed_notice() -> None:
-    """Have SIGUSR1, a notice of pre-emption, do what SIGTERM does, where nothing can be saved."""
+    """Make SIGUSR1, a notice of pre-emption, act as SIGTERM as long as nothing can be saved."""
     signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
