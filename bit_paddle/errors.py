@@ -1,7 +1,7 @@
-"""The package's own exceptions, and the text that helps with a misspelt name.
+"""The package's own exceptions, and how a command reports them.
 
-Every error says what was found, what was expected and what to do. ``exit_status`` is what a
-command leaves with: 2 for the user's mistake, 1 for a failure (a disk, a network, a diverged run).
+Every message says what was found, what was expected and what to do. ``exit_status`` is the
+status of the command: 2 for the user's mistake, 1 for a failure (disk, network, a diverged run).
 """
 
 from __future__ import annotations
@@ -15,69 +15,69 @@ from typing import Callable
 
 
 class BitPaddleError(Exception):
-    """Base class; catching it catches everything that this package raises on purpose."""
+    """Base class of every error that this package raises on purpose."""
 
     exit_status = 2
 
 
 class ConfigError(BitPaddleError, ValueError):
-    """A flag, a setting or a combination of them that cannot be run."""
+    """A flag, a setting or a combination of settings that cannot work."""
 
 
 class MissingFileError(BitPaddleError, FileNotFoundError):
-    """A file or folder that the user named and that is not there."""
+    """A file or folder that the user named does not exist."""
 
 
 class CheckpointError(BitPaddleError, ValueError):
-    """A checkpoint that cannot be read, or does not fit the model."""
+    """A checkpoint cannot be read, or does not fit the model."""
 
 
 class DataError(BitPaddleError, ValueError):
-    """Images or labels that cannot be trained on."""
+    """Images or labels cannot be used for training."""
 
 
 class DownloadError(BitPaddleError, OSError):
-    """A file that could not be fetched, or arrived wrong."""
+    """A file could not be downloaded, or arrived damaged."""
 
     exit_status = 1
 
 
 class WriteError(BitPaddleError, OSError):
-    """A file or folder that cannot be written."""
+    """A file or folder cannot be written."""
 
     exit_status = 1
 
 
 class NonFiniteError(BitPaddleError, ArithmeticError):
-    """A loss or gradient is not a finite number; raised before the weights are touched."""
+    """A loss or gradient is not a finite number. It is raised before the weights change."""
 
     exit_status = 1
 
 
 class GradientOverflow(NonFiniteError):
-    """Gradients too large for half precision at this loss scale; a lower one may do."""
+    """Gradients are too large for half precision at this loss scale; a lower scale may work."""
 
 
 class OutOfMemoryError(BitPaddleError, MemoryError):
-    """A step does not fit in the memory of the device."""
+    """The device is out of memory: a step does not fit."""
 
     exit_status = 1
 
 
 class PeerError(BitPaddleError, ConnectionError):
-    """Another process of the run has gone; its own status says why, and this one does not."""
+    """Another process of the run has ended. The exit status of that process tells the reason."""
 
     exit_status = 69  # EX_UNAVAILABLE
 
 
 class DifferenceError(BitPaddleError, ArithmeticError):
-    """An export that does not compute what the model computes."""
+    """An exported model computes something else than the model."""
 
     exit_status = 1
 
 
 def did_you_mean(name: str, choices: Iterable[str], most: int = 5) -> str:
-    """Return what to say of an unknown ``name``: its nearest choices, or all of a few."""
+    """Return the help for an unknown ``name``: the nearest of ``choices``, or the first twelve."""
     choices = list(choices)
     by_lower_case = {choice.lower(): choice for choice in reversed(choices)}
     near = difflib.get_close_matches(name.lower(), by_lower_case, n=most, cutoff=0.6)
@@ -89,7 +89,7 @@ def did_you_mean(name: str, choices: Iterable[str], most: int = 5) -> str:
 
 
 def install_hint(extra: str) -> str:
-    """Return the command that installs the packages of one of ``setup.py``'s extras."""
+    """Return the command that installs the packages of an extra of ``setup.py``."""
     return f"pip install '.[{extra}]' in the folder of bit_paddle's setup.py"
 
 
@@ -100,7 +100,7 @@ def run_command(command: Callable[[list[str]], int], arguments: list[str]) -> in
     """
     wants_traceback = "--traceback" in arguments
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a file's name may be in no encoding
+        if hasattr(stream, "reconfigure"):  # names of files may have bytes outside the encoding
             stream.reconfigure(errors="backslashreplace")
     try:
         return command([word for word in arguments if word != "--traceback"])
@@ -110,13 +110,13 @@ def run_command(command: Callable[[list[str]], int], arguments: list[str]) -> in
     except Exception as error:
         if wants_traceback:
             traceback.print_exc()
-        if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has seen enough
+        if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has stopped reading
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
         if isinstance(error, BitPaddleError):
             print(f"error: {error}", file=sys.stderr)
             return error.exit_status
-        if isinstance(error, (OSError, MemoryError)):  # a full disk, a lost folder: says enough
+        if isinstance(error, (OSError, MemoryError)):  # a full disk: the message is enough
             print(f"error: {error}", file=sys.stderr)
             return 1
         print(

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# BiT-M-R152x4 on ImageNet-2012 with several machines: the same command on each, by Paddle's own launcher.
-# Data, checkpoint and bit_logs on a file system that all share; NODES machines of four cards. Not measured.
+# BiT-M-R152x4 on ImageNet-2012 with NODES machines of four GPUs, by Paddle's own launcher. Start the
+# same command on each machine. All machines share the file system of the data, of the checkpoint and
+# of bit_logs. The time was not measured.
 #
 #   NODES=2 MASTER=host:8090 scripts/imagenet_multinode.sh /data/imagenet
 #
 # Plan for two machines: python -m bit_paddle.plan --config configs/imagenet2012_R152x4.yaml --gpus 8
-# (64 images of a batch on each GPU). Expected accuracy: configs/imagenet2012_R152x4.yaml.
+# (each step, each GPU has 64 images). Expected accuracy: configs/imagenet2012_R152x4.yaml.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=.venv/bin/python

@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
-# BiT-M-R152x4 on ImageNet-2012 with four V100s of 32 GB. Started again, it goes on. Further flags are passed on.
+# BiT-M-R152x4 on ImageNet-2012 with four V100s of 32 GB. The same command resumes the run.
+# More flags go to bit_paddle.train.
 #
 #   scripts/imagenet_r152x4_4xv100.sh /data/imagenet              needs train/<WordNet id>/* and val/
 #   scripts/imagenet_r152x4_4xv100.sh /data/imagenet --dry-run
 #
-# Plan and expected accuracy: configs/imagenet2012_R152x4.yaml. On each GPU 128 images of a batch, 19 a micro-batch, 7 micro-batches, in fp16.
-# Hours: not measured. `python -m bit_paddle.plan --config configs/imagenet2012_R152x4.yaml --gpus 4 --images_per_second X`
+# Plan and expected accuracy: configs/imagenet2012_R152x4.yaml. Each step, each GPU has 128 images:
+# 19 a micro-batch, 7 micro-batches, in fp16.
+# The time was not measured; this estimates it:
+#   python -m bit_paddle.plan --config configs/imagenet2012_R152x4.yaml --gpus 4 --images_per_second X
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=.venv/bin/python

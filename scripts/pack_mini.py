@@ -1,6 +1,6 @@
 """Put the model of a run into the package, in float16: ``python scripts/pack_mini.py RUN``.
 
-Says how large it is, and how far its arrays are from the run's.
+Prints the size of the file, and the largest rounding error relative to the largest of its array.
 """
 
 from __future__ import annotations

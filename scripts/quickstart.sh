@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Set up and try out: a virtual environment in .venv with the Paddle that fits this machine; BiT-Mini,
-# which comes with this package, fine-tuned on 10 images a class of scikit-learn's handwritten digits;
-# the same network trained on them from random weights; and a page that shows both side by side.
-# Minutes on two cores.
+# Install and try out. Makes a virtual environment in .venv with the Paddle that fits this machine.
+# Fine-tunes BiT-Mini, which comes with this package, on 10 images per class of scikit-learn's
+# handwritten digits. Trains the same network on them from random weights. Makes a page that shows
+# both side by side. Takes minutes on two cores.
 #
 #   scripts/quickstart.sh             PYTHON=python3.11 scripts/quickstart.sh
 set -euo pipefail
@@ -19,7 +19,7 @@ if capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/
         paddle=gpu
     else
         echo "This GPU (compute capability $capability) is newer than the paddlepaddle-gpu of the main" \
-             "package index; see 'GPUs' in README.md. Going on with the CPU build." >&2
+             "package index; see 'GPUs' in README.md. The CPU build is installed." >&2
     fi
 fi
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Lint and tests, in an environment of their own (.venv-test-<version>): minutes on two cores.
+# Lint and tests in their own environment (.venv-test-<version>). Arguments go to pytest.
 #
-#   scripts/test.sh                        the newest Paddle; arguments go to pytest
-#   PADDLE=2.6.2 scripts/test.sh -x        another version of Paddle, and pytest -x
+#   scripts/test.sh                        with the newest Paddle
+#   PADDLE=2.6.2 scripts/test.sh -x        with another version of Paddle; stops at the first failure
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -20,6 +20,7 @@ from helpers.commands import run_here, run_train, start_train, wait_until
 from helpers.places import GOLDEN, ROOT, SHARED
 
 import bit_paddle  # before Paddle, as users import it
+from bit_paddle.system.fetch import cache_dir
 
 _spec = importlib.util.spec_from_file_location("make_checkpoint", GOLDEN / "make_checkpoint.py")
 make_checkpoint = importlib.util.module_from_spec(_spec)
@@ -77,15 +78,16 @@ def cache_of_tests(tmp_path_factory):
     """
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    own = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bit_paddle/native"
     with FileLock(shared / "cache.lock"):
-        for facts in own.glob("*/facts.json"):
-            copy = shared / "cache/bit_paddle/native" / facts.parent.name
+        (shared / "native").mkdir(exist_ok=True)
+        for facts in (cache_dir() / "native").glob("*/facts.json"):
+            copy = shared / "native" / facts.parent.name
             if not copy.exists():
                 shutil.copytree(facts.parent, copy)
+    home = tmp_path_factory.mktemp("home")
+    (home / "native").symlink_to(shared / "native")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(shared / "cache"))
-        patch.setenv("BIT_PADDLE_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("BIT_PADDLE_HOME", str(home))
         yield
 
 

@@ -246,6 +246,10 @@ def result(folder: Path, settings: Settings) -> dict[str, Any] | None:
 
 # --- The lock -----------------------------------------------------------------------------------
 
+# flock by hand and not `filelock`: where a file system has no flock, its newer versions use a file
+# as the lock, which SIGKILL leaves behind; its older ones take an error such as ENOLCK of NFS for a
+# lock that is held. Neither notices that another process has removed the folder and made it again.
+
 
 def _lock(folder: Path) -> int | None:
     """Take ``folder``, made if it is not there; None where a living process has it.

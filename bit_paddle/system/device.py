@@ -1,4 +1,4 @@
-"""Devices: which one to compute on, its precision, its memory, and tensors on it."""
+"""Devices: the choice of one, its precision, its memory, and tensors on it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from bit_paddle.system import processes
 
 
 def select_device(name: str = "auto", deterministic: bool = False) -> str:
-    """Make ``name`` Paddle's device and return it; "auto" takes a GPU where there is one.
+    """Make ``name`` Paddle's device and return it; "auto" is a GPU if there is one.
 
-    ``deterministic`` has cuDNN use only kernels that give the same bits each time; those of a CPU
-    all do. Raises `ConfigError` where there is no GPU, or one that the installed build has no code
-    for.
+    ``deterministic`` makes cuDNN use only kernels that always give the same bits; on a CPU all do.
+    Raises `ConfigError` if there is no GPU, or if the installed Paddle has no code for it.
     """
     count = paddle.device.cuda.device_count() if paddle.device.is_compiled_with_cuda() else 0
     if name == "auto":
@@ -45,10 +44,10 @@ def select_device(name: str = "auto", deterministic: bool = False) -> str:
 
 
 def amp_for(device: str, amp: str = "auto") -> str:
-    """Return the half precision to train in, or "off": ``amp``, or for "auto" that of ``device``.
+    """Return the half precision for training, or "off"; "auto" becomes the best of ``device``.
 
-    Tensor cores multiply fp16 from compute capability 7.0 on (V100), bf16 too from 8.0 on, which
-    needs no loss scaling. Raises `ConfigError` for bf16 on a GPU that has none.
+    Tensor cores multiply fp16 from compute capability 7.0 on (V100), and bf16 from 8.0 on, which
+    needs no loss scaling. Raises `ConfigError` for bf16 on a GPU without it.
     """
     if device != "gpu":
         return "off" if amp == "auto" else amp
@@ -68,9 +67,9 @@ def amp_for(device: str, amp: str = "auto") -> str:
 
 @contextmanager
 def memory_errors() -> Iterator[None]:
-    """Raise MemoryError inside for all that Paddle says when memory has run out.
+    """Inside, turn every error of Paddle that means out of memory into a MemoryError.
 
-    From within recomputation, or a hook, and from CUDA's libraries it comes as an OSError.
+    From recomputation, from a hook and from CUDA's libraries Paddle raises an OSError.
     """
     try:
         yield
@@ -84,7 +83,7 @@ _EXHAUSTED = ("MemoryError", "ResourceExhausted", "out of memory", "ALLOC_FAILED
 
 
 def peak_memory() -> int | None:
-    """Return the most bytes that this process has held on its GPU; None on a CPU."""
+    """Return the largest number of bytes that this process has held on its GPU; None on a CPU."""
     if not paddle.get_device().startswith("gpu"):
         return None
     return paddle.device.cuda.max_memory_allocated()
@@ -93,11 +92,11 @@ def peak_memory() -> int | None:
 def to_device(images: np.ndarray) -> Tensor:
     """Return ``images`` [N, C, H, W] on the device, uint8 scaled to x / 127.5 - 1.
 
-    The result has Paddle's default type; floating-point images are taken as they are. Divided by a
+    The result has Paddle's default type; floating-point images are not scaled. The divisor is a
     tensor, because Paddle 2 multiplies by the reciprocal of a number, which rounds twice.
     """
     dtype = paddle.get_default_dtype()
-    if paddle.get_device().startswith("gpu"):  # from pinned memory the copy does not hold us up
+    if paddle.get_device().startswith("gpu"):  # a copy from pinned memory does not block
         tensor = paddle.to_tensor(images, place=paddle.CUDAPinnedPlace()).cuda(blocking=False)
     else:
         tensor = paddle.to_tensor(images)

@@ -1,4 +1,4 @@
-"""What the machine grants this process, and the settings that must precede the import of Paddle."""
+"""The processors and memory of this process, and settings that must precede Paddle's import."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
 
-_PILLOW_BLOCKS = 32  # of at most 16 MB each: a few images for each of some threads
+_PILLOW_BLOCKS = 32  # of at most 16 MB each: a few images per thread
 
 
 def prepare() -> None:
-    """Let Paddle's matrix products use every core, and the processor's best instructions.
+    """Let Paddle's matrix products use every core and the best instructions of the processor.
 
-    Both are read by Paddle's MKL at its first product; what the user has set is left alone. Without
-    them Paddle gives MKL one thread, and its MKL takes its slowest path on processors that are not
-    Intel's: on two cores of an AMD EPYC the two make products five times as fast
+    Paddle's MKL reads both variables at its first product; values of the user stay. Without them
+    Paddle gives MKL one thread, and MKL takes its slowest path on processors of other makers than
+    Intel: on two cores of an AMD EPYC the two variables make products five times as fast
     (`scripts/benchmarks/environment.py`).
 
-    Pillow, when it is imported, reads how many blocks of memory to keep. By default it gives each
-    image's back to the system, which clears new pages for the next: a third of a resize.
+    Pillow reads at its import how many blocks of memory to keep. By default it returns the memory
+    of each image to the system, which clears new pages for the next: a third of a resize.
 
-    Paddle 3 warns, at its import, that there is no ccache: of use to those who compile it.
+    Paddle 3 warns at its import that ccache is missing, which only helps those who compile Paddle.
     """
     warnings.filterwarnings("ignore", "No ccache found")
     os.environ.setdefault("PILLOW_BLOCKS_MAX", str(_PILLOW_BLOCKS))
     given = {name: os.environ[name] for name in _THREADS if name in os.environ}
-    if "paddle" not in sys.modules:  # which says 1 for the user
+    if "paddle" not in sys.modules:  # which sets them to 1 itself
         _users.update(given)
     if not given:
         os.environ["MKL_NUM_THREADS"] = _chosen["MKL_NUM_THREADS"] = str(cpu_count())
@@ -39,21 +39,21 @@ def prepare() -> None:
 
 
 def threads() -> int:
-    """Return how many threads are to compute in this process: the user's number, or `prepare`'s."""
+    """Return how many threads compute in this process: the user's number, or that of `prepare`."""
     first = next(filter(None, map(_users.get, _THREADS)), "").split(",")[0]
     return int(first) if first.isdigit() and int(first) else cpu_count()
 
 
 def keep_memory() -> None:
-    """Have malloc keep what is freed: each step takes the same again, 270 MB of a stage at a time.
+    """Make malloc keep freed memory: every step needs the same again, up to 270 MB per stage.
 
-    By default glibc gives large pieces back to the system, which clears new pages for the next: a
-    tenth of a training step on a CPU. For commands: what has been kept is there until they end.
-    What the user has set is left alone.
+    By default glibc returns large pieces to the system, which clears new pages for the next: a
+    tenth of a training step on a CPU. For commands only: the memory is kept until the process ends.
+    Settings of the user stay.
     """
     if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")) for name in os.environ):
         return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has one
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # only glibc has it
     if mallopt is not None and sys.platform == "linux":
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
@@ -64,15 +64,15 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
-_users: dict[str, str] = {}  # what the user has said
+_users: dict[str, str] = {}  # variables that the user has set
 
-_chosen: dict[str, str] = {}  # what `prepare` has set that is not for several processes
+_chosen: dict[str, str] = {}  # variables that `prepare` has set for one process alone
 
 
 def share(processes: int) -> dict[str, str]:
-    """Return the environment for each of some ``processes``: this one, and a share of its threads.
+    """Return the environment for each of several ``processes``: a copy with a share of the threads.
 
-    As they start from it, what Paddle has put here since `prepare` would pass for the user's word.
+    It has not what Paddle has set since `prepare`, which would look like a setting of the user.
     """
     kept = {name: value for name, value in os.environ.items() if name not in _THREADS}
     threads = str(max(1, machine_cpu_count() // processes))
@@ -80,7 +80,7 @@ def share(processes: int) -> dict[str, str]:
 
 
 def _mkl_type_of_amd() -> str:
-    """Return MKL's number of the kernels that an AMD processor runs: AVX-512's, AVX2's, or ""."""
+    """Return MKL's number of the best kernels for an AMD processor (AVX-512, AVX2), or ""."""
     try:
         with open("/proc/cpuinfo") as lines:
             words = set("".join(line for line, _ in zip(lines, range(40))).split())
@@ -101,13 +101,13 @@ def local_processes() -> int:
 def cpu_count() -> int:
     """Return how many processors this process may use, by affinity and by cgroup quota.
 
-    Of several processes of one run each has its share.
+    Several processes of one run share them.
     """
     return max(1, machine_cpu_count() // local_processes())
 
 
 def machine_cpu_count() -> int:
-    """Return how many processors all processes of a run may use here."""
+    """Return how many processors all processes of a run may use on this machine."""
     affinity = getattr(os, "sched_getaffinity", None)
     count = len(affinity(0)) if affinity else os.cpu_count() or 1
     quota = _read_cgroup("cpu.max").split()
@@ -117,9 +117,9 @@ def machine_cpu_count() -> int:
 
 
 def memory_bytes() -> int:
-    """Return the bytes of memory this process may use: the machine's, or its cgroup's limit.
+    """Return the bytes of memory that this process may use: the machine's, or its cgroup's limit.
 
-    Of several processes of one run each has its share.
+    Several processes of one run share them.
     """
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = _read_cgroup("memory.max").strip()

@@ -1,8 +1,7 @@
-"""Download a file so that it is either whole and verified under its name, or not there at all.
+"""Downloads: a file under its name is always complete and verified.
 
-Bytes go to ``<name>.part``; whatever interrupts the transfer, the next attempt or the next
-process asks the server for the rest alone. Proxies are taken from the environment, as `requests`
-does.
+Bytes first go to ``<name>.part``. After an interruption the next attempt, or the next process,
+downloads only the rest. Proxies come from the environment, as `requests` does it.
 """
 
 from __future__ import annotations
@@ -17,14 +16,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Callable, NamedTuple
 
-from bit_paddle.errors import (
-    DownloadError,
-)
+from bit_paddle.errors import DownloadError
 
 
 def cache_dir() -> Path:
-    """Return the folder of downloads: ``BIT_PADDLE_HOME``, else ``~/.cache/bit_paddle``."""
-    return Path(os.environ.get("BIT_PADDLE_HOME") or Path.home() / ".cache" / "bit_paddle")
+    """Return the folder of downloads, lists of images and compiled operators.
+
+    ``BIT_PADDLE_HOME``, else ``XDG_CACHE_HOME``/bit_paddle, else ``~/.cache/bit_paddle``.
+    """
+    if home := os.environ.get("BIT_PADDLE_HOME"):
+        return Path(home)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bit_paddle"
 
 
 ATTEMPTS = 6
@@ -51,11 +53,12 @@ def fetch(
     """Return ``path``, downloaded from ``url`` if it is not there yet.
 
     The result is checked against the server's length, against ``md5`` (hexadecimal) and against the
-    server's ``x-goog-hash`` (md5 and crc32c) where they are given. Processes that ask for one file
-    wait for one download. ``progress(bytes so far, bytes in all or None)`` is called as they
-    arrive, instead of a progress bar; what it raises ends the transfer. Where there is no hash,
-    ``fault_of`` says what is wrong with the content. Raises `DownloadError`, which tells where to
-    put a file that was fetched otherwise, unless ``path`` is ``temporary``; nothing is left there.
+    server's ``x-goog-hash`` (md5 and crc32c), as far as these are known. Where there is no hash,
+    ``fault_of(path)`` returns what is wrong with the content, or None. If several processes ask for
+    one file, one downloads it and the others wait. ``progress(bytes so far, all bytes or None)``
+    replaces the progress bar; an exception in it ends the transfer. Raises `DownloadError`, and
+    leaves no file at ``path`` then. Unless ``path`` is ``temporary``, the message names it, for a
+    file that the user downloads in another way.
     """
     from filelock import FileLock  # both imported here: most commands download nothing
     from requests import RequestException
@@ -82,8 +85,8 @@ def fetch(
                         ) from error
                     if attempt == ATTEMPTS:
                         raise DownloadError(
-                            f"{url}: gave up after {ATTEMPTS} attempts, the last: {error}; "
-                            "what has arrived is kept, run the command again to go on"
+                            f"{url}: gave up after {ATTEMPTS} attempts; the last error: {error}. "
+                            "The same command resumes the download"
                         ) from error
                 time.sleep(pause)
                 pause *= 2
@@ -95,14 +98,14 @@ def fetch(
 
 
 class Answer(NamedTuple):
-    """What the server says of a file without sending it."""
+    """What the server tells about a file without sending it."""
 
     bytes: int | None
     hashes: dict[str, str]  # as `published_hashes` has them
 
 
 def ask(url: str) -> Answer:
-    """Return length and hashes of a file. Raises `DownloadError` if the server has it not."""
+    """Return length and hashes of a file. Raises `DownloadError` if the server has no such file."""
     import requests
 
     try:
@@ -124,7 +127,7 @@ def ask(url: str) -> Answer:
 
 
 def partial_file(path: Path) -> Path:
-    """Return where a download of ``path`` that is under way, or was interrupted, is."""
+    """Return the file that holds an unfinished download of ``path``."""
     return path.with_name(f"{path.name}.part")
 
 
@@ -144,13 +147,13 @@ def _attempt(
     with requests.get(
         url, headers=headers, stream=True, timeout=(CONNECT_TIMEOUT, READ_TIMEOUT)
     ) as answer:
-        if answer.status_code == 416:  # nothing beyond what is there: all of it, or another file
+        if answer.status_code == 416:  # no more bytes: complete, or another file
             if answer.headers.get("Content-Range") == f"bytes */{start}":
                 _verify(partial, url, md5, answer.headers, resumed=True)
                 os.replace(partial, path)
                 return path
             partial.unlink()
-            raise _TryAgain("the partial file did not belong to the server's; starting over")
+            raise _TryAgain("the partial file is of another file; the download starts again")
         if answer.status_code >= 500 or answer.status_code in (408, 429):
             raise _TryAgain(f"the server answered {answer.status_code} {answer.reason}")
         if answer.status_code not in (200, 206):
@@ -173,7 +176,7 @@ def _attempt(
             initial=start,
             unit="B",
             unit_scale=True,
-            disable=True if progress else None,  # None: on a terminal alone
+            disable=True if progress else None,  # None: only on a terminal
         )
         with bar, open(partial, "r+b" if start else "wb") as stream:
             stream.seek(start)
@@ -193,15 +196,15 @@ def _attempt(
         if fault:
             partial.unlink()
             raise DownloadError(
-                f"{url}: what arrived is not what was asked for, {fault}; it was removed. "
-                "Is there a login page or a proxy on the way?"
+                f"{url}: the server sent something else: {fault}. The file was removed. "
+                "Did a login page or a proxy answer instead?"
             )
     os.replace(partial, path)
     return path
 
 
 def _never_answered(error: BaseException) -> bool:
-    """Tell whether there was no connection at all: waiting would not help."""
+    """Return whether there was no connection at all, so that a new attempt would not help."""
     from urllib3.exceptions import NewConnectionError, ProxyError
 
     reason = getattr(error.args[0], "reason", None) if error.args else None
@@ -213,7 +216,7 @@ def _root_cause(error: BaseException) -> str:
 
 
 def _total_length(headers: dict[str, str], start: int, status: int) -> int | None:
-    """Return the whole file's length, as far as the server tells it."""
+    """Return the length of the whole file, or None if the server does not tell it."""
     if status == 206:
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("Content-Range", ""))
         if match is None or int(match[1]) != start:
@@ -224,13 +227,13 @@ def _total_length(headers: dict[str, str], start: int, status: int) -> int | Non
 
 
 def published_hashes(headers: Mapping[str, str]) -> dict[str, str]:
-    """Return {"md5": …, "crc32c": …} in hexadecimal, as far as ``x-goog-hash`` tells them."""
+    """Return {"md5": …, "crc32c": …} in hexadecimal, as far as ``x-goog-hash`` has them."""
     pairs = re.findall(r"(md5|crc32c)=([A-Za-z0-9+/=]+)", headers.get("x-goog-hash", ""))
     return {kind: base64.b64decode(value).hex() for kind, value in pairs}
 
 
 def wrong_hash(path: Path, expected: Mapping[str, str]) -> str | None:
-    """Return what is wrong with a file of ``expected`` "md5" and "crc32c"; None if nothing."""
+    """Return which of ``expected``, "md5" and "crc32c", a file does not have, or None."""
     import crc32c
 
     md5, crc = hashlib.md5(), 0
@@ -248,13 +251,13 @@ def wrong_hash(path: Path, expected: Mapping[str, str]) -> str | None:
 def _verify(
     partial: Path, url: str, md5: str | None, headers: Mapping[str, str], resumed: bool
 ) -> None:
-    """Remove ``partial`` and raise if its hash is wrong; what was resumed may be a mixture."""
+    """Remove ``partial`` and raise if its hash is wrong; a resumed file may mix two versions."""
     hashes = [published_hashes(headers), {"md5": md5} if md5 else {}]
     faults = [wrong_hash(partial, some) for some in hashes if some]
     if any(faults):
         partial.unlink()
         if resumed:
-            raise _TryAgain("the resumed file did not fit together; starting over")
+            raise _TryAgain("the hash of the resumed file is wrong; the download starts again")
         raise DownloadError(
             f"{url}: what arrived is not what was published, {next(filter(None, faults))}; "
             "it was removed. Something on the way changes files (a proxy?), or the published file "

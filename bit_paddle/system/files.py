@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, synced, and renamed."""
+"""Files are complete or absent: they are written beside their place, synced, and renamed."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from bit_paddle.errors import ConfigError, MissingFileError, WriteError
 
 
 def write(path: str | os.PathLike, fill: Callable[[BinaryIO], object]) -> None:
-    """Let ``fill`` write a binary stream, which then takes the place of ``path``.
+    """Call ``fill(binary stream)``, and put what it has written in the place of ``path``.
 
-    An older file stays until the new one is complete and on the disk. Raises `WriteError`.
+    An older file stays until the new file is complete and on the disk. Raises `WriteError`.
     """
     path = Path(path)
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -40,8 +40,8 @@ def write(path: str | os.PathLike, fill: Callable[[BinaryIO], object]) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have the disk hold the names in ``folder``: a rename alone may be lost with the power."""
-    with suppress(OSError):  # some file systems have no such thing
+    """Write the names in ``folder`` to the disk: without this a power cut may undo a rename."""
+    with suppress(OSError):  # some file systems cannot
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -50,12 +50,12 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write ``text`` in UTF-8, whole or not at all. Raises `WriteError`."""
+    """Write ``text`` in UTF-8, completely or not at all. Raises `WriteError`."""
     write(path, lambda stream: stream.write(text.encode(errors="backslashreplace")))
 
 
 def to_json(content: Any) -> str:
-    """Return ``content`` as JSON; numbers that are not finite, which JSON has not, are null."""
+    """Return ``content`` as JSON; infinities and NaN, which JSON lacks, become null."""
 
     def finite(value: Any) -> Any:
         if isinstance(value, dict):
@@ -68,13 +68,14 @@ def to_json(content: Any) -> str:
 
 
 def read_yaml(path: str | os.PathLike, title: str, example: str) -> dict[Any, Any]:
-    """Return what a YAML file of ``key: value`` lines holds; an empty one holds nothing.
+    """Return the content of a YAML file of ``key: value`` lines; {} for an empty file.
 
-    Errors, which begin with ``title``: `MissingFileError`, `ConfigError`.
+    Raises `MissingFileError` and `ConfigError`, whose messages begin with ``title``; ``example`` is
+    a line that such a file may have.
     """
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        repr(content)  # of a number with thousands of digits Python makes no text
+        repr(content)  # Python refuses to print a number with thousands of digits
     except FileNotFoundError:
         raise MissingFileError(f"{title}: no such file") from None
     except _BROKEN_YAML as error:
@@ -96,18 +97,18 @@ _BROKEN_YAML = (
     TypeError,
     OverflowError,
     RecursionError,
-)  # the last ones are what its constructors raise of '!!bool x', '!!timestamp x' and the like
+)  # the last ones come from the constructors of '!!bool x', '!!timestamp x' and others
 
 
 def csv_line(cells: Iterable[object]) -> str:
-    """Return ``cells`` as a line of CSV, quoted where that is needed."""
+    """Return ``cells`` as a line of CSV, with quotes where they are needed."""
     stream = io.StringIO()
     csv.writer(stream, lineterminator="\n").writerow(cells)
     return stream.getvalue()
 
 
 def make_folder(folder: Path, flag: str) -> None:
-    """Make ``folder``, which ``flag`` names, unless it is there. Raises `ConfigError`."""
+    """Make ``folder``, the value of ``flag``, if it is missing. Raises `ConfigError`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -115,10 +116,10 @@ def make_folder(folder: Path, flag: str) -> None:
 
 
 def create_folder(logdir: str, default: str, first_file: str) -> Path:
-    """Make a new folder for results: ``logdir/default``, numbered if taken.
+    """Make a new folder for results: ``logdir/default``, with a number if that exists.
 
-    Of several processes that ask at once each gets its own: whoever makes ``first_file`` in it has
-    it. Raises `ConfigError` where the folder cannot be made or written.
+    Several processes at the same time get different folders: the one that creates ``first_file``
+    owns the folder. Raises `ConfigError` if the folder cannot be made or written.
     """
     for folder in numbered(logdir, default):
         try:
@@ -141,7 +142,7 @@ def numbered(logdir: str, name: str) -> Iterator[Path]:
 
 
 def unwritable(folder: Path, reason: str | None) -> ConfigError:
-    """Return the error of a folder of results that cannot be made or written."""
+    """Return the error for a folder of results that cannot be made or written."""
     return ConfigError(
         f"--logdir {folder.parent}: {folder} cannot be written ({reason}); "
         "name another with --logdir"

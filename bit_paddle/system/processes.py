@@ -1,7 +1,7 @@
-"""The processes of one run: started, watched and ended together; each learns its place here.
+"""The processes of one run: they start, are watched and end together. Does not load Paddle.
 
-A place is told by Paddle's own environment variables, so that a process started by
-``python -m paddle.distributed.launch`` finds it as well. Loads no Paddle.
+Each process learns its rank from Paddle's own environment variables, so that one started by
+``python -m paddle.distributed.launch`` knows it too.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from bit_paddle.errors import ConfigError, PeerError
 from bit_paddle.system import environment
 from bit_paddle.system.signals import Interrupt
 
-GRACE = 20.0  # seconds that the others have after one has failed
+GRACE = 20.0  # seconds for the other processes to end after one has failed
 
-_NVIDIA = Path("/proc/driver/nvidia/gpus")  # the driver's, a folder a card
+_NVIDIA = Path("/proc/driver/nvidia/gpus")  # of the driver: a folder per card
 
 _PARENT = "BIT_PADDLE_PARENT"  # id of the process that started this one
 
@@ -36,12 +36,12 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def rank() -> int:
-    """Return which of the run's processes this one is, from 0."""
+    """Return the rank of this process, from 0."""
     return int(os.environ.get("PADDLE_TRAINER_ID") or 0)
 
 
 def world_size() -> int:
-    """Return how many processes the run has, on all machines."""
+    """Return the number of processes of the run, on all machines."""
     return int(os.environ.get("PADDLE_TRAINERS_NUM") or 1)
 
 
@@ -51,16 +51,16 @@ def started_by_us() -> bool:
 
 
 def end_with_parent() -> None:
-    """Have this process end when the one that started it does, however that ended.
+    """Make this process end together with the process that started it, even after SIGKILL.
 
-    By the kernel, as a thread of ours may have to wait for one that waits for another process.
+    The kernel does this: a thread of ours might be blocked while Paddle waits for another process.
     """
     if not started_by_us():
         return
     prctl = getattr(ctypes.CDLL(None), "prctl", None)  # Linux
     if prctl is not None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(os.environ[_PARENT]):  # it has ended already
+    if os.getppid() != int(os.environ[_PARENT]):  # the parent has already ended
         os._exit(1)
 
 
@@ -70,10 +70,10 @@ def has_gpu() -> bool:
 
 
 def gpus(devices: str | None = None) -> list[int]:
-    """Return the GPUs to start a process on each: all that can be seen, or those of --devices.
+    """Return the GPUs that get a process each: all visible ones, or those of --devices.
 
-    Each by its place among those in CUDA_VISIBLE_DEVICES, or all, which is what Paddle's
-    FLAGS_selected_gpus holds. None without a GPU build of Paddle. Raises `ConfigError`.
+    A GPU is its place in CUDA_VISIBLE_DEVICES (without it, among all GPUs), which is what Paddle's
+    FLAGS_selected_gpus holds. Empty without a GPU build of Paddle. Raises `ConfigError`.
     """
     labels = _visible_gpus()
     if devices is None:
@@ -83,7 +83,7 @@ def gpus(devices: str | None = None) -> list[int]:
     if strangers or len(set(wanted)) < len(wanted):
         have = ", ".join(labels) or "none, or no paddlepaddle-gpu"
         raise ConfigError(
-            f"--devices {devices}: expected GPUs by number, each once; there are {have}"
+            f"--devices {devices}: expected numbers of GPUs, each once; there are {have}"
         )
     return [labels.index(word) for word in wanted]
 
@@ -97,7 +97,7 @@ def _visible_gpus() -> list[str]:
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         labels = [word.strip() for word in os.environ["CUDA_VISIBLE_DEVICES"].split(",")]
         return list(itertools.takewhile(lambda label: label not in ("", "-1"), labels))
-    with suppress(OSError, subprocess.TimeoutExpired):  # knows what a container may use
+    with suppress(OSError, subprocess.TimeoutExpired):  # nvidia-smi knows what a container may use
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60)
         return [str(number) for number in range(listed.stdout.count("GPU "))]
     count = len(list(_NVIDIA.iterdir())) if _NVIDIA.is_dir() else 0
@@ -107,11 +107,12 @@ def _visible_gpus() -> list[str]:
 def launch(
     command: Sequence[str], count: int, gpus: Sequence[int] = (), embedded: bool = False
 ) -> int:
-    """Run ``command`` in ``count`` processes, as one program; return its exit status.
+    """Run ``command`` in ``count`` processes as one program; return its exit status.
 
-    With ``gpus``, of that number, each process has one, and they talk by NCCL; else by gloo.
-    Signals go to all of them. The first one has the terminal. If one fails, the others are given
-    `GRACE` seconds, and the message of the first to fail is shown. ``embedded``: see `Interrupt`.
+    With ``count`` GPUs in ``gpus``, each process has one, and they communicate by NCCL; else by
+    gloo. All processes receive the signals. Rank 0 writes to the terminal. If a process fails, the
+    others have `GRACE` seconds to end, and the message of the first failure is printed.
+    ``embedded``: see `Interrupt`.
     """
     ports = _free_ports(count + 1)
     endpoints = [f"127.0.0.1:{port}" for port in ports]
@@ -122,7 +123,7 @@ def launch(
         "PADDLE_TRAINER_ENDPOINTS": ",".join(endpoints[:count]),
         "PADDLE_MASTER": endpoints[count],
         "PADDLE_DISTRI_BACKEND": "nccl" if gpus else "gloo",
-        "GLOG_minloglevel": "2",  # each connection is not worth a line
+        "GLOG_minloglevel": "2",  # no line per connection
         _PARENT: str(os.getpid()),
     }
     children: list[subprocess.Popen] = []
@@ -141,7 +142,7 @@ def launch(
                     subprocess.Popen(
                         command,
                         env={**shared, **own},
-                        start_new_session=True,  # the terminal's Ctrl-C comes here alone
+                        start_new_session=True,  # Ctrl-C in the terminal reaches this process only
                         **quiet,
                     )
                 )
@@ -155,7 +156,7 @@ def launch(
 def _watch(
     children: Sequence[subprocess.Popen], messages: Sequence[BinaryIO], stop: Interrupt
 ) -> int:
-    """Wait until all have ended, or one has failed and the others' time is over."""
+    """Wait until all have ended, or until `GRACE` seconds after a failure; return a status."""
     told, first, deadline = 0, None, math.inf
     while None in [child.poll() for child in children] and time.monotonic() < deadline:
         if stop.count > told:
@@ -171,7 +172,7 @@ def _watch(
     if first is None:
         return 0
     status = children[first].returncode
-    if not stop.signal and (status < 0 or first):  # else the first process has said it itself
+    if not stop.signal and (status < 0 or first):  # else rank 0 has printed it
         ended = f"ended by signal {-status}" if status < 0 else f"status {status}"
         with suppress(ValueError):
             ended = f"ended by {signal.Signals(-status).name}"
@@ -179,17 +180,17 @@ def _watch(
         text = messages[first].read().decode(errors="replace").strip()
         print(
             f"{text}\nerror: process {first} of {len(children)} (rank {first}, pid "
-            f"{children[first].pid}) has failed: {ended}; the run ends. The same command goes on "
-            "from its last checkpoint".lstrip(),
+            f"{children[first].pid}) has failed: {ended}; the run ends. The same command resumes "
+            "from the last checkpoint".lstrip(),
             file=sys.stderr,
         )
     return 128 - status if status < 0 else status
 
 
 def _failed(children: Sequence[subprocess.Popen], known: int | None) -> int | None:
-    """Return the place of the child that failed first; one that has lost another is not to blame.
+    """Return the rank that failed first; a process that only lost another one comes last.
 
-    ``known`` is what was returned before.
+    ``known`` is the rank that an earlier call returned.
     """
     if known is not None and children[known].returncode != PeerError.exit_status:
         return known
@@ -202,7 +203,7 @@ def _failed(children: Sequence[subprocess.Popen], known: int | None) -> int | No
 
 
 def _free_ports(count: int) -> list[int]:
-    """Return ports of this machine that nobody listens on now."""
+    """Return ports of this machine that are free now."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for one in sockets:

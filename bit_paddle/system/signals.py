@@ -1,4 +1,4 @@
-"""Signals end a run in good order: after the micro-batch under way, with everything saved."""
+"""Signals end a run cleanly: after the current micro-batch, with everything saved."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Item = TypeVar("Item")
 
 
 class Interrupted(BaseException):
-    """A signal asks to end; not an error, so that nothing but the run's own end catches it."""
+    """A signal has asked the run to end. Not an `Exception`, so that only the run catches it."""
 
 
 class Interrupt:
@@ -67,7 +67,7 @@ class Interrupt:
 
     @staticmethod
     def _watch(pipe: int) -> None:
-        """Leave at the second SIGINT; `_note` must wait for the operation that is under way."""
+        """End the process at the second SIGINT: `_note` would wait for the current operation."""
         interrupts = 0
         with open(pipe, "rb", buffering=0) as stream:
             for numbers in iter(lambda: stream.read(1), b""):
@@ -76,7 +76,7 @@ class Interrupt:
                     os._exit(128 + signal.SIGINT)
 
     def checked(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Yield ``items``; raise `Interrupted` before the first that follows a signal."""
+        """Yield ``items``; raise `Interrupted` before the next item once a signal has come."""
         for item in items:
             if self.signal:
                 raise Interrupted
@@ -84,7 +84,7 @@ class Interrupt:
 
     @property
     def exit_status(self) -> int:
-        """0, or what a shell reports of a process that the signal ended (a notice is SIGTERM)."""
+        """0, or 128 + the signal, as a shell reports it; SIGUSR1 counts as SIGTERM."""
         if self.signal is None:
             return 0
         return 128 + (signal.SIGTERM if self.signal == signal.SIGUSR1 else self.signal)
@@ -109,5 +109,5 @@ def _in_main_thread() -> bool:
 
 
 def heed_notice() -> None:
-    """Have SIGUSR1, a notice of pre-emption, do what SIGTERM does, where nothing can be saved."""
+    """Make SIGUSR1, a notice of pre-emption, act as SIGTERM as long as nothing can be saved."""
     signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))

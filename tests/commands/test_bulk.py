@@ -15,7 +15,7 @@ from servers import Server
 
 from bit_paddle import download
 from bit_paddle.errors import DownloadError
-from bit_paddle.models import npz, published
+from bit_paddle.models import npz, published, vtab
 
 FILES = [entry.file for entry in published.CATALOG.values() if entry.file.startswith("vtab/")]
 
@@ -128,7 +128,7 @@ def test_a_disk_too_small(server, tmp_path, monkeypatch):
 
 def test_verify(server, tmp_path, capsys):
     """A right file, one with a flipped bit, one of another head, one of other weights, none."""
-    entries = download.select(["R50x1"], [0], ["svhn", "dtd", "eurosat", "sun397", "caltech101"])
+    entries = vtab.select(["R50x1"], [0], ["svhn", "dtd", "eurosat", "sun397", "caltech101"])
     paths = {entry.name.split("-")[-1]: tmp_path / f"{entry.name}.npz" for entry in entries}
     for task, classes in (("svhn", 10), ("dtd", 47), ("eurosat", 11), ("sun397", 397)):
         npz.write(paths[task], arrays_of(50, 1, classes, 0).items())

@@ -386,6 +386,7 @@ def test_predict_fetches_images_checkpoint_and_class_names(image_folder, tmp_pat
         "NO_PROXY": "127.0.0.1",
         "BIT_PADDLE_BASE_URL": server.address,
         "BIT_PADDLE_HOME": str(tmp_path / "home"),
+        "BIT_PADDLE_NATIVE": "0",  # in that home none are compiled
     }
     for _ in range(2):
         done = run(

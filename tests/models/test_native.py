@@ -777,17 +777,17 @@ def test_operators_can_be_refused(train):
 
 
 def test_without_a_compiler(train, tmp_path):
-    console, named = train("without", CXX="/nowhere/g++", XDG_CACHE_HOME=tmp_path)
+    console, named = train("without", CXX="/nowhere/g++", BIT_PADDLE_HOME=tmp_path)
     assert named == "Paddle's own (there is no compiler: /nowhere/g++)"
     assert "warning" not in console and "compiling" not in console
-    done = run("-m", "bit_paddle.compile", CXX="/nowhere/g++", XDG_CACHE_HOME=tmp_path)
+    done = run("-m", "bit_paddle.compile", CXX="/nowhere/g++", BIT_PADDLE_HOME=tmp_path)
     assert done.returncode and "error: no compiled operators: there is no compiler" in done.stderr
 
 
 def test_a_build_that_fails_is_not_tried_again_unasked(train, compiler, tmp_path):
     pytest.importorskip("setuptools")
     script, calls = compiler("echo no such thing >&2", "exit 1")
-    variables = {"CXX": script, "CC": script, "XDG_CACHE_HOME": tmp_path / "cache"}
+    variables = {"CXX": script, "CC": script, "BIT_PADDLE_HOME": tmp_path / "cache"}
     console, named = train("first", **variables)
     assert "compiling operators" in console and "warning: operators could not be" in console
     assert named.startswith("Paddle's own (could not be compiled: ")
@@ -811,7 +811,7 @@ def test_what_is_compiled_is_tried_first(train, compiler, tmp_path):
     script, _ = compiler(
         'while [ $# -gt 0 ]; do [ "$1" = -o ] && echo rubbish > "$2"; shift; done', "exit 0"
     )
-    variables = {"CXX": script, "CC": script, "XDG_CACHE_HOME": tmp_path / "cache"}
+    variables = {"CXX": script, "CC": script, "BIT_PADDLE_HOME": tmp_path / "cache"}
     console, named = train("rubbish", **variables)
     assert "warning: operators could not be compiled" in console
     assert named.startswith("Paddle's own (could not be compiled: ")
@@ -820,7 +820,7 @@ def test_what_is_compiled_is_tried_first(train, compiler, tmp_path):
 def test_without_a_cache(train, tmp_path):
     """A file is in the way of its folder."""
     (tmp_path / "file").write_text("")
-    console, named = train("uncached", XDG_CACHE_HOME=tmp_path / "file")
+    console, named = train("uncached", BIT_PADDLE_HOME=tmp_path / "file")
     assert "warning: operators " in console
     assert named.startswith("Paddle's own (") and "Not a directory" in named
 
@@ -831,7 +831,7 @@ from pathlib import Path
 from bit_paddle.models.native import build
 libraries = build._libraries()
 with_all = build._folder(libraries)
-build.os.environ["XDG_CACHE_HOME"] = sys.argv[1]
+build.os.environ["BIT_PADDLE_HOME"] = sys.argv[1]
 folder = build._folder(libraries)
 shutil.copytree(with_all, folder)
 {damage}
@@ -863,7 +863,7 @@ def test_an_interrupt_is_no_fault_of_the_compiler(number, compiler, tmp_path):
     pytest.importorskip("sklearn")
     pytest.importorskip("setuptools")
     script, calls = compiler('case "$*" in *" -c "*) sleep 60; esac')
-    variables = {"CXX": script, "CC": script, "XDG_CACHE_HOME": tmp_path / "cache"}
+    variables = {"CXX": script, "CC": script, "BIT_PADDLE_HOME": tmp_path / "cache"}
     flags = [*TINY, "--logdir", tmp_path, "--name", "interrupted"]
     process = start_train(*flags, env=environment_with(**variables), start_new_session=True)
     deadline = time.monotonic() + 60
@@ -879,7 +879,7 @@ def test_an_interrupt_is_no_fault_of_the_compiler(number, compiler, tmp_path):
 def test_two_processes_compile_once(train, compiler, compiled, tmp_path):
     """Takes half a minute: really."""
     script, calls = compiler('exec g++ "$@"')
-    variables = {"CXX": script, "CC": script, "XDG_CACHE_HOME": tmp_path / "cache"}
+    variables = {"CXX": script, "CC": script, "BIT_PADDLE_HOME": tmp_path / "cache"}
     console, named = train("pair", "--nproc", 2, **variables)
     assert named.startswith("compiled for this processor, with oneDNN ")
     assert console.count("compiling operators") <= 1 and "warning: operators" not in console

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -180,7 +181,7 @@ def test_killed_in_the_middle(server, tmp_path):
     path = "/folder/file.npz"
     server.chunk_pause = 0.1
     code = (
-        f"from bit_paddle import download; download.fetch({server.url!r}, {str(tmp_path / 'x')!r})"
+        f"from bit_paddle.system import fetch; fetch.fetch({server.url!r}, {str(tmp_path / 'x')!r})"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     partial = tmp_path / "x.part"
@@ -196,3 +197,17 @@ def test_killed_in_the_middle(server, tmp_path):
     server.chunk_pause = 0.0
     assert fetch.fetch(server.url, tmp_path / "x").read_bytes() == CONTENT
     assert server.requests == [(path, None), (path, f"bytes={there}-")]
+
+
+@pytest.mark.parametrize(
+    "home, xdg, expected",
+    [
+        ("/home", "/xdg", "/home"),
+        ("", "/xdg", "/xdg/bit_paddle"),
+        ("", "", "~/.cache/bit_paddle"),
+    ],
+)
+def test_one_cache_for_all(home, xdg, expected, monkeypatch):
+    monkeypatch.setenv("BIT_PADDLE_HOME", home)
+    monkeypatch.setenv("XDG_CACHE_HOME", xdg)
+    assert fetch.cache_dir() == Path(expected).expanduser()

@@ -25,7 +25,7 @@ from typing import Any
 from filelock import FileLock
 
 from bit_paddle.errors import install_hint
-from bit_paddle.system import environment, files
+from bit_paddle.system import environment, fetch, files
 
 SWITCH = "BIT_PADDLE_NATIVE"  # 0 refuses
 
@@ -145,8 +145,7 @@ def _folder(libraries: Path) -> Path:
     parts = [*(one.read_text() for one in SOURCES), " ".join(_FLAGS), paddle.__version__]
     parts += [str(libraries), version, *sorted(set(processor))]
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "bit_paddle" / "native" / key
+    return fetch.cache_dir() / "native" / key
 
 
 def _processor() -> str:

@@ -1,0 +1,147 @@
+"""The checkpoints fine-tuned on VTAB-1k: chosen, downloaded many at a time, and verified."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+from tqdm import tqdm
+
+from bit_paddle import errors
+from bit_paddle.models import npz, published
+from bit_paddle.models.published import Entry
+from bit_paddle.system import fetch as fetching
+
+
+class _Stopped(Exception):
+    """Ends a transfer after the user has interrupted the command."""
+
+
+def select(models: Sequence[str], runs: Sequence[int], tasks: Sequence[str]) -> list[Entry]:
+    """Return the VTAB entries of ``models``, ``runs`` and ``tasks``, in the catalogue's order."""
+    return [
+        published.find(f"BiT-M-{model}-run{run}-{task}")
+        for model in published.VTAB_MODELS
+        if model in models
+        for run in published.VTAB_RUNS
+        if run in runs
+        for task in (task.name for task in published.VTAB_TASKS)
+        if task in tasks
+    ]
+
+
+def ask_sizes(entries: Sequence[Entry], folder: Path, jobs: int) -> dict[Entry, int]:
+    """Return how many bytes of each file are still to download.
+
+    The server tells the size of a file; if it does not answer, the catalogue does.
+    """
+
+    def ask(entry: Entry) -> int:
+        partial = fetching.partial_file(published.locate(entry, folder))
+        there = partial.stat().st_size if partial.exists() else 0
+        try:
+            size = fetching.ask(entry.url).bytes
+        except errors.DownloadError:
+            size = None
+        return max(0, (size or entry.bytes) - there)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        answers = pool.map(ask, entries)
+        bar = tqdm(answers, desc="asking for sizes", total=len(entries), disable=None, leave=False)
+        return dict(zip(entries, bar))
+
+
+def check_space(folder: Path, sizes: dict[Entry, int]) -> None:
+    """Raise `DownloadError` if the disk of ``folder`` has too little space for ``sizes``."""
+    existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    free, needed = shutil.disk_usage(existing).free, sum(sizes.values())
+    if needed > free:
+        raise errors.DownloadError(
+            f"{folder}: too little space: {len(sizes)} files need {needed / 1e9:.2f} GB, "
+            f"{free / 1e9:.2f} GB are free; choose with --models, --runs and --tasks, or name "
+            "another disk with --bit_pretrained_dir"
+        )
+
+
+def fetch_all(
+    entries: Sequence[Entry], folder: Path, jobs: int, sizes: dict[Entry, int]
+) -> dict[str, str]:
+    """Download ``entries``, ``jobs`` at a time; return {name: fault} of those that failed."""
+    stop, places, faults = threading.Event(), list(range(jobs, 0, -1)), {}
+    total = tqdm(
+        desc="all files",
+        total=sum(sizes.values()),
+        unit="B",
+        unit_scale=True,
+        position=0,
+        disable=None,
+    )
+
+    def transfer(entry: Entry) -> None:
+        place = places.pop()  # the bar's line
+        bar = tqdm(
+            desc=entry.name, unit="B", unit_scale=True, position=place, leave=False, disable=None
+        )
+        seen = None
+
+        def progress(done: int, whole: int | None) -> None:
+            nonlocal seen
+            if stop.is_set():
+                raise _Stopped
+            bar.total = whole
+            bar.update(done - bar.n)
+            total.update(done - seen if seen is not None else 0)
+            seen = done
+
+        try:
+            fetching.fetch(
+                entry.url,
+                published.locate(entry, folder),
+                progress=progress,
+                fault_of=published.fault_of_npz,
+            )
+        finally:
+            bar.close()
+            places.append(place)
+
+    pool = ThreadPoolExecutor(jobs)
+    with total:
+        running = {pool.submit(transfer, entry): entry for entry in entries}
+        try:
+            for future in as_completed(running):
+                try:
+                    future.result()
+                except errors.DownloadError as error:
+                    faults[running[future].name] = str(error)
+        finally:  # after Ctrl-C: `bit_paddle.download.script` does not wait
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+    return faults
+
+
+def verify(entries: Sequence[Entry], folder: Path, jobs: int) -> dict[str, str | None]:
+    """Return {name: fault or None}: by shapes, checksums and, if the server answers, its hashes."""
+
+    def check(entry: Entry) -> str | None:
+        path = published.locate(entry, folder)
+        if not path.is_file():
+            return "missing"
+        try:
+            with npz.CheckpointFile(path) as file:
+                file.check(entry.architecture, entry.classes)
+                for key in file.shapes:
+                    file.array(key)
+        except errors.CheckpointError as error:
+            return str(error).splitlines()[0]
+        try:
+            return fetching.wrong_hash(path, fetching.ask(entry.url).hashes)
+        except errors.DownloadError:
+            return None  # offline: shapes and the archive's own checksums are right
+
+    with ThreadPoolExecutor(jobs) as pool:
+        checked = pool.map(check, entries)
+        bar = tqdm(checked, desc="verifying", total=len(entries), disable=None)
+        return {entry.name: fault for entry, fault in zip(entries, bar)}
