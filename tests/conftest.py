@@ -19,7 +19,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores, of one th
 from helpers.commands import run_here, run_train, start_train, wait_until
 from helpers.places import GOLDEN, ROOT, SHARED
 
-import bit_paddle  # before Paddle, as users import it
+from bit_paddle.system.fetch import cache_dir  # before Paddle, as users import the package
 
 _spec = importlib.util.spec_from_file_location("make_checkpoint", GOLDEN / "make_checkpoint.py")
 make_checkpoint = importlib.util.module_from_spec(_spec)
@@ -72,20 +72,22 @@ def golden_sample(flat: np.ndarray) -> np.ndarray:
 def cache_of_tests(tmp_path_factory):
     """No test reads or writes the user's own cache.
 
-    But operators that are compiled there are copied: half a minute less. The workers of one session
-    share them.
+    But operators that are compiled there are copied, which saves half a minute. The workers of a
+    session share them.
     """
     base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    own = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bit_paddle/native"
-    with FileLock(shared / "cache.lock"):
-        for facts in own.glob("*/facts.json"):
-            copy = shared / "cache/bit_paddle/native" / facts.parent.name
-            if not copy.exists():
-                shutil.copytree(facts.parent, copy)
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "native"
+    with FileLock(f"{shared}.lock"):
+        shared.mkdir(exist_ok=True)
+        for facts in (cache_dir() / "native").glob("*/facts.json"):
+            if not (shared / facts.parent.name).exists():
+                shutil.copytree(facts.parent, shared / facts.parent.name)
+    home = tmp_path_factory.mktemp("cache") / "bit_paddle"
+    home.mkdir()
+    (home / "native").symlink_to(shared)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(shared / "cache"))
-        patch.setenv("BIT_PADDLE_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("XDG_CACHE_HOME", str(home.parent))
+        patch.setenv("BIT_PADDLE_HOME", str(home))
         yield
 
 
