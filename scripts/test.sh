@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
-# Lint and tests in their own environment (.venv-test-<version>). Arguments go to pytest.
+# Lint, types and tests, in an environment of their own (.venv-test-<version>).
 #
-#   scripts/test.sh                        with the newest Paddle
-#   PADDLE=2.6.2 scripts/test.sh -x        with another version of Paddle; stops at the first failure
+#   scripts/test.sh                        everything, on the newest Paddle: under 8 minutes on 2 cores
+#   scripts/test.sh -m "not slow"          without whole runs, kills and compilers: under 2 minutes
+#   scripts/test.sh tests/data -x          arguments go to pytest
+#   scripts/test.sh -n 0 --pdb             tests in one process, where a debugger works
+#   PADDLE=2.6.2 scripts/test.sh           another version of Paddle
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -13,4 +16,8 @@ venv=.venv-test-${PADDLE:-newest}
     "paddlepaddle${PADDLE:+==$PADDLE}"
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .
-"$venv/bin/python" -m pytest "$@"
+if [ -x "$venv/bin/mypy" ]; then  # they need Python 3.10
+    "$venv/bin/lint-imports"
+    "$venv/bin/mypy"
+fi
+"$venv/bin/python" -m pytest -n 2 --dist loadfile "$@"

@@ -19,8 +19,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores, of one th
 from helpers.commands import run_here, run_train, start_train, wait_until
 from helpers.places import GOLDEN, ROOT, SHARED
 
-import bit_paddle  # before Paddle, as users import it
-from bit_paddle.system.fetch import cache_dir
+from bit_paddle.system.fetch import cache_dir  # before Paddle, as users import the package
 
 _spec = importlib.util.spec_from_file_location("make_checkpoint", GOLDEN / "make_checkpoint.py")
 make_checkpoint = importlib.util.module_from_spec(_spec)
@@ -73,20 +72,21 @@ def golden_sample(flat: np.ndarray) -> np.ndarray:
 def cache_of_tests(tmp_path_factory):
     """No test reads or writes the user's own cache.
 
-    But operators that are compiled there are copied: half a minute less. The workers of one session
-    share them.
+    But operators that are compiled there are copied, which saves half a minute. The workers of a
+    session share them.
     """
     base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    with FileLock(shared / "cache.lock"):
-        (shared / "native").mkdir(exist_ok=True)
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "native"
+    with FileLock(f"{shared}.lock"):
+        shared.mkdir(exist_ok=True)
         for facts in (cache_dir() / "native").glob("*/facts.json"):
-            copy = shared / "native" / facts.parent.name
-            if not copy.exists():
-                shutil.copytree(facts.parent, copy)
-    home = tmp_path_factory.mktemp("home")
-    (home / "native").symlink_to(shared / "native")
+            if not (shared / facts.parent.name).exists():
+                shutil.copytree(facts.parent, shared / facts.parent.name)
+    home = tmp_path_factory.mktemp("cache") / "bit_paddle"
+    home.mkdir()
+    (home / "native").symlink_to(shared)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(home.parent))
         patch.setenv("BIT_PADDLE_HOME", str(home))
         yield
 

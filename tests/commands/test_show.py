@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import ROOT
+from helpers import commands
 from PIL import Image
 
 from bit_paddle.config import parsing
@@ -20,15 +21,10 @@ GAP, LINE = 8, 16
 
 
 def run(*arguments, cwd=ROOT, **environment):
-    words = [sys.executable, "-W", "ignore", "-m", "bit_paddle.show", *map(str, arguments)]
-    return subprocess.run(
-        words,
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-    )
+    if environment or cwd != ROOT:
+        env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+        return commands.run_outside("show", *arguments, cwd=cwd, env=env)
+    return commands.run_here("show", *arguments)
 
 
 def shown(output, *arguments, **options):

@@ -12,6 +12,8 @@ import time
 import numpy as np
 import pytest
 from conftest import ROOT, arrays_of, run_train, start_train, update
+from helpers.commands import run_outside, wait_until
+from helpers.runs import assert_same, lines_of, state_of
 from PIL import Image
 
 from bit_paddle import create_model
@@ -29,13 +31,9 @@ from bit_paddle.training.plan import make_plan
 TINY = ["--model", "R14x0.5", "--from_scratch", "--precrop", "36", "--crop", "32", "--batch", "8"]
 
 
-def lines_of(folder, kind):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["kind"] == kind]
-
-
 def test_a_whole_run(small_checkpoint, image_folder, tmp_path):
-    done = run_train(
+    done = run_outside(
+        "train",
         "--model",
         small_checkpoint,
         "--dataset",
@@ -143,45 +141,23 @@ def test_few_shot_counts_for_the_rule(tmp_path):
     assert "sampled with replacement" in done.stdout
 
 
-def state_of(folder):
-    """All that a run leaves: weights, momentum, metrics without times."""
-    arrays = {}
-    for path in (folder / "model.npz", sorted((folder / "checkpoints").glob("step-*.npz"))[-1]):
-        with np.load(path) as file:
-            arrays |= {f"{path.stem}/{key}": file[key] for key in file if "notes" not in key}
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    for line in lines:
-        line.pop("time"), line.pop("images_per_second", None)
-    return arrays, lines
-
-
-def assert_same(one, other):
-    (arrays, lines), (expected_arrays, expected_lines) = one, other
-    assert lines == expected_lines and arrays.keys() == expected_arrays.keys()
-    for key, array in expected_arrays.items():
-        assert np.array_equal(arrays[key], array), key
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_run_and_the_same_command_goes_on(number, status, image_folder, tmp_path):
-    arguments = [*TINY, "--dataset", "folder", "--datadir", image_folder, "--steps", 150,
-                 "--batch_split", 2, "--eval_every", 40, "--logdir", tmp_path]  # fmt: skip
+    arguments = [*TINY, "--dataset", "folder", "--datadir", image_folder, "--steps", 60,
+                 "--batch_split", 2, "--eval_every", 25, "--logdir", tmp_path]  # fmt: skip
     assert run_train(*arguments, "--name", "undisturbed").returncode == 0
     arguments += ["--name", "run"]
     process = start_train(*arguments)
     metrics = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not (
-        metrics.exists() and len(metrics.read_text().splitlines()) >= 3
-    ):
-        time.sleep(0.01)
+    wait_until(lambda: metrics.exists() and metrics.read_text().count("\n") >= 3, process, 120)
     sent = time.monotonic()
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == status, err
     assert time.monotonic() - sent < 10 and "Traceback" not in err
     steps = lines_of(tmp_path / "run", "train")
-    assert steps[-1]["step"] < 150
+    assert steps[-1]["step"] < 60
     assert f"{number.name}: ending after step {steps[-1]['step']}" in out
     checkpoint = max((tmp_path / "run/checkpoints").glob("step-*.npz"))
     assert checkpoint.name == f"step-{steps[-1]['step']:08d}.npz"
@@ -191,18 +167,18 @@ def test_a_signal_ends_the_run_and_the_same_command_goes_on(number, status, imag
     assert_same(state_of(tmp_path / "run"), state_of(tmp_path / "undisturbed"))
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_what_is_whole_and_fits(image_folder, tmp_path):
     images = tmp_path / "images"
     shutil.copytree(image_folder, images)
-    arguments = [*TINY, "--dataset", "folder", "--datadir", images, "--steps", 60,
+    arguments = [*TINY, "--dataset", "folder", "--datadir", images, "--steps", 40,
                  "--save_every", 1, "--eval_every", 7, "--logdir", tmp_path]  # fmt: skip
     assert run_train(*arguments, "--name", "undisturbed").returncode == 0
     expected = state_of(tmp_path / "undisturbed")
     run = [*arguments, "--name", "run"]
     process = start_train(*run, stdout=subprocess.DEVNULL)
     checkpoints = tmp_path / "run/checkpoints"
-    while len(list(checkpoints.glob("step-*.npz"))) < 2:
-        time.sleep(0.01)
+    wait_until(lambda: len(list(checkpoints.glob("step-*.npz"))) >= 2, process, 120)
     process.kill()
     process.wait()
     # Other settings and other data are refused, with all that differs.
@@ -268,6 +244,7 @@ def test_if_all_checkpoints_are_damaged_the_rules_go_on(image_folder, tmp_path):
     assert len(list((tmp_path / "first/checkpoints").glob("*.damaged"))) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stopped", [False, True])
 def test_what_cannot_be_written_is_named_and_made_up_for(stopped, tmp_path):
     """With a limit on the size of files, which is as good as a full disk."""
@@ -285,8 +262,7 @@ def test_what_cannot_be_written_is_named_and_made_up_for(stopped, tmp_path):
     )
     if stopped:
         metrics = tmp_path / "run/metrics.jsonl"
-        while limited.poll() is None and not (metrics.exists() and metrics.read_text()):
-            time.sleep(0.01)
+        wait_until(lambda: metrics.exists() and metrics.read_text(), limited, 120)
         time.sleep(1)
         limited.send_signal(signal.SIGTERM)
     out, err = limited.communicate(timeout=120)
@@ -300,6 +276,7 @@ def test_what_cannot_be_written_is_named_and_made_up_for(stopped, tmp_path):
         assert steps == list(range(1, 9)) and (tmp_path / "run/result.json").exists()
 
 
+@pytest.mark.slow
 def test_steps_that_are_not_finite_are_left_out_if_asked(tmp_path):
     """Features near float32's end, which some images exceed; a learning rate of 0 in effect."""
     pytest.importorskip("sklearn")
@@ -322,14 +299,14 @@ def test_steps_that_are_not_finite_are_left_out_if_asked(tmp_path):
     assert left_out == (tmp_path / "run/train.log").read_text().count("warning: step")
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_ends_the_run_which_goes_on(image_folder, tmp_path):
-    arguments = [*TINY, "--dataset", "folder", "--datadir", image_folder, "--steps", 80,
+    arguments = [*TINY, "--dataset", "folder", "--datadir", image_folder, "--steps", 40,
                  "--nproc", 2, "--save_every", 1, "--logdir", tmp_path]  # fmt: skip
     assert run_train(*arguments, "--name", "undisturbed").returncode == 0
     arguments += ["--name", "run"]
     process = start_train(*arguments, stdout=subprocess.DEVNULL)
-    while not list((tmp_path / "run/checkpoints").glob("step-*.npz")):
-        time.sleep(0.01)
+    wait_until(lambda: list((tmp_path / "run/checkpoints").glob("step-*.npz")), process, 120)
     children = f"/proc/{process.pid}/task/{process.pid}/children"
     first, second = map(int, open(children).read().split())
     os.kill(second, signal.SIGKILL)
@@ -628,6 +605,7 @@ def test_broken_images_end_a_run_before_it_starts(image_folder, tmp_path):
     assert not (tmp_path / "run").exists() and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_signal_after_the_last_step_leaves_out_the_other_repeats(image_folder, tmp_path):
     """While the first run's files are written, to a disk that takes its time."""
     slow = tmp_path / "slow"

@@ -19,6 +19,14 @@ from helpers.places import ROOT
 
 TINY = ["--model", "R14x0.5", "--from_scratch", "--precrop", "36", "--crop", "32"]
 
+# ru_maxrss is at least what the parent had when it started the process; VmHWM is the process's own.
+PEAK = """
+def peak():
+    lines = open("/proc/self/status").read().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+"""
+
 
 def start_train(*arguments: object, **options) -> subprocess.Popen:
     """Start ``python -m bit_paddle.train`` as a user would, in a process that can be disturbed."""
@@ -29,8 +37,10 @@ def start_train(*arguments: object, **options) -> subprocess.Popen:
     )
 
 
-def run(command: str, *arguments: object, timeout: float = 300, **options):
-    """Run ``python -m bit_paddle.command`` as a user would; return the completed process."""
+def run_outside(
+    command: str, *arguments: object, timeout: float = 300, **options
+) -> subprocess.CompletedProcess:
+    """Run ``python -m bit_paddle.command`` in a process of its own, as a user would."""
     return subprocess.run(
         [sys.executable, "-W", "ignore", "-m", f"bit_paddle.{command}", *map(str, arguments)],
         capture_output=True,
@@ -38,17 +48,6 @@ def run(command: str, *arguments: object, timeout: float = 300, **options):
         timeout=timeout,
         **{"cwd": ROOT, **options},
     )
-
-
-def run_train(*arguments: object, **options) -> subprocess.CompletedProcess:
-    """Run ``python -m bit_paddle.train``; return its status and what it printed.
-
-    With ``options`` of a process, or if the run has several, in one of its own; else inside of this
-    one (`run_here`).
-    """
-    if options or {"--nproc", "--devices"} & set(arguments):
-        return run("train", *arguments, **options)
-    return run_here("train", *arguments)
 
 
 def run_here(command: str, *arguments: object) -> subprocess.CompletedProcess:
@@ -78,6 +77,18 @@ def run_here(command: str, *arguments: object) -> subprocess.CompletedProcess:
         os.chdir(before[1])
         signal.signal(signal.SIGUSR1, notice)
     return subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())
+
+
+def run(command: str, *arguments: object, **options) -> subprocess.CompletedProcess:
+    """Run a command: inside of this process, unless there are ``options`` or several processes."""
+    if options or {"--nproc", "--devices"} & set(arguments):
+        return run_outside(command, *arguments, **options)
+    return run_here(command, *arguments)
+
+
+def run_train(*arguments: object, **options) -> subprocess.CompletedProcess:
+    """Run ``train``; return its status and what it printed."""
+    return run("train", *arguments, **options)
 
 
 def wait_until(

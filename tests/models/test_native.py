@@ -10,14 +10,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import paddle
 import pytest
-from conftest import ROOT, Golden, run_train, start_train, update
+from conftest import ROOT, Golden, run_train, start_train, update, wait_until
 
 from bit_paddle import create_model, load_npz, save_npz
 from bit_paddle.data.loader import MicroBatch
@@ -866,10 +865,7 @@ def test_an_interrupt_is_no_fault_of_the_compiler(number, compiler, tmp_path):
     variables = {"CXX": script, "CC": script, "BIT_PADDLE_HOME": tmp_path / "cache"}
     flags = [*TINY, "--logdir", tmp_path, "--name", "interrupted"]
     process = start_train(*flags, env=environment_with(**variables), start_new_session=True)
-    deadline = time.monotonic() + 60
-    while not calls():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(calls, process)
     os.killpg(process.pid, number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number and "Traceback" not in err

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, wait_until
 
 from bit_paddle import errors
 from bit_paddle.system import environment, processes
@@ -55,13 +55,6 @@ def launcher(code, folder, count):
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def wait_until(condition, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert condition()
 
 
 def pids(folder, count):
@@ -294,9 +287,24 @@ def test_no_process_outlives_the_one_that_started_it(ending, tmp_path):
             os.kill(pid, signal.SIGKILL)
 
 
-def test_a_process_that_nobody_launched_does_not_end_with_another():
-    processes.end_with_parent()  # this one, at once, if it did
-    time.sleep(0.1)
+def test_a_process_that_nobody_launched_does_not_end_with_another(tmp_path):
+    """The one that started it has ended when this looks."""
+    code = f"""if True:
+        import os, time
+        from pathlib import Path
+        from bit_paddle.system import processes
+        processes.end_with_parent()
+        Path({str(tmp_path / "0.pid")!r}).write_text(str(os.getpid()))
+        time.sleep(60)
+    """
+    start = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {code!r}])"
+    subprocess.run([sys.executable, "-c", start], cwd=ROOT, check=True)
+    (pid,) = pids(tmp_path, 1)
+    try:
+        time.sleep(0.2)
+        assert alive(pid)
+    finally:
+        os.kill(pid, signal.SIGKILL)
 
 
 # --- They compute as one ------------------------------------------------------------------------

@@ -10,12 +10,11 @@ import os
 import re
 import resource
 import sys
-import time
 
 import numpy as np
 import paddle
 import pytest
-from conftest import ROOT, run_train, start_train, update
+from conftest import ROOT, run_train, start_train, update, wait_until
 
 from bit_paddle import create_model, save_npz
 from bit_paddle.config import settings
@@ -515,10 +514,8 @@ def limit_when_under_way(process, folder, images, crop=CROP, rank=None):
 
     As soon as two are made. They had ``images`` at once, and it is a third of their activations.
     """
-    deadline, metrics = time.monotonic() + 120, folder / "metrics.jsonl"
-    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 2):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-        time.sleep(0.005)
+    metrics = folder / "metrics.jsonl"
+    wait_until(lambda: metrics.exists() and metrics.read_text().count("\n") >= 2, process, 120)
     pid = process.pid
     if rank is not None:
         pid = int(open(f"/proc/{pid}/task/{pid}/children").read().split()[rank])

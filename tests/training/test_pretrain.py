@@ -1,8 +1,6 @@
 """Upstream training: its rule, its crops, its losses, and whole runs."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +8,8 @@ import paddle
 import pytest
 import yaml
 from conftest import ROOT
+from helpers.commands import run
+from helpers.runs import lines_of
 from PIL import Image
 
 from bit_paddle import create_model
@@ -32,13 +32,7 @@ TINY = ["--model", "R14x0.5", "--dataset", "folder", "--batch", "8", "--precrop"
 
 
 def pretrain(*words):
-    command = [sys.executable, "-W", "ignore", "-m", "bit_paddle.pretrain", *map(str, words)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
-
-
-def lines_of(folder, kind):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["kind"] == kind]
+    return run("pretrain", *words)
 
 
 # --- The rule -------------------------------------------------------------------------------------
@@ -182,10 +176,8 @@ def test_a_whole_run(image_folder, tmp_path):
         assert text in log
     trained = find_trained(str(tmp_path / "run" / "model.npz"))
     assert trained.preprocessing == Preprocessing(32, 36) and trained.loss == "sigmoid"
-    words = ["evaluate", "--dataset", "folder", "--datadir", image_folder, "--model",
-             tmp_path / "run/model.npz", "--output", tmp_path / "out"]  # fmt: skip
-    command = [sys.executable, "-W", "ignore", "-m", f"bit_paddle.{words[0]}", *map(str, words[1:])]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    done = run("evaluate", "--dataset", "folder", "--datadir", image_folder, "--model",
+               tmp_path / "run/model.npz", "--output", tmp_path / "out")  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     measured = json.loads((tmp_path / "out" / "metrics.json").read_text())
@@ -257,8 +249,7 @@ def test_recipes_can_be_planned(name):
     path = ROOT / "configs" / "pretrain" / f"{name}.yaml"
     words = ["--config", str(path), "--gpus", "8", "--images_per_second", "700"]
     words += [] if name == "BiT-S-R50x1" else ["--images", "14197122", "--classes", "21843"]
-    done = subprocess.run([sys.executable, "-m", "bit_paddle.plan", *words], cwd=ROOT,
-                          capture_output=True, text=True, timeout=60)  # fmt: skip
+    done = run("plan", *words)
     assert done.returncode == 0, done.stderr
     steps = {"BiT-S-R50x1": "28,170", "BiT-M-R50x1": "312,030"}[name]
     assert f"{steps} steps of 4096 images" in done.stdout and steps in path.read_text()

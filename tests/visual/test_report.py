@@ -2,12 +2,10 @@
 
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, run_train
+from conftest import run_here, run_train
 from PIL import Image
 
 from bit_paddle import create_model
@@ -21,8 +19,7 @@ CLASSES = ("<b>& amber", "blue", "coral")
 
 
 def report(*words):
-    command = [sys.executable, "-W", "ignore", "-m", "bit_paddle.report", *map(str, words)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    return run_here("report", *words)
 
 
 @pytest.fixture(scope="module")
