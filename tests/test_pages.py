@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import json
 import os
 import re
 import shlex
@@ -35,6 +36,15 @@ GUIDES = sorted(name for name in PAGES if name.startswith("docs/") or name == "C
 CURRENT = sorted(set(PAGES) - {"CHANGELOG.md"})  # which names what is no longer there
 FENCE = re.compile(r"^(?:<!-- not run: ([^\n]+) -->\n)?```(\w+)\n(.*?)^```\n", re.M | re.S)
 LINK = re.compile(r"(!?)\[[^\]]*\]\(([^)\s]+)\)")
+RUN = """\
+import importlib, json, sys
+from bit_paddle import errors
+for name, *words in json.loads(sys.argv[1]):
+    print("$", name, *words, flush=True)
+    command = importlib.import_module(f"bit_paddle.{name}").main
+    if errors.run_command(command, words):
+        sys.exit(f"failed: {name} {words}")
+"""
 SHELLS = ("source", "pip", "eval", "visualdl")
 
 
@@ -240,9 +250,10 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def runs(folder) -> Path:
     """`folder`, in which README's two runs have been made."""
-    for name, words in commands("README.md"):
-        if name == "train" and "--name" in words:
-            run(folder, "-m", "bit_paddle.train", *cheap("train", words))
+    given = [
+        words for name, words in commands("README.md") if name == "train" and "--name" in words
+    ]
+    run_commands(folder, [("train", words) for words in given])
     return folder
 
 
@@ -258,6 +269,11 @@ def run(folder: Path, *words: str) -> None:
     assert done.returncode == 0, (
         f"{shlex.join(words)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     )
+
+
+def run_commands(folder: Path, given: list[tuple[str, list[str]]]) -> None:
+    """Run what is `cheap` in place of ``given`` commands; one process loads Paddle once."""
+    run(folder, "-c", RUN, json.dumps([[name, *cheap(name, words)] for name, words in given]))
 
 
 def cheap(name: str, words: list[str]) -> list[str]:
@@ -311,15 +327,17 @@ def executed(page: str) -> list[tuple[str, list[str]]]:
 def test_commands_run(page, runs):
     if page == "README.zh-CN.md":  # the same commands, as test_the_readmes_are_in_step knows
         return
-    for name, words in executed(page):
-        if name.isidentifier():
-            output = [k for k, word in enumerate(words) if word == "--output"]
-            for k in output:  # an export does not overwrite, and another page may have made it
-                words = [*words[: k + 1], f"{Path(page).stem}-{words[k + 1]}", *words[k + 2 :]]
-            served = [f"{Path(page).stem}-{word}" if word == "served" else word for word in words]
-            run(runs, "-m", f"bit_paddle.{name}", *cheap(name, served))
-        else:
+    prefix = page.replace("/", "-")  # an export does not overwrite that of another page
+    own = {word: f"{prefix}-{word}" for name, words in executed(page) for word in outputs(words)}
+    given = [(name, [own.get(word, word) for word in words]) for name, words in executed(page)]
+    run_commands(runs, [one for one in given if one[0].isidentifier()])
+    for name, words in given:
+        if not name.isidentifier():
             run(runs, name, *words)
+
+
+def outputs(words: list[str]) -> list[str]:
+    return [words[k + 1] for k, word in enumerate(words) if word == "--output"]
 
 
 PYTHON = [
