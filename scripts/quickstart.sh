@@ -19,7 +19,7 @@ if capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/
         paddle=gpu
     else
         echo "This GPU (compute capability $capability) is newer than the paddlepaddle-gpu of the main" \
-             "package index; see 'GPUs' in README.md. Going on with the CPU build." >&2
+             "package index, so the CPU build is installed. docs/several-gpus.md names the build that you need." >&2
     fi
 fi
 

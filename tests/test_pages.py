@@ -81,7 +81,7 @@ def command_of(words: list[str]) -> tuple[str, list[str]]:
     if words[:2] == ["python", "-m"]:
         module, _, name = words[2].partition(".")
         return (name, words[3:]) if module == "bit_paddle" else ("", [])
-    if words[:1] == ["bit_paddle"] and len(words) > 1:
+    if words[:1] == ["bit_paddle"] and len(words) > 1 and words[1].isidentifier():
         return words[1], words[2:]
     if words[:1] == ["python"]:
         words = words[1:]
@@ -141,6 +141,11 @@ def test_readme_is_short(text, other):
 @pytest.mark.parametrize("page", GUIDES)
 def test_a_guide_begins_with_what_its_reader_can_do(page):
     assert re.match(r"# .+\n\nAfter this page you can ", PAGES[page])
+
+
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_inline_code_is_not_broken_over_lines(page):
+    assert [line for line in prose(PAGES[page]).splitlines() if line.count("`") % 2] == []
 
 
 @pytest.mark.parametrize("page", sorted(PAGES))
