@@ -36,6 +36,7 @@ GUIDES = sorted(name for name in PAGES if name.startswith("docs/") or name == "C
 CURRENT = sorted(set(PAGES) - {"CHANGELOG.md"})  # which names what is no longer there
 FENCE = re.compile(r"^(?:<!-- not run: ([^\n]+) -->\n)?```(\w+)\n(.*?)^```\n", re.M | re.S)
 LINK = re.compile(r"(!?)\[[^\]]*\]\(([^)\s]+)\)")
+OFFLINE = {"BIT_PADDLE_BASE_URL": "http://127.0.0.1:9", "NO_PROXY": "*"}
 RUN = """\
 import importlib, json, sys
 from bit_paddle import errors
@@ -266,7 +267,7 @@ def run(folder: Path, *words: str) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", *words],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "BIT_PADDLE_NATIVE": "0"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "BIT_PADDLE_NATIVE": "0", **OFFLINE},
         capture_output=True,
         text=True,
         timeout=240,
