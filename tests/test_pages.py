@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import json
 import os
 import re
 import shlex
@@ -35,6 +36,16 @@ GUIDES = sorted(name for name in PAGES if name.startswith("docs/") or name == "C
 CURRENT = sorted(set(PAGES) - {"CHANGELOG.md"})  # which names what is no longer there
 FENCE = re.compile(r"^(?:<!-- not run: ([^\n]+) -->\n)?```(\w+)\n(.*?)^```\n", re.M | re.S)
 LINK = re.compile(r"(!?)\[[^\]]*\]\(([^)\s]+)\)")
+OFFLINE = {"BIT_PADDLE_BASE_URL": "http://127.0.0.1:9", "NO_PROXY": "*"}
+RUN = """\
+import importlib, json, sys
+from bit_paddle import errors
+for name, *words in json.loads(sys.argv[1]):
+    print("$", name, *words, flush=True)
+    command = importlib.import_module(f"bit_paddle.{name}").main
+    if errors.run_command(command, words):
+        sys.exit(f"failed: {name} {words}")
+"""
 SHELLS = ("source", "pip", "eval", "visualdl")
 
 
@@ -71,7 +82,7 @@ def command_of(words: list[str]) -> tuple[str, list[str]]:
     if words[:2] == ["python", "-m"]:
         module, _, name = words[2].partition(".")
         return (name, words[3:]) if module == "bit_paddle" else ("", [])
-    if words[:1] == ["bit_paddle"] and len(words) > 1:
+    if words[:1] == ["bit_paddle"] and len(words) > 1 and words[1].isidentifier():
         return words[1], words[2:]
     if words[:1] == ["python"]:
         words = words[1:]
@@ -131,6 +142,11 @@ def test_readme_is_short(text, other):
 @pytest.mark.parametrize("page", GUIDES)
 def test_a_guide_begins_with_what_its_reader_can_do(page):
     assert re.match(r"# .+\n\nAfter this page you can ", PAGES[page])
+
+
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_inline_code_is_not_broken_over_lines(page):
+    assert [line for line in prose(PAGES[page]).splitlines() if line.count("`") % 2] == []
 
 
 @pytest.mark.parametrize("page", sorted(PAGES))
@@ -240,9 +256,10 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def runs(folder) -> Path:
     """`folder`, in which README's two runs have been made."""
-    for name, words in commands("README.md"):
-        if name == "train" and "--name" in words:
-            run(folder, "-m", "bit_paddle.train", *cheap("train", words))
+    given = [
+        words for name, words in commands("README.md") if name == "train" and "--name" in words
+    ]
+    run_commands(folder, [("train", words) for words in given])
     return folder
 
 
@@ -250,7 +267,7 @@ def run(folder: Path, *words: str) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", *words],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "BIT_PADDLE_NATIVE": "0"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "BIT_PADDLE_NATIVE": "0", **OFFLINE},
         capture_output=True,
         text=True,
         timeout=240,
@@ -258,6 +275,11 @@ def run(folder: Path, *words: str) -> None:
     assert done.returncode == 0, (
         f"{shlex.join(words)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     )
+
+
+def run_commands(folder: Path, given: list[tuple[str, list[str]]]) -> None:
+    """Run what is `cheap` in place of ``given`` commands; one process loads Paddle once."""
+    run(folder, "-c", RUN, json.dumps([[name, *cheap(name, words)] for name, words in given]))
 
 
 def cheap(name: str, words: list[str]) -> list[str]:
@@ -311,15 +333,22 @@ def executed(page: str) -> list[tuple[str, list[str]]]:
 def test_commands_run(page, runs):
     if page == "README.zh-CN.md":  # the same commands, as test_the_readmes_are_in_step knows
         return
-    for name, words in executed(page):
-        if name.isidentifier():
-            output = [k for k, word in enumerate(words) if word == "--output"]
-            for k in output:  # an export does not overwrite, and another page may have made it
-                words = [*words[: k + 1], f"{Path(page).stem}-{words[k + 1]}", *words[k + 2 :]]
-            served = [f"{Path(page).stem}-{word}" if word == "served" else word for word in words]
-            run(runs, "-m", f"bit_paddle.{name}", *cheap(name, served))
-        else:
+    prefix = page.replace("/", "-")  # an export does not overwrite that of another page
+    own = {word: f"{prefix}-{word}" for name, words in executed(page) for word in outputs(words)}
+    once = executed("README.md") if page != "README.md" else []
+    given = [
+        (name, [own.get(word, word) for word in words])
+        for name, words in executed(page)
+        if (name, words) not in once or outputs(words)
+    ]
+    run_commands(runs, [one for one in given if one[0].isidentifier()])
+    for name, words in given:
+        if not name.isidentifier():
             run(runs, name, *words)
+
+
+def outputs(words: list[str]) -> list[str]:
+    return [words[k + 1] for k, word in enumerate(words) if word == "--output"]
 
 
 PYTHON = [
