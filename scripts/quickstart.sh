@@ -19,11 +19,7 @@ if capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/
         paddle=gpu
     else
         echo "This GPU (compute capability $capability) is newer than the paddlepaddle-gpu of the main" \
-<<<<<<< HEAD
-             "package index; see 'GPUs' in README.md. The CPU build is installed." >&2
-=======
              "package index, so the CPU build is installed. docs/several-gpus.md names the build that you need." >&2
->>>>>>> 04dfe768e7f7404b17410bd2a73ee7f4f4faa566
     fi
 fi
 
