@@ -23,9 +23,9 @@ from bit_paddle.data import spec as specs
 from bit_paddle.data.readers import registry
 from bit_paddle.models import npz, published
 from bit_paddle.models.architecture import Architecture
-from bit_paddle.recipes import upstream
+from bit_paddle.recipes.recipe import SIDES
 from bit_paddle.training.estimate import GIB, Task, describe
-from bit_paddle.training.plan import make_plan, resolution_of, schedule_of
+from bit_paddle.training.plan import make_plan, resolution_of, resolution_reason, schedule_of
 
 PROG, TRAIN = "python -m bit_paddle.plan", "python -m bit_paddle.train"
 
@@ -63,8 +63,6 @@ KNOWN = {
 }
 
 _OWN = ("--gpu_memory", "--gpus", "--images_per_second", "--images", "--classes")
-
-_SIDES = {"small": (32, 32), "large": (512, 512)}  # of originals, for the rule
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -140,33 +138,17 @@ def _known_task(settings: Settings, known: Known, architecture: Architecture) ->
     images = images if few is None else few * known.classes
     crops = specs.find(settings.dataset, registry.READERS).random_crop
     crops = crops if settings.random_crop is None else settings.random_crop
-    sides = _SIDES[known.resolution or "large"]
-    resolution = resolution_of(settings, *sides, architecture.name, crops)
-    reason = (
-        f"by the {settings.rule} rule for {known.resolution} images"
-        if known.resolution
-        else f"by the {settings.rule} rule, if originals are not under 96 x 96 (else: --precrop "
-        "160 --crop 128)"
+    resolution = resolution_of(
+        settings, *SIDES[known.resolution or "large"], architecture.name, crops
     )
-    if settings.rule == upstream.RULE:
-        reason = "by the upstream rule"
-    if settings.crop is not None:
-        reason = "by --precrop and --crop"
+    reason = resolution_reason(settings, None, known.resolution, crops)
     schedule = schedule_of(settings, images)
     return Task(images, known.classes, "not opened", resolution, reason, schedule)
 
 
 def _opened_task(settings: Settings) -> Task:
     plan = make_plan(dataclasses.replace(settings, name=None), fetch=False)
-    height, width = plan.image_size
-    reason = f"by the {settings.rule} rule for originals of {height} x {width}"
-    if plan.data.resolution:
-        reason = f"by the {settings.rule} rule for {plan.data.resolution} images"
-    if settings.rule == upstream.RULE:
-        reason = "by the upstream rule"
-    if settings.crop is not None:
-        reason = "by --precrop and --crop"
-    classes = len(plan.data.train.classes)
+    classes, reason = len(plan.data.train.classes), plan.resolution_reason
     return Task(len(plan.subset), classes, "opened", plan.resolution, reason, plan.schedule)
 
 

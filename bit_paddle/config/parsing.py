@@ -14,7 +14,7 @@ from bit_paddle.config import settings
 from bit_paddle.config import types as argtypes
 from bit_paddle.errors import BitPaddleError, ConfigError, did_you_mean
 from bit_paddle.models import published
-from bit_paddle.recipes import upstream
+from bit_paddle.recipes.recipe import RECIPES
 from bit_paddle.system import environment
 
 _EPILOG = """\
@@ -177,8 +177,8 @@ def parse(
         except ValueError as fault:
             faults.append(f"{source}: {fault}")
             unclear.add(name)
-    if values.get("rule") == upstream.RULE:
-        values = {**_upstream(values), **values}
+    if "rule" in values:
+        values = {**RECIPES[values["rule"]].defaults(values), **values}
     faults += [
         f"--{name}: is required"
         for name, item in settings.FIELDS.items()
@@ -196,17 +196,6 @@ def parse(
             else f"{len(faults)} faults\n  " + "\n  ".join(faults)
         )
     return settings.Settings(**values), Request(known.dry_run, known.force)
-
-
-def _upstream(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the defaults of upstream training, of which the settings ``values`` are given."""
-    batch = values.get("batch", upstream.BATCH)
-    found = {
-        "batch": batch,
-        "base_lr": upstream.base_lr(batch),
-        "weight_decay": upstream.WEIGHT_DECAY,
-    }
-    return found if values.get("steps") else {**found, "epochs": upstream.EPOCHS}
 
 
 def _combined_faults(
@@ -242,8 +231,9 @@ def _combined_faults(
             f"--batch_split: is {split}, which does not divide --batch {batch}; "
             f"{' or '.join(map(str, sorted(near)))} would"
         )
-    if values["epochs"] is not None and values["rule"] != upstream.RULE:
-        faults.append("--epochs: is for --rule upstream; fine-tuning goes by --steps")
+    if values["epochs"] is not None and RECIPES[values["rule"]].epochs is None:
+        by_epochs = " or ".join(name for name, one in RECIPES.items() if one.epochs is not None)
+        faults.append(f"--epochs: is for --rule {by_epochs}; fine-tuning goes by --steps")
     elif values["epochs"] is not None and values["steps"] is not None:
         faults.append("--epochs and --steps: both say how long the run is; take one")
     if values["nproc"] > batch and "batch" not in unclear:

@@ -21,6 +21,7 @@ from bit_paddle.config.types import (
 )
 from bit_paddle.models import losses
 from bit_paddle.recipes import hyperrule, upstream
+from bit_paddle.recipes.recipe import RECIPES, Recipe
 from bit_paddle.system import environment, files
 
 AUTO = "auto"
@@ -95,7 +96,7 @@ class Settings:
 
     rule: str = _setting(
         "how",
-        one_of(*hyperrule.RULES, upstream.RULE),
+        one_of(*RECIPES),
         "BiT-HyperRule as the published code has it, which made the published numbers, or as the "
         "paper's text; or upstream training, which `bit_paddle.pretrain` is",
         "code",
@@ -289,6 +290,11 @@ class Settings:
         "on a GPU, only kernels that give the same bits each time; those of a CPU do",
         False,
     )
+
+    @property
+    def recipe(self) -> Recipe:
+        """What --rule names."""
+        return RECIPES[self.rule]
 
 
 FIELDS: dict[str, Field] = {item.name: item for item in fields(Settings)}

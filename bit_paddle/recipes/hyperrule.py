@@ -13,14 +13,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-RULES = ("code", "paper")
-
 BASE_LR = 0.003
 
 BATCH = 512
 
 MOMENTUM = 0.9
 
+SMALL_AREA = 96 * 96  # pixels: originals below it are small images
 
 SMALL_TASK, MEDIUM_TASK = 20_000, 500_000  # a task is small, or medium, below this many images
 
@@ -79,7 +78,7 @@ def resolution(height: float, width: float, rule: str = "code", model: str = "")
 
     ``model`` matters to the paper's rule alone, where R152x4 gets the larger pair.
     """
-    if height * width < 96 * 96:
+    if height * width < SMALL_AREA:
         return Resolution(160, 128)
     if rule == "paper" and "R152x4" not in model:
         return Resolution(448, 384)

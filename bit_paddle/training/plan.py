@@ -17,7 +17,8 @@ from bit_paddle.data import check, fewshot, loader
 from bit_paddle.data.readers import registry
 from bit_paddle.models import cost, npz, published
 from bit_paddle.models.architecture import Architecture
-from bit_paddle.recipes import hyperrule, upstream
+from bit_paddle.recipes import hyperrule
+from bit_paddle.recipes.recipe import SIDES
 from bit_paddle.runs import folder
 from bit_paddle.system import environment
 from bit_paddle.system.fetch import ask
@@ -53,7 +54,7 @@ class Plan:
     @property
     def resize(self) -> int | None:
         """What the shorter side of a validation image is resized to; None: it is squashed."""
-        return self.resolution.precrop if self.settings.rule == upstream.RULE else None
+        return self.resolution.precrop if self.settings.recipe.evaluation_keeps_shape else None
 
     def batch_split(self, memory: int, amp: str = "off", processes: int = 1) -> int:
         """Return in how many parts each of ``processes`` computes its share of a batch.
@@ -100,7 +101,7 @@ class Plan:
             f"images, {len(classes)} classes ({', '.join(classes[:4])}"
             f"{', …' if len(classes) > 4 else ''})",
             "originals": f"{height} x {width} pixels (the median by area of a sample)",
-            "resolution": f"{resolution.precrop} -> {resolution.crop}, {self._resolution_reason()}",
+            "resolution": f"{resolution.precrop} -> {resolution.crop}, {self.resolution_reason}",
             "preprocessing": f"training: {training}; validation: {validation}, {scaled}",
             "schedule": f"{schedule.steps:,} steps{own}: warm-up {schedule.warmup}, "
             f"a tenth after each of {drops}; base learning rate {settings.base_lr:g}",
@@ -111,7 +112,7 @@ class Plan:
                 else ""
             ),
             "precision": _PRECISION[settings.amp],
-            "MixUp": self._mixup_reason(),
+            "MixUp": self.settings.recipe.mixup_reason(len(self.subset)),
             "memory": f"{kept / 1e6:,.1f} MB keep the resized training images"
             if kept <= self.cache_bytes and not self.inception
             else "crops are cut out of the originals, which are decoded each time"
@@ -153,7 +154,7 @@ class Plan:
         notes = [
             *self.start.notes,
             *self.data.notes,
-            *self._oversampled(),
+            *self.settings.recipe.notes(len(self.subset), self.settings.batch),
             *suspicions(self.data.train.classes, self.flip, self._crops),
         ]
         if self.skipped:
@@ -163,16 +164,6 @@ class Plan:
                 f"(--on_bad_image skip): {'; '.join(self.skipped[:5])}{more}"
             )
         return notes
-
-    def _oversampled(self) -> list[str]:
-        """Return a note where upstream's batch makes an epoch see images several times."""
-        batch, images = self.settings.batch, len(self.subset)
-        if self.settings.rule != upstream.RULE or batch <= images:
-            return []
-        return [
-            f"an epoch is one step of {batch:,} images, {batch / images:.1f} times what there is; "
-            "a smaller --batch sees each once"
-        ]
 
     @property
     def cache_bytes(self) -> int:
@@ -185,26 +176,10 @@ class Plan:
     def _crops(self) -> bool:
         return self.inception or self.resolution.precrop > self.resolution.crop
 
-    def _mixup_reason(self) -> str:
-        if self.settings.rule == upstream.RULE:
-            return "none, as upstream"
-        if self.mixup_alpha:
-            return f"Beta({self.mixup_alpha}, {self.mixup_alpha})"
-        return f"none below {hyperrule.SMALL_TASK:,} training images"
-
-    def _resolution_reason(self) -> str:
-        height, width = self.image_size
-        if self.settings.crop is not None:
-            return "by --precrop and --crop"
-        if self.settings.rule == upstream.RULE:
-            return "by the upstream rule"
-        by = (
-            f"the data set's file says {self.data.resolution}"
-            if self.data.resolution
-            else f"{height} x {width} is {'under' if height * width < 96 * 96 else 'not under'} "
-            "96 x 96"
-        )
-        return f"by the {self.settings.rule} rule, as {by}" + ("" if self._crops else "; no crop")
+    @property
+    def resolution_reason(self) -> str:
+        """Why the resolution is what it is."""
+        return resolution_reason(self.settings, self.image_size, self.data.resolution, self._crops)
 
     @cached_property
     def data_identity(self) -> dict[str, Any]:
@@ -278,27 +253,24 @@ def make_plan(settings: Settings, start: folder.Start | None = None, fetch: bool
         check.require_usable(parts, settings.workers)
     by_area = registry.sizes(train, subset)
     size = by_area[len(by_area) // 2]
-    sides = {"small": (32, 32), "large": (512, 512), None: size}[data.resolution]
+    sides = SIDES[data.resolution] if data.resolution else size
     crops = _first(settings.random_crop, data.random_crop)
-    resolution = resolution_of(settings, *sides, architecture.name, crops)
-    schedule = schedule_of(settings, len(subset))
-    by_upstream = settings.rule == upstream.RULE
     if checkpoint is not None and not checkpoint.is_file() and fetch:
-        _checked(published.obtain(model, settings.bit_pretrained_dir))
+        architecture = _checked(published.obtain(model, settings.bit_pretrained_dir))
     return Plan(
-        settings,
-        architecture,
-        checkpoint,
-        data,
-        subset,
-        size,
-        resolution,
-        schedule,
-        0.0 if by_upstream else hyperrule.mixup_alpha(len(subset)),
-        _first(settings.flip, data.flip),
-        by_upstream and crops,
-        tuple(skipped),
-        start,
+        settings=settings,
+        architecture=architecture,
+        checkpoint=checkpoint,
+        data=data,
+        subset=subset,
+        image_size=size,
+        resolution=resolution_of(settings, *sides, architecture.name, crops),
+        schedule=schedule_of(settings, len(subset)),
+        mixup_alpha=settings.recipe.mixup_alpha(len(subset)),
+        flip=_first(settings.flip, data.flip),
+        inception=settings.recipe.inception_crops and crops,
+        skipped=tuple(skipped),
+        start=start,
     )
 
 
@@ -308,20 +280,24 @@ def resolution_of(
     """Return the resolution for originals of ``height`` x ``width``, and a random crop or none."""
     if settings.crop is not None:
         found = hyperrule.Resolution(settings.precrop, settings.crop)
-    elif settings.rule == upstream.RULE:
-        found = upstream.RESOLUTION
     else:
-        found = hyperrule.resolution(height, width, settings.rule, model)
+        found = settings.recipe.resolution(height, width, model)
     return found if crops else hyperrule.Resolution(found.crop, found.crop)
+
+
+def resolution_reason(
+    settings: Settings, size: tuple[int, int] | None, declared: str | None, crops: bool
+) -> str:
+    """Return why `resolution_of` is what it is; the recipe explains ``size`` and ``declared``."""
+    if settings.crop is not None:
+        return "by --precrop and --crop"
+    reason = settings.recipe.resolution_reason(size, declared)
+    return reason if crops else f"{reason}; no crop"
 
 
 def schedule_of(settings: Settings, images: int) -> hyperrule.Schedule:
     """Return the schedule for ``images`` training images."""
-    if settings.rule == upstream.RULE:
-        epochs = settings.epochs or upstream.EPOCHS
-        found = upstream.schedule(images, settings.batch, epochs)
-    else:
-        found = hyperrule.schedule(images, settings.rule)
+    found = settings.recipe.schedule(images, settings.batch, settings.epochs)
     if settings.steps is not None:
         found = found.scaled(settings.steps)
     return found if settings.warmup is None else replace(found, warmup=settings.warmup)

@@ -1,0 +1,128 @@
+"""Recipes: what a rule decides of a run. ``--rule`` takes the names of `RECIPES`.
+
+A new recipe is a subclass of `Recipe` and an entry of `RECIPES`.
+"""
+
+from __future__ import annotations
+
+from bit_paddle.recipes import hyperrule, upstream
+from bit_paddle.recipes.hyperrule import Resolution, Schedule
+
+SIDES = {"small": (32, 32), "large": (512, 512)}  # stand for originals of a data set's resolution
+
+
+class Recipe:
+    """BiT-HyperRule as the authors' published code has it; subclasses say what differs."""
+
+    name = "code"
+    #: Training views are Inception crops; others are squashed to `Resolution.precrop`, then cropped
+    inception_crops = False
+    #: Validation resizes the shorter side and takes the centre; others are squashed
+    evaluation_keeps_shape = False
+    batch = hyperrule.BATCH
+    weight_decay = 0.0
+    #: Length of a run in passes over the images; None: `schedule` counts steps
+    epochs: int | None = None
+
+    def base_lr(self, batch: int) -> float:
+        """Return the learning rate after the warm-up."""
+        return hyperrule.BASE_LR
+
+    def defaults(self, given: dict) -> dict:
+        """Return the recipe's values of the settings that depend on it, where some are given."""
+        batch = given.get("batch", self.batch)
+        values = {
+            "batch": batch,
+            "base_lr": self.base_lr(batch),
+            "weight_decay": self.weight_decay,
+        }
+        if self.epochs is not None and not given.get("steps"):
+            values["epochs"] = self.epochs
+        return values
+
+    def schedule(self, images: int, batch: int, epochs: int | None = None) -> Schedule:
+        """Return the schedule for ``images`` training images."""
+        return hyperrule.schedule(images, self.name)
+
+    def resolution(self, height: float, width: float, model: str) -> Resolution:
+        """Return the resolution for originals of ``height`` x ``width`` pixels."""
+        return hyperrule.resolution(height, width, self.name, model)
+
+    def resolution_reason(self, size: tuple[int, int] | None, declared: str | None) -> str:
+        """Return why `resolution` is what it is.
+
+        ``size`` (height, width) is that of the originals, None if unknown; ``declared`` is small or
+        large where the data set's description says so.
+        """
+        if declared:
+            return f"by the {self.name} rule for {declared} images"
+        if size is None:
+            return (
+                f"by the {self.name} rule, if originals are not under 96 x 96 "
+                "(else: --precrop 160 --crop 128)"
+            )
+        height, width = size
+        under = "under" if height * width < hyperrule.SMALL_AREA else "not under"
+        return f"by the {self.name} rule, as {height} x {width} is {under} 96 x 96"
+
+    def mixup_alpha(self, images: int) -> float:
+        """Return MixUp's alpha for ``images`` training images; 0 means no MixUp."""
+        return hyperrule.mixup_alpha(images)
+
+    def mixup_reason(self, images: int) -> str:
+        """Return what MixUp does, in words."""
+        alpha = self.mixup_alpha(images)
+        if alpha:
+            return f"Beta({alpha}, {alpha})"
+        return f"none below {hyperrule.SMALL_TASK:,} training images"
+
+    def notes(self, images: int, batch: int) -> list[str]:
+        """Return what the user should know of a run on ``images`` images, a line each."""
+        return []
+
+
+class Paper(Recipe):
+    """BiT-HyperRule as the paper's text has it."""
+
+    name = "paper"
+
+
+class Upstream(Recipe):
+    """Upstream training, which makes the published checkpoints."""
+
+    name = upstream.RULE
+    inception_crops = True
+    evaluation_keeps_shape = True
+    batch = upstream.BATCH
+    weight_decay = upstream.WEIGHT_DECAY
+    epochs = upstream.EPOCHS
+
+    def base_lr(self, batch: int) -> float:
+        return upstream.base_lr(batch)
+
+    def schedule(self, images: int, batch: int, epochs: int | None = None) -> Schedule:
+        return upstream.schedule(images, batch, epochs or self.epochs)
+
+    def resolution(self, height: float, width: float, model: str) -> Resolution:
+        return upstream.RESOLUTION
+
+    def resolution_reason(self, size: tuple[int, int] | None, declared: str | None) -> str:
+        return "by the upstream rule"
+
+    def mixup_alpha(self, images: int) -> float:
+        return 0.0
+
+    def mixup_reason(self, images: int) -> str:
+        return "none, as upstream"
+
+    def notes(self, images: int, batch: int) -> list[str]:
+        if batch <= images:
+            return []
+        return [
+            f"an epoch is one step of {batch:,} images, {batch / images:.1f} times what there is; "
+            "a smaller --batch sees each once"
+        ]
+
+
+#: By the name that ``--rule`` takes.
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (Recipe(), Paper(), Upstream())}
