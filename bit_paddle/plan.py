@@ -10,10 +10,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from bit_paddle import errors
 from bit_paddle.config import parsing
@@ -21,6 +22,7 @@ from bit_paddle.config.settings import Settings, load_yaml
 from bit_paddle.config.types import positive, whole
 from bit_paddle.data import spec as specs
 from bit_paddle.data.readers import registry
+from bit_paddle.data.readers.registry import Known
 from bit_paddle.models import npz, published
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.recipes.recipe import SIDES
@@ -43,24 +45,6 @@ examples:
       plans for images that are elsewhere
 """
 
-
-class Known(NamedTuple):
-    """What is known of a data set without reading it; ``images`` are for training."""
-
-    images: int | None = None
-    classes: int | None = None
-    resolution: str | None = None  # small or large of BiT-HyperRule
-
-
-#: By reader and, where there are several, the list of training images; sizes as published.
-KNOWN = {
-    ("imagenet2012", None): Known(1_281_167, 1000, "large"),
-    ("cifar10", None): Known(50_000, 10, "small"),
-    ("cifar100", None): Known(50_000, 100, "small"),
-    ("oxford_flowers102", None): Known(1_020, 102, "large"),
-    ("oxford_iiit_pet", None): Known(3_680, 37, "large"),
-    ("list", "train800val200.txt"): Known(1_000),  # VTAB-1k, whose files in configs/data say more
-}
 
 _OWN = ("--gpu_memory", "--gpus", "--images_per_second", "--images", "--classes")
 
@@ -85,38 +69,29 @@ def _settings(
     """Return the settings, and the data's size, or None where they are to be opened."""
     given = parsing.parser(TRAIN).parse_known_args(words)[0]
     file = load_yaml(given.config, "--config") if given.config else {}
-    dataset, found = str(given.dataset or file.get("dataset")), None
-    with contextlib.suppress(errors.BitPaddleError):  # `cli.parse` says it, with other faults
-        spec = specs.find(dataset, registry.READERS)
-        found = KNOWN.get((spec.reader, spec.train))
-        if images or classes:
-            found = found or Known()
-    if found is None:
-        try:
-            return parsing.parse(words, TRAIN, registry.find, _OWN)[0], None
-        except errors.ConfigError as error:
-            if "--datadir: is required" not in str(error):
-                raise
-            raise errors.ConfigError(
-                f"{error}\nOr give --images N and --classes N, with which no data are opened"
-            ) from error
-
-    def find(dataset: str, **given: Any) -> object:
-        there = "." if spec.reader in registry.DATADIR else None  # wherever it is
-        return registry.find(dataset, **{**given, "datadir": there})
-
-    settings = parsing.parse([*words, "--datadir", "none"], TRAIN, find, _OWN)[0]
-    known = Known(
-        images or found.images,
-        classes or (len(spec.classes) if spec.classes else found.classes),
-        spec.resolution or found.resolution,
-    )
+    dataset, known = str(given.dataset or file.get("dataset")), Known()
+    with contextlib.suppress(errors.BitPaddleError):  # `parsing.parse` reports it with others
+        known = registry.known(specs.find(dataset, registry.READERS))
+    if known.images is None and images is None and classes is None:
+        return parsing.parse(words, TRAIN, _find_or_hint, _OWN)[0], None
+    find = functools.partial(registry.find, need_datadir=False)
+    settings = parsing.parse(words, TRAIN, find, _OWN, unused=("datadir",))[0]
+    known = known._replace(images=images or known.images, classes=classes or known.classes)
     for name, other in (("images", "classes"), ("classes", "images")):
         if getattr(known, name) is None:
             raise errors.ConfigError(
                 f"--{name}: is required too: with --{other}, --dataset {dataset} is not opened"
             )
     return settings, known
+
+
+def _find_or_hint(dataset: str, **given: Any) -> object:
+    try:
+        return registry.find(dataset, **given)
+    except registry.DatadirRequired as error:
+        raise errors.ConfigError(
+            f"{error}; or give --images N and --classes N, and no data are opened"
+        ) from error
 
 
 def _architecture(settings: Settings) -> Architecture:

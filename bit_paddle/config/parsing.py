@@ -140,12 +140,13 @@ def parse(
     prog: str,
     find_dataset: Callable[..., object],
     outer: Iterable[str] = (),
+    unused: Iterable[str] = (),
 ) -> tuple[settings.Settings, Request]:
     """Return the settings that ``arguments`` and their --config ask for, and the rest of them.
 
     ``find_dataset(dataset, datadir=, val_fraction=)`` raises what is wrong with these
-    (`readers.find`); ``outer`` are the flags of the command that has taken its own. Raises one
-    `ConfigError` or `MissingFileError` that lists every fault.
+    (`readers.find`); ``outer`` are the flags of the command that has taken its own, and
+    ``unused`` settings keep their defaults. Raises one `ConfigError` that lists every fault.
     """
     command = parser(prog)
     known, unknown = command.parse_known_args(list(arguments))
@@ -167,6 +168,7 @@ def parse(
             if getattr(known, name) is not None
         }
     )
+    given = {name: item for name, item in given.items() if name not in unused}
     values: dict[str, Any] = {}
     unclear = set()
     for name, (source, word) in given.items():

@@ -52,6 +52,14 @@ class Images(Protocol):
         """Return what to call image ``index`` in a message: its path, where it has one."""
 
 
+class Parts(NamedTuple):
+    """What a reader returns: images to train and to validate on, and notes for the user."""
+
+    train: Images
+    val: Images
+    notes: tuple[str, ...] = ()
+
+
 class Dataset(NamedTuple):
     """Training and validation images, what to do with them, and what to know of them."""
 

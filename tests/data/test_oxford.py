@@ -22,7 +22,7 @@ from PIL import Image
 from scipy.io import savemat
 from servers import Server
 
-from bit_paddle.data.readers import archives, oxford
+from bit_paddle.data.readers import archives, oxford, registry
 from bit_paddle.data.spec import DataSpec
 from bit_paddle.errors import ConfigError, DataError, DownloadError, MissingFileError, WriteError
 
@@ -108,11 +108,11 @@ def write_pets(folder: Path, trainval: str = TRAINVAL, test: str = TEST) -> Path
 
 
 def flowers(folder: Path, **changes: object):
-    return oxford.open_flowers(DataSpec("oxford_flowers102", str(folder), **changes))
+    return registry.read(DataSpec("oxford_flowers102", str(folder), **changes))
 
 
 def pets(folder: Path, **changes: object):
-    return oxford.open_pets(DataSpec("oxford_iiit_pet", str(folder), **changes))
+    return registry.read(DataSpec("oxford_iiit_pet", str(folder), **changes))
 
 
 def visible(folder: Path) -> list:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bit_paddle.data.images import ArrayImages, Dataset
+from bit_paddle.data.images import ArrayImages, Parts
 from bit_paddle.data.spec import DataSpec
 from bit_paddle.errors import DataError, MissingFileError
 from bit_paddle.system import fetch
@@ -73,7 +73,7 @@ class _ArrayUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def open_cifar(spec: DataSpec) -> Dataset:
+def open_cifar(spec: DataSpec) -> Parts:
     """Read the official archive or its folder, in --datadir or, downloaded, in the cache."""
     name, layout = spec.reader, LAYOUTS[spec.reader]
     read = _members(layout, _find(layout, spec.datadir))
@@ -104,7 +104,7 @@ def open_cifar(spec: DataSpec) -> Dataset:
         return ArrayImages(np.ascontiguousarray(pixels), labels, classes, f"{name} {title}")
 
     train, val = split(layout.train, "train"), split(layout.val, "test")
-    return Dataset(train, val, spec.flip, spec.random_crop, spec.resolution)
+    return Parts(train, val)
 
 
 def _find(layout: Layout, datadir: str | None) -> Path:

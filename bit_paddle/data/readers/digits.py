@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from bit_paddle.data.images import ArrayImages, Dataset
+from bit_paddle.data.images import ArrayImages, Parts
 from bit_paddle.data.spec import DataSpec
 from bit_paddle.errors import ConfigError, install_hint
 
 
-def open_digits(spec: DataSpec) -> Dataset:
+def open_digits(spec: DataSpec) -> Parts:
     """scikit-learn's 1,797 digits of 8 x 8 pixels; every fifth of a class is for validation."""
     try:
         from sklearn.datasets import load_digits
@@ -25,10 +25,7 @@ def open_digits(spec: DataSpec) -> Dataset:
     held_out = np.zeros(len(pixels), bool)
     for label in range(len(classes)):
         held_out[np.flatnonzero(digits.target == label)[4::5]] = True
-    return Dataset(
+    return Parts(
         ArrayImages(pixels[~held_out], digits.target[~held_out], classes, "digits train"),
         ArrayImages(pixels[held_out], digits.target[held_out], classes, "digits val"),
-        spec.flip,
-        spec.random_crop,
-        spec.resolution,
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bit_paddle.data.images import SUFFIXES, Dataset, FileImages
+from bit_paddle.data.images import SUFFIXES, FileImages, Parts
 from bit_paddle.data.readers.listing import list_images
 from bit_paddle.data.spec import VAL_FRACTION, DataSpec
 from bit_paddle.errors import BitPaddleError, ConfigError, DataError, MissingFileError, did_you_mean
@@ -20,7 +20,7 @@ from bit_paddle.errors import BitPaddleError, ConfigError, DataError, MissingFil
 VALIDATION = ("val", "valid", "validation", "test")  # what people call it, in order of preference
 
 
-def open_folder(spec: DataSpec) -> Dataset:
+def open_folder(spec: DataSpec) -> Parts:
     """``train/<class>/*`` and ``val/<class>/*``; or ``<class>/*``, of which a part is held out.
 
     The training folders, sorted, name the classes, unless ``spec.classes`` does; what is below a
@@ -58,10 +58,10 @@ def open_folder(spec: DataSpec) -> Dataset:
     listed = list_images(val)
     held = class_folders(val, listed.images, images.classes)
     notes += _unread(val, listed.others)
-    return with_notes(images, held, spec, notes, str(val))
+    return with_notes(images, held, notes, str(val))
 
 
-def open_imagenet(spec: DataSpec) -> Dataset:
+def open_imagenet(spec: DataSpec) -> Parts:
     """ILSVRC-2012: ``train/<WordNet id>/*``, and ``val/`` likewise, or flat with its labels.
 
     The ids, sorted, are the order of the published heads. The labels of a flat folder are looked
@@ -104,7 +104,7 @@ def open_imagenet(spec: DataSpec) -> Dataset:
                 f"{parts / 'val'}: no label for {error}; are these ILSVRC-2012's files?"
             ) from error
         val = FileImages(flat, labels, train.classes, parts / "val")
-    return with_notes(train, val, spec, [], str(parts / "val"))
+    return with_notes(train, val, [], str(parts / "val"))
 
 
 def _ground_truth(root: Path, val: Path, count: int) -> dict[str, str]:
@@ -174,7 +174,7 @@ def class_folders(
     return FileImages(itertools.chain(*paths), labels, classes, folder)
 
 
-def held_out(images: FileImages, spec: DataSpec, notes: Sequence[str]) -> Dataset:
+def held_out(images: FileImages, spec: DataSpec, notes: Sequence[str]) -> Parts:
     """Split ``images``: of each class ``spec.val_fraction`` is for validation, one at least.
 
     Which, depends on the images' relative paths alone: the same on every machine, and an image that
@@ -198,7 +198,7 @@ def held_out(images: FileImages, spec: DataSpec, notes: Sequence[str]) -> Datase
         f"{fraction:.0%} of each class (--val_fraction)"
     )
     train, val = images.subset(np.flatnonzero(~held)), images.subset(np.flatnonzero(held))
-    return with_notes(train, val, spec, [note, *notes], str(images.root))
+    return with_notes(train, val, [note, *notes], str(images.root))
 
 
 def _unread(folder: Path, others: Counter[str]) -> list[str]:
@@ -216,9 +216,7 @@ def _rank(path: str) -> bytes:
     return hashlib.sha1(path.replace(os.sep, "/").encode(errors="surrogateescape")).digest()
 
 
-def with_notes(
-    train: FileImages, val: FileImages, spec: DataSpec, notes: Sequence[str], title: str
-) -> Dataset:
+def with_notes(train: FileImages, val: FileImages, notes: Sequence[str], title: str) -> Parts:
     """Return both with ``notes`` and the classes that one of them does not see.
 
     Raises `DataError` if ``val``, which is in ``title``, is empty.
@@ -234,7 +232,7 @@ def with_notes(
         if unseen:
             more = f" and {len(unseen) - 5} more" if len(unseen) > 5 else ""
             notes.append(f"no {what} images of {', '.join(unseen[:5])}{more}")
-    return Dataset(train, val, spec.flip, spec.random_crop, spec.resolution, tuple(notes))
+    return Parts(train, val, tuple(notes))
 
 
 def check_no_class_is_empty(images: FileImages, title: str) -> None:

@@ -6,7 +6,7 @@ import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bit_paddle.data.images import Dataset, FileImages
+from bit_paddle.data.images import FileImages, Parts
 from bit_paddle.data.readers import folders
 from bit_paddle.data.spec import DataSpec
 from bit_paddle.errors import DataError, MissingFileError
@@ -24,7 +24,7 @@ _SHOWN = 80  # characters of a bad line
 Row = tuple[str, str, str]  # path, label, where it stands
 
 
-def open_list(spec: DataSpec) -> Dataset:
+def open_list(spec: DataSpec) -> Parts:
     """``--datadir`` holds ``train`` and ``val`` lists (.csv, .tsv, .txt), or is the one list.
 
     Of .txt the last word of a line is the label. Paths are relative to ``--datadir``. Labels are
@@ -72,7 +72,7 @@ def open_list(spec: DataSpec) -> Dataset:
     if not val:
         return folders.held_out(train, spec, notes)
     folders.check_fraction_is_needed(spec, f"{val_list} is there")
-    return folders.with_notes(train, val[0], spec, notes, str(val_list))
+    return folders.with_notes(train, val[0], notes, str(val_list))
 
 
 def _classes(labels: Sequence[str], spec: DataSpec) -> tuple[list[str], dict[str, int]]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bit_paddle.data.images import Dataset, FileImages, check_labels
+from bit_paddle.data.images import FileImages, Parts, check_labels
 from bit_paddle.data.readers.archives import unpacked
 from bit_paddle.data.spec import DataSpec
 from bit_paddle.errors import ConfigError, DataError, MissingFileError, did_you_mean
@@ -51,7 +51,7 @@ PET_CLASSES = 37
 _PET_LINE = re.compile(r"((\S+)_\S+)\s+(\d{1,4})\s+\d+\s+\d+")  # image, class, species, breed
 
 
-def open_flowers(spec: DataSpec) -> Dataset:
+def open_flowers(spec: DataSpec) -> Parts:
     """Open the 102 flowers; ``train`` and ``val`` are lists of setid.mat, joined by ``+``.
 
     They are ``trnid`` and ``tstid`` unless named. Errors: `ConfigError`, `MissingFileError`,
@@ -83,16 +83,13 @@ def open_flowers(spec: DataSpec) -> Dataset:
         paths = [f"jpg/image_{number:05d}.jpg" for number in ids]
         return FileImages(paths, labels[ids - 1], classes, root)
 
-    return Dataset(
+    return Parts(
         split(chosen["train"]),
         split(chosen["val"]),
-        spec.flip,
-        spec.random_crop,
-        spec.resolution,
     )
 
 
-def open_pets(spec: DataSpec) -> Dataset:
+def open_pets(spec: DataSpec) -> Parts:
     """Open the 37 pets; ``train`` and ``val`` are lists such as annotations/trainval.txt.
 
     They are that one and annotations/test.txt unless named. Errors: as of `open_flowers`.
@@ -111,7 +108,7 @@ def open_pets(spec: DataSpec) -> Dataset:
         return FileImages([f"images/{image}.jpg" for image in images], labels, classes, root)
 
     train, val = (split(file, *content) for file, content in zip(files, lists))
-    return Dataset(train, val, spec.flip, spec.random_crop, spec.resolution)
+    return Parts(train, val)
 
 
 def _pet_list(file: Path, breeds: dict[int, str]) -> tuple[list[str], list[int]]:
