@@ -160,6 +160,7 @@ def _fetch(url, path):
     fetch.fetch(url, path)
 
 
+@pytest.mark.slow
 def test_many_processes_share_one_download(server, tmp_path):
     server.chunk_pause = 0.02
     context = multiprocessing.get_context("spawn")
@@ -176,11 +177,12 @@ def test_many_processes_share_one_download(server, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle(server, tmp_path):
     path = "/folder/file.npz"
     server.chunk_pause = 0.1
     code = (
-        f"from bit_paddle import download; download.fetch({server.url!r}, {str(tmp_path / 'x')!r})"
+        f"from bit_paddle.system.fetch import fetch; fetch({server.url!r}, {str(tmp_path / 'x')!r})"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     partial = tmp_path / "x.part"
