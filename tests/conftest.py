@@ -12,7 +12,11 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell has it ignored
+# What a shell or nohup has told this process to ignore, those that it starts would ignore too. A
+# handler is not passed on to them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores, of one thread each
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 

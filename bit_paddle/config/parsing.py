@@ -80,7 +80,7 @@ def parser(
         text, parse = item.metadata["help"], item.metadata["parse"]
         if item.default is MISSING:
             text += " (required)"
-        elif name in (defaults or {}):
+        elif defaults and name in defaults:
             text = f"{text.split(' (default')[0]} (default: {defaults[name]})"
         elif item.default is not None and parse is not argtypes.switch:
             text += f" (default: {item.default})"
@@ -99,9 +99,9 @@ def parser(
                 )
         else:
             numbers = (argtypes.positive, argtypes.not_negative, argtypes.fraction)
-            usual = "WORD" if parse is argtypes.text else "X" if parse in numbers else "N"
+            word = "WORD" if parse is argtypes.text else "X" if parse in numbers else "N"
             groups[item.metadata["group"]].add_argument(
-                f"--{name}", help=text, metavar="|".join(getattr(parse, "choices", [usual]))
+                f"--{name}", help=text, metavar="|".join(getattr(parse, "choices", [word]))
             )
     groups["run"].add_argument(
         "--dry-run", action="store_true", help="print the whole plan and stop"

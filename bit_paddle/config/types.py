@@ -75,7 +75,7 @@ def one_of(*choices: str) -> Callable[[str], str]:
             raise BadValue(f"is {word!r}: {did_you_mean(word, choices)}")
         return word
 
-    parse.choices = choices
+    parse.choices = choices  # type: ignore[attr-defined]
     return parse
 
 

@@ -316,6 +316,7 @@ def test_unreadable_images_are_named_and_the_rest_is_done(
         assert len(done.stdout.splitlines()) == 1 + 13
 
 
+@pytest.mark.slow
 def test_predict_memory_does_not_grow(colour_model, image_folder, tmp_path):
     """Peak memory for 3,000 images beside that for 300: both long past the start."""
     source_image = (image_folder / "val" / "blue" / "0.png").read_bytes()
@@ -364,6 +365,7 @@ def test_an_address_that_cannot_be_reached_is_named_and_the_rest_is_done(
     assert "goes to" not in done.stderr  # the place is gone with the command
 
 
+@pytest.mark.slow
 def test_predict_fetches_images_checkpoint_and_class_names(image_folder, tmp_path):
     """A published model by name, an image by address: all from one real server."""
     names = [f"class_{k}, alias" for k in range(1000)]

@@ -250,6 +250,7 @@ def test_float64_round_trip(tmp_path):
         paddle.set_default_dtype(before)
 
 
+@pytest.mark.slow
 def test_loading_streams(tmp_path):
     """Peak memory over the model's own: the largest array a few times, not the file again."""
     random = np.random.default_rng(0)

@@ -352,6 +352,7 @@ print(environment.threads(), library.omp_get_max_threads())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "given, expected",
     [
@@ -633,6 +634,7 @@ print(json.dumps([*told, cost.activations(model.architecture, 128)]))
 """
 
 
+@pytest.mark.slow
 def test_passes_without_gradients_keep_nothing(compiled):
     """At their peak they have what goes from one layer to the next, and not all of it."""
     done = run("-c", WITHOUT_GRADIENTS, **EXACT)
@@ -719,6 +721,7 @@ print(json.dumps(told))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recompute", ["off", "unit"])
 def test_want_of_memory_is_an_error_after_which_less_is_done(recompute, compiled):
     done = run("-c", WANT, recompute, **EXACT)
@@ -769,12 +772,14 @@ def compiler(tmp_path):
     return make
 
 
+@pytest.mark.slow
 def test_operators_can_be_refused(train):
     console, named = train("refused", **{build.SWITCH: 0})
     assert named == "Paddle's own (BIT_PADDLE_NATIVE=0)"
     assert "warning" not in console and "compiling" not in console
 
 
+@pytest.mark.slow
 def test_without_a_compiler(train, tmp_path):
     console, named = train("without", CXX="/nowhere/g++", BIT_PADDLE_HOME=tmp_path)
     assert named == "Paddle's own (there is no compiler: /nowhere/g++)"
@@ -783,6 +788,7 @@ def test_without_a_compiler(train, tmp_path):
     assert done.returncode and "error: no compiled operators: there is no compiler" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_build_that_fails_is_not_tried_again_unasked(train, compiler, tmp_path):
     pytest.importorskip("setuptools")
     script, calls = compiler("echo no such thing >&2", "exit 1")
@@ -804,6 +810,7 @@ def test_a_build_that_fails_is_not_tried_again_unasked(train, compiler, tmp_path
     assert "no such thing" in fault.read_text()
 
 
+@pytest.mark.slow
 def test_what_is_compiled_is_tried_first(train, compiler, tmp_path):
     """Of a compiler that succeeds with rubbish."""
     pytest.importorskip("setuptools")
@@ -816,6 +823,7 @@ def test_what_is_compiled_is_tried_first(train, compiler, tmp_path):
     assert named.startswith("Paddle's own (could not be compiled: ")
 
 
+@pytest.mark.slow
 def test_without_a_cache(train, tmp_path):
     """A file is in the way of its folder."""
     (tmp_path / "file").write_text("")
@@ -838,6 +846,7 @@ print(build.choose("cpu", "off", print)[1])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
     [
@@ -856,6 +865,7 @@ def test_a_cache_that_is_damaged(damage, compiled, tmp_path):
     assert ours or "compiled for this processor" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_is_no_fault_of_the_compiler(number, compiler, tmp_path):
     """Ctrl-C comes to all processes of a terminal, and a cluster's SIGTERM to all of a job."""
@@ -872,6 +882,7 @@ def test_an_interrupt_is_no_fault_of_the_compiler(number, compiler, tmp_path):
     assert not list((tmp_path / "cache").rglob(build.FAULT))
 
 
+@pytest.mark.slow
 def test_two_processes_compile_once(train, compiler, compiled, tmp_path):
     """Takes half a minute: really."""
     script, calls = compiler('exec g++ "$@"')

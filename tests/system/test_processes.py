@@ -309,106 +309,6 @@ def test_a_process_that_nobody_launched_does_not_end_with_another(tmp_path):
 
 # --- They compute as one ------------------------------------------------------------------------
 
-WORKER = '''
-import hashlib, json, sys
-from pathlib import Path
-
-import numpy as np
-import paddle
-import paddle.distributed
-from bit_paddle.models.weights import create_model
-from bit_paddle.training import validation
-from bit_paddle.training import distributed
-from bit_paddle.system import processes
-from bit_paddle.training.optimizer import Momentum
-from bit_paddle.training import step
-from bit_paddle.data import loader
-from bit_paddle.data.readers import registry
-from bit_paddle.data.images import ArrayImages
-from bit_paddle.recipes.hyperrule import Resolution
-
-out, image_folder, splits = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
-processes.end_with_parent()
-paddle.set_default_dtype("float64")
-distributed.join()
-rank, size = processes.rank(), processes.world_size()
-exchanged = []
-
-
-def counted(exchange):
-    def counting(tensor, *arguments, **options):
-        exchanged.append(tensor.size)
-        return exchange(tensor, *arguments, **options)
-
-    return counting
-
-
-for name in ("all_reduce", "reduce", "broadcast"):
-    setattr(paddle.distributed, name, counted(getattr(paddle.distributed, name)))
-
-
-def noise(count, classes):
-    random = np.random.default_rng(count)
-    pixels = random.integers(0, 256, (count, 32, 32, 3)).astype(np.uint8)
-    names = [str(k) for k in range(classes)]
-    return ArrayImages(pixels, random.integers(0, classes, count), names, "noise")
-
-
-def train_on(images, batch, split, precrop, steps, shard=False):
-    """Return the model, its weights, and of each step loss, what was exchanged, and the share.
-
-    Also the numbers whose velocities are here, and of each step how many tensors had been exchanged
-    when the backward pass came to the first kernel.
-    """
-    model = create_model("R14x0.5", len(images.classes), seed=0)
-    optimizer = Momentum(0.01, 0.9, model.parameters())
-    sums, early = distributed.GradientSums(model.parameters(), shard), []
-    model.root_block.conv.weight.register_hook(lambda _: early.append(len(exchanged)) and None)
-    batches = loader.training_batches(
-        images, np.arange(len(images)), Resolution(precrop, 32), batch, 0, 0,
-        mixup_alpha=0.1, rank=rank, world_size=size)
-    losses, volumes, shares = [], [], []
-    for _ in range(steps):
-        exchanged.clear()
-        one = next(batches)
-        parts = list(one.micro_batches(split))
-        shares.append(sum(len(part.labels) for part in parts))
-        images = len(one.indices)
-        losses.append(step.update(model, optimizer, sums, parts, images, 0.01, one.lam))
-        volumes.append(sum(exchanged))
-    batches.close()
-    weights = {name: parameter.numpy() for name, parameter in model.named_parameters()}
-    here = sum(velocity.size for velocity in optimizer.velocities() if velocity is not None)
-    return model, weights, losses, volumes, shares, here, early
-
-
-folder = registry.open_dataset("folder", image_folder).train
-told = {"parameters": {}, "hashes": {}, "volumes": {}, "shares": {}, "velocities": {}, "early": {}}
-arrays = {}
-for title, images, batch, precrop, split, steps, shard in [
-    *(("8", folder, 8, 36, split, 10, False) for split in splits),
-    ("uneven", noise(18, 5), 8, 32, 1, 4, False),
-    ("three", noise(18, 5), 3, 32, 1, 2, False),
-    ("shared 8", folder, 8, 36, splits[-1], 10, True),
-    ("shared three", noise(18, 5), 3, 32, 1, 2, True),
-]:
-    model, weights, losses, volumes, shares, here, early = train_on(
-        images, batch, split, precrop, steps, shard)
-    title = f"{title} in {split}"
-    told["velocities"][title], told["early"][title] = here, early
-    digest = hashlib.sha256(b"".join(array.tobytes() for array in weights.values()))
-    told["hashes"][title] = digest.hexdigest()
-    told["volumes"][title], told["shares"][title] = volumes, shares
-    told["parameters"][title] = sum(array.size for array in weights.values())
-    arrays[f"{title}/loss"] = np.array(losses)
-    arrays.update({f"{title}/{name}": array for name, array in weights.items()})
-tally = validation.evaluate(
-    model, loader.evaluation_batches(noise(1001, 5), 32, 64, 0, rank=rank, world_size=size))
-told["tally"] = [tally.images, tally.top1_count, tally.top5_count, tally.loss]
-(out / f"{size}.{rank}.json").write_text(json.dumps(told))
-if rank == 0:
-    np.savez(out / f"{size}.npz", **arrays)
-'''
 SPLITS = {1: [1, 2], 2: [1, 2], 4: [1]}  # of a batch of 8, by the number of processes
 
 
@@ -416,8 +316,7 @@ SPLITS = {1: [1, 2], 2: [1, 2], 4: [1]}  # of a batch of 8, by the number of pro
 def trained(image_folder, tmp_path_factory):
     """What 1, 2 and 4 processes have computed: {count: ([what each tells], arrays)}."""
     folder = tmp_path_factory.mktemp("trained")
-    script, found = folder / "worker.py", {}
-    script.write_text(WORKER)
+    script, found = ROOT / "tests/workers/training.py", {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
         for count, splits in SPLITS.items():
@@ -443,6 +342,7 @@ def arrays_of(arrays, title):
     return {key[len(start) :]: array for key, array in arrays.items() if key.startswith(start)}
 
 
+@pytest.mark.slow
 def test_the_update_is_the_same_however_a_batch_is_shared_and_split(trained):
     """Ten updates of eight images, of which the fifth and the tenth have but four, with MixUp."""
     whole = arrays_of(trained[1][1], "8 in 1")
@@ -454,6 +354,7 @@ def test_the_update_is_the_same_however_a_batch_is_shared_and_split(trained):
             assert found < 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "title, step, shares", [("uneven", 2, [1, 1, 0, 0]), ("three", 0, [1, 1, 1, 0])]
 )
@@ -467,12 +368,14 @@ def test_a_process_without_an_image_takes_part(title, step, shares, trained):
         assert found < 1e-9
 
 
+@pytest.mark.slow
 def test_all_processes_have_the_same_weights_bit_for_bit(trained):
     for told, _ in trained.values():
         assert len(told[0]["hashes"]) >= 3
         assert all(one["hashes"] == told[0]["hashes"] for one in told)
 
 
+@pytest.mark.slow
 def test_a_step_exchanges_each_gradient_once_however_it_is_split(trained):
     """And six numbers: the loss, and whether a signal has come or memory has run out, twice."""
     for count, (told, _) in trained.items():
@@ -484,6 +387,7 @@ def test_a_step_exchanges_each_gradient_once_however_it_is_split(trained):
                 assert one["parameters"][title] > 100_000 and set(volumes) == {expected}
 
 
+@pytest.mark.slow
 def test_gradients_are_exchanged_while_the_backward_pass_goes_on(trained):
     """All but the last few of 45, before it has come back to the first kernel; once a step."""
     for count in (2, 4):
@@ -493,6 +397,7 @@ def test_gradients_are_exchanged_while_the_backward_pass_goes_on(trained):
                 assert all(sent > 40 for sent in early), title
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
 def test_sharing_out_gradients_and_momentum_changes_no_bit(count, trained):
     told, _ = trained[count]
@@ -506,6 +411,7 @@ def test_sharing_out_gradients_and_momentum_changes_no_bit(count, trained):
         assert sum(parts) == total and max(parts) < 1.2 * total / count
 
 
+@pytest.mark.slow
 def test_validation_counts_the_same_on_any_number_of_processes(trained):
     (whole,) = trained[1][0]
     images, *counts, loss = whole["tally"]

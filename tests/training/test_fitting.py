@@ -83,211 +83,14 @@ def test_an_estimate_that_is_exact_costs_few_questions():
 
 # --- One try, and one update, in processes whose memory is limited ------------------------------
 
-WORKER = """
-import hashlib, json, resource, sys
-from contextlib import contextmanager
-from pathlib import Path
-
-import numpy as np
-from bit_paddle.models import cost, weights
-from bit_paddle.config.settings import Settings
-from bit_paddle.training import memory as training_memory
-from bit_paddle.runs import logbook
-from bit_paddle.training import distributed
-from bit_paddle.training.plan import make_plan
-from bit_paddle.system import processes
-from bit_paddle.training.optimizer import Momentum
-from bit_paddle.training import start
-from bit_paddle.training.memory import find_split
-from bit_paddle.training import step
-from bit_paddle.data.loader import MicroBatch
-
-out, image_folder, name = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-MODES = {"off": ("off", "off"), "unit": ("unit", "off"), "bf16": ("off", "bf16")}
-CROP, FEW, SOME, MANY = 96, 4, 8, 32
-INFINITY = resource.RLIM_INFINITY
-processes.end_with_parent()
-distributed.join()
-rank, size = processes.rank(), processes.world_size()
-told = {"fits": {}, "update": {}}
-
-
-def address_space():
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmSize"))
-
-
-def limit(room):
-    resource.setrlimit(resource.RLIMIT_AS, (address_space() + int(room), INFINITY))
-
-
-@contextmanager
-def limited(room=None):
-    "Have no more than ``room`` bytes beside what is there, and at the end any again."
-    if room is not None:
-        limit(room)
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (INFINITY, INFINITY))
-
-
-def state(model, optimizer):
-    "Return what must not change: weights and velocities, and how many gradients there are."
-    velocities = [one for one in optimizer.velocities() if one is not None]
-    arrays = [one.numpy().tobytes() for one in [*model.parameters(), *velocities]]
-    gradients = [one for one in model.parameters() if one.grad is not None]
-    return hashlib.sha256(b"".join(arrays)).hexdigest(), len(velocities), len(gradients)
-
-
-def new(mode):
-    model = weights.create_model("R14x0.5", 3, pretrained=False, seed=0)
-    model.recompute, model.amp = MODES[mode]
-    optimizer = Momentum(0.01, 0.9, model.parameters())
-    return model, optimizer, distributed.GradientSums(model.parameters())
-
-
-def an_image(model):
-    return cost.activations(model.architecture, CROP, model.recompute, model.amp != "off")
-
-
-def room_for(model, images):
-    return images * an_image(model) + sum(cost.training_memory(model.architecture, 3).values())
-
-
-def disturbed(model, optimizer, call):
-    "Return what ``call`` returns or raises, the state before and after, and the memory lost."
-    before, at_first = state(model, optimizer), address_space()
-    try:
-        result = call()
-    except BaseException as error:  # Paddle knows many
-        result = type(error).__name__
-    return result, before, state(model, optimizer), (address_space() - at_first) / an_image(model)
-
-
-def update(model, optimizer, sums, where=None):
-    "Make an update in two parts; from the part ``where`` on the last process gets no more memory."
-    random = np.random.default_rng(rank)
-    pixels = random.integers(0, 256, (8, 3, CROP, CROP)).astype(np.uint8)
-    labels = random.integers(0, 3, 8)
-    parts = (MicroBatch(pixels[k : k + 4], labels[k : k + 4], labels) for k in (0, 4))
-
-    def checked(parts):
-        for place, part in enumerate([*parts, None]):
-            if place == where and rank == size - 1:
-                limit(2**19)
-            if part is not None:
-                yield part
-
-    with limited():
-        return step.update(model, optimizer, sums, parts, 8 * size, 0.01, checked=checked)
-
-
-def try_to_fit(mode):
-    model, optimizer, sums = new(mode)
-    found = told["fits"].setdefault(mode, {})
-
-    def fits(images, moved=(), loss=step.loss_of):
-        return training_memory.fits(model, loss, CROP, images, True, moved)
-
-    def ends_at(block, time):
-        calls, norm = [], next(iter(block)).a.norm
-
-        def count(*_):
-            calls.append(0)
-            if len(calls) == time:
-                limit(2**19)
-
-        hook = norm.register_forward_pre_hook(count)
-        with limited():
-            answer = fits(SOME)
-        hook.remove()
-        return answer
-
-    def to_end_on_the_way_back(model, part, lam):
-        loss = step.loss_of(model, part, lam)
-        limit(2**19)
-        return loss
-
-    def way_back():
-        with limited():
-            return fits(SOME, loss=to_end_on_the_way_back)
-
-    def in_turn(moved):
-        with limited(room_for(model, 2 * SOME)):
-            return [fits(images, moved) for images in (FEW, MANY, MANY, FEW)]
-
-    # In a GroupNorm, and with --recompute in a unit; the way there, and at the end of that back.
-    found["way there"] = disturbed(model, optimizer, lambda: ends_at(model.block2, 1))
-    found["way back"] = disturbed(model, optimizer, way_back)
-    if mode == "unit":
-        found["end of the way back"] = disturbed(model, optimizer, lambda: ends_at(model.block1, 2))
-    if mode == "off":
-        found["first"] = disturbed(model, optimizer, lambda: in_turn(model.parameters()))
-        update(model, optimizer, sums)
-        found["later"] = disturbed(model, optimizer, lambda: in_turn([]))
-        with limited(room_for(model, 2 * SOME)):
-            found["moved"] = [fits(FEW, 20 * model.parameters()), fits(FEW)]
-
-
-def disturb_updates(mode):
-    one, other = new(mode), new(mode)
-    found = told["update"].setdefault(mode, {})
-    for velocities in (False, True) if mode == "off" and size == 1 else (False,):
-        for where in (0, 1, 2):
-            call = lambda: update(*one, where)
-            found[f"{where}, {velocities}"] = disturbed(*one[:2], call)
-        losses = update(*one), update(*other)
-        found[f"then, {velocities}"] = losses, state(*one[:2]), state(*other[:2])
-
-
-def begin():
-    settings = Settings("R14x0.5", "folder", image_folder, from_scratch=True, batch=32,
-                               precrop=CROP, crop=CROP)
-    plan, lines = make_plan(settings), []
-
-    class Log(logbook.Silent):
-        def say(self, text, console=True):
-            lines.append(text)
-
-    def boundless(*_):  # asked for right before the first try
-        memory = sum(cost.training_memory(plan.architecture, 3).values())
-        limit(memory + 2 * SOME * cost.activations(plan.architecture, CROP))
-        return 2**50
-
-    training_memory.activation_memory = boundless
-    try:
-        with limited():
-            begun = start.begin(plan, "off", Log())
-            model, sums, known = begun.model, begun.sums, begun.known_split
-            split = find_split(plan, "gpu", known, model, step.loss_of, sums.own, Log())
-    except Exception as error:
-        split = type(error).__name__
-    told["begin"] = split, lines
-
-
-for mode in MODES if size == 1 else ["off"]:
-    update(*new(mode))  # what is loaded or allocated once
-    crumbs = [bytes(2**15) for _ in range(1000)]
-    del crumbs[::2]  # room for small things alone, such as the texts of errors
-    if size == 1:
-        try_to_fit(mode)
-    disturb_updates(mode)
-if size == 1:
-    begin()
-(out / f"{name}.{rank}.json").write_text(json.dumps(told))
-"""
-
 
 def of_workers(name, count, image_folder, folder):
     """Return what each of ``count`` processes tells."""
-    script = folder / "worker.py"
-    script.write_text(WORKER)
     with pytest.MonkeyPatch.context() as patch:
         for variable, value in {**EXACT, "PYTHONPATH": str(ROOT)}.items():
             patch.setenv(variable, value)
-        arguments = [str(folder), str(image_folder), name]
-        command = [sys.executable, "-W", "ignore", str(script), *arguments]
+        words = [ROOT / "tests/workers/memory.py", folder, image_folder, name]
+        command = [sys.executable, "-W", "ignore", *map(str, words)]
         assert processes.launch(command, count) == 0
     return [json.loads((folder / f"{name}.{rank}.json").read_text()) for rank in range(count)]
 
@@ -306,6 +109,7 @@ def pair(image_folder, tmp_path_factory):
 MODES = ["off", "unit", "bf16"]  # plain, with --recompute unit, with --amp bf16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["first", "later"])
 def test_fits_tells_what_fits_and_changes_nothing(when, alone):
     """Few images fit, many do not, and few fit again; before the first step and after it."""
@@ -315,6 +119,7 @@ def test_fits_tells_what_fits_and_changes_nothing(when, alone):
     assert lost < 1  # images
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "place, mode",
     [
@@ -329,6 +134,7 @@ def test_fits_says_no_wherever_memory_runs_out(place, mode, alone):
     assert lost < 0.5
 
 
+@pytest.mark.slow
 def test_fits_holds_what_a_step_has_beside_its_passes(alone):
     """Here twenty times the velocities, which are too much, and then none."""
     assert alone["fits"]["off"]["moved"] == [False, True]
@@ -377,6 +183,7 @@ def assert_undone(found):
             assert before[1:] == [velocities, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_an_update_without_memory_was_not_made_and_the_next_one_is_the_same(mode, alone):
     found = alone["update"][mode]
@@ -385,6 +192,7 @@ def test_an_update_without_memory_was_not_made_and_the_next_one_is_the_same(mode
     assert all(values[3] < 1 for key, values in found.items() if not key.startswith("then"))
 
 
+@pytest.mark.slow
 def test_where_one_process_has_no_memory_all_say_so_and_go_on_as_one(pair):
     """Also on the way back, where gradients are under way between them already."""
     first, second = (told["update"]["off"] for told in pair)
@@ -450,6 +258,7 @@ def test_what_is_tried_is_what_a_step_will_hold(begin, image_folder, monkeypatch
     assert tried == [(True, 32, 3, True, True), (True, 32, 6, False, True)]
 
 
+@pytest.mark.slow
 def test_what_is_tried_on_a_gpu_must_fit(alone):
     """Really: the system grants about 16 images of the 32, and by estimate all would fit."""
     split, lines = alone["begin"]
@@ -556,6 +365,7 @@ def runs(image_folder, tmp_path_factory):
     return logdir, whole, arguments
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_run_that_memory_fails_goes_on_in_smaller_parts(count, runs):
     """Of two processes the second alone is granted less, and both compute in smaller parts.
@@ -595,6 +405,7 @@ def test_a_run_that_memory_fails_goes_on_in_smaller_parts(count, runs):
         assert distance(weights(folder / "model.npz"), found) <= (0 if same else 1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, flags, images, crop, advice",
     [

@@ -56,11 +56,13 @@ def plain(plan):
     return curve
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recompute", ["unit", "block"])
 def test_recompute_gives_the_same_50_steps(recompute, plan, plain):
     assert bench.in_process(plan, recompute=recompute).same(plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("amp", HALF)
 def test_half_precision_stays_within_the_noise_that_its_rounding_explains(amp, plan, plain):
     """The bound of scripts/benchmarks/precision.py, a third larger than rounding's own.
@@ -329,6 +331,7 @@ def sharded(start):
     return start("sharded", "--nproc", 2, "--shard")
 
 
+@pytest.mark.slow
 def test_sharding_gives_the_same_run(shared, sharded):
     """Losses, weights and velocities, those of every checkpoint on the way."""
     assert_same(sharded[1], shared[1])
@@ -340,6 +343,7 @@ def test_sharding_gives_the_same_run(shared, sharded):
     assert all(array.any() for array in arrays.values())
 
 
+@pytest.mark.slow
 def test_a_sharded_run_that_is_killed_goes_on(start):
     flags = ["--nproc", 2, "--save_every", 1, "--steps", 30]
     _, expected = start("undisturbed", *flags)
@@ -357,6 +361,7 @@ def test_a_sharded_run_that_is_killed_goes_on(start):
     assert_same(result, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [[], ["--nproc", 3, "--shard"]])
 def test_a_sharded_run_goes_on_with_another_number_of_processes(flags, start, sharded):
     """With all of its momentum, not that of a process's share alone."""
@@ -384,6 +389,7 @@ def from_step_8(in_half, tmp_path):
     return changed
 
 
+@pytest.mark.slow
 def test_a_step_that_overflows_is_made_again_at_half_the_loss_scale(start, from_step_8):
     flags = ["--amp", "fp16", "--resume"]
     folder, result = start("loud", *flags, from_step_8(loss_scale=2.0**40, clean=1990))
@@ -399,6 +405,7 @@ def test_a_step_that_overflows_is_made_again_at_half_the_loss_scale(start, from_
     assert_same(result, quiet)
 
 
+@pytest.mark.slow
 def test_processes_make_a_step_again_together(start, from_step_8, in_half):
     loud = from_step_8(loss_scale=2.0**30, clean=0)
     flags = ["--amp", "fp16", "--resume", loud, "--nproc", 2, "--shard"]
@@ -410,6 +417,7 @@ def test_processes_make_a_step_again_together(start, from_step_8, in_half):
         assert loss == pytest.approx(in_half[1][0][step], rel=1e-2)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_loss_scale_of_one_that_was_not_stopped(start, from_step_8):
     nearly = from_step_8(loss_scale=2.0**13, clean=1994)
     flags = ["--amp", "fp16", "--save_every", 4, "--resume"]
@@ -424,6 +432,7 @@ def test_a_resumed_run_has_the_loss_scale_of_one_that_was_not_stopped(start, fro
     assert_same(again, result, slice(4, None))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("amp", ["off", "bf16"])
 def test_without_fp16_there_is_no_loss_scale_to_change(amp, start, sharded, request):
     notes = sharded[1][2] if amp == "off" else start("bf16", "--amp", "bf16")[1][2]

@@ -1,0 +1,198 @@
+"""Steps of training for which memory runs out in many places; test_fitting asks what came of it."""
+
+import hashlib
+import json
+import resource
+import sys
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from bit_paddle.config.settings import Settings
+from bit_paddle.data.loader import MicroBatch
+from bit_paddle.models import cost, weights
+from bit_paddle.runs import logbook
+from bit_paddle.system import processes
+from bit_paddle.training import distributed, start, step
+from bit_paddle.training import memory as training_memory
+from bit_paddle.training.memory import find_split
+from bit_paddle.training.optimizer import Momentum
+from bit_paddle.training.plan import make_plan
+
+out, image_folder, name = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+MODES = {"off": ("off", "off"), "unit": ("unit", "off"), "bf16": ("off", "bf16")}
+CROP, FEW, SOME, MANY = 96, 4, 8, 32
+INFINITY = resource.RLIM_INFINITY
+processes.end_with_parent()
+distributed.join()
+rank, size = processes.rank(), processes.world_size()
+told = {"fits": {}, "update": {}}
+
+
+def address_space():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmSize"))
+
+
+def limit(room):
+    resource.setrlimit(resource.RLIMIT_AS, (address_space() + int(room), INFINITY))
+
+
+@contextmanager
+def limited(room=None):
+    "Have no more than ``room`` bytes beside what is there, and at the end any again."
+    if room is not None:
+        limit(room)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (INFINITY, INFINITY))
+
+
+def state(model, optimizer):
+    "Return what must not change: weights and velocities, and how many gradients there are."
+    velocities = [one for one in optimizer.velocities() if one is not None]
+    arrays = [one.numpy().tobytes() for one in [*model.parameters(), *velocities]]
+    gradients = [one for one in model.parameters() if one.grad is not None]
+    return hashlib.sha256(b"".join(arrays)).hexdigest(), len(velocities), len(gradients)
+
+
+def new(mode):
+    model = weights.create_model("R14x0.5", 3, pretrained=False, seed=0)
+    model.recompute, model.amp = MODES[mode]
+    optimizer = Momentum(0.01, 0.9, model.parameters())
+    return model, optimizer, distributed.GradientSums(model.parameters())
+
+
+def an_image(model):
+    return cost.activations(model.architecture, CROP, model.recompute, model.amp != "off")
+
+
+def room_for(model, images):
+    return images * an_image(model) + sum(cost.training_memory(model.architecture, 3).values())
+
+
+def disturbed(model, optimizer, call):
+    "Return what ``call`` returns or raises, the state before and after, and the memory lost."
+    before, at_first = state(model, optimizer), address_space()
+    try:
+        result = call()
+    except BaseException as error:  # Paddle knows many
+        result = type(error).__name__
+    return result, before, state(model, optimizer), (address_space() - at_first) / an_image(model)
+
+
+def update(model, optimizer, sums, where=None):
+    "Make an update in two parts; from the part ``where`` on the last process gets no more memory."
+    random = np.random.default_rng(rank)
+    pixels = random.integers(0, 256, (8, 3, CROP, CROP)).astype(np.uint8)
+    labels = random.integers(0, 3, 8)
+    parts = (MicroBatch(pixels[k : k + 4], labels[k : k + 4], labels) for k in (0, 4))
+
+    def checked(parts):
+        for place, part in enumerate([*parts, None]):
+            if place == where and rank == size - 1:
+                limit(2**19)
+            if part is not None:
+                yield part
+
+    with limited():
+        return step.update(model, optimizer, sums, parts, 8 * size, 0.01, checked=checked)
+
+
+def try_to_fit(mode):
+    model, optimizer, sums = new(mode)
+    found = told["fits"].setdefault(mode, {})
+
+    def fits(images, moved=(), loss=step.loss_of):
+        return training_memory.fits(model, loss, CROP, images, True, moved)
+
+    def ends_at(block, time):
+        calls, norm = [], next(iter(block)).a.norm
+
+        def count(*_):
+            calls.append(0)
+            if len(calls) == time:
+                limit(2**19)
+
+        hook = norm.register_forward_pre_hook(count)
+        with limited():
+            answer = fits(SOME)
+        hook.remove()
+        return answer
+
+    def to_end_on_the_way_back(model, part, lam):
+        loss = step.loss_of(model, part, lam)
+        limit(2**19)
+        return loss
+
+    def way_back():
+        with limited():
+            return fits(SOME, loss=to_end_on_the_way_back)
+
+    def in_turn(moved):
+        with limited(room_for(model, 2 * SOME)):
+            return [fits(images, moved) for images in (FEW, MANY, MANY, FEW)]
+
+    # In a GroupNorm, and with --recompute in a unit; the way there, and at the end of that back.
+    found["way there"] = disturbed(model, optimizer, lambda: ends_at(model.block2, 1))
+    found["way back"] = disturbed(model, optimizer, way_back)
+    if mode == "unit":
+        found["end of the way back"] = disturbed(model, optimizer, lambda: ends_at(model.block1, 2))
+    if mode == "off":
+        found["first"] = disturbed(model, optimizer, lambda: in_turn(model.parameters()))
+        update(model, optimizer, sums)
+        found["later"] = disturbed(model, optimizer, lambda: in_turn([]))
+        with limited(room_for(model, 2 * SOME)):
+            found["moved"] = [fits(FEW, 20 * model.parameters()), fits(FEW)]
+
+
+def disturb_updates(mode):
+    one, other = new(mode), new(mode)
+    found = told["update"].setdefault(mode, {})
+    for velocities in (False, True) if mode == "off" and size == 1 else (False,):
+        for where in (0, 1, 2):
+            call = partial(update, *one, where)
+            found[f"{where}, {velocities}"] = disturbed(*one[:2], call)
+        losses = update(*one), update(*other)
+        found[f"then, {velocities}"] = losses, state(*one[:2]), state(*other[:2])
+
+
+def begin():
+    settings = Settings(
+        "R14x0.5", "folder", image_folder, from_scratch=True, batch=32, precrop=CROP, crop=CROP
+    )
+    plan, lines = make_plan(settings), []
+
+    class Log(logbook.Silent):
+        def say(self, text, console=True):
+            lines.append(text)
+
+    def boundless(*_):  # asked for right before the first try
+        memory = sum(cost.training_memory(plan.architecture, 3).values())
+        limit(memory + 2 * SOME * cost.activations(plan.architecture, CROP))
+        return 2**50
+
+    training_memory.activation_memory = boundless
+    try:
+        with limited():
+            begun = start.begin(plan, "off", Log())
+            model, sums, known = begun.model, begun.sums, begun.known_split
+            split = find_split(plan, "gpu", known, model, step.loss_of, sums.own, Log())
+    except Exception as error:
+        split = type(error).__name__
+    told["begin"] = split, lines
+
+
+for mode in MODES if size == 1 else ["off"]:
+    update(*new(mode))  # what is loaded or allocated once
+    crumbs = [bytes(2**15) for _ in range(1000)]
+    del crumbs[::2]  # room for small things alone, such as the texts of errors
+    if size == 1:
+        try_to_fit(mode)
+    disturb_updates(mode)
+if size == 1:
+    begin()
+(out / f"{name}.{rank}.json").write_text(json.dumps(told))
