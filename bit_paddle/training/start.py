@@ -12,7 +12,7 @@ import numpy as np
 
 from bit_paddle import errors
 from bit_paddle.config.settings import Settings
-from bit_paddle.models import resnetv2, weights
+from bit_paddle.models import published, resnetv2, weights
 from bit_paddle.models.losses import LOSSES
 from bit_paddle.recipes import hyperrule
 from bit_paddle.runs import checkpoints, snapshot
@@ -107,14 +107,14 @@ def _resumed(plan: Plan, checkpoint: Checkpoint, amp: str, log: Logbook) -> tupl
 
 def _create(plan: Plan, classes: int) -> resnetv2.ResNetV2:
     """Return the pre-trained network with a new head, or a random one."""
-    settings = plan.settings
-    model = weights.create_model(
-        settings.model,
-        classes,
-        pretrained=not settings.from_scratch,
-        directory=settings.bit_pretrained_dir,
-        seed=settings.seed,
-    )
+    settings, path = plan.settings, plan.checkpoint
+    if path is None:
+        model = resnetv2.ResNetV2(plan.architecture, classes)
+        model.reset_parameters(settings.seed)
+    else:
+        if not path.is_file():  # a run that was to resume, of whose checkpoints none is whole
+            path = published.obtain(published.find(settings.model), settings.bit_pretrained_dir)
+        model = weights.create_model(path, classes)
     bias = LOSSES[settings.loss].head_bias
     if bias:
         model.head.bias.set_value(np.full(model.head.bias.shape, bias, "f4"))
