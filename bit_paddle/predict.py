@@ -127,7 +127,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     flags = parser().parse_args(arguments)
     if flags.features and (flags.output or flags.sheet):
         raise errors.ConfigError(
-            "--features: goes without --output and --sheet, which are of classes"
+            "--features: cannot be combined with --output or --sheet, which show classes"
         )
     for flag in ("output", "sheet", "features"):
         path = getattr(flags, flag)

@@ -90,7 +90,7 @@ def open_split(
         for number, images in enumerate(parts):
             parts[number], skipped = check.usable(images, workers, every_class=False)
             for fault in skipped:
-                print(f"left out: {fault}", file=sys.stderr)
+                print(f"skipped: {fault}", file=sys.stderr)
     else:
         check.require_usable([(some, np.arange(len(some))) for some in parts], workers)
     return data.train.classes, parts

@@ -1,4 +1,4 @@
-"""A trained model held against its validation images: what it confuses, where it looks.
+"""Analyze a trained model on its validation images: what it confuses, and where it looks.
 
 A class activation map (arXiv 1512.04150) is exact for this network: its logits are the means, over
 space, of the last activations weighted by the head, so that each place has its part in a logit.
@@ -29,10 +29,10 @@ from bit_paddle.system.device import select_device, to_device
 
 
 class JudgedImage(NamedTuple):
-    """An image, what it is and what it was taken for.
+    """One image, its label and the model's prediction.
 
-    ``pixels`` uint8 [crop, crop, 3] are what the network saw; ``map`` float32 [h, w] is each
-    place's part in the logit of ``prediction``.
+    ``pixels`` uint8 [crop, crop, 3] are the network's input; ``map`` float32 [h, w] is the class
+    activation map, each place's part in the logit of ``prediction``.
     """
 
     name: str
@@ -44,9 +44,10 @@ class JudgedImage(NamedTuple):
 
 
 class Analysis(NamedTuple):
-    """``confusion`` is [class, prediction]; ``wrong`` and ``right`` answers, most confident first.
+    """What a model confuses: int64 ``confusion`` [class, prediction], and single images.
 
-    Of ``right`` there is one of a class at most.
+    ``wrong`` and ``right`` predictions have the most confident first; ``right`` has at most one
+    per class.
     """
 
     classes: Sequence[str]
@@ -56,7 +57,7 @@ class Analysis(NamedTuple):
 
 
 def analyze(run: RunHistory, model: Path, count: int, batch: int = 64) -> Analysis:
-    """Run ``model`` over the validation images of ``run``; keep ``count`` answers of each kind.
+    """Run ``model`` over the validation images of ``run``; keep ``count`` images of each kind.
 
     Errors: those of the reader, of `find_trained` and of images that cannot be read.
     """

@@ -1,4 +1,4 @@
-"""Where a trained model comes from: its file, the preprocessing that belongs to it, its classes."""
+"""Find a trained model: its file, and the preprocessing, classes and loss that belong to it."""
 
 from __future__ import annotations
 
@@ -51,11 +51,12 @@ def find_trained(
     crop: int | None = None,
     names: bool = True,
 ) -> TrainedFile:
-    """Return the source of a published name, downloaded if missing, a file, or an exported folder.
+    """Return the facts of a trained model; loads no Paddle.
 
-    Files written by `bit_paddle.train` say themselves how to preprocess and what the classes are;
-    published ones are known by their name, and their classes are fetched if ``names``; for others
-    ``crop`` (squash to that side) is needed, and it replaces what is known. Loads no Paddle.
+    ``model`` is a published name, which is downloaded if it is missing, a file, a run's folder or
+    an exported folder. Files of `bit_paddle.train` contain their preprocessing and class names. For
+    published models both are known by the name; the class names are downloaded only with ``names``.
+    Other files need ``crop``, which squashes images to that side, and replaces what is known.
     Errors: those of `published.resolve`, `published.obtain` and `npz.CheckpointFile`.
     """
     found = resolve_trained(model)
@@ -102,9 +103,9 @@ def resolve_trained(model: str) -> Path | published.Entry | Architecture:
     return Path(model) if paddle_inference.is_exported(model) else published.resolve(model)
 
 
-def write_notes(source: TrainedFile, folder: Path) -> None:
-    """Write what is known of ``source`` beside the model that was exported from it."""
-    notes = {name: value for name, value in asdict(source).items() if name != "path"}
+def write_notes(file: TrainedFile, folder: Path) -> None:
+    """Write the facts of ``file`` into the ``folder`` of a model that was exported from it."""
+    notes = {name: value for name, value in asdict(file).items() if name != "path"}
     text = json.dumps(notes, indent=2, ensure_ascii=False)
     (folder / paddle_inference.NOTES).write_text(text + "\n", encoding="utf-8")
 
@@ -128,14 +129,14 @@ def _read_notes(folder: Path, crop: int | None) -> TrainedFile:
     return found
 
 
-def required_preprocessing(source: TrainedFile) -> Preprocessing:
-    """Return the preprocessing of ``source``; raise `ConfigError` if nobody knows it."""
-    if source.preprocessing is None:
+def required_preprocessing(file: TrainedFile) -> Preprocessing:
+    """Return the preprocessing of ``file``; raise `ConfigError` if nobody knows it."""
+    if file.preprocessing is None:
         raise ConfigError(
-            f"{source.path}: neither a published checkpoint nor one of `bit_paddle.train`, so its "
+            f"{file.path}: neither a published checkpoint nor one of `bit_paddle.train`, so its "
             "resolution is unknown; give the side of its images with --crop, or crop= in Python"
         )
-    return source.preprocessing
+    return file.preprocessing
 
 
 def _lemmas(file: str, count: int) -> list[str] | None:

@@ -411,7 +411,7 @@ def test_predict_fetches_images_checkpoint_and_class_names(image_folder, tmp_pat
     "arguments, words",
     [
         (["nowhere.png"], "nowhere.png: no such image"),
-        (["README.md", "--features", "x", "--sheet", "y"], "goes without"),
+        (["README.md", "--features", "x", "--sheet", "y"], "cannot be combined"),
         (["configs"], "no images in configs"),
         (["README.md", "--features", "nowhere/x.npz"], "nowhere is not a folder"),
     ],
