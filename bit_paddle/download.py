@@ -229,5 +229,4 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--dry-run", action="store_true", help="list names and sizes, and stop")
     parser.add_argument("--verify", action="store_true", help="check what is there instead")
-    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     return parser.parse_args(arguments)

@@ -99,7 +99,6 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="N",
         help="huggingface: squash images to this side (default: what belongs to the checkpoint)",
     )
-    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     flags = parser.parse_args(arguments)
 
     faults = []
