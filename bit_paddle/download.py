@@ -112,7 +112,6 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--dry-run", action="store_true", help="print names and sizes, and stop")
     parser.add_argument("--verify", action="store_true", help="check present files instead")
-    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     return parser
 
 

@@ -99,7 +99,6 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="huggingface: squash images to this side (default: what belongs to the checkpoint)",
     )
-    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     return parser
 
 

@@ -119,7 +119,6 @@ def parser() -> argparse.ArgumentParser:
         action="store_false",
         help="show what the run has recorded alone: needs neither its model nor its images",
     )
-    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     return parser
 
 

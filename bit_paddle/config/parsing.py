@@ -6,7 +6,7 @@ import argparse
 import os
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING, Field, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -47,7 +47,15 @@ class Request:
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises `ConfigError` instead of leaving."""
+    """The parser of every command: raises `ConfigError`, and knows --traceback.
+
+    Flags cannot be abbreviated, and texts are shown as they are written.
+    """
+
+    def __init__(self, prog: str, **options: Any) -> None:
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(prog=prog, **{**options, "allow_abbrev": False})
+        self.add_argument("--traceback", action="store_true", help="show where an error came from")
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; {self.prog} --help lists the flags")
@@ -63,13 +71,7 @@ def parser(
 
     ``defaults`` are what its help says of settings in place of their own.
     """
-    result = Parser(
-        prog=prog,
-        allow_abbrev=False,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=description,
-    )
+    result = Parser(prog, description=description, epilog=epilog)
     groups = {key: result.add_argument_group(title) for key, title in settings.GROUPS.items()}
     groups["what"].add_argument(
         "--config",
@@ -77,44 +79,54 @@ def parser(
         help="settings from a file, such as the config.yaml of an earlier run; flags win",
     )
     for name, item in settings.FIELDS.items():
-        text, parse = item.metadata["help"], item.metadata["parse"]
-        if item.default is MISSING:
-            text += " (required)"
-        elif defaults and name in defaults:
-            text = f"{text.split(' (default')[0]} (default: {defaults[name]})"
-        elif item.default is not None and parse is not argtypes.switch:
-            text += f" (default: {item.default})"
-        if parse is argtypes.switch:
-            group, opposite = groups[item.metadata["group"]], "the opposite, where a file has it"
-            for flag, value in ((f"--{name}", "true"), (f"--no-{name}", "false")):
-                usual = (value == "true") != (item.default is not False)
-                aliases = ["--no-crop"] if flag == "--no-random_crop" else []
-                group.add_argument(
-                    *aliases,
-                    flag,
-                    dest=name,
-                    action="store_const",
-                    const=value,
-                    help=text if usual else opposite,
-                )
+        kind, help = item.metadata["kind"], _help(name, item, (defaults or {}).get(name))
+        group = groups[item.metadata["group"]]
+        if kind.is_switch:
+            _add_switch(group, name, help, on=item.default is not False)
         else:
-            numbers = (argtypes.positive, argtypes.not_negative, argtypes.fraction)
-            word = "WORD" if parse is argtypes.text else "X" if parse in numbers else "N"
-            groups[item.metadata["group"]].add_argument(
-                f"--{name}", help=text, metavar="|".join(getattr(parse, "choices", [word]))
-            )
+            group.add_argument(f"--{name}", help=help, metavar=kind.metavar)
     groups["run"].add_argument(
         "--dry-run", action="store_true", help="print the whole plan and stop"
     )
     groups["run"].add_argument(
         "--force",
         action="store_true",
-        help="go on from a checkpoint although settings or data have changed",
-    )
-    groups["run"].add_argument(
-        "--traceback", action="store_true", help="show where an error came from"
+        help="resume from a checkpoint although settings or data have changed",
     )
     return result
+
+
+def _help(name: str, item: Field, default: str | None) -> str:
+    """Return the help of a setting; ``default`` is said instead of its own."""
+    help, kind = item.metadata["help"], item.metadata["kind"]
+    if item.default is MISSING:
+        return f"{help} (required)"
+    if default is None and item.default is not None and not kind.is_switch:
+        default = item.default
+    if default is None:
+        return settings.help_of(name)
+    return f"{help} (default: {default})"
+
+
+def _add_switch(group: Any, name: str, help: str, on: bool) -> None:
+    """Add --name and --no-name; ``help`` explains the one that changes the default, ``on``."""
+    opposite = "the opposite, where a file has it"
+    group.add_argument(
+        f"--{name}",
+        dest=name,
+        action="store_const",
+        const="true",
+        help=opposite if on else help,
+    )
+    aliases = ["--no-crop"] if name == "random_crop" else []
+    group.add_argument(
+        *aliases,
+        f"--no-{name}",
+        dest=name,
+        action="store_const",
+        const="false",
+        help=help if on else opposite,
+    )
 
 
 def outer_parser(prog: str, usage: str, description: str, epilog: str) -> Parser:
@@ -125,14 +137,8 @@ def outer_parser(prog: str, usage: str, description: str, epilog: str) -> Parser
     flags = textwrap.fill(
         " ".join(f"--{name}" for name in ("config", *settings.FIELDS)), 96, break_on_hyphens=False
     )
-    return Parser(
-        prog=prog,
-        usage=usage,
-        description=description,
-        epilog=epilog.format(flags=textwrap.indent(flags, "  ")),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    epilog = epilog.format(flags=textwrap.indent(flags, "  "))
+    return Parser(prog, usage=usage, description=description, epilog=epilog)
 
 
 def parse(
@@ -151,6 +157,7 @@ def parse(
     command = parser(prog)
     known, unknown = command.parse_known_args(list(arguments))
     flags = [option for action in command._actions for option in action.option_strings]
+    flags.sort(key="--traceback".__eq__)  # last: a list of choices starts with the command's own
     faults = []
     for before, word in zip(["", *unknown], unknown):
         if word.startswith("-"):
@@ -175,7 +182,7 @@ def parse(
         try:
             item = settings.FIELDS[name]
             unset = item.default is None and word.lower() == "none"  # a file's value taken back
-            values[name] = None if unset else item.metadata["parse"](word)
+            values[name] = None if unset else item.metadata["kind"](word)
         except ValueError as fault:
             faults.append(f"{source}: {fault}")
             unclear.add(name)
@@ -316,4 +323,3 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="half precision: faster where the processor multiplies in it, but rounded to 3 (bf16) "
         "or 4 digits (fp16); auto is what the GPU does best (default: off)",
     )
-    parser.add_argument("--traceback", action="store_true", help="show where an error came from")

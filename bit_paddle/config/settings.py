@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from typing import Any
 
 import yaml
 
 from bit_paddle.config.types import (
+    Kind,
     fraction,
     interval,
     not_negative,
@@ -33,262 +35,242 @@ def _auto_or_whole(word: str) -> int | str:
 
 def _interval(word: str) -> str:
     interval(word)
-    return word
+    return word  # as given: a file shows it so
 
 
-def _setting(group: str, parse: Callable[[str], Any], help: str, default: Any = MISSING) -> Any:
-    return field(default=default, metadata={"group": group, "parse": parse, "help": help})
+def _setting(
+    group: str,
+    kind: Kind,
+    help: str,
+    default: Any = MISSING,
+    *,
+    default_help: str = "",
+    affects_result: bool = True,
+) -> Any:
+    """Return a setting. ``default_help`` describes a default that is no fixed value."""
+    metadata = {
+        "group": group,
+        "kind": kind,
+        "help": help,
+        "default_help": default_help,
+        "affects_result": affects_result,
+    }
+    return field(default=default, metadata=metadata)
+
+
+_what = functools.partial(_setting, "what")
+_how = functools.partial(_setting, "how")
+_run = functools.partial(_setting, "run", affects_result=False)
 
 
 @dataclass(frozen=True)
 class Settings:
     """What a run is asked to do. Names are those of the flags and of the YAML keys."""
 
-    model: str = _setting(
-        "what",
+    model: str = _what(
         text,
         "published name (BiT-M-R50x1), an .npz file, the folder of a complete run, or with "
         "--from_scratch R<layers>x<width> too",
     )
-    dataset: str = _setting(
-        "what",
+    dataset: str = _what(
         text,
         "folder or list (one's own images, with --datadir), cifar10, cifar100, imagenet2012, "
         "oxford_flowers102, oxford_iiit_pet, digits, vtab/<task>, or a .yaml file that describes "
         "a data set as those in configs/data do",
     )
-    datadir: str | None = _setting(
-        "what",
+    datadir: str | None = _what(
         text,
         "where the data is. folder: train/<class>/* and val/<class>/*, or <class>/* alone. "
         "list: train.csv and val.csv (or .tsv, .txt), a path and a label a line. Others: the "
-        "official files (default for those that can be downloaded: the cache)",
+        "official files",
         None,
+        default_help="the cache, for those that can be downloaded",
+        affects_result=False,
     )
-    val_fraction: float | None = _setting(
-        "what",
+    val_fraction: float | None = _what(
         fraction,
-        "share of each class to validate on, where a folder or list has no validation images "
-        "(default: 0.1)",
+        "share of each class to validate on, where a folder or list has no validation images",
         None,
+        default_help="0.1",
     )
-    on_bad_image: str = _setting(
-        "what",
+    on_bad_image: str = _what(
         one_of("error", "skip"),
         "error: images that cannot be read are named before training. skip: every image is "
         "decoded once, and those are left out",
         "error",
     )
-    bit_pretrained_dir: str | None = _setting(
-        "what",
+    bit_pretrained_dir: str | None = _what(
         text,
-        "folder of the published .npz files, which are downloaded if missing (default: the cache, "
-        "$BIT_PADDLE_HOME or ~/.cache/bit_paddle)",
+        "folder of the published .npz files, which are downloaded if missing",
         None,
+        default_help="the cache, $BIT_PADDLE_HOME or ~/.cache/bit_paddle",
+        affects_result=False,
     )
-    from_scratch: bool = _setting(
-        "what", switch, "start from random weights instead of a checkpoint", False
+    from_scratch: bool = _what(switch, "start from random weights instead of a checkpoint", False)
+    examples_per_class: int | None = _what(
+        whole(1), "few-shot: train on this many images of each class", None
     )
-    examples_per_class: int | None = _setting(
-        "what", whole(1), "few-shot: train on this many images of each class", None
-    )
-    examples_per_class_seed: int = _setting("what", whole(0), "which few-shot images", 0)
+    examples_per_class_seed: int = _what(whole(0), "which few-shot images", 0)
 
-    rule: str = _setting(
-        "how",
+    rule: str = _how(
         one_of(*RECIPES),
         "BiT-HyperRule as the published code has it, which made the published numbers, or as the "
         "paper's text; or upstream training, which `bit_paddle.pretrain` is",
         "code",
     )
-    batch: int = _setting(
-        "how",
-        whole(1),
-        f"images an optimizer step; upstream: {upstream.BATCH}",
-        hyperrule.BATCH,
+    batch: int = _how(
+        whole(1), f"images an optimizer step; upstream: {upstream.BATCH}", hyperrule.BATCH
     )
-    batch_split: int | str = _setting(
-        "how",
-        _auto_or_whole,
+    batch_split: int | str = _how(
+        Kind(_auto_or_whole, "N"),
         "micro-batches a batch is computed in; the "
         "result is the same, the memory is not. auto: as few as fit, by estimate on a CPU and by "
         "trying on a GPU, and more if memory runs out later",
         AUTO,
+        affects_result=False,
     )
-    recompute: str = _setting(
-        "how",
+    recompute: str = _how(
         one_of("off", "unit", "block"),
         "keep the inputs of residual units, or of the four blocks of these, alone, and compute the "
         "rest again for the gradients: more time for less memory, and the same result",
         "off",
+        affects_result=False,
     )
-    amp: str = _setting(
-        "how",
+    amp: str = _how(
         one_of("auto", "off", "bf16", "fp16"),
         "half precision for what goes from layer to layer and what convolutions multiply; all else "
         "is float32, and fp16 scales the loss. auto: bf16 on GPUs from Ampere on, fp16 on Volta "
         "and Turing, else off. On a CPU with bfloat16 (AMX, AVX-512), bf16 is faster, and not auto",
         "auto",
     )
-    base_lr: float = _setting(
-        "how",
+    base_lr: float = _how(
         positive,
         "learning rate after the warm-up; upstream: 0.03 for every 256 images of a batch",
         hyperrule.BASE_LR,
     )
-    weight_decay: float = _setting(
-        "how",
+    weight_decay: float = _how(
         not_negative,
         f"of kernels, added to their gradients; upstream: {upstream.WEIGHT_DECAY:g}",
         0.0,
     )
-    loss: str = _setting(
-        "how",
+    loss: str = _how(
         one_of(*losses.LOSSES),
         "; ".join(f"{name}: {loss.about}" for name, loss in losses.LOSSES.items()),
         losses.DEFAULT,
     )
-    epochs: int | None = _setting(
-        "how",
+    epochs: int | None = _how(
         whole(1),
-        "upstream: length of the run, in passes over the training images (default: "
-        f"{upstream.EPOCHS})",
+        "upstream: length of the run, in passes over the training images",
         None,
+        default_help=f"{upstream.EPOCHS}",
     )
-    warmup: int | None = _setting(
-        "how", whole(0), "steps of linear warm-up from 0 (default: the rule's)", None
+    warmup: int | None = _how(
+        whole(0), "steps of linear warm-up from 0", None, default_help="the rule's"
     )
-    steps: int | None = _setting(
-        "how",
+    steps: int | None = _how(
         whole(1),
-        "length of the run; the rule's schedule is scaled to "
-        "it in its own proportions (default: the rule's)",
+        "length of the run; the rule's schedule is scaled to it in its own proportions",
         None,
+        default_help="the rule's",
     )
-    precrop: int | None = _setting(
-        "how",
+    precrop: int | None = _how(
         whole(1),
         "side that training images are resized to, with --crop; upstream: to which the shorter "
-        "side of validation images is (default: the rule's)",
+        "side of validation images is",
         None,
+        default_help="the rule's",
     )
-    crop: int | None = _setting(
-        "how",
+    crop: int | None = _how(
         whole(32),
-        "side of the random crop, and of validation images (default: the rule's)",
+        "side of the random crop, and of validation images",
         None,
+        default_help="the rule's",
     )
-    flip: bool | None = _setting(
-        "how",
+    flip: bool | None = _how(
         switch,
-        "do not mirror training images: a mirrored one has another label (default: as the data "
-        "set's file says, else half of them are)",
+        "do not mirror training images: a mirrored one has another label",
         None,
+        default_help="as the data set's file says, else half of them are",
     )
-    random_crop: bool | None = _setting(
-        "how",
+    random_crop: bool | None = _how(
         switch,
-        "resize straight to --crop: a part of an image has another label (default: likewise)",
+        "resize straight to --crop: a part of an image has another label",
         None,
+        default_help="likewise",
     )
-    seed: int = _setting(
-        "how",
-        whole(0),
-        "of the data's order, crops, flips and MixUp, and of random weights",
-        0,
+    seed: int = _how(
+        whole(0), "of the data's order, crops, flips and MixUp, and of random weights", 0
     )
 
-    name: str | None = _setting(
-        "run",
+    name: str | None = _run(
         text,
-        "name of the run's folder (default: made of model and dataset, numbered where it exists)",
+        "name of the run's folder",
         None,
+        default_help="made of model and dataset, numbered where it exists",
     )
-    logdir: str = _setting("run", text, "folder of the runs' folders", "bit_logs")
-    repeats: int = _setting(
-        "run",
+    logdir: str = _run(text, "folder of the runs' folders", "bit_logs")
+    repeats: int = _run(
         whole(1),
         "runs, with --seed and --examples_per_class_seed counting up; reports the lowest, the "
         "median and the highest accuracy, as the paper's tables do",
         1,
     )
-    eval_every: int | None = _setting(
-        "run", whole(1), "validate every so many steps; always at the end", None
-    )
-    save: bool = _setting("run", switch, "save neither checkpoints nor the model at the end", True)
-    save_every: str = _setting(
-        "run",
-        _interval,
+    eval_every: int | None = _run(whole(1), "validate every so many steps; always at the end", None)
+    save: bool = _run(switch, "save neither checkpoints nor the model at the end", True)
+    save_every: str = _run(
+        Kind(_interval, "N"),
         "a checkpoint every so many steps (500) or minutes (10m), written while training goes on; "
         "one that is due before the last is written waits for that",
         "10m",
     )
-    keep: int = _setting("run", whole(1), "how many checkpoints to keep, beside the best", 2)
-    resume: str | None = _setting(
-        "run",
+    keep: int = _run(whole(1), "how many checkpoints to keep, beside the best", 2)
+    resume: str | None = _run(
         text,
         "start from a checkpoint of another run, or the newest of its folder, with its momentum "
         "and step; a run's own checkpoint comes first",
         None,
     )
-    skip_nonfinite: int = _setting(
-        "run",
+    skip_nonfinite: int = _run(
         whole(0),
         "leave out the update of a step whose loss or gradient is not finite, up to so many in a "
         "row, instead of ending the run",
         0,
     )
-    workers: int = _setting(
-        "run",
-        whole(0),
-        "threads that decode images; 0: none",
-        min(8, environment.cpu_count()),
+    workers: int = _run(
+        whole(0), "threads that decode images; 0: none", min(8, environment.cpu_count())
     )
-    cache_gb: float | None = _setting(
-        "run",
+    cache_gb: float | None = _run(
         not_negative,
-        "gigabytes of memory for resized training images, which are kept if all fit (default: a "
-        "quarter of the memory)",
+        "gigabytes of memory for resized training images, which are kept if all fit",
         None,
+        default_help="a quarter of the memory",
     )
-    device: str = _setting(
-        "run",
-        one_of("auto", "cpu", "gpu"),
-        "cpu, gpu, or auto: the GPU if there is one",
-        "auto",
+    device: str = _run(
+        one_of("auto", "cpu", "gpu"), "cpu, gpu, or auto: the GPU if there is one", "auto"
     )
-    devices: str | None = _setting(
-        "run",
+    devices: str | None = _run(
         text,
-        "GPUs, such as 0,1: a process on each, which share every batch (default: all that are "
-        "visible)",
+        "GPUs, such as 0,1: a process on each, which share every batch",
         None,
+        default_help="all that are visible",
     )
-    nproc: int = _setting(
-        "run",
-        whole(1),
-        "without a GPU: processes that share every batch on the processors",
-        1,
+    nproc: int = _run(
+        whole(1), "without a GPU: processes that share every batch on the processors", 1
     )
-    shard: bool = _setting(
-        "run",
+    shard: bool = _run(
         switch,
         "each process keeps the summed gradients and the momentum of its share of the weights "
         "alone (ZeRO 2): less memory, for momentum above all, and the same result",
         False,
     )
-    profile: int = _setting(
-        "run",
+    profile: int = _run(
         whole(0),
         "write where the time of a step goes, over so many steps after the first three: a table, a "
         "picture, and a trace for chrome://tracing",
         0,
     )
-    deterministic: bool = _setting(
-        "run",
-        switch,
-        "on a GPU, only kernels that give the same bits each time; those of a CPU do",
-        False,
+    deterministic: bool = _run(
+        switch, "on a GPU, only kernels that give the same bits each time; those of a CPU do", False
     )
 
     @property
@@ -308,7 +290,9 @@ GROUPS = {
 
 def help_of(name: str) -> str:
     """Return the help of a setting, for another command that has it too."""
-    return FIELDS[name].metadata["help"]
+    metadata = FIELDS[name].metadata
+    default = metadata["default_help"]
+    return f"{metadata['help']} (default: {default})" if default else metadata["help"]
 
 
 def load_yaml(path: str | os.PathLike, flag: str = "") -> dict[Any, Any]:
@@ -328,10 +312,7 @@ def differences(before: Mapping[str, Any], now: Settings) -> list[str]:
     return [
         f"{name}: {before[name]} -> {getattr(now, name)}"
         for name, item in FIELDS.items()
-        if item.metadata["group"] != "run"
-        and name not in ("datadir", "bit_pretrained_dir", "batch_split", "recompute")
-        and name in before
-        and before[name] != getattr(now, name)
+        if item.metadata["affects_result"] and name in before and before[name] != getattr(now, name)
     ]
 
 

@@ -1,6 +1,6 @@
 """What a word on the command line or in a file may be: argparse's ``type``, and that of settings.
 
-Each takes a word and returns its value, or raises `BadValue`, which says what is wrong with it.
+Each `Kind` takes a word and returns its value, or raises `BadValue`, which tells the fault.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 from bit_paddle.errors import did_you_mean
 
@@ -16,22 +18,38 @@ class BadValue(ValueError, argparse.ArgumentTypeError):
     """A word that a setting cannot have; argparse shows its text too."""
 
 
-def text(word: str) -> str:
-    """Take any word but the empty one."""
+@dataclass(frozen=True)
+class Kind:
+    """What a word may be. Calling it returns the word's value, or raises `BadValue`."""
+
+    parse: Callable[[str], Any]
+    metavar: str
+    choices: tuple[str, ...] = ()
+    is_switch: bool = False
+
+    def __call__(self, word: str) -> Any:
+        return self.parse(word)
+
+
+def _text(word: str) -> str:
     if not word:
         raise BadValue("is empty")
     return word
 
 
-def switch(word: str) -> bool:
-    """Take true and false."""
+def _switch(word: str) -> bool:
     if word.lower() not in ("true", "false"):
         raise BadValue(f"is {word!r}, expected true or false")
     return word.lower() == "true"
 
 
-def whole(least: int) -> Callable[[str], int]:
-    """Return the type of whole numbers from ``least`` on."""
+text = Kind(_text, "WORD")
+
+switch = Kind(_switch, "true|false", is_switch=True)
+
+
+def whole(least: int, metavar: str = "N") -> Kind:
+    """Return the kind of whole numbers from ``least`` on."""
 
     def parse(word: str) -> int:
         try:
@@ -42,11 +60,11 @@ def whole(least: int) -> Callable[[str], int]:
             raise BadValue(f"is {value}, expected at least {least}")
         return value
 
-    return parse
+    return Kind(parse, metavar)
 
 
-def number(fits: Callable[[float], bool], expected: str) -> Callable[[str], float]:
-    """Return the type of numbers for which ``fits`` holds: those that are ``expected``."""
+def number(fits: Callable[[float], bool], expected: str) -> Kind:
+    """Return the kind of numbers for which ``fits`` holds: those that are ``expected``."""
 
     def parse(word: str) -> float:
         try:
@@ -57,7 +75,7 @@ def number(fits: Callable[[float], bool], expected: str) -> Callable[[str], floa
             raise BadValue(f"is {word}, expected {expected}")
         return value
 
-    return parse
+    return Kind(parse, "X")
 
 
 positive = number(lambda value: 0 < value < math.inf, "a positive number")
@@ -67,16 +85,15 @@ not_negative = number(lambda value: 0 <= value < math.inf, "0 or more")
 fraction = number(lambda value: 0 < value < 1, "a number between 0 and 1")
 
 
-def one_of(*choices: str) -> Callable[[str], str]:
-    """Return the type of these words, which it has as ``choices`` for the help."""
+def one_of(*choices: str) -> Kind:
+    """Return the kind of these words."""
 
     def parse(word: str) -> str:
         if word not in choices:
             raise BadValue(f"is {word!r}: {did_you_mean(word, choices)}")
         return word
 
-    parse.choices = choices  # type: ignore[attr-defined]
-    return parse
+    return Kind(parse, "|".join(choices), choices)
 
 
 def interval(word: str) -> tuple[float, float]:

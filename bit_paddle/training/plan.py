@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bit_paddle.config.settings import AUTO, Settings
-from bit_paddle.data import check, fewshot, loader
+from bit_paddle.data import check, fewshot
 from bit_paddle.data.readers import registry
 from bit_paddle.models import cost, npz, published
 from bit_paddle.models.architecture import Architecture
@@ -22,15 +22,7 @@ from bit_paddle.recipes.recipe import SIDES
 from bit_paddle.runs import folder
 from bit_paddle.system import environment
 from bit_paddle.system.fetch import ask
-
-_HALF = "half precision from layer to layer and in convolutions, float32 elsewhere"
-
-_PRECISION = {
-    "off": "float32",
-    "auto": f"float32 on a CPU; on a GPU with tensor cores {_HALF}",
-    "bf16": f"bf16: {_HALF}",
-    "fp16": f"fp16: {_HALF}, loss scaled",
-}
+from bit_paddle.training import description
 
 
 @dataclass(frozen=True)
@@ -69,85 +61,25 @@ class Plan:
 
     def describe(self) -> str:
         """Return the plan as aligned lines."""
-        settings, resolution, schedule = self.settings, self.resolution, self.schedule
-        classes = self.data.train.classes
-        height, width = self.image_size
-        few = (
-            f", {settings.examples_per_class} a class by seed {settings.examples_per_class_seed}"
-            if settings.examples_per_class
-            else ""
-        )
-        drops = ", ".join(map(str, schedule.drops))
-        own = "" if settings.steps is None else " (--steps; the rule's proportions)"
-        own = f" ({settings.epochs} epochs)" if settings.epochs is not None else own
-        scaled = "x / 127.5 - 1"
-        squashed = f"resize to {resolution.precrop} x {resolution.precrop} (bilinear)"
-        if self.inception:
-            squashed = "crop of 5 to 100 % of the area, 3:4 to 4:3, resized to "
-            squashed += f"{resolution.crop} x {resolution.crop} (bilinear)"
-        elif self._crops:
-            squashed += f", random crop of {resolution.crop}"
-        training = f"{squashed}{', random flip' if self.flip else ''}, {scaled}"
-        validation = f"resize to {resolution.crop} x {resolution.crop}"
-        if self.resize is not None:
-            validation = f"resize the shorter side to {self.resize}, centre of {resolution.crop}"
-        kept = loader.resized_bytes(len(self.subset), resolution.precrop)
-        rows = {
-            "model": f"{self.architecture.name}, {self.architecture.features} features, "
-            f"a new head of {len(classes)} outputs starting at zero",
-            "weights": self._weights(),
-            "data": f"{settings.dataset}{f' in {settings.datadir}' if settings.datadir else ''}: "
-            f"{len(self.subset):,} training images{few}, {len(self.data.val):,} validation "
-            f"images, {len(classes)} classes ({', '.join(classes[:4])}"
-            f"{', …' if len(classes) > 4 else ''})",
-            "originals": f"{height} x {width} pixels (the median by area of a sample)",
-            "resolution": f"{resolution.precrop} -> {resolution.crop}, {self.resolution_reason}",
-            "preprocessing": f"training: {training}; validation: {validation}, {scaled}",
-            "schedule": f"{schedule.steps:,} steps{own}: warm-up {schedule.warmup}, "
-            f"a tenth after each of {drops}; base learning rate {settings.base_lr:g}",
-            "batch": f"{settings.batch} images a step, split: {settings.batch_split}"
-            + (
-                ", sampled with replacement: there are fewer training images"
-                if len(self.subset) < settings.batch
-                else ""
-            ),
-            "precision": _PRECISION[settings.amp],
-            "MixUp": self.settings.recipe.mixup_reason(len(self.subset)),
-            "memory": f"{kept / 1e6:,.1f} MB keep the resized training images"
-            if kept <= self.cache_bytes and not self.inception
-            else "crops are cut out of the originals, which are decoded each time"
-            if self.inception
-            else f"resized training images ({kept / 1e6:,.1f} MB) are made anew each time; "
-            "--cache_gb keeps them",
-            "loss": f"{settings.loss} cross-entropy",
-            "optimizer": f"SGD, momentum {hyperrule.MOMENTUM}, "
-            + (
-                f"weight decay {settings.weight_decay:g} of kernels"
-                if settings.weight_decay
-                else "no weight decay"
-            ),
-            "validation": (f"every {settings.eval_every} steps and " if settings.eval_every else "")
-            + "at the end, on all validation images",
-            "checkpoints": f"every {settings.save_every.replace('m', ' minutes')}"
-            f"{'' if settings.save_every.endswith('m') else ' steps'}, the last {settings.keep} "
-            "and the best are kept"
-            if settings.save
-            else "none (--no-save)",
-            "files": f"{self.start.folder}/: train.log, metrics.jsonl, VisualDL, config.yaml, "
-            f"result.json{', checkpoints, model.npz' if settings.save else ''}",
+        return "\n".join(f"{title:14}{text}" for title, text in self.rows())
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return the plan as (title, text) of each line."""
+        return description.rows(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a run's report needs of the plan, as plain values: for ``plan.json``."""
+        return {
+            "rows": [list(row) for row in self.rows()],
+            "steps": self.schedule.steps,
+            "schedule": asdict(self.schedule),
+            "resolution": asdict(self.resolution),
+            "mixup_alpha": self.mixup_alpha,
+            "architecture": self.architecture.name,
+            "training_images": len(self.subset),
+            "validation_images": len(self.data.val),
+            "classes": list(self.data.train.classes),
         }
-        if settings.nproc > 1:
-            rows["processes"] = f"{settings.nproc}, each with a share of every batch" + (
-                ", of summed gradients and of momentum" if settings.shard else ""
-            )
-        if settings.repeats > 1:
-            rows["files"] = f"{self.start.folder}/: repeats.txt, repeats.json, a folder a run"
-            rows["runs"] = (
-                f"{settings.repeats}, seeds {settings.seed} to "
-                f"{settings.seed + settings.repeats - 1}; lowest, median and highest are reported"
-            )
-        lines = [*rows.items(), *(("note", note) for note in self.notes())]
-        return "\n".join(f"{title:14}{text}" for title, text in lines)
 
     def notes(self) -> list[str]:
         """Return what the user should know of the data, a line each."""
@@ -155,7 +87,7 @@ class Plan:
             *self.start.notes,
             *self.data.notes,
             *self.settings.recipe.notes(len(self.subset), self.settings.batch),
-            *suspicions(self.data.train.classes, self.flip, self._crops),
+            *suspicions(self.data.train.classes, self.flip, self.crops),
         ]
         if self.skipped:
             more = f" and {len(self.skipped) - 5:,} more" if len(self.skipped) > 5 else ""
@@ -173,13 +105,14 @@ class Plan:
         return int(self.settings.cache_gb * 1e9)
 
     @property
-    def _crops(self) -> bool:
+    def crops(self) -> bool:
+        """Whether a training view is a part of the image."""
         return self.inception or self.resolution.precrop > self.resolution.crop
 
     @property
     def resolution_reason(self) -> str:
         """Why the resolution is what it is."""
-        return resolution_reason(self.settings, self.image_size, self.data.resolution, self._crops)
+        return resolution_reason(self.settings, self.image_size, self.data.resolution, self.crops)
 
     @cached_property
     def data_identity(self) -> dict[str, Any]:
@@ -200,17 +133,6 @@ class Plan:
             "classes": list(train.classes),
             "names and labels": digest.hexdigest()[:16],
         }
-
-    def _weights(self) -> str:
-        if self.start.checkpoints:
-            newest = self.start.checkpoints[0]
-            return f"{newest.path}: the run goes on after step {newest.progress.step}"
-        if self.checkpoint is None:
-            return f"random, by seed {self.settings.seed}"
-        if self.checkpoint.is_file():
-            return str(self.checkpoint)
-        entry = published.find(self.settings.model)
-        return f"{self.checkpoint}, to be downloaded: {entry.bytes / 1e9:.2f} GB from {entry.url}"
 
 
 def make_plan(settings: Settings, start: folder.Start | None = None, fetch: bool = True) -> Plan:
@@ -256,7 +178,8 @@ def make_plan(settings: Settings, start: folder.Start | None = None, fetch: bool
     sides = SIDES[data.resolution] if data.resolution else size
     crops = _first(settings.random_crop, data.random_crop)
     if checkpoint is not None and not checkpoint.is_file() and fetch:
-        architecture = _checked(published.obtain(model, settings.bit_pretrained_dir))
+        checkpoint = published.obtain(model, settings.bit_pretrained_dir)
+        architecture = _checked(checkpoint)
     return Plan(
         settings=settings,
         architecture=architecture,

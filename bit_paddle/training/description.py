@@ -1,0 +1,184 @@
+"""A plan in words: one function a row."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bit_paddle.data import loader
+from bit_paddle.models import published
+from bit_paddle.recipes import hyperrule
+
+if TYPE_CHECKING:
+    from bit_paddle.training.plan import Plan
+
+_HALF = "half precision from layer to layer and in convolutions, float32 elsewhere"
+
+_PRECISION = {
+    "off": "float32",
+    "auto": f"float32 on a CPU; on a GPU with tensor cores {_HALF}",
+    "bf16": f"bf16: {_HALF}",
+    "fp16": f"fp16: {_HALF}, loss scaled",
+}
+
+
+def rows(plan: Plan) -> list[tuple[str, str]]:
+    """Return the plan as (title, text) of each line."""
+    settings = plan.settings
+    lines = [
+        ("model", _model(plan)),
+        ("weights", _weights(plan)),
+        ("data", _data(plan)),
+        (
+            "originals",
+            "{} x {} pixels (the median by area of a sample)".format(*plan.image_size),
+        ),
+        (
+            "resolution",
+            f"{plan.resolution.precrop} -> {plan.resolution.crop}, {plan.resolution_reason}",
+        ),
+        ("preprocessing", _preprocessing(plan)),
+        ("schedule", _schedule(plan)),
+        ("batch", _batch(plan)),
+        ("precision", _PRECISION[settings.amp]),
+        ("MixUp", settings.recipe.mixup_reason(len(plan.subset))),
+        ("memory", _memory(plan)),
+        ("loss", f"{settings.loss} cross-entropy"),
+        ("optimizer", _optimizer(plan)),
+        ("validation", _validation(plan)),
+        ("checkpoints", _checkpoints(plan)),
+        ("files", _files(plan)),
+    ]
+    if settings.nproc > 1:
+        lines.append(("processes", _processes(plan)))
+    if settings.repeats > 1:
+        last = settings.seed + settings.repeats - 1
+        lines.append(
+            (
+                "runs",
+                f"{settings.repeats}, seeds {settings.seed} to {last}; lowest, median and "
+                "highest are reported",
+            )
+        )
+    return [*lines, *(("note", note) for note in plan.notes())]
+
+
+def _model(plan: Plan) -> str:
+    return (
+        f"{plan.architecture.name}, {plan.architecture.features} features, a new head of "
+        f"{len(plan.data.train.classes)} outputs starting at zero"
+    )
+
+
+def _weights(plan: Plan) -> str:
+    if plan.start.checkpoints:
+        newest = plan.start.checkpoints[0]
+        return f"{newest.path}: the run goes on after step {newest.progress.step}"
+    if plan.checkpoint is None:
+        return f"random, by seed {plan.settings.seed}"
+    if plan.checkpoint.is_file():
+        return str(plan.checkpoint)
+    entry = published.find(plan.settings.model)
+    return f"{plan.checkpoint}, to be downloaded: {entry.bytes / 1e9:.2f} GB from {entry.url}"
+
+
+def _data(plan: Plan) -> str:
+    settings, classes = plan.settings, plan.data.train.classes
+    place = f" in {settings.datadir}" if settings.datadir else ""
+    few = ""
+    if settings.examples_per_class:
+        few = f", {settings.examples_per_class} a class by seed "
+        few += str(settings.examples_per_class_seed)
+    more = ", …" if len(classes) > 4 else ""
+    return (
+        f"{settings.dataset}{place}: {len(plan.subset):,} training images{few}, "
+        f"{len(plan.data.val):,} validation images, {len(classes)} classes "
+        f"({', '.join(classes[:4])}{more})"
+    )
+
+
+def _preprocessing(plan: Plan) -> str:
+    precrop, crop = plan.resolution.precrop, plan.resolution.crop
+    if plan.inception:
+        training = (
+            f"crop of 5 to 100 % of the area, 3:4 to 4:3, resized to {crop} x {crop} (bilinear)"
+        )
+    else:
+        training = f"resize to {precrop} x {precrop} (bilinear)"
+        if plan.crops:
+            training += f", random crop of {crop}"
+    if plan.flip:
+        training += ", random flip"
+    validation = f"resize to {crop} x {crop}"
+    if plan.resize is not None:
+        validation = f"resize the shorter side to {plan.resize}, centre of {crop}"
+    scaled = "x / 127.5 - 1"
+    return f"training: {training}, {scaled}; validation: {validation}, {scaled}"
+
+
+def _schedule(plan: Plan) -> str:
+    settings, schedule = plan.settings, plan.schedule
+    own = ""
+    if settings.epochs is not None:
+        own = f" ({settings.epochs} epochs)"
+    elif settings.steps is not None:
+        own = " (--steps; the rule's proportions)"
+    return (
+        f"{schedule.steps:,} steps{own}: warm-up {schedule.warmup}, a tenth after each of "
+        f"{', '.join(map(str, schedule.drops))}; base learning rate {settings.base_lr:g}"
+    )
+
+
+def _batch(plan: Plan) -> str:
+    row = f"{plan.settings.batch} images a step, split: {plan.settings.batch_split}"
+    if len(plan.subset) < plan.settings.batch:
+        row += ", sampled with replacement: there are fewer training images"
+    return row
+
+
+def _memory(plan: Plan) -> str:
+    if plan.inception:
+        return "crops are cut out of the originals, which are decoded each time"
+    size = loader.resized_bytes(len(plan.subset), plan.resolution.precrop)
+    if size <= plan.cache_bytes:
+        return f"{size / 1e6:,.1f} MB keep the resized training images"
+    return (
+        f"resized training images ({size / 1e6:,.1f} MB) are made anew each time; "
+        "--cache_gb keeps them"
+    )
+
+
+def _optimizer(plan: Plan) -> str:
+    decay = "no weight decay"
+    if plan.settings.weight_decay:
+        decay = f"weight decay {plan.settings.weight_decay:g} of kernels"
+    return f"SGD, momentum {hyperrule.MOMENTUM}, {decay}"
+
+
+def _validation(plan: Plan) -> str:
+    if plan.settings.eval_every:
+        return f"every {plan.settings.eval_every} steps and at the end, on all validation images"
+    return "at the end, on all validation images"
+
+
+def _checkpoints(plan: Plan) -> str:
+    if not plan.settings.save:
+        return "none (--no-save)"
+    every = plan.settings.save_every
+    every = f"{every[:-1]} minutes" if every.endswith("m") else f"{every} steps"
+    return f"every {every}, the last {plan.settings.keep} and the best are kept"
+
+
+def _files(plan: Plan) -> str:
+    if plan.settings.repeats > 1:
+        return f"{plan.start.folder}/: repeats.txt, repeats.json, a folder a run"
+    names = "train.log, metrics.jsonl, VisualDL, config.yaml, result.json"
+    if plan.settings.save:
+        names += ", checkpoints, model.npz"
+    return f"{plan.start.folder}/: {names}"
+
+
+def _processes(plan: Plan) -> str:
+    row = f"{plan.settings.nproc}, each with a share of every batch"
+    if plan.settings.shard:
+        row += ", of summed gradients and of momentum"
+    return row
