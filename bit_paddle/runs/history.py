@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from bit_paddle.errors import ConfigError, MissingFileError
 from bit_paddle.models import published
 from bit_paddle.runs import checkpoints, logbook
 from bit_paddle.runs.folder import CONFIG
+
+PLAN = "plan.json"  # `Plan.to_dict`, in a run's folder
 
 _STAMP = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")
 
@@ -83,17 +86,35 @@ def _read(folder: Path, name: str) -> RunHistory:
     log = folder / logbook.LOG
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     said = [_STAMP.sub("", line) for line in text.splitlines()]
-    end = next((k for k, line in enumerate(said) if _BEGUN.match(line)), 0)
     timings = [line for line in said if " s in all: " in line]
-    planned = next((found[1] for found in map(_SCHEDULE.match, said[:end]) if found), None)
+    plan, planned = _plan(folder, said)
     return RunHistory(
         folder,
         name,
         settings,
         train,
         val,
-        "\n".join(said[:end]),
+        plan,
         "\n".join(timings[-1:]),
-        None if planned is None else int(planned.replace(",", "")),
+        planned,
         said[-1] if said else "",
     )
+
+
+def _plan(folder: Path, said: list[str]) -> tuple[str, int | None]:
+    """Return the plan as text, and its steps (None if unknown).
+
+    Both are in plan.json; runs of version 0.1.0 have them in the log alone, whose lines are
+    ``said``. Raises `ConfigError` if plan.json is damaged.
+    """
+    path = folder / PLAN
+    if path.is_file():
+        try:
+            plan = json.loads(path.read_text(encoding="utf-8"))
+            text = "\n".join(f"{title:14}{text}" for title, text in plan["rows"])
+            return text, int(plan["steps"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{path}: is not what a run writes ({error})") from error
+    end = next((k for k, line in enumerate(said) if _BEGUN.match(line)), 0)
+    steps = next((match[1] for match in map(_SCHEDULE.match, said[:end]) if match), None)
+    return "\n".join(said[:end]), None if steps is None else int(steps.replace(",", ""))

@@ -14,6 +14,7 @@ from bit_paddle.config.settings import Settings, to_yaml
 from bit_paddle.runs import logbook
 from bit_paddle.runs.folder import CONFIG, RESULT, Start, check_data, claim, forget
 from bit_paddle.runs.folder import result as result_of
+from bit_paddle.runs.history import PLAN
 from bit_paddle.system import files, processes
 from bit_paddle.system.signals import Interrupt
 from bit_paddle.training.plan import Plan, make_plan
@@ -68,7 +69,7 @@ def start(
 def _run_in_folder(
     plan: Plan, arguments: Sequence[str], force: bool, stop: Interrupt
 ) -> tuple[int, dict[str, Any] | None]:
-    """Write what the run is (command, settings, plan) into its folder, and carry it out."""
+    """Write the settings and the plan into the run's folder, and carry it out."""
     described, folder = plan.describe(), plan.start.folder
     new = not (folder / CONFIG).exists()
     with logbook.Logbook(folder) as log:
@@ -77,6 +78,7 @@ def _run_in_folder(
             (folder / RESULT).unlink(missing_ok=True)
             title = " ".join(command.splitlines())
             files.write_text(folder / CONFIG, f"# {title}\n{to_yaml(plan.settings)}")
+            files.write_text(folder / PLAN, files.to_json(plan.to_dict()))
         if plan.skipped:
             lines = "".join(f"{one}\n" for one in plan.skipped)
             files.write_text(folder / "skipped.txt", lines)

@@ -22,6 +22,7 @@ from bit_paddle.config.types import BadValue, interval
 from bit_paddle.errors import CheckpointError, ConfigError, MissingFileError
 from bit_paddle.models import npz
 from bit_paddle.runs import folder as runs_folder
+from bit_paddle.runs import history
 from bit_paddle.runs.checkpoints import (
     CHECKPOINTS,
     Progress,
@@ -567,3 +568,17 @@ def test_a_model_without_a_checkpoint_is_not_begun_again(settings, tmp_path):
     (tmp_path / "run/model.npz").touch()
     with pytest.raises(ConfigError, match="holds a trained model"):
         claimed(named)
+
+
+def test_history_reads_the_plan_from_its_file_and_else_from_the_log(tmp_path):
+    said = [
+        "model         R14x1",
+        "schedule      1,500 steps: warm-up 2",
+        "bit_paddle 0.1.0, Paddle 3",
+    ]
+    assert history._plan(tmp_path, said) == ("\n".join(said[:2]), 1500)
+    (tmp_path / history.PLAN).write_text('{"rows": [["model", "R50x1"]], "steps": 7}')
+    assert history._plan(tmp_path, said) == ("model         R50x1", 7)
+    (tmp_path / history.PLAN).write_text('{"rows": 3}')
+    with pytest.raises(ConfigError, match="plan.json"):
+        history._plan(tmp_path, said)
