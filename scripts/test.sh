@@ -20,4 +20,4 @@ if [ -x "$venv/bin/mypy" ]; then  # they need Python 3.10
     "$venv/bin/lint-imports"
     "$venv/bin/mypy"
 fi
-"$venv/bin/python" -m pytest -n 2 --dist loadfile "$@"
+"$venv/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

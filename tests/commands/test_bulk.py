@@ -51,6 +51,7 @@ def complete(folder):
     return [path for path in folder.glob("*.npz") if path.is_file()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_all_files_interrupted_once(number, server, tmp_path):
     """What was there before the interruption is not fetched again, and nothing is fetched twice."""
@@ -126,6 +127,7 @@ def test_a_disk_too_small(server, tmp_path, monkeypatch):
     assert not server.requests
 
 
+@pytest.mark.slow
 def test_verify(server, tmp_path, capsys):
     """A right file, one with a flipped bit, one of another head, one of other weights, none."""
     entries = vtab.select(["R50x1"], [0], ["svhn", "dtd", "eurosat", "sun397", "caltech101"])

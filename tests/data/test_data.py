@@ -367,6 +367,7 @@ for part in loader.evaluation_batches(images, 32, 5, 1, rank=rank, world_size=wo
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [2, 3, 12])
 def test_the_data_do_not_depend_on_the_number_of_processes(world_size, image_folder):
     """Each in a process of its own: put together, their shares are the batches of one."""

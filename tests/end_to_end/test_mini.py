@@ -43,6 +43,7 @@ def test_what_it_knows_of_itself():
     assert found.classes[0] == "airplane" and found.outputs == len(found.classes) == 10
 
 
+@pytest.mark.slow
 def test_its_features_are_worth_more_than_random_ones():
     """A digit is of the class whose mean, of 10 images, has the nearest direction."""
     pytest.importorskip("sklearn")
@@ -69,6 +70,7 @@ def test_its_features_are_worth_more_than_random_ones():
     assert accuracy(pretrained=True) > accuracy(pretrained=False) + 0.05
 
 
+@pytest.mark.slow
 def test_the_quickstart_in_short(tmp_path):
     pytest.importorskip("sklearn")
     top1 = {}

@@ -156,6 +156,7 @@ def test_multiply_adds_of_networks_too_large_to_run(name, crop):
     assert cost.multiply_adds(architecture, crop, 1000) == by_shapes(architecture, crop, 1000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recompute", RECOMPUTE)
 @pytest.mark.parametrize("units, crop", [((3, 1, 1, 1), 64), ((1, 2, 1, 1), 97)])
 def test_activations_are_what_paddle_asks_for(units, crop, recompute):

@@ -192,6 +192,7 @@ def test_probabilities(loss, total):
     assert shares.sum() == pytest.approx(total) and shares[0, 1] == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_two_processes_and_a_resume_give_the_same(image_folder, tmp_path):
     words = [*TINY, "--datadir", image_folder, "--epochs", 3, "--logdir", tmp_path]
     for name, more in (

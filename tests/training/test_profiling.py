@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import run_train
+from helpers.commands import run_outside
 
 from bit_paddle.training import profiling
 
@@ -41,13 +41,17 @@ def test_inner_events_take_their_time_from_outer_ones():
     assert "  forward pass " in table and "30.0%" in table
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps, profiled", [(6, 2), (4, 1), (3, 0)])
 def test_a_run_with_a_profile(steps, profiled, tmp_path):
-    """Two steps after the first three, or what there is of them; training goes on either way."""
+    """Two steps after the first three, or what there is of them; training goes on either way.
+
+    In processes of their own, as Paddle profiles once in each.
+    """
     pytest.importorskip("sklearn")
     arguments = ["--model", "R14x0.5", "--from_scratch", "--dataset", "digits", "--batch", 8]
     arguments += ["--base_lr", 0.0005, "--device", "cpu", "--logdir", tmp_path, "--name", "run"]
-    done = run_train(*arguments, "--steps", steps, "--profile", 2)
+    done = run_outside("train", *arguments, "--steps", steps, "--profile", 2)
     assert done.returncode == 0, done.stderr
     names = {profiling.TRACE, profiling.TABLE, profiling.PICTURE}
     found = names & {path.name for path in (tmp_path / "run").iterdir()}
