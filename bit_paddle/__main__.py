@@ -102,9 +102,7 @@ def completion(shell: str) -> str:
     try:
         import shtab
     except ImportError:
-        raise errors.ConfigError(
-            f"--print-completion: needs shtab: {errors.install_hint('completion')}"
-        ) from None
+        raise errors.ConfigError("--print-completion: needs shtab: pip install shtab") from None
     from bit_paddle.models import published
 
     whole = argparse.ArgumentParser(prog="bit_paddle")
