@@ -1,8 +1,8 @@
 """Fine-tune BiT: ``python -m bit_paddle.train --model BiT-M-R50x1 --dataset cifar10``.
 
-`training.plan` decides everything before the run, `training.run` tells it from top to bottom, and
-`training.step` is one update. Paddle takes seconds to import, so it is imported when the plan is
-made: help, a bad flag, a missing file and broken data are answered before that.
+`training.plan` decides everything before the run, `training.run` holds the loop, and
+`training.step` makes one update. Paddle takes seconds to import, so it is imported only after the
+plan: help, bad flags, missing files and broken data are reported before that.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bit_paddle.training.launch import PROG, Ended
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command ``arguments``; return its exit status. `errors` has what it raises."""
+    """Run the command with ``arguments``; return its exit status. Raises errors of `errors`."""
     heed_notice()
     settings, request = parsing.parse(arguments, PROG, registry.find)
     if request.dry_run:
@@ -35,18 +35,19 @@ def main(arguments: Sequence[str]) -> int:
 def train(
     settings: Settings, arguments: Sequence[str], force: bool = False, embedded: bool = False
 ) -> Ended:
-    """Carry out the run of ``settings``, or its --repeats; the arguments are `launch.start`'s."""
+    """Train as ``settings`` say, --repeats times; the arguments are those of `launch.start`."""
     if settings.repeats == 1:
         return launch.start(settings, arguments, force, embedded)
     if processes.world_size() > 1:
         raise errors.ConfigError(
-            "--repeats: is not for a launcher of processes; let --devices or --nproc start them"
+            "--repeats: does not work under a process launcher; start processes with --devices "
+            "or --nproc"
         )
     return repeats.repeat(settings, arguments, force, embedded)
 
 
 def described(settings: Settings, force: bool = False) -> str:
-    """Return the plan of a run in words (--dry-run); write nothing, download nothing."""
+    """Return the plan of a run as text (--dry-run); nothing is written or downloaded."""
     with folder.claim(settings, force, dry=True) as begin:
         if begin.result is not None:
             return launch.complete(begin)
@@ -54,7 +55,7 @@ def described(settings: Settings, force: bool = False) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of the command."""
+    """Return the command's argument parser."""
     return parsing.parser(PROG)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints written by a thread of their own, while training goes on."""
+"""Checkpoints: name, find, open, and write them in a thread while training continues."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ from bit_paddle.system import files
 
 CHECKPOINTS, BEST = "checkpoints", "best.npz"
 
-CLEAN, LARGEST_SCALE = 2000, 2.0**24  # of the loss scale
+CLEAN, LARGEST_SCALE = 2000, 2.0**24  # the loss scale doubles after `CLEAN` steps, up to this
 
-_LATER = {"loss_scale": 2.0**16, "clean": 0}  # of `Progress`, not in the oldest checkpoints
+_LATER = {"loss_scale": 2.0**16, "clean": 0}  # fields that the oldest checkpoints do not have
 
 _NAME = re.compile(r"step-(\d{8,})\.npz")
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has got; with the weights and velocities, all that its future depends on.
+    """How far a run has got. With weights and velocities, it is the whole state of a run.
 
-    Random numbers need no state: each is made from the seed and the step.
+    Random numbers need no state: they are computed from the seed and the step.
     """
 
     step: int = 0  # updates made
     evaluated: int = -1  # the step after which validation was last done
-    nonfinite: int = 0  # steps in a row whose update was left out
+    nonfinite: int = 0  # updates skipped in a row
     best: float = -1.0  # the highest top-1 so far
-    loss_scale: float = 2.0**16  # which keeps gradients in the range of fp16
-    clean: int = 0  # steps since it was last changed
+    loss_scale: float = 2.0**16  # keeps gradients in the range of fp16
+    clean: int = 0  # steps since the loss scale last changed
 
     def counted(self) -> Progress:
-        """Return this after one more clean step; every 2,000th tries twice the loss scale."""
+        """Return the progress after a step without overflow; the 2,000th doubles the loss scale."""
         if self.clean + 1 < CLEAN:
             return replace(self, clean=self.clean + 1)
         return replace(self, loss_scale=min(2 * self.loss_scale, LARGEST_SCALE), clean=0)
@@ -52,30 +52,30 @@ class Progress:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file that a run can go on from, by its name and notes; its arrays are not read yet."""
+    """A file that a run can resume from. Only its notes have been read, not its arrays."""
 
     path: Path
     progress: Progress
     notes: dict[str, Any]
-    elsewhere: bool = False  # of another run, which --resume names
+    elsewhere: bool = False  # belongs to another run, given by --resume
 
 
 # --- Checkpoints in a folder --------------------------------------------------------------------
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """Return the file of the checkpoint after ``step`` updates."""
+    """Return the path of the checkpoint after ``step`` updates."""
     return folder / CHECKPOINTS / f"step-{step:08d}.npz"
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
-    """Return the run's checkpoints, newest first; `BEST` is not among them."""
-    found = [path for path in (folder / CHECKPOINTS).glob("step-*.npz") if _NAME.match(path.name)]
-    return sorted(found, key=lambda path: int(_NAME.match(path.name)[1]), reverse=True)
+    """Return the paths of the run's checkpoints, newest first, without `BEST`."""
+    paths = [path for path in (folder / CHECKPOINTS).glob("step-*.npz") if _NAME.match(path.name)]
+    return sorted(paths, key=lambda path: int(_NAME.match(path.name)[1]), reverse=True)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Return a checkpoint by its notes. Errors: `MissingFileError`, `CheckpointError`."""
+    """Read a checkpoint's notes. Raises `MissingFileError` or `CheckpointError`."""
     with npz.CheckpointFile(path) as file:
         notes = file.notes()
     values = notes.get("progress")
@@ -89,35 +89,35 @@ def open_checkpoint(path: Path) -> Checkpoint:
         or not isinstance(notes.get("data"), dict)
     ):
         raise CheckpointError(
-            f"{path}: holds a model, but not the state of a run; start from its weights with "
-            "--model instead of --resume"
+            f"{path}: has a model, but not the state of a run; use it with --model instead of "
+            "--resume"
         )
     return Checkpoint(path, Progress(**values), notes)
 
 
 def readable(folder: Path) -> tuple[list[Checkpoint], dict[Path, str]]:
-    """Return a folder's checkpoints whose notes can be read, newest first, and others' faults."""
-    found, faults = [], {}
+    """Return the checkpoints whose notes can be read, newest first, and {path: fault} of others."""
+    checkpoints, faults = [], {}
     for path in checkpoint_files(folder):
         try:
-            found.append(open_checkpoint(path))
+            checkpoints.append(open_checkpoint(path))
         except BitPaddleError as error:
-            faults[path] = f"{' '.join(str(error).split())}; it is passed over"
-    return found, faults
+            faults[path] = f"{' '.join(str(error).split())}; it is skipped"
+    return checkpoints, faults
 
 
 def set_aside(path: Path) -> None:
-    """Rename a damaged checkpoint, so that it is neither tried again nor counted."""
+    """Rename a damaged checkpoint to ``*.damaged``, so that it is not tried or counted again."""
     with suppress(OSError):
         os.replace(path, path.with_suffix(".npz.damaged"))
 
 
 class Saver:
-    """Writes the checkpoints of the run in ``folder``, one at a time; keeps the last ``keep``.
+    """Writes the run's checkpoints in a thread, one at a time; keeps the newest ``keep``.
 
-    ``interval`` is (steps, seconds) between two, the first counted from ``step`` and now. The log
-    is told of each save that fails: training goes on, the files before it stay, and the next save
-    is tried like any other.
+    ``interval`` is (steps, seconds) between two saves, counted from ``step`` and now at first. A
+    failed save is logged: training continues, older checkpoints stay, and later saves are tried as
+    usual.
     """
 
     def __init__(
@@ -131,77 +131,76 @@ class Saver:
         self._folder, self._keep, self._interval = folder, keep, interval
         self._log = log
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="save")
-        self._under_way: Future | None = None
+        self._saving: Future | None = None
         self._step, self._time = step, time.monotonic()  # of the last save
         self._write: Callable[[Path], None] | None = None
-        self._best: Callable[[Path], None] | None = None  # writes the best, which is not yet saved
+        self._best: Callable[[Path], None] | None = None  # writes `BEST`; None if that is saved
         self.failure: str | None = None  # of the last save
 
     def due(self, step: int) -> bool:
-        """Return whether to save after ``step``; not while a save is under way."""
-        if self._under_way is not None:
-            if not self._under_way.done():
+        """Return whether a save is due after ``step``; False while another save is running."""
+        if self._saving is not None:
+            if not self._saving.done():
                 return False
             self.wait()
         steps, seconds = self._interval
         return step - self._step >= steps or time.monotonic() - self._time >= seconds
 
     def save(self, step: int, write: Callable[[Path], None], best: bool = False) -> None:
-        """Have ``write(path)`` called in the thread, for the checkpoint after ``step`` updates.
+        """Call ``write(path)`` in the thread, for the checkpoint after ``step`` updates.
 
-        ``best`` gives it the name `runs.BEST` too. Waits for the save before.
+        With ``best``, the checkpoint is also stored as `BEST`. Waits for the previous save.
         """
         self.wait()
         self._step, self._time, self._write = step, time.monotonic(), write
         self._best = write if best else self._best
-        self._under_way = self._pool.submit(self._save, step, write)
+        self._saving = self._pool.submit(self._save, step, write)
 
     def _save(self, step: int, write: Callable[[Path], None]) -> None:
-        self._log.sync()  # no checkpoint without the metrics of its steps
+        self._log.sync()  # a checkpoint must not be on the disk before the metrics of its steps
         path = checkpoint_path(self._folder, step)
         files.make_folder(path.parent, "--logdir")
-        if (
-            self._best is not None
-        ):  # first: checkpoints say how good the best is, so it must be there
+        # The best goes first: the checkpoint's notes have its accuracy, so it must exist.
+        if self._best is not None:
             self._best(path.with_name(BEST))
         if self._best is write:
             link = path.with_name(f"{path.name}.{os.getpid()}.part")
             try:
                 os.link(path.with_name(BEST), link)
                 os.replace(link, path)
-            except OSError:  # a file system without links
+            except OSError:  # a file system without hard links
                 link.unlink(missing_ok=True)
                 write(path)
         else:
             write(path)
         self._best = None
-        others = [one for one in checkpoint_files(self._folder) if one != path]
+        others = [other for other in checkpoint_files(self._folder) if other != path]
         for old in others[self._keep - 1 :]:
             with suppress(OSError):
                 old.unlink()
 
     def wait(self) -> None:
-        """Wait for the save that is under way, if there is one, and say if it failed."""
+        """Wait for the running save, if any; log whether it failed."""
         if self._wait():
-            self._log.say("The next save is tried all the same")
+            self._log.say("The next save is tried as usual")
 
     def _wait(self) -> bool:
-        """Wait likewise; return whether there was one that failed."""
-        if self._under_way is None:
+        """Wait for the running save, if any; return whether it failed."""
+        if self._saving is None:
             return False
         try:
-            self._under_way.result()
+            self._saving.result()
             self.failure = None
             return False
         except (BitPaddleError, OSError, MemoryError) as error:
             self.failure = f"the checkpoint of step {self._step} ({error})"
-            self._log.say(f"warning: not saved: {self.failure}. What was saved before stays")
+            self._log.say(f"warning: not saved: {self.failure}. Older checkpoints stay")
             return True
         finally:
-            self._under_way = None
+            self._saving = None
 
     def close(self) -> None:
-        """Wait for the last save; if it has failed, put it where there is room: the temp folder."""
+        """Wait for the last save; if it failed, save into the temporary folder instead."""
         self._pool.shutdown()
         if not self._wait():
             return
@@ -216,6 +215,6 @@ class Saver:
                 raise
             self._log.say(
                 f"step {self._step} is saved in {folder} instead. Move {name} to "
-                f"{self._folder / CHECKPOINTS} and {METRICS} to {self._folder}, and the same "
-                "command goes on from there"
+                f"{self._folder / CHECKPOINTS} and {METRICS} to {self._folder}; the same command "
+                "then resumes from there"
             )

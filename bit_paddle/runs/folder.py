@@ -1,11 +1,11 @@
-"""The folder of a run: who has it, how far it got, and where a run starts from.
+"""Choose and lock a run's folder, and find what the run starts from.
 
-The order in which a run looks for its start:
+A run starts from the first of these that exists:
 
-1. this run's own newest checkpoint that can be read (``bit_logs/<name>/checkpoints``);
-2. the checkpoint of another run that --resume names;
-3. the pre-trained weights that --model names;
-4. with --from_scratch, random weights.
+1. its own newest readable checkpoint (``bit_logs/<name>/checkpoints``);
+2. the checkpoint of another run, given by --resume;
+3. the pre-trained weights given by --model;
+4. random weights, with --from_scratch.
 """
 
 from __future__ import annotations
@@ -43,22 +43,22 @@ RESULT, REPEATS = "result.json", "repeats.json"
 
 LOCK, OWNER = "run.lock", "run.owner"
 
-_BEFORE_CONFIG = {LOCK, OWNER, logbook.LOG}  # what a run writes before it is known by its settings
+_BEFORE_CONFIG = {LOCK, OWNER, logbook.LOG}  # files that a run writes before `CONFIG`
 
 
 @dataclass(frozen=True)
 class Start:
-    """The folder of a run, and what it starts from."""
+    """The folder of a run, and the checkpoints that it may start from."""
 
     folder: Path
-    checkpoints: tuple[Checkpoint, ...] = ()  # newest first; the first that is whole is taken
-    result: dict[str, Any] | None = None  # of a run that is complete
-    notes: tuple[str, ...] = ()  # what the user should know of the choice
+    checkpoints: tuple[Checkpoint, ...] = ()  # newest first; the first intact one is used
+    result: dict[str, Any] | None = None  # None unless the run is complete
+    notes: tuple[str, ...] = ()  # messages for the user about the choice
     damaged: tuple[Path, ...] = ()  # checkpoints that cannot be read
 
 
 def _clear(start: Start) -> None:
-    """Remove what a process that was killed had begun to write; put damaged files aside."""
+    """Remove the partial files of a killed process; rename damaged checkpoints."""
     folder = start.folder
     for leftover in [*folder.glob("*.part"), *(folder / CHECKPOINTS).glob("*.part")]:
         with suppress(OSError):
@@ -71,7 +71,7 @@ def _clear(start: Start) -> None:
 
 
 def default_name(settings: Settings) -> str:
-    """Return the run's folder where --name gives none: the model's and the data's names."""
+    """Return the name of the run's folder without --name: those of the model and the data set."""
     data = specs.short_name(settings.dataset, settings.datadir)
     few = f"-{settings.examples_per_class}shot" if settings.examples_per_class else ""
     if settings.repeats > 1:
@@ -81,7 +81,7 @@ def default_name(settings: Settings) -> str:
 
 
 def model_name(path: Path) -> str:
-    """Return what to call the model in a file or folder: those of runs by their run."""
+    """Return a name for the model in a file or folder; a run's model has the name of its run."""
     run = path.resolve().parent
     if run.name == CHECKPOINTS:
         return f"{run.parent.name}-{path.stem}"
@@ -90,20 +90,20 @@ def model_name(path: Path) -> str:
 
 @contextmanager
 def claim(settings: Settings, force: bool = False, dry: bool = False) -> Iterator[Start]:
-    """Take the folder that the run of ``settings`` belongs in, and hold it until the end.
+    """Choose and lock the folder for the run of ``settings``; yield its `Start`.
 
-    With --name that is its folder, whether it is new, holds an unfinished run of these settings, or
-    a finished one. Without, it is the first of ``<model>-<data>``, ``…-2``, ``…-3`` that is new or
-    holds an unfinished run of these settings. ``force`` takes one of other settings too. The lock
-    is the kernel's: it ends with the process, however that ends. ``dry`` touches nothing.
+    With --name, that folder is chosen if it is new or holds a run of these settings, finished or
+    not. Without, it is the first of ``<model>-<data>``, ``…-2``, ``…-3`` that is new or holds an
+    unfinished run of these settings. ``force`` accepts a run of other settings too. The kernel
+    releases the lock when the process ends, however it ends. ``dry`` changes and locks nothing.
 
-    Raises `ConfigError` where another process has it, the settings differ, something else is in
-    its place, or it cannot be written.
+    Raises `ConfigError` if another process has the lock, the settings differ, the folder is not a
+    run's, or it cannot be written.
     """
-    name = settings.name
-    candidates = [Path(settings.logdir, name)] if name else files.numbered(
-        settings.logdir, default_name(settings)
-    )  # fmt: skip
+    if settings.name:
+        candidates = [Path(settings.logdir, settings.name)]
+    else:
+        candidates = files.numbered(settings.logdir, default_name(settings))
     for folder in candidates:
         lock = None if dry else _lock(folder)
         try:
@@ -122,7 +122,7 @@ def claim(settings: Settings, force: bool = False, dry: bool = False) -> Iterato
 
 
 def _start(folder: Path, settings: Settings, force: bool) -> Start | None:
-    """Return the start of the run in ``folder``; None where another folder should be tried."""
+    """Return the start of the run in ``folder``, or None if the next folder should be tried."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     names = {name for name in names - _BEFORE_CONFIG if not name.endswith(".part")}
     if not names:
@@ -131,8 +131,8 @@ def _start(folder: Path, settings: Settings, force: bool) -> Start | None:
     if CONFIG not in names:
         if named:
             raise ConfigError(
-                f"--name {settings.name}: {folder} holds something else ({min(names)}); take "
-                "another name"
+                f"--name {settings.name}: {folder} is not the folder of a run (it holds "
+                f"{min(names)}); take another name"
             )
         return None
     try:
@@ -157,59 +157,59 @@ def _start(folder: Path, settings: Settings, force: bool) -> Start | None:
             raise ConfigError(_refusal(f"--name {settings.name}: {folder} holds a run", changed))
         return None
     checkpoints, faults = readable(folder)
-    if published.MODEL in names and not checkpoints and not faults:  # older than `RESULT`
+    if published.MODEL in names and not checkpoints and not faults:  # of before `RESULT` existed
         if named:
             raise ConfigError(
-                f"--name {settings.name}: {folder} holds a trained model, and no checkpoint to go "
-                "on from; take another name"
+                f"--name {settings.name}: {folder} holds a trained model, but no checkpoint to "
+                "resume from; take another name"
             )
         return None
     notes, damaged = tuple(faults.values()), tuple(faults)
     if not checkpoints:
-        notes += (f"{folder} holds a run without a checkpoint, which begins again",)
+        notes += (f"{folder}: the run has no readable checkpoint; it starts from the beginning",)
     try:
         others = _elsewhere(settings, force)
     except ConfigError:
         if not checkpoints:
             raise
-        others = ()  # it has gone since; there are our own
+        others = ()  # the run of --resume may be removed: this run has its own checkpoints
     return Start(folder, (*checkpoints, *others), None, notes, damaged)
 
 
 def _settings_in(folder: Path) -> dict[Any, Any]:
-    """Return the settings of the run in ``folder``. Errors: `MissingFileError`, `ConfigError`."""
-    found = load_yaml(folder / CONFIG)
-    if not {"model", "dataset"} <= found.keys():
-        raise ConfigError(f"{folder / CONFIG}: holds no settings of a run; is it damaged?")
-    return found
+    """Return the run's settings in ``folder``. Raises `MissingFileError` or `ConfigError`."""
+    values = load_yaml(folder / CONFIG)
+    if not {"model", "dataset"} <= values.keys():
+        raise ConfigError(f"{folder / CONFIG}: has no settings of a run; is it damaged?")
+    return values
 
 
 def _elsewhere(settings: Settings, force: bool) -> tuple[Checkpoint, ...]:
-    """Return the checkpoints that --resume names, newest first, or none without it."""
+    """Return the checkpoints of --resume, newest first; empty without it."""
     if settings.resume is None:
         return ()
     path = Path(settings.resume)
     if path.is_dir():
         path = path.parent if path.name == CHECKPOINTS else path
-        found, faults = readable(path)
-        if not found:
+        checkpoints, faults = readable(path)
+        if not checkpoints:
             raise ConfigError(
                 f"--resume {path}: holds no checkpoint that can be read"
                 + "".join(f"; {fault}" for fault in faults.values())
             )
     else:
         try:
-            found = [open_checkpoint(path)]
+            checkpoints = [open_checkpoint(path)]
         except (CheckpointError, MissingFileError) as error:
             raise ConfigError(f"--resume {error}") from error
-    changed = differences(found[0].notes["settings"], settings)
+    changed = differences(checkpoints[0].notes["settings"], settings)
     if changed and not force:
         raise ConfigError(_refusal(f"--resume {path}: is a run", changed))
-    return tuple(replace(one, elsewhere=True) for one in found)
+    return tuple(replace(checkpoint, elsewhere=True) for checkpoint in checkpoints)
 
 
 def check_data(start: Start, data: dict[str, Any]) -> None:
-    """Raise `ConfigError` if a run that ``start`` may go on from had other ``data``."""
+    """Raise `ConfigError` if the run of a checkpoint in ``start`` had other ``data``."""
     for checkpoint in start.checkpoints:
         before = checkpoint.notes["data"]
         changed = [
@@ -218,44 +218,43 @@ def check_data(start: Start, data: dict[str, Any]) -> None:
             if before.get(key) != value
         ]
         if changed:
-            raise ConfigError(_refusal(f"{checkpoint.path}: is of a run", changed))
+            raise ConfigError(_refusal(f"{checkpoint.path}: belongs to a run", changed))
 
 
 def _refusal(head: str, changed: list[str]) -> str:
     lines = "".join(f"\n  {line}" for line in changed)
     return (
-        f"{head} that differs from this one:{lines}\nTake another --name, or --force to go on from "
-        "it all the same"
+        f"{head} that differs from this one:{lines}\nTake another --name, or --force to resume "
+        "from it anyway"
     )
 
 
 def result(folder: Path, settings: Settings) -> dict[str, Any] | None:
-    """Return what the run of ``settings`` in ``folder`` has left if it is complete, or None."""
+    """Return the result of the run of ``settings`` in ``folder``, or None if it is incomplete."""
     path = folder / (REPEATS if settings.repeats > 1 else RESULT)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):  # none, or damaged: the run is finished again
+    except (OSError, ValueError, RecursionError):  # damaged: the run resumes and writes it again
         return None
     if not isinstance(content, dict) or content.get("count", 1) != settings.repeats:
         return None
-    known = {"top1", "top5", "loss"}
-    if not known <= content.keys():
+    if not {"top1", "top5", "loss"} <= content.keys():
         return None
     return {key: math.nan if value is None else value for key, value in content.items()}
 
 
 # --- The lock -----------------------------------------------------------------------------------
 
-# flock by hand and not `filelock`: where a file system has no flock, its newer versions use a file
-# as the lock, which SIGKILL leaves behind; its older ones take an error such as ENOLCK of NFS for a
-# lock that is held. Neither notices that another process has removed the folder and made it again.
+# Why not `filelock`: on a file system without flock, its newer versions lock by a file's existence,
+# and SIGKILL leaves that file behind; its older versions take an error such as NFS's ENOLCK for a
+# held lock. Neither notices that another process has removed and recreated the folder.
 
 
 def _lock(folder: Path) -> int | None:
-    """Take ``folder``, made if it is not there; None where a living process has it.
+    """Lock ``folder``, which is created if missing; return None if another process holds the lock.
 
-    Returns the descriptor of the lock's file, to be closed. Another process may remove a folder in
-    which it has done nothing, just now; hence the tries.
+    Returns the open descriptor of the lock file. Tries several times, because another process that
+    has done nothing in the folder may remove it at the same moment.
     """
     reason = None
     for _ in range(100):
@@ -280,12 +279,12 @@ def _lock(folder: Path) -> int | None:
             pass
         except OSError as error:
             os.close(lock)
-            raise files.unwritable(folder, f"no lock on it: {error.strerror}") from error
+            raise files.unwritable(folder, f"it cannot be locked: {error.strerror}") from error
         os.close(lock)
     else:
-        why = reason.strerror if reason else "other processes remove it again and again"
+        why = reason.strerror if reason else "other processes keep removing it"
         raise files.unwritable(folder, why) from reason
-    with suppress(OSError):  # the owner's name is for a message alone
+    with suppress(OSError):  # the owner's name only serves a message
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         files.write_text(
             folder / OWNER, f"process {os.getpid()} on {socket.gethostname()} since {since}\n"
@@ -294,7 +293,7 @@ def _lock(folder: Path) -> int | None:
 
 
 def _release(folder: Path, lock: int) -> None:
-    """Give ``folder`` back; one in which nothing has been done is removed."""
+    """Unlock ``folder``; remove it if the run has written nothing."""
     with suppress(OSError):
         (folder / OWNER).unlink(missing_ok=True)
         if {path.name for path in folder.iterdir()} == {LOCK}:
@@ -303,23 +302,23 @@ def _release(folder: Path, lock: int) -> None:
 
 
 def forget(folder: Path) -> None:
-    """Remove what a run that has done nothing has written, while it holds ``folder``."""
+    """Remove the files of a run that has made no step, while it holds the lock of ``folder``."""
     for path in folder.iterdir():
         if path.name not in (LOCK, OWNER) and path.is_file():
             path.unlink()
 
 
 def _refuse_if_same(folder: Path, settings: Settings) -> None:
-    """Raise `ConfigError` if the living run in ``folder`` is the one that ``settings`` ask for."""
+    """Raise `ConfigError` if the run that holds ``folder`` is the one of ``settings``."""
     try:
         same = not differences(_settings_in(folder), settings)
-    except BitPaddleError:  # it has not come that far
+    except BitPaddleError:  # that run has not written its settings yet
         same = False
     if settings.name is None and not same:
         return
     with suppress(OSError):
         owner = (folder / OWNER).read_text(encoding="utf-8", errors="replace").strip()
         raise ConfigError(
-            f"{folder}: is being run by {owner}; wait for it or stop it, or take another --name"
+            f"{folder}: is in use by {owner}; wait for it, stop it, or take another --name"
         )
-    raise ConfigError(f"{folder}: is being run by another process; take another --name")
+    raise ConfigError(f"{folder}: is in use by another process; take another --name")

@@ -1,4 +1,4 @@
-"""What a run writes about itself: a log for people, a line of JSON a step, VisualDL, timings."""
+"""Write a run's log (train.log), metrics (one line of JSON per step), VisualDL file and timings."""
 
 from __future__ import annotations
 
@@ -22,36 +22,36 @@ LOG, METRICS, SCALARS = "train.log", "metrics.jsonl", "vdlrecords.metrics.log"
 
 
 class GrowingFile:
-    """A file that grows. What cannot be written now is kept, and tried again with what follows."""
+    """A file to append to. Data that cannot be written now is buffered until the next write."""
 
     def __init__(self, path: Path):
         self.path = path
-        self.error: OSError | None = None  # why something is kept
-        self._kept = b""
+        self.error: OSError | None = None  # why data is still in the buffer
+        self._buffer = b""
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
         self._size = os.fstat(self._descriptor).st_size
 
     def write(self, data: bytes = b"") -> None:
-        """Append ``data``, after what is kept."""
-        self._kept += data
+        """Append the buffer, then ``data``; they stay in the buffer if the disk fails."""
+        self._buffer += data
         try:
-            while self._kept:
-                count = os.pwrite(self._descriptor, self._kept, self._size)
-                self._size, self._kept = self._size + count, self._kept[count:]
+            while self._buffer:
+                count = os.pwrite(self._descriptor, self._buffer, self._size)
+                self._size, self._buffer = self._size + count, self._buffer[count:]
             self.error = None
         except OSError as error:
             self.error = error
 
     def sync(self) -> None:
-        """Have the disk hold all that was to be written. Raises `OSError`."""
-        error = self.error  # which another thread may clear in between
+        """Flush everything to the disk (fsync). Raises `OSError` if data is still in the buffer."""
+        error = self.error  # read once: another thread may clear it
         if error is not None:
             raise error
         os.fsync(self._descriptor)
 
     def content(self) -> bytes:
-        """Return what the file is to hold: what it does, and what is kept. Raises `OSError`."""
-        return self.path.read_bytes()[: self._size] + self._kept
+        """Return the content of the file and the buffer. Raises `OSError`."""
+        return self.path.read_bytes()[: self._size] + self._buffer
 
     def close(self) -> None:
         self.write()
@@ -59,10 +59,10 @@ class GrowingFile:
 
 
 def read_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Return the lines of a metrics.jsonl, and how many could not be read.
+    """Return the lines of a metrics.jsonl, and the number of unreadable lines.
 
-    A process that is killed while it writes leaves part of a line. No file is no lines. Raises
-    `WriteError` where the disk fails.
+    A process that is killed while it writes leaves part of a line. A missing file has no lines.
+    Raises `WriteError` if the disk fails.
     """
     try:
         content = path.read_bytes()
@@ -89,10 +89,10 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 class Logbook:
-    """Everything that a run writes about itself, into ``folder``; a context manager.
+    """Writes the log, metrics and VisualDL file of a run into ``folder``; a context manager.
 
-    No fault of the disk ends a run: what cannot be written is kept in memory, and `missing` tells
-    of it. Metrics can be written after `rewind`.
+    A disk fault does not end the run: data that cannot be written stays in memory, and `missing`
+    reports it. Call `rewind` before the first metrics.
     """
 
     def __init__(self, folder: Path):
@@ -104,9 +104,9 @@ class Logbook:
         self._files = [self._log]
 
     def rewind(self, step: int, evaluated: int) -> None:
-        """Take back what an earlier process wrote of steps after ``step``: each is there once.
+        """Remove the metrics that an earlier process wrote after ``step``, so that none is twice.
 
-        Of validations, those after step ``evaluated`` are taken back. Raises `WriteError`.
+        Validations are removed after the step ``evaluated``. Raises `WriteError`.
         """
         from visualdl.component.base_component import scalar  # takes a second to import
 
@@ -123,8 +123,8 @@ class Logbook:
         self._metrics, self._scalars = GrowingFile(folder / METRICS), GrowingFile(folder / SCALARS)
         self._files += [self._metrics, self._scalars]
         self._scalars.write(b"".join(map(self._records, lines)))
-        if unreadable > 1:  # one is the line that was being written
-            self.say(f"{unreadable} lines of {METRICS} could not be read and are left out")
+        if unreadable > 1:  # one is normal: a killed process leaves part of a line
+            self.say(f"{unreadable} lines of {METRICS} could not be read and are removed")
 
     def __enter__(self) -> Logbook:
         return self
@@ -142,14 +142,14 @@ class Logbook:
             try:
                 tqdm.write(text, file=sys.stdout)
                 sys.stdout.flush()
-            except OSError:  # the terminal has gone; the run stays
+            except OSError:  # the terminal has been closed; the run continues
                 self._console = False
 
     def metrics(self, kind: str, step: int, **values: float) -> None:
-        """Write one line of metrics.jsonl, and its values as VisualDL scalars ``kind/name``.
+        """Write ``values`` as a line of metrics.jsonl and as VisualDL scalars ``kind/name``.
 
-        ``step`` counts the updates made so far; ``time`` is added, in seconds since 1970. A value
-        that is not finite is written as null.
+        ``step`` is the number of updates so far. The line also has ``time``, in seconds since 1970.
+        A value that is not finite is written as null.
         """
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         line = {"kind": kind, "step": step, **finite, "time": round(time.time(), 3)}
@@ -157,9 +157,9 @@ class Logbook:
         self._scalars.write(self._records(line))
 
     def _records(self, line: dict[str, Any]) -> bytes:
-        """Return a line of metrics as VisualDL's file has it: each record after its length.
+        """Return a line of metrics in VisualDL's format: each record after its length.
 
-        VisualDL's own writer is a thread that a full disk ends, and the program then waits for it.
+        VisualDL's own writer is not used: a full disk ends its thread, and the program then hangs.
         """
         when = line.get("time")
         walltime = round(1000 * when) if _is_number(when) and abs(when) < 2**40 else 0
@@ -169,10 +169,10 @@ class Logbook:
             if name not in ("step", "time") and name.isascii() and _is_number(value)
         ]
         data = (record.SerializeToString() for record in records)
-        return b"".join(struct.pack("<Q", len(one)) + one for one in data)
+        return b"".join(struct.pack("<Q", len(record)) + record for record in data)
 
     def sync(self) -> None:
-        """Have the disk hold all metrics so far. Raises `WriteError`."""
+        """Flush all metrics to the disk (fsync). Raises `WriteError`."""
         try:
             self._metrics.sync()
         except OSError as error:
@@ -184,14 +184,16 @@ class Logbook:
         files.write(folder / METRICS, lambda stream: stream.write(self._metrics.content()))
 
     def missing(self) -> list[str]:
-        """Try once more to write what is kept; return what still cannot be, and why."""
+        """Retry to write the buffers; return the files that still fail, each with the reason."""
         for file in self._files:
             file.write()
-        return [f"part of {one.path} ({one.error.strerror})" for one in self._files if one.error]
+        return [
+            f"part of {file.path} ({file.error.strerror})" for file in self._files if file.error
+        ]
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
-        """Add the time spent inside to ``part`` of the closing summary."""
+        """Add the time spent inside to ``part`` of `timings`."""
         start = time.perf_counter()
         try:
             yield
@@ -199,7 +201,7 @@ class Logbook:
             self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
 
     def timings(self) -> str:
-        """Return the parts timed so far as a line, longest first, after the time of the run."""
+        """Return a line with the run's total time and the time of each part, longest first."""
         whole = time.perf_counter() - self._started
         parts = sorted(self.seconds.items(), key=lambda item: -item[1])
         return f"{whole:.1f} s in all: " + ", ".join(
@@ -208,7 +210,7 @@ class Logbook:
 
 
 class Silent(Logbook):
-    """The logbook of a process that is not the first one: it writes nothing."""
+    """The logbook of all ranks but 0: it writes nothing."""
 
     def __init__(self) -> None:
         self.folder = Path(os.devnull)
@@ -230,7 +232,7 @@ class Silent(Logbook):
 
 
 def _cut(path: Path, beginning: bytes) -> bool:
-    """Leave ``beginning`` of a file that begins so, which needs no room; return if it does."""
+    """Truncate the file to ``beginning``, which needs no disk space; return False if it differs."""
     try:
         if not path.read_bytes().startswith(beginning):
             return False

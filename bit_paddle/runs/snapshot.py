@@ -1,4 +1,4 @@
-"""The state of a run as arrays: weights and momentum, copied, written, and restored."""
+"""Copy, write and restore the arrays of a checkpoint: weights and momentum."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from bit_paddle.models import npz
 from bit_paddle.models.resnetv2 import ResNetV2
 from bit_paddle.models.weights import dtype_of, fill, from_paddle, keys, to_paddle
 
-MOMENTUM = "bit_paddle/momentum/"  # before a published key: its velocity
+MOMENTUM = "bit_paddle/momentum/"  # prefix of a published key, for the velocity of that weight
 
 
 class Optimizer(Protocol):
-    """What `restore` needs of an optimizer with momentum."""
+    """An optimizer with momentum, as `restore` uses it."""
 
     def load_velocities(self, velocities: Iterable[Tensor | None]) -> None: ...
 
@@ -28,7 +28,7 @@ Snapshot = list[tuple[str, np.ndarray]]  # (key, array in Paddle's layout)
 
 
 def snapshot(model: ResNetV2, velocities: Iterable[Tensor | None]) -> Snapshot:
-    """Return copies of the weights and of their velocities, for `write_snapshot`."""
+    """Return copies of the weights and the velocities, for `write_snapshot`."""
     parameters = dict(model.named_parameters())
     pairs = zip(parameters, velocities)
     copies = {name: velocity.numpy() for name, velocity in pairs if velocity is not None}
@@ -39,10 +39,10 @@ def snapshot(model: ResNetV2, velocities: Iterable[Tensor | None]) -> Snapshot:
 
 
 def write_snapshot(path: str | os.PathLike, arrays: Snapshot, notes: dict[str, Any]) -> None:
-    """Write a checkpoint that `restore` reads, and that everything that takes a model takes too.
+    """Write a checkpoint for `restore`, which every command that takes a model can read too.
 
-    It is a published-layout ``.npz`` whose velocities other readers ignore; a zip file holds a
-    checksum of each array. Raises `WriteError`.
+    It is an ``.npz`` in the published layout; other readers ignore the velocities. The zip format
+    stores a checksum of each array. Raises `WriteError`.
     """
     momentum = any(key.startswith(MOMENTUM) for key, _ in arrays)
     content = ((key, from_paddle(key, array)) for key, array in arrays)
@@ -50,10 +50,10 @@ def write_snapshot(path: str | os.PathLike, arrays: Snapshot, notes: dict[str, A
 
 
 def restore(model: ResNetV2, optimizer: Optimizer, path: str | os.PathLike) -> None:
-    """Fill in the weights and velocities of `write_snapshot`, bit for bit.
+    """Load the weights and velocities that `write_snapshot` wrote, bit for bit.
 
-    Raises `CheckpointError` if anything in the file is damaged or missing; the model may be filled
-    in part then.
+    Raises `CheckpointError` if anything in the file is damaged or missing; some of the weights may
+    have been replaced then.
     """
     with npz.CheckpointFile(path) as file:
         fill(model, file, head="load")

@@ -1,4 +1,4 @@
-"""The steps of a run as a table: a list of dictionaries that a notebook shows."""
+"""The steps of a run as a list of dictionaries, which a notebook shows as a table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SHOWN = 20  # rows of the table: the first, the last, and those with a validatio
 
 
 class Steps(list[dict[str, Any]]):
-    """One dictionary per step; ``pandas.DataFrame(steps)`` takes it as it is.
+    """One dictionary per step; ``pandas.DataFrame(steps)`` works on it.
 
     Keys: step, loss, lr, images_per_second; after a validation also val_loss, val_top1, val_top5.
     """
@@ -26,7 +26,7 @@ class Steps(list[dict[str, Any]]):
         super().__init__(row for _, row in sorted(rows.items()))
 
     def _table(self) -> list[list[str]]:
-        """Return the header, and up to `SHOWN` rows, as text."""
+        """Return the header and up to `SHOWN` rows, as strings."""
         names = list(dict.fromkeys(name for row in self for name in row))
         ends = (0, len(self) - 1)
         shown = [row for k, row in enumerate(self) if k in ends or "val_top1" in row][-SHOWN:]

@@ -1,4 +1,4 @@
-"""Devices, and what processes tell each other: the only module that knows where tensors live."""
+"""Collectives between the processes of a run: all-reduce, broadcast, sharded gradients (ZeRO 2)."""
 
 from __future__ import annotations
 
@@ -18,121 +18,120 @@ from bit_paddle.errors import OutOfMemoryError, PeerError
 from bit_paddle.system import processes
 from bit_paddle.system.signals import Interrupted
 
-_PRECISIONS = ("off", "fp16", "bf16")  # each needs what the one before does, and more
-
-
-# --- Between processes --------------------------------------------------------------------------
+_PRECISIONS = ("off", "fp16", "bf16")  # a GPU that computes in one computes in those before it
 
 
 def join() -> None:
-    """Meet the other processes of this run, of which `processes` knows; one alone meets nobody."""
-    paddle.disable_signal_handler()  # Paddle's answer to SIGTERM is a stack trace
+    """Initialize `paddle.distributed`; a single process needs no initialization."""
+    paddle.disable_signal_handler()  # it prints a stack trace on SIGTERM
     if processes.world_size() > 1:
-        with redirect_stderr(io.StringIO()):  # a list of Paddle's own flags
+        with redirect_stderr(io.StringIO()):  # Paddle prints a list of its flags
             paddle.distributed.init_parallel_env()
 
 
 def total(values: Sequence[float]) -> np.ndarray:
-    """Return the sums of ``values`` over all processes, in float64."""
+    """Return the sum of each of ``values`` over all ranks, in float64 (all-reduce)."""
     tensor = paddle.to_tensor(np.asarray(values, np.float64))
-    _each([tensor], paddle.distributed.all_reduce)
+    _for_each([tensor], paddle.distributed.all_reduce)
     return tensor.numpy()
 
 
 def largest(value: float) -> float:
-    """Return the largest ``value`` of any process."""
+    """Return the maximum of ``value`` over all ranks (all-reduce)."""
     tensor = paddle.to_tensor(np.asarray([value], np.float64))
-    highest = partial(paddle.distributed.all_reduce, op=paddle.distributed.ReduceOp.MAX)
-    _each([tensor], highest)
+    all_reduce_max = partial(paddle.distributed.all_reduce, op=paddle.distributed.ReduceOp.MAX)
+    _for_each([tensor], all_reduce_max)
     return tensor.item()
 
 
 def agree(values: Sequence[float], fault: type[BaseException] | None = None) -> list[float]:
-    """Return the sums of ``values`` over all processes, unless one of them has met a ``fault``.
+    """Return the sum of each of ``values`` over all ranks, or raise where any rank has a ``fault``.
 
-    Raises that in all of them then: `Interrupted`, or `OutOfMemoryError` for MemoryError.
+    The error is raised in all ranks: `Interrupted`, or `OutOfMemoryError` for MemoryError.
     """
     flags = [fault is Interrupted, fault is MemoryError]
     *sums, interrupted, exhausted = total([*values, *flags]).tolist()
     if interrupted:
         raise Interrupted
     if exhausted:
-        raise OutOfMemoryError("memory has run out")
+        raise OutOfMemoryError("out of memory")
     return sums
 
 
 def broadcast(tensors: Iterable[Tensor]) -> None:
-    """Give every process the values that the first one has."""
-    _each(tensors, lambda tensor: paddle.distributed.broadcast(tensor, 0))
+    """Broadcast the tensors of rank 0 to all ranks, in place."""
+    _for_each(tensors, lambda tensor: paddle.distributed.broadcast(tensor, 0))
 
 
 def amp_of_all(amp: str) -> str:
-    """Return the ``amp`` that all processes can do, where their GPUs differ."""
+    """Return the ``amp`` that the GPUs of all ranks can compute in, where they differ."""
     return _PRECISIONS[int(-largest(-_PRECISIONS.index(amp)))]
 
 
 def from_first(values: Sequence[float]) -> np.ndarray:
-    """Return the ``values`` that the first process has, in float64."""
+    """Return the ``values`` of rank 0 in all ranks, in float64 (broadcast)."""
     tensor = paddle.to_tensor(np.asarray(values, np.float64))
     broadcast([tensor])
     return tensor.numpy()
 
 
-def _each(tensors: Iterable[Tensor], exchange: Callable[[Tensor], object]) -> None:
+def _for_each(tensors: Iterable[Tensor], collective: Callable[[Tensor], object]) -> None:
     if processes.world_size() > 1:
         with _peers():
             for tensor in tensors:
-                exchange(tensor)
+                collective(tensor)
 
 
 @contextmanager
 def _peers() -> Iterator[None]:
-    """Say of a connection that has broken what it means."""
+    """Translate a failed collective into `PeerError`."""
     try:
         yield
     except (RuntimeError, OSError) as error:
-        raise PeerError("another process of the run has gone") from error
+        raise PeerError("another process of this run has ended") from error
 
 
 class GradientSums:
-    """The gradients of ``parameters``, summed over all processes while they are computed.
+    """Sums the gradients of ``parameters`` over all ranks, overlapped with the backward pass.
 
-    Each is sent as soon as the backward pass has it and has sent those before it, so that the
-    exchange goes on beside the pass; the order is fixed, as all processes must send the same at
-    once. With ``shard`` a process keeps the sums for its own share of the parameters alone
-    (`owners`, listed as ``own``); as nothing else has a gradient then, the optimizer steps on that
-    share, holds the velocities of that share, and `share_parameters` gives the others what it has
-    made of it (ZeRO 2, arXiv 1910.02054). Paddle's group sharding would refuse to run on a CPU, and
-    exchange gradients once a micro-batch.
+    The all-reduce of a gradient starts as soon as the backward pass has computed it and the
+    all-reduces of all later parameters have started. The order is fixed because all ranks must
+    call the same collectives in the same order.
+
+    With ``shard``, each gradient is reduced to one rank, its owner (`owners`); ``own`` lists the
+    parameters of this rank. The optimizer then updates only these and holds only their velocities,
+    and `share_parameters` broadcasts the updated parameters (ZeRO 2, arXiv 1910.02054). Paddle's
+    group sharding does not run on a CPU, and reduces gradients in every micro-batch.
     """
 
-    AHEAD = 8  # gradients under way at once; before more are sent, the oldest is waited for
+    AHEAD = 8  # collectives in flight at once; before another starts, the oldest must complete
 
     def __init__(self, parameters: Sequence[Tensor], shard: bool = False):
         self._parameters = list(parameters)
         rank, world_size = processes.rank(), processes.world_size()
-        self._owners = owners([one.size for one in parameters], world_size) if shard else None
-        places = range(len(self._parameters))
-        self._own = {k for k in places if self._owners is None or self._owners[k] == rank}
-        self.own = [self._parameters[place] for place in sorted(self._own)]
-        self._open, self._nothing = False, None
+        sizes = [parameter.size for parameter in parameters]
+        self._owners = owners(sizes, world_size) if shard else None
+        indices = range(len(self._parameters))
+        self._own_indices = {k for k in indices if self._owners is None or self._owners[k] == rank}
+        self.own = [self._parameters[index] for index in sorted(self._own_indices)]
+        self._open, self._zeros = False, None
         if world_size > 1:
-            for place, parameter in enumerate(self._parameters):
-                parameter._register_backward_hook(partial(self._arrived, place))
+            for index, parameter in enumerate(self._parameters):
+                parameter._register_backward_hook(partial(self._on_gradient, index))
 
     @contextmanager
     def exchanged(self) -> Iterator[Callable[[], None]]:
-        """Exchange what a backward pass inside adds to gradients: the last pass of a step.
+        """All-reduce the gradients during the backward pass inside, the last one of a step.
 
-        Call what this yields where that pass has failed for want of memory: what is not yet sent is
-        then sent as nothing, from one piece of memory, and no sums are kept.
+        Yields `give_up`, to be called if that pass runs out of memory. Raises `PeerError` if
+        another process has ended.
         """
         if processes.world_size() == 1:
             yield self.give_up
             return
-        self._next = len(self._parameters) - 1  # from the last one, which a pass has first
-        self._there: set[int] = set()
-        self._under_way: deque[tuple[int, Any]] = deque()
+        self._next = len(self._parameters) - 1  # a backward pass computes the last one first
+        self._ready: set[int] = set()
+        self._in_flight: deque[tuple[int, Any]] = deque()
         self._failure: Exception | None = None
         self._open = True
         try:
@@ -140,38 +139,42 @@ class GradientSums:
         finally:
             self._open = False
         with _peers():
-            self._there.update(range(len(self._parameters)))  # zeros where no pass has come by
-            self._send()
-            while self._under_way:
-                self._settle()
-            self._nothing = None
+            self._ready.update(range(len(self._parameters)))  # zeros for those without a gradient
+            self._start_ready()
+            while self._in_flight:
+                self._complete_oldest()
+            self._zeros = None
             if self._failure is not None:
                 raise self._failure
 
     def give_up(self) -> None:
-        """See `exchanged`."""
+        """Drop the gradients after a backward pass that ran out of memory.
+
+        The other ranks still wait for the collectives that have not started, so those are called
+        on zeros, which all share one tensor.
+        """
         if processes.world_size() > 1:
-            self._failure = None  # such as want of memory, in a hook
+            self._failure = None  # a hook may have run out of memory too
             for parameter in self._parameters[: self._next + 1]:
                 parameter.clear_gradient(False)
             largest = max(self._parameters, key=lambda parameter: parameter.size)
-            self._nothing = paddle.zeros_like(largest).reshape([-1])
+            self._zeros = paddle.zeros_like(largest).reshape([-1])
 
-    def _arrived(self, place: int, *_: object) -> None:
-        """Note that the gradient of the parameter at ``place`` is complete; called by Paddle."""
+    def _on_gradient(self, index: int, *_: object) -> None:
+        """Start all collectives that are ready; Paddle calls this when a gradient is complete."""
         if not self._open or self._failure is not None:
             return
-        self._there.add(place)
+        self._ready.add(index)
         try:
-            self._send()
-        except Exception as error:  # Paddle cannot pass it on from here
+            self._start_ready()
+        except Exception as error:  # Paddle loses errors of hooks; `exchanged` raises it
             self._failure = error
 
-    def _send(self) -> None:
-        while self._next in self._there and self._failure is None:
+    def _start_ready(self) -> None:
+        while self._next in self._ready and self._failure is None:
             parameter = self._parameters[self._next]
-            if self._nothing is not None:
-                gradient = self._nothing[: parameter.size]
+            if self._zeros is not None:
+                gradient = self._zeros[: parameter.size]
             else:
                 if parameter.grad is None:
                     parameter.grad = paddle.zeros_like(parameter)
@@ -181,19 +184,19 @@ class GradientSums:
             else:
                 owner = self._owners[self._next]
                 task = paddle.distributed.reduce(gradient, owner, sync_op=False)
-            self._under_way.append((self._next, task))
+            self._in_flight.append((self._next, task))
             self._next -= 1
-            while len(self._under_way) > (self.AHEAD if self._nothing is None else 0):
-                self._settle()
+            while len(self._in_flight) > (self.AHEAD if self._zeros is None else 0):
+                self._complete_oldest()
 
-    def _settle(self) -> None:
-        place, task = self._under_way.popleft()
+    def _complete_oldest(self) -> None:
+        index, task = self._in_flight.popleft()
         task.wait()
-        if place not in self._own:
-            self._parameters[place].clear_gradient(False)
+        if index not in self._own_indices:
+            self._parameters[index].clear_gradient(False)
 
     def share_parameters(self) -> None:
-        """Give all processes the parameters that each has updated; without ``shard``, nothing."""
+        """Broadcast each parameter from its owner to all ranks; no-op without ``shard``."""
         if self._owners is None or processes.world_size() == 1:
             return
         with _peers():
@@ -205,32 +208,39 @@ class GradientSums:
                 task.wait()
 
     def gathered(self, values: Sequence[Tensor | None]) -> Iterator[Tensor]:
-        """Yield one tensor a parameter, of its shape: that of its owner; to be gone through by all.
+        """Yield the owner's value for each parameter, in the parameter's shape.
 
-        Nothing if there are none yet.
+        All ranks must iterate to the end, as each value is broadcast. Yields nothing if no rank has
+        a value yet.
         """
         if self._owners is None:
             yield from values
         elif total([any(value is not None for value in values)])[0]:
             for parameter, owner, value in zip(self._parameters, self._owners, values):
                 value = paddle.zeros_like(parameter) if value is None else value
-                _each([value], partial(paddle.distributed.broadcast, src=owner))
+                _for_each([value], partial(paddle.distributed.broadcast, src=owner))
                 yield value
 
     def scattered(self, values: Sequence[Tensor] | None) -> list[Tensor | None]:
-        """Return, of those that the first process has, the values of this one's parameters."""
-        kept = []
-        for place, parameter in enumerate(self._parameters):
-            value = values[place] if values else paddle.zeros_like(parameter)
+        """Broadcast the values of rank 0; return those for this rank's own parameters.
+
+        The list has one item per parameter; it is None where another rank owns the parameter.
+        """
+        own_values = []
+        for index, parameter in enumerate(self._parameters):
+            value = values[index] if values else paddle.zeros_like(parameter)
             broadcast([value])
-            kept.append(value if place in self._own else None)
-        return kept
+            own_values.append(value if index in self._own_indices else None)
+        return own_values
 
 
 def owners(sizes: Sequence[int], count: int) -> list[int]:
-    """Return who of ``count`` processes owns each parameter: shares as equal as can be."""
-    loads, found = [0] * count, [0] * len(sizes)
-    for place in sorted(range(len(sizes)), key=lambda place: -sizes[place]):
-        found[place] = loads.index(min(loads))
-        loads[found[place]] += sizes[place]
-    return found
+    """Return the owner of each parameter, a rank below ``count``.
+
+    Greedy: the largest parameter goes first, each to the rank with the smallest load so far.
+    """
+    loads, ranks = [0] * count, [0] * len(sizes)
+    for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
+        ranks[index] = loads.index(min(loads))
+        loads[ranks[index]] += sizes[index]
+    return ranks

@@ -1,4 +1,4 @@
-"""Start a run: take its folder, make the plan, start its processes."""
+"""Start a run: claim its folder, make the plan, start its processes."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ PROG = "python -m bit_paddle.train"
 
 
 class Ended(NamedTuple):
-    """How a run ended: its exit status (0, or 128 + the signal), its folder, its result if any."""
+    """How a run ended. ``status`` is the exit status: 0, or 128 + the signal that stopped it."""
 
     status: int
     folder: Path
-    result: dict[str, Any] | None  # of a run that is complete
+    result: dict[str, Any] | None  # None if the run is not complete
 
 
 def start(
     settings: Settings, arguments: Sequence[str], force: bool = False, embedded: bool = False
 ) -> Ended:
-    """Carry out one run in its folder.
+    """Carry out one run in its folder; return how it ended.
 
-    ``arguments`` are the command's words, of which ``settings`` were made. ``embedded`` in a
-    program or a notebook, a second Ctrl-C raises KeyboardInterrupt instead of ending the process.
+    ``settings`` were parsed from ``arguments``, the words of the command line. If ``embedded`` (in
+    a program or notebook), a second Ctrl-C raises KeyboardInterrupt and does not end the process.
     """
     if processes.world_size() == 1:
         gpus = [] if settings.device == "cpu" else processes.gpus(settings.devices)
         if gpus and settings.nproc > 1:
             raise errors.ConfigError(
-                f"--nproc {settings.nproc}: is for processors, but there are GPUs; choose some "
-                "with --devices, or take --device cpu"
+                f"--nproc {settings.nproc}: works on a CPU only, and this machine has GPUs; choose "
+                "GPUs with --devices, or take --device cpu"
             )
         count = max(len(gpus), settings.nproc)
         if count > 1:
             return _start_processes(settings, arguments, force, count, gpus, embedded)
         if gpus:
-            os.environ.update(FLAGS_selected_gpus=str(gpus[0]))  # what Paddle takes as "gpu"
+            os.environ.update(FLAGS_selected_gpus=str(gpus[0]))  # the one that Paddle calls "gpu"
     processes.end_with_parent()
     stop = Interrupt(embedded)
     if processes.rank():
@@ -69,7 +69,7 @@ def start(
 def _run_in_folder(
     plan: Plan, arguments: Sequence[str], force: bool, stop: Interrupt
 ) -> tuple[int, dict[str, Any] | None]:
-    """Write the settings and the plan into the run's folder, and carry it out."""
+    """Write the run's command, settings and plan into its folder, and carry it out."""
     described, folder = plan.describe(), plan.start.folder
     new = not (folder / CONFIG).exists()
     with logbook.Logbook(folder) as log:
@@ -80,13 +80,13 @@ def _run_in_folder(
             files.write_text(folder / CONFIG, f"# {title}\n{to_yaml(plan.settings)}")
             files.write_text(folder / PLAN, files.to_json(plan.to_dict()))
         if plan.skipped:
-            lines = "".join(f"{one}\n" for one in plan.skipped)
+            lines = "".join(f"{line}\n" for line in plan.skipped)
             files.write_text(folder / "skipped.txt", lines)
         log.say(f"{command}\n{described}")
         try:
             return _run(plan, log, stop)
         except (errors.ConfigError, errors.CheckpointError):
-            if new:  # such as a GPU that is not there: nothing has been done
+            if new:  # such as a missing GPU: the run has done nothing yet
                 forget(folder)
             raise
         except Exception as error:
@@ -96,7 +96,7 @@ def _run_in_folder(
 
 def _run(plan: Plan, log: logbook.Logbook, stop: Interrupt) -> tuple[int, dict[str, Any] | None]:
     with log.timed("loading Paddle"), stop.at_once():
-        from bit_paddle.training import run  # not above: it takes seconds
+        from bit_paddle.training import run  # imports Paddle, which takes seconds
     return run.run(plan, log, stop)
 
 
@@ -129,6 +129,6 @@ def _start_processes(
 
 
 def complete(begin: Start) -> str:
-    """Return the line about a run that is complete already."""
+    """Return the message for a run that is already complete."""
     values = (f"{name} {value}" for name, value in begin.result.items() if name != "runs")
     return f"{begin.folder}: this run is complete: {', '.join(values)}"

@@ -1,4 +1,4 @@
-"""How many images a micro-batch can have: found by trying, where estimates are only a start."""
+"""Choose the number of micro-batches: by estimate on a CPU, by trial passes on a GPU."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ Loss = Callable[[ResNetV2, MicroBatch, float], paddle.Tensor]
 
 
 def smallest_split(estimate: int, images: int, fits: Callable[[int], bool]) -> int:
-    """Return the smallest number of parts of ``images`` each of which ``fits``, by bisection.
+    """Return the smallest number of parts of ``images`` whose parts fit in memory, by bisection.
 
-    ``fits(split)`` is asked first of ``estimate``, and stays true once it is. Where not even one
-    image fits, the answer is ``images`` all the same. Ends when parts would grow by less than an
-    eighth: each question is a training pass.
+    ``fits(split)`` is called with ``estimate`` first; if it is true for a split, it must be true
+    for every larger one. Returns ``images`` if not even one image fits. Each call is a training
+    pass, so the search ends when parts could only grow by less than an eighth.
     """
-    fails, works = 0, estimate  # no number of parts below 1 will do
+    fails, works = 0, estimate  # 0 parts never work
     while not fits(works):
         if works >= images:
             return images
@@ -49,31 +49,32 @@ def fits(
     crop: int,
     images: int,
     several: bool,
-    moved: Sequence[paddle.Tensor] = (),
+    without_velocity: Sequence[paddle.Tensor] = (),
 ) -> bool:
-    """Return whether a training pass over ``images`` fits in memory, by making one over zeros.
+    """Return whether a training pass over ``images`` images fits in memory, by a pass over zeros.
 
-    With all that training holds beside it: with ``several`` micro-batches, the gradients of the one
-    before, and velocities for the parameters ``moved`` that have none yet. Changes nothing.
+    The trial holds all that training holds at that time: the gradients of the micro-batch before
+    if there are ``several``, and velocities for the parameters ``without_velocity``, which do not
+    have one yet. The model does not change.
     """
-    enough, held = False, []
+    enough, velocities = False, []
     with suppress(MemoryError), memory_errors():
         pixels, labels = np.zeros((images, 3, crop, crop), np.uint8), np.zeros(images, np.int64)
         part = MicroBatch(pixels, labels, labels, pixels, labels)
-        held += [paddle.zeros_like(one) for one in moved]
+        velocities += [paddle.zeros_like(parameter) for parameter in without_velocity]
         with model.standardized_once() as last_pass:
             if several:
                 loss(model, part, 0.5).backward()
             last_pass()
             loss(model, part, 0.5).backward()
         enough = True
-    del held
+    del velocities
     release(model)
     return enough
 
 
 def release(model: ResNetV2) -> None:
-    """Give back the memory of gradients, and what Paddle keeps of it on a GPU."""
+    """Free the gradients' memory, and empty Paddle's cache on a GPU."""
     for parameter in model.parameters():
         parameter.clear_gradient(False)
     if paddle.get_device().startswith("gpu"):
@@ -83,9 +84,9 @@ def release(model: ResNetV2) -> None:
 def activation_memory(
     device: str, architecture: Architecture, classes: int, amp: str = "off", shared: int = 1
 ) -> int:
-    """Return the bytes to plan with for activations: a share of the GPU's or machine's memory.
+    """Return the bytes that activations may take, by estimate: a part of the device's memory.
 
-    The rest is for weights, gradients, momentum, workspaces and, on a CPU, for other programs.
+    The rest is for weights, gradients, momentum and workspaces; on a CPU, also for other programs.
     """
     if device == "gpu":
         memory = paddle.device.cuda.get_device_properties().total_memory
@@ -99,13 +100,14 @@ def find_split(
     known_split: int,
     model: resnetv2.ResNetV2,
     loss: Loss,
-    moved: Sequence[Tensor],
+    without_velocity: Sequence[Tensor],
     log: logbook.Logbook,
 ) -> int:
-    """Return in how many parts each process computes its share of a batch, the same in all.
+    """Return the number of micro-batches of each rank, the same in all.
 
-    As --batch_split says; else by estimate on a CPU, and by trying on a GPU unless it is known from
-    before. ``moved`` are parameters whose velocities are still to come.
+    It is --batch_split if that is a number. With auto, it is estimated on a CPU; on a GPU it is
+    ``known_split``, the number of an earlier run, or found by trial passes if that is 0.
+    ``without_velocity``: see `fits`.
     """
     settings, world_size = plan.settings, processes.world_size()
     if settings.batch_split != AUTO:
@@ -122,12 +124,12 @@ def find_split(
 
     def enough(split: int) -> bool:
         images = -(-share // split)
-        found = fits(model, loss, crop, images, split > 1, moved)
-        tried.append(f"{images}{'' if found else ' (too many)'}")
-        return found
+        fitted = fits(model, loss, crop, images, split > 1, without_velocity)
+        tried.append(f"{images}" if fitted else f"{images} (too many)")
+        return fitted
 
-    found = smallest_split(estimate, share, enough)
-    split = int(distributed.largest(found))  # of the process with the least memory
+    # The rank with the least memory decides.
+    split = int(distributed.largest(smallest_split(estimate, share, enough)))
     log.say(
         f"--batch_split {split}: tried micro-batches of {', '.join(tried)} images; each has "
         f"{-(-share // split)}"
@@ -136,17 +138,16 @@ def find_split(
 
 
 def split_further(plan: Plan, batch_split: int) -> int:
-    """Return the next --batch_split where memory was not enough for ``batch_split``.
+    """Return the --batch_split to retry with after ``batch_split`` ran out of memory.
 
-    Raises `OutOfMemoryError` if the user has chosen that, or a part has one image already.
+    Raises `OutOfMemoryError` if the user has set --batch_split, or a micro-batch is one image.
     """
     share = -(-plan.settings.batch // processes.world_size())
     images = -(-share // batch_split)
-    then = "a smaller --crop, or --recompute unit where it is off"
+    advice = "a smaller --crop, or --recompute unit if it is off"
     if plan.settings.batch_split != AUTO:
-        then = f"--batch_split auto, more parts than {batch_split}, {then}"
+        advice = f"--batch_split auto, more parts than {batch_split}, {advice}"
     elif images > 1:
         return min(2 * batch_split, share)
-    raise errors.OutOfMemoryError(
-        f"out of memory with {images} image{'s' * (images > 1)} a micro-batch; take {then}"
-    )
+    size = "1 image" if images == 1 else f"{images} images"
+    raise errors.OutOfMemoryError(f"out of memory with {size} per micro-batch; take {advice}")

@@ -1,4 +1,4 @@
-"""SGD with momentum, exactly as PyTorch's: v = 0.9 v + g + decay w; w = w - lr v."""
+"""SGD with momentum, exactly as in PyTorch: v = 0.9 v + g + decay w; w = w - lr v."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from paddle import Tensor
 
 
 class Momentum(paddle.optimizer.Momentum):
-    """Paddle's optimizer, without the fused kernel that rounds both its factors to float32.
+    """Paddle's Momentum, without its fused kernel, which rounds momentum and rate to float32.
 
-    In float64 that rounding is 3e-8 of a step; in float32 the two agree. Everything else, such as
-    the state and its place, stays Paddle's, so that whatever wraps Paddle's optimizers can wrap
-    this one. ``weight_decay`` is of kernels alone: of GroupNorms and biases there is none.
-    ``whole`` is False if an error has ended a step halfway: some weights have been updated then and
-    others not.
+    In float64 that rounding changes a step by 3e-8 of its size; in float32 both give the same. All
+    else, such as the state and where it is stored, is Paddle's, so that wrappers of Paddle's
+    optimizers work on this one. ``weight_decay`` applies to kernels only, not to GroupNorm or
+    biases. ``whole`` is False if an error ended a step halfway, with only some weights updated.
     """
 
     def __init__(self, *arguments: Any, weight_decay: float = 0.0, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.whole, self._decay = True, weight_decay
-        self._loaded: dict[str, Tensor] = {}  # Paddle shows them again from the first step on
+        self._loaded: dict[str, Tensor] = {}  # Paddle's state_dict lacks them before the first step
 
     def step(self) -> None:
         self.whole = False
@@ -31,12 +30,12 @@ class Momentum(paddle.optimizer.Momentum):
         self.whole, self._loaded = True, {}
 
     def velocities(self) -> list[Tensor | None]:
-        """Return the velocity of each parameter, in their order; None for one without updates."""
+        """Return each parameter's velocity, in the parameters' order; None before its update."""
         state = {**self._loaded, **self.state_dict()}
         return [state.get(key) for key in map(self._key, self._parameter_list)]
 
     def load_velocities(self, velocities: Iterable[Tensor | None]) -> None:
-        """Start from ``velocities``, in the order of the parameters; before the first step."""
+        """Set the velocities, in the parameters' order; must be called before the first step."""
         pairs = zip(map(self._key, self._parameter_list), velocities)
         self._loaded = {key: velocity for key, velocity in pairs if velocity is not None}
         self.set_state_dict(dict(self._loaded))
@@ -55,19 +54,19 @@ class Momentum(paddle.optimizer.Momentum):
 
 
 def non_finite(parameters: Iterable[Tensor]) -> list[bool]:
-    """Return of each parameter whether its gradient is not finite.
+    """Return for each parameter whether its gradient has a value that is not finite.
 
-    A sum of numbers shows whether one of them is infinite or none, in one pass.
+    One such value makes the sum of a gradient not finite, so a single pass is enough.
     """
     parameters = list(parameters)
-    gradients = [one.grad for one in parameters if one.grad is not None]
-    sums = iter(paddle.stack([one.sum() for one in gradients]).numpy() if gradients else ())
-    return [one.grad is not None and not np.isfinite(next(sums)) for one in parameters]
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    sums = iter(paddle.stack([grad.sum() for grad in gradients]).numpy() if gradients else ())
+    return [parameter.grad is not None and not np.isfinite(next(sums)) for parameter in parameters]
 
 
 @paddle.no_grad()
 def unscale(parameters: Iterable[Tensor], scale: float) -> None:
-    """Divide every gradient by ``scale``, a power of two: exact."""
+    """Divide every gradient by ``scale``, exactly, as it is a power of two."""
     for parameter in parameters:
         if parameter.grad is not None:
             parameter.grad.scale_(1 / scale)

@@ -1,7 +1,7 @@
-"""Where the time of a training step goes: ``--profile N``, by Paddle's profiler.
+"""Measure the time of each part of a training step (``--profile N``), with Paddle's profiler.
 
-Parts of a step are marked by `part` where they happen; within them Paddle notes its operators. All
-of it is in the trace, which chrome://tracing and https://ui.perfetto.dev show.
+`part` marks the parts in the code; Paddle records its operators. Both are in the trace, which
+chrome://tracing and https://ui.perfetto.dev display.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from bit_paddle.runs.logbook import Logbook
 from bit_paddle.system import files
 
-WARM_UP = 3  # steps that are slower than others: memory is taken, kernels are chosen
+WARM_UP = 3  # first steps, which are slower: memory is allocated, kernels are chosen
 
 TRACE, TABLE, PICTURE = "profile.trace.json", "profile.txt", "profile.png"
 
@@ -26,18 +26,18 @@ SHOWN = 12  # operators in the picture
 
 OUTSIDE = "between the parts"
 
-COMPILED = "bit_"  # what the names of compiled operators begin with
+COMPILED = "bit_"  # prefix of the names of compiled operators
 
 
 def part(name: str) -> AbstractContextManager:
-    """Mark what happens inside as the part ``name`` of a step, for a profile if there is one."""
+    """Return a context manager that marks its block as part ``name`` of a step in a profile."""
     from paddle.profiler import RecordEvent
 
     return RecordEvent(name)
 
 
 class Split(NamedTuple):
-    """Seconds a step: of all of it, of its parts, and of operators in and outside of these."""
+    """Seconds per step: total, by part, and by operator (in a part or not)."""
 
     step: float
     parts: dict[str, float]
@@ -45,83 +45,83 @@ class Split(NamedTuple):
 
 
 class Profile:
-    """A profile of ``steps`` training steps after the first few, written to the run's folder."""
+    """Profiles ``steps`` training steps after the first `WARM_UP`; writes into the run's folder."""
 
     def __init__(self, steps: int, log: Logbook):
         from paddle import profiler
 
-        self._log, self._made, self._done = log, 0, False
+        self._log, self._steps, self._done = log, 0, False
         self._profiler = profiler.Profiler(
             scheduler=(WARM_UP, WARM_UP + steps), on_trace_ready=self._write
         )
         self._profiler.start()
 
     def step(self) -> None:
-        """Say that a step has ended."""
+        """Tell the profiler that a step has ended."""
         if not self._done:
-            self._made += 1
+            self._steps += 1
             self._profiler.step()
 
     def close(self) -> None:
-        """Write what there is, where training ends before the profile does."""
+        """Write an incomplete profile, if training ends before all its steps."""
         if not self._done:
             self._profiler.stop()
         if not self._done:
-            self._log.say(f"no profile: there were not more than {WARM_UP} steps")
+            self._log.say(f"no profile: it needs more than {WARM_UP} steps")
 
     def _write(self, profiler: Any) -> None:
-        if self._made <= WARM_UP:
+        if self._steps <= WARM_UP:
             return
         self._done = True
         with tempfile.TemporaryDirectory() as temporary:
             path = Path(temporary) / "trace.json"
             profiler.export(path=str(path), format="json")
             text = path.read_text()
-        split = split_of(json.loads(text)["traceEvents"], self._made - WARM_UP)
+        split = split_of(json.loads(text)["traceEvents"], self._steps - WARM_UP)
         files.write_text(self._log.folder / TRACE, text)
         files.write_text(self._log.folder / TABLE, describe(split))
         draw(split, self._log.folder / PICTURE)
         shares = (f"{name} {time / split.step:.0%}" for name, time in split.parts.items())
         self._log.say(
-            f"profile: {split.step:.3f} s a step: {', '.join(shares)}; see {PICTURE}, {TABLE} and "
-            f"{TRACE}"
+            f"profile: {split.step:.3f} s per step: {', '.join(shares)}; see {PICTURE}, {TABLE} "
+            f"and {TRACE}"
         )
 
 
 def split_of(events: Sequence[dict[str, Any]], count: int) -> Split:
-    """Return what ``events`` of Paddle's trace say of a step, by what each does itself.
+    """Return the seconds per step from the ``events`` of Paddle's trace.
 
-    The first ``count`` steps in it are whole. Of nested events the inner ones' time is theirs, not
-    the outer ones'.
+    Only the first ``count`` steps are complete. The time of an operator that runs inside another
+    one counts for the inner operator only.
     """
     events = [event for event in events if event.get("ph") == "X"]
     steps = [event for event in events if event["cat"] == "ProfileStep"]
     steps = sorted(steps, key=lambda event: event["ts"])[:count]
-    kept = [event for event in events if _kind(event)]
-    kept.sort(key=lambda event: (event["ts"], -event["dur"]))
+    events = [event for event in events if _kind(event)]
+    events.sort(key=lambda event: (event["ts"], -event["dur"]))
     parts: Counter = Counter()
     operators: Counter = Counter()
-    open_ones: list[dict[str, Any]] = []
-    for event in kept:
-        if not any(one["ts"] <= event["ts"] < one["ts"] + one["dur"] for one in steps):
+    enclosing: list[dict[str, Any]] = []
+    for event in events:
+        if not any(step["ts"] <= event["ts"] < step["ts"] + step["dur"] for step in steps):
             continue
-        while open_ones and event["ts"] >= open_ones[-1]["ts"] + open_ones[-1]["dur"]:
-            open_ones.pop()
+        while enclosing and event["ts"] >= enclosing[-1]["ts"] + enclosing[-1]["dur"]:
+            enclosing.pop()
         name, seconds = _name(event), event["dur"] / 1e6 / len(steps)
         if _kind(event) == "part":
             parts[name] += seconds
         else:
             operators[name] += seconds
-            if open_ones:
-                operators[_name(open_ones[-1])] -= seconds
-            open_ones.append(event)
-    step = sum(one["dur"] for one in steps) / 1e6 / len(steps)
-    parts[OUTSIDE] = step - sum(parts.values())
-    return Split(step, dict(parts.most_common()), dict(operators.most_common()))
+            if enclosing:
+                operators[_name(enclosing[-1])] -= seconds
+            enclosing.append(event)
+    total = sum(step["dur"] for step in steps) / 1e6 / len(steps)
+    parts[OUTSIDE] = total - sum(parts.values())
+    return Split(total, dict(parts.most_common()), dict(operators.most_common()))
 
 
 def _kind(event: dict[str, Any]) -> str:
-    """Return "part" or "operator", or nothing for all else in a trace."""
+    """Return "part" or "operator", or "" for other events."""
     ours = event["cat"] == "PythonUserDefined"
     if ours and not event["name"].startswith(COMPILED):
         return "part"
@@ -129,15 +129,18 @@ def _kind(event: dict[str, Any]) -> str:
 
 
 def _name(event: dict[str, Any]) -> str:
-    """Return what is called so in Paddle, without the time that its trace adds."""
+    """Return an event's name without the time and prefixes that Paddle's trace adds."""
     name = re.sub(r"\[[^]]*\]$", "", event["name"])
     return re.sub(r"^Global_(CustomOpGradNode: )?| dygraph$", "", name)
 
 
 def describe(split: Split) -> str:
-    """Return ``split`` as a table."""
-    rows = [f"{'seconds a step':50}{split.step:10.4f}"]
-    for title, times in (("parts", split.parts), ("operators, each by itself", split.operators)):
+    """Return ``split`` as a text table."""
+    rows = [f"{'seconds per step':50}{split.step:10.4f}"]
+    for title, times in (
+        ("parts", split.parts),
+        ("operators, without nested ones", split.operators),
+    ):
         rows += ["", title]
         rows += [f"  {name:48}{time:10.4f}{time / split.step:8.1%}" for name, time in times.items()]
     return "\n".join(rows) + "\n"
@@ -161,6 +164,6 @@ def draw(split: Split, path: Path) -> None:
     )
     shown = list(split.operators.items())[:SHOWN][::-1]
     below.barh([name for name, _ in shown], [time for _, time in shown], color="tab:gray")
-    below.set_xlabel("seconds a step, each operator by itself", fontsize=8)
+    below.set_xlabel("seconds per step, without nested operators", fontsize=8)
     below.tick_params(labelsize=8)
     files.write(path, lambda stream: figure.savefig(stream, format="png", dpi=120))

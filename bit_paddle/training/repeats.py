@@ -1,4 +1,4 @@
-"""Several runs of the same settings, and their spread: the paper's tables are medians."""
+"""Repeat a run with several seeds and report the spread, as the paper's tables show medians."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from bit_paddle.training.launch import Ended, start
 def repeat(
     settings: Settings, arguments: Sequence[str], force: bool = False, embedded: bool = False
 ) -> Ended:
-    """Make --repeats runs, with seeds that count up; report the spread.
+    """Make --repeats runs with consecutive seeds; report and return the spread.
 
-    The runs are folders ``seed-<seed>`` in one folder, next to repeats.json and repeats.txt. After
-    a signal the run under way saves and ends, and the others are not started; the same command
-    resumes there. The arguments are those of `launch.start`.
+    One folder holds repeats.json, repeats.txt and the runs, ``seed-<seed>``. After a signal, the
+    current run saves and ends, and the others do not start; the same command resumes it. The
+    arguments are those of `launch.start`.
     """
     with claim(settings, force) as begin:
-        folder, found = begin.folder, []
+        folder, results = begin.folder, []
         if begin.result is not None:
             print((folder / "repeats.txt").read_text(), end="")
             return Ended(0, folder, begin.result)
@@ -43,29 +43,29 @@ def repeat(
             words = [f"--{name}={value}" for name, value in changes.items()]
             print(f"--- run {k + 1} of {settings.repeats}: {folder / changes['name']}", flush=True)
             try:
-                one = replace(settings, **changes)
-                ended = start(one, [*arguments, *words], force, embedded)
+                run_settings = replace(settings, **changes)
+                ended = start(run_settings, [*arguments, *words], force, embedded)
             except errors.ConfigError:
                 if new and k == 0:
                     forget(folder)
                 raise
             if ended.status:
                 return Ended(ended.status, folder, None)
-            found.append({"seed": changes["seed"], **ended.result})
-            content = report(found, folder)
+            results.append({"seed": changes["seed"], **ended.result})
+            content = report(results, folder)
     return Ended(0, folder, content)
 
 
-def report(found: Sequence[dict[str, float]], folder: Path) -> dict[str, Any]:
-    """Write, print and return the lowest, median and highest value of the runs so far."""
-    values = {key: [one[key] for one in found] for key in ("top1", "top5", "loss")}
+def report(results: Sequence[dict[str, float]], folder: Path) -> dict[str, Any]:
+    """Write, print and return the minimum, median and maximum of the runs so far."""
+    columns = {key: [result[key] for result in results] for key in ("top1", "top5", "loss")}
     spread = {
-        key: {"min": min(some), "median": float(np.median(some)), "max": max(some)}
-        for key, some in values.items()
+        key: {"min": min(values), "median": float(np.median(values)), "max": max(values)}
+        for key, values in columns.items()
     }
     rows = [
-        f"{one['seed']:6}  {one['top1']:7.2%}  {one['top5']:7.2%}  {one['loss']:8.4f}\n"
-        for one in found
+        f"{run['seed']:6}  {run['top1']:7.2%}  {run['top5']:7.2%}  {run['loss']:8.4f}\n"
+        for run in results
     ]
     rows += [
         f"{key:>6}  {spread['top1'][key]:7.2%}  {spread['top5'][key]:7.2%}  "
@@ -74,7 +74,7 @@ def report(found: Sequence[dict[str, float]], folder: Path) -> dict[str, Any]:
     ]
     table = f"{'seed':>6}  {'top-1':>7}  {'top-5':>7}  {'loss':>8}\n" + "".join(rows)
     files.write_text(folder / "repeats.txt", table)
-    content = {"count": len(found), **spread, "runs": list(found)}
+    content = {"count": len(results), **spread, "runs": list(results)}
     files.write_text(folder / REPEATS, files.to_json(content))
     print(table, end="", flush=True)
     return content

@@ -1,6 +1,6 @@
-"""A whole run: validate if due, save if due, make a step; from its start to its result.
+"""A training run from start to result: validate if due, save if due, make a step.
 
-Loads Paddle. `launch` imports this module when the plan is made and nothing is known to be wrong.
+This module imports Paddle; `launch` imports it after the plan, so that mistakes are reported fast.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from bit_paddle.training.plan import Plan
 
 
 def run(plan: Plan, log: Logbook, stop: Interrupt) -> tuple[int, dict[str, Any] | None]:
-    """Carry out ``plan``; return the exit status, and the result of a complete run or None.
+    """Carry out ``plan``; return the exit status, and the result or None if the run stopped early.
 
-    A signal to ``stop``, which is entered here, ends the run early, with a checkpoint.
+    ``stop`` is entered here. A signal that it catches ends the run early, with a checkpoint.
     """
     with log.timed("loading Paddle"), stop.at_once():
         place = device.select_device(plan.settings.device, plan.settings.deterministic)
         amp = device.amp_for(place, plan.settings.amp)
-        distributed.join()  # from here on all processes do the same
+        distributed.join()  # from here on, all ranks must call the same collectives
         amp = distributed.amp_of_all(amp)
     with stop:
         if not distributed.from_first([plan.start.result is None])[0]:
@@ -59,11 +59,11 @@ def _carry_out(training: TrainingRun, stop: Interrupt) -> tuple[int, dict[str, A
     finally:
         training.close()
     result = training.finish()
-    return 0 if processes.rank() else stop.exit_status, result  # a signal may have come late
+    return 0 if processes.rank() else stop.exit_status, result  # not 0 after a late signal
 
 
 class TrainingRun:
-    """A run under way: its model, its optimizer, its progress, and what is done between steps."""
+    """The state of a run (model, optimizer, progress) and the parts of its loop."""
 
     def __init__(self, plan: Plan, log: Logbook, stop: Interrupt, place: str, amp: str):
         self.plan, self.log, self.stop, self.amp = plan, log, stop, amp
@@ -75,15 +75,15 @@ class TrainingRun:
             operators, operators_name = build.choose(place, amp, log.say)
             self.model.compute_with(operators)
         with log.timed("trying micro-batches"):
-            to_come = [] if self.progress.step else self.sums.own
+            without_velocity = [] if self.progress.step else self.sums.own
             loss = partial(step.loss_of, name=settings.loss)
             self.batch_split = memory.find_split(
-                plan, place, begun.known_split, self.model, loss, to_come, log
+                plan, place, begun.known_split, self.model, loss, without_velocity, log
             )
         if settings.shard and self.world_size == 1:
-            log.say("note: --shard changes nothing for one process")
-        last = plan.schedule.steps - 1
-        log.rewind(self.progress.step, min(self.progress.evaluated, last))  # the last is recomputed
+            log.say("note: --shard has no effect with one process")
+        evaluated = min(self.progress.evaluated, plan.schedule.steps - 1)  # the last is repeated
+        log.rewind(self.progress.step, evaluated)
         log.say(f"{self._headline(place)}\noperators: {operators_name}")
         self._begun, self._tally = self.progress.step, None
         self._saver, self._profile = None, None
@@ -98,7 +98,7 @@ class TrainingRun:
         self._batches = self._training_batches()
 
     def _headline(self, place: str) -> str:
-        """Return the line of versions, device, processors and parts that starts a run's log."""
+        """Return the line with versions, device, processors and micro-batches, for the log."""
         parts = self.world_size * self.batch_split
         return (
             f"bit_paddle {__version__}, Paddle {paddle.__version__} on {place}, "
@@ -127,10 +127,10 @@ class TrainingRun:
             plan.inception,
         )
 
-    # --- The story ------------------------------------------------------------------------------
+    # --- The loop -------------------------------------------------------------------------------
 
     def train(self) -> None:
-        """Make all steps that are left; then save, and measure the model."""
+        """Make all remaining steps; then save and validate."""
         steps = self.plan.schedule.steps
         with progress_bar(desc="training", total=steps, initial=self.progress.step) as bar:
             while self.progress.step < steps:
@@ -144,19 +144,19 @@ class TrainingRun:
             self.validate()
 
     def validate_if_due(self) -> None:
-        """Validate after every --eval_every steps, but not a second time after a resume."""
+        """Validate every --eval_every steps, unless the run resumes just after a validation."""
         at, every = self.progress.step, self.plan.settings.eval_every
         if every and at and at % every == 0 and self.progress.evaluated != at:
             self.validate()
 
     def save_if_due(self) -> None:
-        """Save a checkpoint as --save_every says; with --shard all processes take part."""
+        """Save a checkpoint every --save_every; with --shard, all ranks must call this."""
         due = self._saver is not None and self._saver.due(self.progress.step)
         if distributed.from_first([due])[0] if self.plan.settings.shard else due:
             self.save()
 
     def step(self) -> str:
-        """Make one optimizer step on the next batch; return the line about it."""
+        """Make one optimizer step on the next batch; return its loss, rate and speed as text."""
         settings, at, started = self.plan.settings, self.progress.step, time.perf_counter()
         with self.log.timed("waiting for data"), profiling.part("waiting for data"):
             batch = next(self._batches)
@@ -175,9 +175,9 @@ class TrainingRun:
             except errors.GradientOverflow as error:
                 halved = self.progress.loss_scale / 2
                 self.progress = replace(self.progress, loss_scale=halved, clean=0)
-                self.log.say(f"step {at + 1}: {error}; retried at half of it", console=False)
+                self.log.say(f"step {at + 1}: {error}; retried with half of it", console=False)
             except errors.NonFiniteError as error:
-                self.progress = before  # no loss scale would help
+                self.progress = before  # a smaller loss scale did not help: restore the old one
                 loss, nonfinite = np.nan, before.nonfinite + 1
                 self._skip(error, batch, lr, nonfinite)
         self.progress = replace(self.progress, step=at + 1, nonfinite=nonfinite)
@@ -208,12 +208,12 @@ class TrainingRun:
     def _skip(
         self, error: errors.NonFiniteError, batch: loader.Batch, lr: float, nonfinite: int
     ) -> None:
-        """Log an update that was left out; raise where there were too many in a row."""
+        """Log a skipped update; raise after more than --skip_nonfinite in a row."""
         names = [self.plan.data.train.name(index) for index in batch.indices]
         self.log.say(f"the batch of step {self.progress.step}: {', '.join(names)}", console=False)
         more = f" and {len(names) - 8} more, in train.log" if len(names) > 8 else ""
         fault = errors.NonFiniteError(
-            f"step {self.progress.step}, learning rate {lr:g}: {error}; the update was not made. "
+            f"step {self.progress.step}, learning rate {lr:g}: {error}; the update was skipped. "
             f"Try a smaller --base_lr. The batch: {', '.join(names[:8])}{more}"
         )
         if nonfinite > self.plan.settings.skip_nonfinite:
@@ -221,7 +221,7 @@ class TrainingRun:
         self.log.say(f"warning: {fault}")
 
     def validate(self) -> None:
-        """Measure the model on all validation images; log it, and save it if it is the best."""
+        """Validate on all validation images; log the metrics; save the model if it is the best."""
         plan, at = self.plan, self.progress.step
         micro_batch = -(-plan.settings.batch // (self.batch_split * self.world_size))
         batches = loader.evaluation_batches(
@@ -252,9 +252,9 @@ class TrainingRun:
             self.save(best=True)
 
     def save(self, best: bool = False) -> None:
-        """Save all that the run needs to resume from here, without waiting for the disk.
+        """Save a checkpoint of this step; a thread writes it while training continues.
 
-        With --shard all processes take part: each has a part of the momentum.
+        With --shard, all ranks must call this: each holds the momentum of its own parameters.
         """
         velocities = self.sums.gathered(self.optimizer.velocities())
         if self._saver is not None:
@@ -266,7 +266,7 @@ class TrainingRun:
             deque(velocities, maxlen=0)
 
     def _notes(self) -> dict[str, Any]:
-        """Return what a checkpoint says about its run."""
+        """Return the metadata of a checkpoint."""
         return {
             "bit_paddle": __version__,
             "versions": {
@@ -289,7 +289,7 @@ class TrainingRun:
     # --- The end --------------------------------------------------------------------------------
 
     def interrupted(self) -> int:
-        """Save, and say so, after a signal to this process or another; return the exit status."""
+        """Save and log it, after a signal to this rank or another; return the exit status."""
         if self.progress.step > self._begun:
             self.save()
         ending = (
@@ -305,10 +305,10 @@ class TrainingRun:
         return self.stop.exit_status or 128 + signal.SIGTERM
 
     def save_after(self, error: Exception) -> None:
-        """Save what has been learned before ``error``, unless it cut an update in two."""
-        together = isinstance(error, (errors.NonFiniteError, errors.OutOfMemoryError))
+        """Save the steps made before ``error``, unless it interrupted an update halfway."""
+        all_ranks = isinstance(error, (errors.NonFiniteError, errors.OutOfMemoryError))
         progressed = self.optimizer.whole and self.progress.step > self._begun
-        if progressed and (together or not self.plan.settings.shard):
+        if progressed and (all_ranks or not self.plan.settings.shard):
             self.save()
 
     def close(self) -> None:
@@ -319,7 +319,7 @@ class TrainingRun:
                 self._saver.close()
 
     def finish(self) -> dict[str, Any]:
-        """Write the model for use and the result, which marks the run as complete; return it."""
+        """Write the model, then the result, which marks the run as complete; return it."""
         result = {"steps": self.progress.step, **self._tally.summary()}
         if processes.rank():
             return result
@@ -340,11 +340,11 @@ class TrainingRun:
         except errors.WriteError as error:
             missing += [str(error), *log.missing()]
         if missing:
-            lines = "".join(f"\n  {one}" for one in missing)
-            kept = checkpoints.checkpoint_files(log.folder)
-            then = "resumes from the last checkpoint" if kept else "begins again"
+            lines = "".join(f"\n  {name}" for name in missing)
+            saved = checkpoints.checkpoint_files(log.folder)
+            then = "resumes from the last checkpoint" if saved else "starts from the beginning"
             raise errors.WriteError(
-                f"the last step is done, but not all of it could be written:{lines}\nMake room; "
-                f"then the same command {then}"
+                f"all steps are done, but some files could not be written:{lines}\nMake room on "
+                f"the disk; then the same command {then}"
             )
         return result

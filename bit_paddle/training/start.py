@@ -1,7 +1,7 @@
-"""Where a run starts: a checkpoint, pre-trained weights, or random ones; the same in all processes.
+"""The model and optimizer that a run starts with: the same in all ranks.
 
-The order is that of `runs.folder`: the run's own checkpoints, the one of --resume, the pre-trained
-weights, random weights.
+`runs.folder` gives the order: the run's own checkpoints, those of --resume, pre-trained weights,
+random weights.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from bit_paddle.training.plan import Plan
 
 @dataclass(frozen=True)
 class Begun:
-    """What all processes start from: the same in each, but for what --shard shares out.
+    """The state that all ranks start from; with --shard, each has only its part of the momentum.
 
-    ``known_split`` is the --batch_split that was found for a run of the same size before, or 0.
+    ``known_split`` is the --batch_split that the checkpoint's run has found, 0 if there is none or
+    that run needed another amount of memory.
     """
 
     model: resnetv2.ResNetV2
@@ -39,9 +40,9 @@ class Begun:
 
 
 def begin(plan: Plan, amp: str, log: Logbook) -> Begun:
-    """Restore or create the model and the optimizer in rank 0, and broadcast them to all ranks.
+    """Restore or create model and optimizer in rank 0, and broadcast them to all ranks.
 
-    Raises `CheckpointError` if no checkpoint that --resume names is whole.
+    Raises `CheckpointError` if every checkpoint that --resume names is damaged.
     """
     settings, classes = plan.settings, len(plan.data.train.classes)
     progress, known_split, restored = Progress(), 0, False
@@ -69,16 +70,24 @@ def begin(plan: Plan, amp: str, log: Logbook) -> Begun:
 def _restore(
     plan: Plan, model: resnetv2.ResNetV2, optimizer: Momentum, log: Logbook
 ) -> Checkpoint | None:
-    """Restore the newest checkpoint that is whole; report and set aside the damaged ones."""
-    for place, checkpoint in enumerate(plan.start.checkpoints):
+    """Restore and return the newest intact checkpoint, or None if there is none.
+
+    Damaged checkpoints are reported, and renamed unless they are another run's.
+    """
+    for index, checkpoint in enumerate(plan.start.checkpoints):
         try:
             snapshot.restore(model, optimizer, checkpoint.path)
             return checkpoint
-        except (errors.CheckpointError, errors.MissingFileError) as error:  # or pruned just now
-            later = plan.start.checkpoints[place + 1 :]
-            if checkpoint.elsewhere and not later:
+        except (
+            errors.CheckpointError,
+            errors.MissingFileError,
+        ) as error:  # or pruned since the plan
+            older = plan.start.checkpoints[index + 1 :]
+            if checkpoint.elsewhere and not older:
                 raise
-            then = f"{later[0].path} is tried" if later else "the run begins again"
+            then = (
+                f"{older[0].path} is tried next" if older else "the run starts from the beginning"
+            )
             log.say(f"warning: {error}\n{then}")
             if not checkpoint.elsewhere:
                 checkpoints.set_aside(checkpoint.path)
@@ -86,12 +95,12 @@ def _restore(
 
 
 def _resumed(plan: Plan, checkpoint: Checkpoint, amp: str, log: Logbook) -> tuple[Progress, int]:
-    """Return the progress to resume with, and the --batch_split if it is known for this size."""
+    """Return the progress to resume with, and the checkpoint's --batch_split or 0 (`Begun`)."""
     settings, progress, notes = plan.settings, checkpoint.progress, checkpoint.notes
     log.say(f"resumes after step {progress.step}, from {checkpoint.path}")
-    before = notes.get("amp", "off")  # the oldest runs knew no other
+    before = notes.get("amp", "off")  # the oldest checkpoints do not say it
     if before != amp:
-        log.say(f"warning: --amp was {before} so far, and is {amp} from here on")
+        log.say(f"warning: --amp was {before} before, and is {amp} from this step on")
     size = {"processes": processes.world_size(), "amp": amp, "crop": plan.resolution.crop}
     same_size = all(notes.get(key) == value for key, value in size.items()) and all(
         notes["settings"].get(key) == getattr(settings, key)
@@ -100,7 +109,7 @@ def _resumed(plan: Plan, checkpoint: Checkpoint, amp: str, log: Logbook) -> tupl
     moved = checkpoint.elsewhere or notes["data"] != plan.data_identity
     if moved or not (log.folder / checkpoints.CHECKPOINTS / checkpoints.BEST).exists():
         progress = replace(progress, best=-1.0)
-    if checkpoint.elsewhere:  # validations so far are in the other run's log
+    if checkpoint.elsewhere:  # earlier validations are in the other run's log
         progress = replace(progress, evaluated=-1)
     return progress, int(notes["batch_split"]) if same_size else 0
 
@@ -131,7 +140,7 @@ def _optimizer(settings: Settings, model: resnetv2.ResNetV2) -> Momentum:
 
 
 def _of_rank_0(progress: Progress, known_split: int, moving: bool) -> tuple[Progress, int, bool]:
-    """Return the values of rank 0; they travel as float64, which holds each of them exactly."""
+    """Return the values of rank 0. They are broadcast as float64, which holds each exactly."""
     *values, known_split, moving = distributed.from_first(
         [*asdict(progress).values(), known_split, moving]
     ).tolist()

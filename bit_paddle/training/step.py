@@ -1,4 +1,4 @@
-"""One update: the passes over all micro-batches, the checks, the optimizer step."""
+"""One update: forward and backward passes of all micro-batches, checks, optimizer step."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ def update(
     checked: Callable[[Iterator], Iterator] = iter,
     loss_name: str = "softmax",
 ) -> float:
-    """Make one optimizer step on a batch of ``images`` images in all processes; return the loss.
+    """Make one optimizer step on a batch of ``images`` images over all ranks; return the loss.
 
-    ``micro_batches`` are this process's share of the batch, mixed by ``lam``. Each gradient is
-    weighted by the size of its micro-batch; the sum is the gradient of the mean loss.
-    ``loss_scale``, a power of two, multiplies gradients while they are in half precision.
-    ``checked`` iterates over the micro-batches and may raise `Interrupted` before each.
-    ``loss_name`` is one of `losses.LOSSES`.
+    ``micro_batches`` are this rank's share of the batch, for gradient accumulation; ``lam`` is
+    MixUp's lambda. Each gradient is weighted by the size of its micro-batch, so that the sum is
+    the gradient of the mean loss. ``loss_scale``, a power of two, scales the gradients while they
+    are in half precision. ``checked`` wraps the iterator of micro-batches and may raise
+    `Interrupted` before each. ``loss_name`` is a key of `losses.LOSSES`.
 
-    Errors are raised in all processes, and the weights are unchanged then: `Interrupted` (a signal
-    reached one process before its last micro-batch), `OutOfMemoryError`, `NonFiniteError` (the
-    loss or a gradient), `GradientOverflow` (a gradient, where a lower ``loss_scale`` may help).
+    An error is raised in all ranks and leaves the weights unchanged: `Interrupted` (a signal
+    reached a rank before its last micro-batch), `OutOfMemoryError`, `NonFiniteError` (in the loss
+    or a gradient), `GradientOverflow` (in a gradient; a smaller ``loss_scale`` may help).
     """
     losses: list[Tensor] = []
     try:
@@ -61,7 +61,7 @@ def update(
             optimizer.step()
             sums.share_parameters()
     finally:
-        losses.clear()  # activations hang on them
+        losses.clear()  # they hold the activations
         optimizer.clear_grad(set_to_zero=False)
     return loss
 
@@ -77,10 +77,11 @@ def _passes(
     losses: list[Tensor],
     stack: ExitStack,
 ) -> type[BaseException] | None:
-    """Make all passes but the last backward pass, which the all-reduce overlaps with.
+    """Make all forward passes, and all backward passes but the last, which overlaps the all-reduce.
 
-    Fills ``losses``, weighted by size. Returns `Interrupted`, MemoryError, or None if all is well:
-    the type and not the error, which may hold memory. ``stack`` is closed after the last pass.
+    Appends each loss, weighted by the size of its micro-batch, to ``losses``. Returns None, or the
+    type `Interrupted` or MemoryError; the error itself may hold memory. The caller closes ``stack``
+    after the last backward pass.
     """
     try:
         with device.memory_errors():
@@ -104,7 +105,7 @@ def _passes(
 def _last_backward(
     sums: GradientSums, losses: list[Tensor], loss_scale: float
 ) -> type[BaseException] | None:
-    """Make the last backward pass, overlapped with the all-reduce; return MemoryError or None."""
+    """Make the last backward pass, overlapped with the all-reduce; return None or MemoryError."""
     fault = None
     with sums.exchanged() as give_up:
         try:
@@ -114,7 +115,7 @@ def _last_backward(
         except MemoryError:
             fault = MemoryError
             losses.clear()
-        if fault is not None:  # out of the handler, whose error may hold memory
+        if fault is not None:  # not in the handler above, where the error may hold memory
             give_up()
     return fault
 
@@ -122,7 +123,7 @@ def _last_backward(
 def _require_finite_gradients(
     model: ResNetV2, fault: type[BaseException] | None, loss_scale: float
 ) -> None:
-    """Raise in all processes where one has met ``fault`` or a gradient that is not finite."""
+    """Raise in all ranks if any rank has a ``fault`` or a gradient that is not finite."""
     bad = non_finite(model.parameters())
     (count,) = distributed.agree([sum(bad)], fault)
     if not count:
@@ -135,7 +136,7 @@ def _require_finite_gradients(
 
 
 def _with_last(parts: Iterable[loader.MicroBatch]) -> Iterator[tuple[loader.MicroBatch, bool]]:
-    """Yield each of ``parts`` with whether it is the last one."""
+    """Yield (part, whether it is the last one)."""
     parts = iter(parts)
     part = next(parts, None)
     while part is not None:
@@ -145,7 +146,7 @@ def _with_last(parts: Iterable[loader.MicroBatch]) -> Iterator[tuple[loader.Micr
 
 
 def loss_of(model: ResNetV2, part: loader.MicroBatch, lam: float, name: str = "softmax") -> Tensor:
-    """Return the mean loss over a micro-batch, mixed with its partners."""
+    """Return the mean loss over a micro-batch, after MixUp unless ``lam`` is 1."""
     images, loss = device.to_device(part.images), models_losses.LOSSES[name]
     if lam == 1.0:
         return loss(model(images), part.labels)

@@ -1,4 +1,4 @@
-"""Validation: the metrics of a model over all images of all processes."""
+"""Validate a model: metrics over the images of all ranks."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def evaluate(
     progress: Callable[[int], object] = lambda images: None,
     loss: str = "softmax",
 ) -> Tally:
-    """Return the tally of ``model``, in full precision, over ``batches``.
+    """Return the metrics of ``model`` over the batches of all ranks, computed in full precision.
 
-    Each process has its own of them. ``progress`` hears of each batch's size. Raises `Interrupted`
-    if ``batches`` do in any process.
+    ``batches`` are this rank's share. ``progress`` is called with the size of each batch. Raises
+    `Interrupted` in all ranks if the iterator of any rank does.
     """
     tally, fault = Tally(), None
     before, model.amp = model.amp, "off"

@@ -1,8 +1,9 @@
-"""What the benches of speed have in common: contenders in processes of their own, taking turns.
+"""Time contenders against each other, for the benches of speed: `step`, `inference`, `scaling`.
 
-Two OpenMP runtimes in one process spoil each other, and turns let a busy moment of the machine hit
-all. A step is what training does with a batch of uint8 images: x / 127.5 - 1, forward pass, mean
-cross-entropy, backward pass, SGD with momentum; inference is the forward pass to logits.
+Each contender is a process, as two OpenMP runtimes in one process slow each other down. They take
+turns, so that a busy moment of the machine affects all. A training step takes a batch of uint8
+images: x / 127.5 - 1, forward pass, mean cross-entropy, backward pass, SGD with momentum. Inference
+is the forward pass to logits.
 """
 
 from __future__ import annotations
@@ -25,14 +26,17 @@ OURS, PURE, IN_PARTS = "bit_paddle", "bit_paddle, pure Paddle", ", 4 micro-batch
 EXPORTED = "bit_paddle, exported"
 OBVIOUS, OBVIOUS_SET = "paddle, obvious", "paddle, obvious, MKL set"
 HUGGING_FACE, TIMM = "transformers", "timm"
-PADDLE_AS_IT_COMES = {"OMP_NUM_THREADS": "1", "MKL_DEBUG_CPU_TYPE": "0"}  # where nobody says
-CLASSES, PAUSE = 10, 0.4  # seconds between turns: threads of OpenMP spin on when their work is done
+PADDLE_AS_IT_COMES = {"OMP_NUM_THREADS": "1", "MKL_DEBUG_CPU_TYPE": "0"}
+CLASSES, PAUSE = (
+    10,
+    0.4,
+)  # seconds between turns: OpenMP's threads spin on after their work
 LEGEND = """\
 contenders (... bf16: with --amp bf16, under torch.autocast; fp16 on GPUs before Ampere):
-  bit_paddle              this package as it comes, and with BIT_PADDLE_NATIVE=0 (pure Paddle)
+  bit_paddle              this package by default, and with BIT_PADDLE_NATIVE=0 (pure Paddle)
   ..., exported           a folder of `export --format paddle`, run by Paddle Inference with oneDNN
   paddle, obvious         standardization by mean, variance and square root in every pass, Paddle's
-                          own momentum, its MKL as it comes (one thread; SSE on AMD)
+                          own momentum, its MKL by default (one thread; SSE on AMD)
   ..., MKL set            the same with `bit_paddle.system.environment`'s threads and instructions
   transformers            Hugging Face's BitForImageClassification; NHWC: channels-last; folded: the
                           kernels standardized beforehand by hand
@@ -40,7 +44,7 @@ contenders (... bf16: with --amp bf16, under torch.autocast; fp16 on GPUs before
 """
 
 
-# --- Contenders: each returns what is to be timed -----------------------------------------------
+# --- Contenders: each returns the function to time ----------------------------------------------
 
 
 def ours(flags: argparse.Namespace, images: np.ndarray, labels: np.ndarray) -> Callable[[], object]:
@@ -58,8 +62,8 @@ def ours(flags: argparse.Namespace, images: np.ndarray, labels: np.ndarray) -> C
     amp = "off"
     if "bf16" in flags.worker:
         amp = "bf16" if device == "cpu" else amp_for(device)
-    operators, named = build.choose(device, amp, lambda text: None)
-    print(named, flush=True)
+    operators, description = build.choose(device, amp, lambda text: None)
+    print(description, flush=True)
     model.compute_with(operators)
     model.amp = amp
     part = MicroBatch(images, labels, labels)
@@ -103,10 +107,7 @@ def obvious(
 ) -> Callable[[], object]:
     from bit_paddle.models import weights
     from bit_paddle.models.native import plain
-    from bit_paddle.system.device import (  # before Paddle, whose settings it makes
-        select_device,
-        to_device,
-    )
+    from bit_paddle.system.device import select_device, to_device  # sets the environment of Paddle
 
     import paddle  # isort: skip
 
@@ -153,16 +154,16 @@ def pytorch(
     model = model.to(device, memory_format=layout).train(not flags.inference)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
     targets, half = torch.from_numpy(labels).to(device), "bf16" in flags.worker
-    kind = torch.bfloat16
+    half_type = torch.bfloat16
     if device == "cuda" and torch.cuda.get_device_capability()[0] < 8:
-        kind = torch.float16
-    scaler = torch.amp.GradScaler(device, enabled=half and kind == torch.float16)
+        half_type = torch.float16
+    scaler = torch.amp.GradScaler(device, enabled=half and half_type == torch.float16)
 
     def logits() -> torch.Tensor:
         pixels = torch.from_numpy(images).to(device).float().div_(127.5).sub_(1)
-        with torch.autocast(device, kind, enabled=half):
-            made = model(pixels.contiguous(memory_format=layout))
-        return getattr(made, "logits", made).float()
+        with torch.autocast(device, half_type, enabled=half):
+            output = model(pixels.contiguous(memory_format=layout))
+        return getattr(output, "logits", output).float()
 
     def infer() -> np.ndarray:
         with torch.inference_mode():
@@ -222,7 +223,7 @@ def _timm(flags: argparse.Namespace) -> object:
 
 
 def work(flags: argparse.Namespace) -> None:
-    """Be a contender: one run for each line of input, answered with its seconds and the memory."""
+    """Run as a contender: for each line of input, time one run; print [seconds, peak MB]."""
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (flags.batch, 3, flags.side, flags.side)).astype(np.uint8)
     labels = random.integers(0, CLASSES, flags.batch)
@@ -239,7 +240,7 @@ def work(flags: argparse.Namespace) -> None:
 
 
 def peak_memory(flags: argparse.Namespace) -> float:
-    """Return the MB that this process has held at most, on its GPU if it is on one."""
+    """Return this process's peak memory in MB: of the GPU if it uses one."""
     if flags.device == "cpu":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     library = sys.modules.get("torch") or sys.modules["paddle"].device
@@ -250,7 +251,7 @@ def peak_memory(flags: argparse.Namespace) -> float:
 
 
 def race(contenders: Sequence[str], rounds: int, words: Sequence[str]) -> dict[str, dict]:
-    """Return {contender: {"seconds": of each round, "memory": MB at the peak}}."""
+    """Run the contenders in turns; return {name: {"seconds": per round, "memory": peak in MB}}."""
     children = {}
     for name in contenders:
         environment = dict(os.environ)
@@ -266,34 +267,36 @@ def race(contenders: Sequence[str], rounds: int, words: Sequence[str]) -> dict[s
             text=True,
             env=environment,
         )
-        lines = iter(children[name].stdout.readline, "")  # one after the other: starting is work
+        # Wait before the next one starts: starting takes processor time.
+        lines = iter(children[name].stdout.readline, "")
         if not any(line == "ready\n" for line in lines):
-            print(f"{name}: does not run here")
+            print(f"{name}: skipped, it does not run here")
             del children[name]
-    found: dict[str, dict] = {name: {"seconds": [], "memory": 0.0} for name in children}
+    results: dict[str, dict] = {name: {"seconds": [], "memory": 0.0} for name in children}
     for _ in range(rounds):
         for name, child in children.items():
             time.sleep(PAUSE)
             child.stdin.write("\n")
             child.stdin.flush()
-            seconds, found[name]["memory"] = json.loads(child.stdout.readline())
-            found[name]["seconds"].append(seconds)
+            seconds, results[name]["memory"] = json.loads(child.stdout.readline())
+            results[name]["seconds"].append(seconds)
     for child in children.values():
         child.stdin.close()
         child.wait()
-    return found
+    return results
 
 
-def medians(found: dict[str, dict]) -> dict[str, float]:
-    return {name: statistics.median(one["seconds"]) for name, one in found.items()}
+def medians(results: dict[str, dict]) -> dict[str, float]:
+    """Return {name: median seconds}."""
+    return {name: statistics.median(result["seconds"]) for name, result in results.items()}
 
 
-def fastest_peer(found: dict[str, dict], half: bool, folded: bool = False) -> float:
-    """Return the median of the fastest PyTorch contender at that precision."""
+def fastest_peer(results: dict[str, dict], half: bool, folded: bool = False) -> float:
+    """Return the median seconds of the fastest PyTorch contender in that precision."""
     return min(
         (
             median
-            for name, median in medians(found).items()
+            for name, median in medians(results).items()
             if name.startswith((HUGGING_FACE, TIMM))
             and name.endswith("bf16") == half
             and ("folded" in name) == folded
@@ -302,96 +305,96 @@ def fastest_peer(found: dict[str, dict], half: bool, folded: bool = False) -> fl
     )
 
 
-def report(found: dict[str, dict]) -> None:
-    """Print medians, spread, the ratio to the faster PyTorch as it comes, and memory."""
+def report(results: dict[str, dict]) -> None:
+    """Print median, spread, ratio to the fastest unmodified PyTorch, and peak memory of each."""
     print(f"{'':30}{'median s':>8}  {'fastest':>8} {'slowest':>8}   ratio       MB")
-    for name, one in found.items():
-        median = statistics.median(one["seconds"])
-        ratio = median / fastest_peer(found, name.endswith("bf16"))
+    for name, result in results.items():
+        seconds = result["seconds"]
+        median = statistics.median(seconds)
+        ratio = median / fastest_peer(results, name.endswith("bf16"))
         print(
-            f"{name:30}{median:8.3f}  {min(one['seconds']):8.3f} {max(one['seconds']):8.3f}  "
-            f"{ratio:6.2f}  {one['memory']:7,.0f}",
+            f"{name:30}{median:8.3f}  {min(seconds):8.3f} {max(seconds):8.3f}  "
+            f"{ratio:6.2f}  {result['memory']:7,.0f}",
             flush=True,
         )
 
 
-def draw(every: dict[str, dict[str, list[float]]], path: Path, what: str) -> None:
-    """Draw {title: {name: values}} as bars from lowest to highest value, a panel a title."""
+def draw(panels: dict[str, dict[str, list[float]]], path: Path, quantity: str) -> None:
+    """Draw {title: {name: values}} as bars of medians with their range, one panel per title."""
     from matplotlib.figure import Figure
 
-    rows = max(len(found) for found in every.values())
-    figure = Figure(figsize=(4.6 * len(every), 1 + 0.34 * rows), layout="constrained")
-    for axes, (title, found) in zip(
-        figure.subplots(1, len(every), squeeze=False)[0], every.items()
-    ):
-        names = list(found)[::-1]
-        middle = [statistics.median(found[name]) for name in names]
-        low = [m - min(found[name]) for name, m in zip(names, middle)]
-        high = [max(found[name]) - m for name, m in zip(names, middle)]
+    rows = max(len(bars) for bars in panels.values())
+    figure = Figure(figsize=(4.6 * len(panels), 1 + 0.34 * rows), layout="constrained")
+    all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (title, bars) in zip(all_axes, panels.items()):
+        names = list(bars)[::-1]
+        middle = [statistics.median(bars[name]) for name in names]
+        low = [m - min(bars[name]) for name, m in zip(names, middle)]
+        high = [max(bars[name]) - m for name, m in zip(names, middle)]
         colors = ["tab:blue" if name.startswith(OURS) else "silver" for name in names]
         axes.barh(names, middle, xerr=[low, high], color=colors, error_kw={"linewidth": 1})
         axes.set_title(title, fontsize=10)
-        axes.set_xlabel(f"{what}: median, lowest and highest", fontsize=8)
+        axes.set_xlabel(f"{quantity}: median, minimum and maximum", fontsize=8)
         axes.tick_params(labelsize=8)
     figure.savefig(path, dpi=120)
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """Return the parser of the flags that all races share."""
-    made = argparse.ArgumentParser(
+    """Return the parser with the flags that all these benches share."""
+    result = argparse.ArgumentParser(
         description=description,
         epilog=LEGEND,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--model", default="R50x1", help="R<layers>x<width>")
-    made.add_argument("--batches", type=int, nargs="+", default=[8, 32], help="images at once")
-    made.add_argument("--side", type=int, default=128, help="of the images")
-    made.add_argument("--rounds", type=int, default=7)
-    made.add_argument("--without", nargs="+", default=[], help="contenders to leave out")
-    made.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
-    made.add_argument("--json", type=Path, help="file for every time")
-    made.add_argument("--plot", type=Path, help="file for a picture")
-    for hidden in ("--batch", "--worker"):
-        made.add_argument(hidden, type=int if hidden == "--batch" else str, help=argparse.SUPPRESS)
-    made.set_defaults(inference=False)
-    return made
+    result.add_argument("--model", default="R50x1", help="R<layers>x<width>")
+    result.add_argument("--batches", type=int, nargs="+", default=[8, 32], help="batch sizes")
+    result.add_argument("--side", type=int, default=128, help="side of the images")
+    result.add_argument("--rounds", type=int, default=7)
+    result.add_argument("--without", nargs="+", default=[], help="contenders to skip")
+    result.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    result.add_argument("--json", type=Path, help="write all times to this file")
+    result.add_argument("--plot", type=Path, help="write a figure to this file")
+    result.add_argument("--batch", type=int, help=argparse.SUPPRESS)
+    result.add_argument("--worker", help=argparse.SUPPRESS)
+    result.set_defaults(inference=False)
+    return result
 
 
 def words(flags: argparse.Namespace, batch: int, side: int) -> list[str]:
-    """Return what a contender is told, beside its name."""
+    """Return the command-line words of a contender, without its name."""
     sizes = ["--batch", str(batch), "--side", str(side)]
     return [*sizes, "--model", flags.model, "--device", flags.device]
 
 
-def run(flags: argparse.Namespace, contenders: Sequence[str], what: str) -> dict[str, dict]:
-    """Hold the races that ``flags`` ask for, print them, and write what they found."""
+def run(flags: argparse.Namespace, contenders: Sequence[str], task: str) -> dict[str, dict]:
+    """Time the contenders for each batch size; print, write and return {title: results}."""
     contenders = [name for name in contenders if name not in flags.without]
-    if flags.device == "gpu":  # these are of processors
+    if flags.device == "gpu":  # these run on a CPU only
         contenders = [
             name for name in contenders if not name.startswith((PURE, EXPORTED, OBVIOUS_SET))
         ]
-    every = {}
+    races = {}
     for batch in flags.batches:
-        title = f"{flags.model}, {flags.side} x {flags.side}, {what}, batch {batch}"
+        title = f"{flags.model}, {flags.side} x {flags.side}, {task}, batch {batch}"
         print(title, flush=True)
-        every[title] = race(contenders, flags.rounds, words(flags, batch, flags.side))
-        report(every[title])
+        races[title] = race(contenders, flags.rounds, words(flags, batch, flags.side))
+        report(races[title])
     if flags.json:
-        flags.json.write_text(json.dumps(every, indent=1))
+        flags.json.write_text(json.dumps(races, indent=1))
     if flags.plot:
         times = {
-            title: {name: one["seconds"] for name, one in found.items()}
-            for title, found in every.items()
+            title: {name: result["seconds"] for name, result in results.items()}
+            for title, results in races.items()
         }
         draw(times, flags.plot, "seconds")
-    return every
+    return races
 
 
-def main(description: str, contenders: Sequence[str], what: str, inference: bool = False) -> None:
-    """Be the command of a bench, or one of its contenders."""
+def main(description: str, contenders: Sequence[str], task: str, inference: bool = False) -> None:
+    """Run the command of a bench, or one of its contenders."""
     flags = parser(description).parse_args()
     flags.inference = inference
     if flags.worker:
         work(flags)
     else:
-        run(flags, contenders, what)
+        run(flags, contenders, task)

@@ -3,9 +3,10 @@
 
     python scripts/benchmarks/environment.py
 
-Each figure is the median of seven products of 2048 x 2048 in float32, in a process of its own.
+Each speed is the median of seven float32 products of 2048 x 2048 matrices, in a new process.
 """
 
+import argparse
 import os
 import subprocess
 import sys
@@ -27,18 +28,21 @@ print(2 * 2048 ** 3 / statistics.median(seconds() for _ in range(7)) / 1e9)
 
 
 def main() -> None:
-    plain = {name: value for name, value in os.environ.items() if name not in NAMES}
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
+    environment = {name: value for name, value in os.environ.items() if name not in NAMES}
     speed = {}
-    for which in ("without", "with"):
+    for mode in ("without", "with"):
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", PRODUCT, which],
-            env=plain,
+            [sys.executable, "-W", "ignore", "-c", PRODUCT, mode],
+            env=environment,
             check=True,
             capture_output=True,
             text=True,
         )
-        speed[which] = float(done.stdout.split()[-1])
-        print(f"{which:8} the settings: {speed[which]:6.0f} GFLOP/s")
+        speed[mode] = float(done.stdout.split()[-1])
+        print(f"{mode:8} the settings: {speed[mode]:6.0f} GFLOP/s")
     print(f"ratio {speed['with'] / speed['without']:.1f}")
 
 

@@ -1,10 +1,10 @@
-"""Seconds from the command to the first step of training, with the checkpoint on the disk.
+"""Measure the seconds from the train command to the end of its first step.
 
     python scripts/benchmarks/first_step.py [--model R50x1]
 
-Writes a checkpoint with pseudo-random weights and a few images, and starts ``python -m
-bit_paddle.train`` on them, for three steps of 8 images of 128 pixels, in processes of their own.
-Operators are compiled before, as they are once on a machine.
+Writes a checkpoint with pseudo-random weights and 40 images, and runs ``python -m
+bit_paddle.train`` on them several times, for three steps of 8 images of 128 pixels. A first run is
+not counted: it may compile the operators, which happens once per machine.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main() -> None:
             start = time.time()
             subprocess.run([*TRAIN, *words, str(number)], check=True, stdout=subprocess.DEVNULL)
             first = (root / "logs" / str(number) / "metrics.jsonl").read_text().splitlines()[0]
-            if number:  # the first one may compile
+            if number:  # the first run may compile
                 seconds.append(json.loads(first)["time"] - start)
                 log = (root / "logs" / str(number) / "train.log").read_text()
         print(log.splitlines()[-2].split(" ", 2)[2])

@@ -1,8 +1,8 @@
-"""Inference beside BiT in PyTorch: ``pip install '.[native,bench]'``, then
+"""Compare the speed of inference with BiT in PyTorch: ``pip install '.[native,bench]'``, then
 ``python scripts/benchmarks/inference.py``.
 
-Printed: the median, the fastest and the slowest round, the median's ratio to the faster PyTorch of
-the same precision as it comes, and the memory of the process at its peak.
+Prints for each contender the median, fastest and slowest round in seconds, the ratio of its median
+to that of the fastest unmodified PyTorch in the same precision, and its peak memory.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""Images a second of the input pipeline, against torchvision-style Pillow code in a plain loop.
+"""Compare the input pipeline's images per second with a plain Pillow loop as in torchvision.
 
     python scripts/benchmarks/input.py cifar10 FOLDER       # 32 -> 160 -> 128, in memory
     python scripts/benchmarks/input.py folder FOLDER        # photographs: decode, 512, 480
 
-The baseline is what torchvision's transforms do, in Pillow and NumPy: convert, resize, crop, flip,
-ToTensor, Normalize, and a batch of them; its figure is that of one process times --workers. Ours is
-`loader.training_batches`; "scaled" adds x / 127.5 - 1 to float32, which in a run is the device's
-matter. "first epoch" decodes and resizes every image, "kept" takes resized images from memory.
+The baseline does the work of torchvision's transforms in Pillow and NumPy: convert, resize, crop,
+flip, ToTensor, Normalize, and stacks a batch. Its speed is that of one process times --workers. Our
+pipeline is `loader.training_batches`; "scaled" adds x / 127.5 - 1 in float32, which the device
+computes in a real run. "first epoch" decodes and resizes every image; "cached" reads resized images
+from memory.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from bit_paddle.recipes.hyperrule import resolution
 
 
 def baseline(images: Images, precrop: int, crop: int, batch: int, batches: int) -> float:
-    """Return images a second of a plain loop, with Pillow's memory as it is by default."""
+    """Return the images per second of a plain loop, with Pillow's default memory settings."""
     Image.core.set_blocks_max(0)
     random = np.random.default_rng(0)
     in_memory = isinstance(images, ArrayImages)
@@ -52,12 +53,12 @@ def baseline(images: Images, precrop: int, crop: int, batch: int, batches: int) 
     start = time.perf_counter()
     for k in range(batches):
         np.stack([view(int(index)) for index in order[k * batch : (k + 1) * batch]])
-    Image.core.set_blocks_max(int(os.environ["PILLOW_BLOCKS_MAX"]))  # as bit_paddle has it
+    Image.core.set_blocks_max(int(os.environ["PILLOW_BLOCKS_MAX"]))  # the setting of bit_paddle
     return batches * batch / (time.perf_counter() - start)
 
 
 def ours(stream, batch: int, batches: int, scaled: bool) -> float:
-    """Return images a second of ``stream`` from here on."""
+    """Return the images per second of ``stream``, from its current position."""
     (part,) = next(stream).micro_batches(1)
     floats = np.empty(part.images.shape, np.float32)
     start = time.perf_counter()
@@ -78,15 +79,15 @@ def main() -> None:
     parser.add_argument("datadir")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--batches", type=int, default=12, help="of each measurement")
+    parser.add_argument("--batches", type=int, default=12, help="batches per measurement")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", type=Path, help="file for every ratio")
-    parser.add_argument("--plot", type=Path, help="file for a picture")
+    parser.add_argument("--json", type=Path, help="write all ratios to this file")
+    parser.add_argument("--plot", type=Path, help="write a figure to this file")
     flags = parser.parse_args()
     images = registry.open_dataset(flags.dataset, flags.datadir).train
     sizes = registry.sizes(images, np.arange(len(images)))
     sides = resolution(*sizes[len(sizes) // 2])
-    few = np.arange(min(len(images), flags.batch * flags.batches))  # an epoch is one measurement
+    one_measurement = np.arange(min(len(images), flags.batch * flags.batches))
 
     def stream(subset: np.ndarray, memory: int):
         return loader.training_batches(
@@ -94,31 +95,32 @@ def main() -> None:
         )
 
     ratios: dict[str, list[float]] = {}
-    kept = stream(few, 1 << 40)
-    ours(kept, flags.batch, flags.batches + 4, False)  # the first epoch, and what is made ahead
+    cached = stream(one_measurement, 1 << 40)
+    # Skip the first epoch and the batches that are prepared ahead.
+    ours(cached, flags.batch, flags.batches + 4, False)
     for _ in range(flags.rounds):
         plain = baseline(images, sides.precrop, sides.crop, flags.batch, flags.batches)
         plain *= flags.workers
         for name, source, scaled in (
             ("first epoch", stream(np.arange(len(images)), 0), False),
             ("first epoch, scaled", stream(np.arange(len(images)), 0), True),
-            ("kept", kept, False),
-            ("kept, scaled", kept, True),
+            ("cached", cached, False),
+            ("cached, scaled", cached, True),
         ):
             speed = ours(source, flags.batch, flags.batches, scaled)
             ratios.setdefault(name, []).append(speed / plain)
             print(f"{name:20} {speed:8,.0f} images/s; baseline {plain:7,.0f}", flush=True)
-            if source is not kept:
+            if source is not cached:
                 source.close()
-    kept.close()
+    cached.close()
     title = f"{flags.dataset}, {sides.precrop} -> {sides.crop}, {flags.workers} workers"
-    print(f"\n{title}, median (lowest, highest) of {flags.rounds} ratios to the baseline")
+    print(f"\n{title}: ratio to the baseline, median (min, max) of {flags.rounds} rounds")
     for name, values in ratios.items():
         print(f"{name:20} {statistics.median(values):.2f} ({min(values):.2f}, {max(values):.2f})")
     if flags.json:
         flags.json.write_text(json.dumps({title: ratios}, indent=1))
     if flags.plot:
-        contenders.draw({title: ratios}, flags.plot, "times the baseline's images a second")
+        contenders.draw({title: ratios}, flags.plot, "images per second / baseline")
 
 
 if __name__ == "__main__":

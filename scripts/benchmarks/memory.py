@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Memory: of loading, and of prediction (`plan.py` has that of training).
+"""Measure the peak memory of loading a model and of prediction (for training: `plan.py`).
 
     python scripts/benchmarks/memory.py load R152x4 21843     # writes a file of 4.4 GB first
     python scripts/benchmarks/memory.py features R14x0.5 10000   # predict --features
 
-Peaks are of the resident memory of processes of their own.
+Each peak is the resident memory of a new process.
 """
 
+import argparse
 import subprocess
 import sys
 import tempfile
@@ -43,12 +44,13 @@ print(peak())
 
 
 def run(code: str, *arguments: object) -> int:
-    """Return the number that ``code`` prints last."""
+    """Run ``code`` in a new process; return the last number that it prints."""
     words = [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)]
     return int(subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
 def load(name: str, classes: int) -> None:
+    """Print the size of a model's file with random weights, and the peak memory to load it."""
     architecture, random = Architecture.parse(name), np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"{name}.npz")
@@ -66,6 +68,7 @@ def load(name: str, classes: int) -> None:
 
 
 def features(name: str, count: int) -> None:
+    """Print the peak memory of predict --features for a tenth of ``count`` images, and for all."""
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder, "model.npz")
         save_npz(create_model(name, num_classes=2), model)
@@ -81,5 +84,16 @@ def features(name: str, count: int) -> None:
             print(f"predict --features, {images:,} images: {peak / 1e6:.0f} MB at the peak")
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("task", choices=("load", "features"))
+    parser.add_argument("model", help="R<layers>x<width>")
+    parser.add_argument("count", type=int, help="classes of load, images of features")
+    flags = parser.parse_args()
+    {"load": load, "features": features}[flags.task](flags.model, flags.count)
+
+
 if __name__ == "__main__":
-    {"load": load, "features": features}[sys.argv[1]](sys.argv[2], int(sys.argv[3]))
+    main()

@@ -1,12 +1,13 @@
-"""Memory of training an image, and the plan's estimate: ``scripts/benchmarks/plan.py R50x1``.
+"""Compare the plan's memory estimate with real training: ``scripts/benchmarks/plan.py R50x1``.
 
-Processes of their own train on few and on many images a micro-batch, twice in one step, because
-gradients of kernels are there from the second micro-batch on. What the peaks differ by, divided by
-the images, is an image's share. Few must be enough to outweigh the gradients that a step ends with.
+New processes make one step of two micro-batches (gradients of kernels exist only from the second
+micro-batch on), with few and with many images per micro-batch. The memory per image is the
+difference of the two peaks divided by the difference in images. The smaller micro-batch must need
+more memory than the gradients at the end of the step.
 
-Two peaks: of the bytes that Paddle has asked for, and of resident memory. The latter has gaps too,
-as glibc keeps what was freed in its heap: 0.7 to 1.3 of the estimate with --gaps, by chance. By
-default blocks from 64 KiB on are given back at once.
+Two peaks are compared: the bytes that Paddle has allocated, and resident memory. Resident memory
+also depends on gaps, as glibc keeps freed memory in its heap: with --gaps it is 0.7 to 1.3 of the
+estimate, by chance. Without --gaps, blocks of 64 KiB and more are returned to the system at once.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ print(allocated, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def peaks(*arguments: object, gaps: bool = False) -> list[int]:
-    """Return the bytes that Paddle has asked for and those that were resident, at their peaks."""
+    """Return the peak of the bytes that Paddle allocated, and of resident memory."""
     threshold = {} if gaps else {"MALLOC_MMAP_THRESHOLD_": str(2**16)}
     words = [sys.executable, "-W", "ignore", "-c", STEP, *map(str, arguments)]
     environment = {**os.environ, **threshold}
@@ -52,13 +53,17 @@ def peaks(*arguments: object, gaps: bool = False) -> list[int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
     parser.add_argument("model", nargs="?", default="R50x1", help="R<layers>x<width>")
-    parser.add_argument("--side", type=int, nargs="+", default=[128, 224], help="of the images")
-    parser.add_argument("--images", type=int, nargs=2, default=[12, 24], help="a micro-batch")
-    parser.add_argument("--gaps", action="store_true", help="leave glibc as it is")
+    parser.add_argument(
+        "--side", type=int, nargs="+", default=[128, 224], help="sides of the images"
+    )
+    parser.add_argument(
+        "--images", type=int, nargs=2, default=[12, 24], help="images per micro-batch"
+    )
+    parser.add_argument("--gaps", action="store_true", help="keep glibc's defaults")
     flags = parser.parse_args()
 
     few, many = flags.images
-    print("MB an image, ratio: estimate / measured")
+    print("MB per image; ratio: estimate / measured")
     print(f"{flags.model:8}  side  --recompute  estimate  allocated  ratio  resident  ratio")
     for side in flags.side:
         for recompute in ("off", "unit", "block"):

@@ -1,28 +1,31 @@
-"""What memory savers and half precision do to a run: ``python scripts/benchmarks/precision.py``.
+"""Compare the losses of runs with half precision, --recompute, --nproc and --shard with float32's:
+``python scripts/benchmarks/precision.py``.
 
-Runs of the command, of 50 steps on scikit-learn's digits from random weights, on a CPU: plain ones
-in float32 as the reference, and then with --recompute, --nproc, --shard and --amp, alone and
-together. Printed are the largest and the median difference of their loss curves from the
-reference's, and which of the runs before has the same losses and weights bit for bit.
+Trains for 50 steps on scikit-learn's digits from random weights, on a CPU. The reference is a plain
+run in float32; the other runs add --recompute, --nproc, --shard and --amp, alone and together. For
+each it prints the largest and the median difference of the loss curve from the reference, and the
+earlier run that has the same losses and weights bit for bit, if any.
 
-Half precision cannot give the same curve, so that it is held against the noise which its rounding
-explains: runs in float32 in which a random relative error, uniform within the unit roundoff (2^-8
-for the 8 significant bits of bf16, 2^-11 for the 11 of fp16), stands wherever --amp rounds: in the
-kernels, once, because rounding them gives the same error at every step until they have moved by as
-much; in images, and in what each convolution, GroupNorm and sum gives, anew at every step; and in
-the gradients of all of these. An error of rounding is at most that; on average it is a quarter
-smaller, because the roundoff is relative to a power of two. The spread of a few such runs is, of
-each step, the largest difference from the reference. A ratio around 1 says that nothing larger
-than rounding has been done to a run; gradients left at the wrong scale are far outside. It is no
-proof that each part is as precise as it should be: tests/test_precision.py looks at the parts. Over
-a dozen steps alone it is higher, up to 3, with a single run of noise to compare with. The same with
-float32's own roundoff, 2^-24, is what another order of sums may do.
+Half precision cannot give the same curve. So it is compared with the noise that rounding explains:
+runs in float32 with a random relative error wherever --amp rounds. The error is uniform within the
+unit roundoff (2^-8 for the 8 significant bits of bf16, 2^-11 for the 11 of fp16). Kernels get it
+once, because rounding them gives the same error at every step until they have changed by as much.
+Images, the outputs of each convolution, GroupNorm and sum, and the gradients of all of these get a
+new error at every step. A rounding error is never larger than that; on average it is a quarter
+smaller, because the roundoff is relative to a power of two.
 
-The rule's learning rate is 0 at step 0, and the head starts from zeros, so that the first two
-losses are log(10) in all runs. From there the loss has to move for a curve to say anything, and
-steps must not be so large that any error grows until all curves are equally far apart: from
-random weights in batches of 16, the rule's 0.003 makes 5e-3 in 50 steps of float32's own roundoff.
-With the 0.001 that is taken here the loss goes from 2.30 to about 2.1, and that is 1e-4.
+The noise of a precision is, for each step, the largest difference of a few such runs from the
+reference. A ratio of about 1 means that the run differs by rounding only; gradients at a wrong
+scale are far outside. It does not prove that each part is as precise as it should be:
+tests/training/test_precision.py checks the parts. Over only a dozen steps and against a single run
+with noise, the ratio is higher, up to 3. Noise of float32's own roundoff, 2^-24, shows the effect
+of another order of sums.
+
+The rule's learning rate is 0 at step 0, and the head starts from zeros, so the first two losses are
+log(10) in all runs. After that the loss must change, or the curve shows nothing; but large steps
+would let any error grow until all curves are equally far apart. From random weights in batches of
+16, the rule's 0.003 turns float32's roundoff into 5e-3 within 50 steps. With the 0.001 used here it
+becomes 1e-4, and the loss goes from 2.30 to about 2.1.
 """
 
 from __future__ import annotations
@@ -55,8 +58,8 @@ if TYPE_CHECKING:
 
     from bit_paddle.models.resnetv2 import ResNetV2
 
-UNITS = {"float32": 2.0**-24, "bf16": 2.0**-8, "fp16": 2.0**-11}  # of roundoff
-RUNS = {  # flags beside the reference's, and whose noise explains a difference
+UNITS = {"float32": 2.0**-24, "bf16": 2.0**-8, "fp16": 2.0**-11}  # unit roundoff
+RUNS = {  # flags added to the reference's: the precision whose noise explains the difference
     "--recompute unit": "float32",
     "--recompute block": "float32",
     "--nproc 2": "float32",
@@ -71,23 +74,26 @@ RUNS = {  # flags beside the reference's, and whose noise explains a difference
 
 
 class Curve(NamedTuple):
-    """The loss of each step, and the weights after the last one by name."""
+    """The loss per step, and the weights after the last step by name."""
 
     losses: np.ndarray
     weights: dict[str, np.ndarray]
 
     def same(self, other: Curve) -> bool:
-        """Return whether both are the same bit for bit."""
-        one, two = self.weights, other.weights
-        same = one.keys() == two.keys() and all(np.array_equal(one[key], two[key]) for key in one)
-        return same and np.array_equal(self.losses, other.losses)
+        """Return whether both curves are the same bit for bit."""
+        ours, theirs = self.weights, other.weights
+        return (
+            np.array_equal(self.losses, other.losses)
+            and ours.keys() == theirs.keys()
+            and all(np.array_equal(ours[key], theirs[key]) for key in ours)
+        )
 
 
 # --- Runs ---------------------------------------------------------------------------------------
 
 
 def by_command(words: Sequence[str], folder: Path) -> Curve:
-    """Return the curve of the command with ``words``, as a process of its own in a new folder."""
+    """Run the command with ``words`` as a process, in a new folder; return its curve."""
     name = f"run-{len(list(folder.iterdir()))}"
     command = [sys.executable, "-W", "ignore", "-m", "bit_paddle.train", *words, "--device", "cpu"]
     command += ["--logdir", str(folder), "--name", name]
@@ -104,9 +110,10 @@ def by_command(words: Sequence[str], folder: Path) -> Curve:
 def in_process(
     plan: Plan, unit: float = 0.0, seed: int = 0, split: int = 1, **options: str
 ) -> Curve:
-    """Return the curve of ``plan`` here, with `disturbed` errors of ``unit`` by ``seed``.
+    """Train as ``plan`` says in this process; return the curve.
 
-    ``options`` are the model's: recompute and amp.
+    If ``unit`` is not 0, errors of that size are added by `disturb`, from the random ``seed``.
+    ``options`` are attributes of the model: recompute and amp.
     """
     import paddle
 
@@ -143,7 +150,7 @@ def in_process(
 
 
 def disturb(model: ResNetV2, unit: float) -> None:
-    """Give ``model`` relative errors within ``unit`` wherever --amp rounds; see the top."""
+    """Add random relative errors within ``unit`` to ``model`` wherever --amp rounds."""
     import paddle
 
     from bit_paddle.models import resnetv2
@@ -151,24 +158,24 @@ def disturb(model: ResNetV2, unit: float) -> None:
     def with_error(x: Tensor) -> Tensor:
         return x * (1 + paddle.uniform(x.shape, x.dtype, -unit, unit))
 
-    def passing(x: Tensor) -> Tensor:
-        """Return ``x`` with an error, and have its gradient get one."""
+    def with_errors(x: Tensor) -> Tensor:
+        """Return ``x`` with an error; its gradient gets one too."""
         x = with_error(x)
         if not x.stop_gradient:
             x.register_hook(with_error)
         return x
 
-    def passing_first(outputs: Tensor | tuple[Tensor, Tensor]) -> Tensor | tuple[Tensor, Tensor]:
-        """Do so of what a layer gives; the second of two is the same again, or its input."""
+    def disturbed(outputs: Tensor | tuple[Tensor, Tensor]) -> Tensor | tuple[Tensor, Tensor]:
+        """Return a layer's outputs with errors; the second may be the first, or the input."""
         if not isinstance(outputs, tuple):
-            return passing(outputs)
-        first = passing(outputs[0])
+            return with_errors(outputs)
+        first = with_errors(outputs[0])
         return first, first if outputs[1] is outputs[0] else outputs[1]
 
     model.root_block.register_forward_pre_hook(lambda _, inputs: with_error(inputs[0]))
     for layer in model.sublayers():
         if isinstance(layer, (resnetv2.StdConv2D, resnetv2.GroupNormReLU, resnetv2.Bottleneck)):
-            layer.register_forward_post_hook(lambda _, __, outputs: passing_first(outputs))
+            layer.register_forward_post_hook(lambda _, __, outputs: disturbed(outputs))
         if isinstance(layer, resnetv2.StdConv2D):
             layer.weight.set_value(with_error(layer.weight.detach()))
             layer.weight.register_hook(with_error)
@@ -178,12 +185,12 @@ def disturb(model: ResNetV2, unit: float) -> None:
 
 
 def difference(curve: Curve, reference: Curve) -> np.ndarray:
-    """Return of each step how far apart the losses are."""
+    """Return the absolute difference of the losses per step."""
     return np.abs(curve.losses - reference.losses)
 
 
 def spread(curves: Sequence[Curve], reference: Curve) -> np.ndarray:
-    """Return of each step the largest difference of any of ``curves`` from ``reference``."""
+    """Return per step the largest difference of any of ``curves`` from ``reference``."""
     return np.max([difference(curve, reference) for curve in curves], axis=0)
 
 
@@ -192,11 +199,13 @@ def main() -> None:
     parser.add_argument("--model", default="R14x0.5", help="R<layers>x<width>")
     parser.add_argument("--dataset", default="digits")
     parser.add_argument("--datadir")
-    parser.add_argument("--crop", type=int, default=32, help="side of the images")
+    parser.add_argument("--crop", type=int, default=32, help="side of the images in pixels")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--base_lr", type=float, default=0.001)
-    parser.add_argument("--runs", type=int, default=5, help="with noise of each precision")
+    parser.add_argument(
+        "--runs", type=int, default=5, help="number of runs with noise, per precision"
+    )
     flags = parser.parse_args()
 
     words = ["--model", flags.model, "--from_scratch", "--dataset", flags.dataset]
@@ -224,7 +233,7 @@ def main() -> None:
         device.select_device("cpu")
         plan = make_plan(parsing.parse(words, launch.PROG, registry.find)[0])
         if not np.array_equal(in_process(plan).losses, reference.losses):
-            sys.exit("the noise is not that of the command: without any, the curves differ")
+            sys.exit("without noise, training in this process differs from the command's run")
         noise = {}
         for name, unit in UNITS.items():
             curves = [in_process(plan, unit, seed) for seed in range(flags.runs)]
@@ -242,14 +251,14 @@ def main() -> None:
 
 
 def row(title: str, values: np.ndarray, noise: np.ndarray | None = None, same: str = "") -> str:
-    """Return a line of the table."""
-    both = np.max(values), np.median(values)
+    """Return a line of the table: largest and median value, and their ratios to the noise's."""
+    largest, median = np.max(values), np.median(values)
     ratios = f"{'':16}"
     if noise is not None:
-        found = zip(both, (np.max(noise), np.median(noise)))
-        one, two = (f"{value / base:.2f}" if base else "-" for value, base in found)
-        ratios = f"{one:>7}  {two:>6} "
-    return f"{title:30}  {both[0]:9.2e}  {both[1]:9.2e}  {ratios} {same}".rstrip()
+        pairs = ((largest, np.max(noise)), (median, np.median(noise)))
+        of_largest, of_median = (f"{value / base:.2f}" if base else "-" for value, base in pairs)
+        ratios = f"{of_largest:>7}  {of_median:>6} "
+    return f"{title:30}  {largest:9.2e}  {median:9.2e}  {ratios} {same}".rstrip()
 
 
 if __name__ == "__main__":

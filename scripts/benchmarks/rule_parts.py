@@ -1,10 +1,11 @@
 """Train without one part of the recipe: ``python scripts/benchmarks/rule_parts.py FOLDER``.
 
-The network of BiT-Mini from random weights on all images, and BiT-Mini fine-tuned on ten images per
-class, as in `scripts/benchmarks/transfer_table.sh` and with one part left out: on
-scikit-learn's digits, and on FOLDER/omniglot136 (train/<class>/*, val/<class>/*). Lowest, median
-and highest top-1 of the seeds. The same command resumes where it was stopped. Writes runs.csv (a
-line per run and seed) and table.md into --logdir; without FOLDER it only writes the table again.
+Trains the network of BiT-Mini from random weights on all images, and fine-tunes BiT-Mini on ten
+images per class, as `scripts/benchmarks/transfer_table.sh` does, each with one part of the recipe
+left out. Data: scikit-learn's digits, and FOLDER/omniglot136 (train/<class>/*, val/<class>/*).
+Writes runs.csv (a line per run and seed) and table.md (minimum, median and maximum top-1 of the
+seeds) into --logdir. The same command resumes after a stop; without FOLDER it only rewrites the
+table.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ COLD = ["--warmup", "0"]
 
 
 class Row(NamedTuple):
-    """A row of the table: runs with ``flags``, less ``left_out``, which `leave_out` knows.
+    """A row of the table: runs with ``flags``, without the part ``left_out`` (see `leave_out`).
 
-    ``parts`` is in how many micro-batches a batch of 64 is computed, where that matters.
+    ``parts`` is the number of micro-batches for a batch of 64, where it matters.
     """
 
     title: str
@@ -41,26 +42,26 @@ class Row(NamedTuple):
     parts: int | None = None
 
 
-ROWS = {  # by the name of its runs
+ROWS = {  # name of the row's runs: row
     "scratch": Row("from random weights, all images", SCRATCH),
     "no-standardization": Row("… without standardization", SCRATCH, "standardization"),
     "batchnorm": Row("… BatchNorm for GroupNorm", SCRATCH, "GroupNorm", 1),
     "batchnorm-2": Row("… BatchNorm, micro-batches of 2", SCRATCH, "GroupNorm", 32),
     "scratch-cold": Row("… without warm-up", [*SCRATCH, *COLD]),
-    "tuned": Row("BiT-Mini, 10 images a class", TUNED),
+    "tuned": Row("BiT-Mini, 10 images per class", TUNED),
     "random-head": Row("… head of random weights", TUNED, "zero head"),
     "tuned-cold": Row("… without warm-up", [*TUNED, *COLD]),
 }
 
 
 def main(arguments: list[str]) -> int:
-    """Make the runs, a core each; write the table."""
+    """Make the runs, one per core at a time; write the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, nargs="?", help="with omniglot136/ in it")
+    parser.add_argument("folder", type=Path, nargs="?", help="folder that contains omniglot136/")
     parser.add_argument("--repeats", type=whole(2), default=5, help="seeds (default: 5)")
-    parser.add_argument("--amp", default="auto", help="as of train (default: auto)")
+    parser.add_argument("--amp", default="auto", help="--amp of train (default: auto)")
     parser.add_argument(
         "--logdir", type=Path, default="bit_logs/my-parts", help="(default: bit_logs/my-parts)"
     )
@@ -95,7 +96,7 @@ def write(logs: Path) -> int:
 
 
 def table(runs: dict[str, list[float]]) -> str:
-    """Return the table of ``runs``, {name: top-1 of each seed}."""
+    """Return a Markdown table of ``runs``, {name: top-1 per seed}."""
     lines = [f"| top-1, % | {' | '.join(SETS)} |", "|---" * (1 + len(SETS)) + "|"]
     for name, row in ROWS.items():
         cells = (spread(runs[f"{data}-{name}"]) for data in SETS)
@@ -104,7 +105,7 @@ def table(runs: dict[str, list[float]]) -> str:
 
 
 def run(name: str, data: str, flags: argparse.Namespace) -> int:
-    """Make the runs of a row on one set."""
+    """Make the runs of row ``name`` on the data set ``data``; return the exit status."""
     from bit_paddle import train
 
     row = ROWS[name]
@@ -119,7 +120,7 @@ def run(name: str, data: str, flags: argparse.Namespace) -> int:
 
 
 def leave_out(part: str, parts: int) -> None:
-    """Take ``part`` out of the package, in this process; a batch has ``parts`` micro-batches."""
+    """Remove ``part`` from the package in this process; a batch has ``parts`` micro-batches."""
     from bit_paddle.models import resnetv2, weights
     from bit_paddle.models.native import compiled, plain
 
@@ -141,7 +142,7 @@ def leave_out(part: str, parts: int) -> None:
                 self.weight,
                 self.bias,
                 training=self.training,
-                momentum=0.9 ** (1 / parts),  # 0.9 a step, in however many micro-batches
+                momentum=0.9 ** (1 / parts),  # 0.9 per step, for any number of micro-batches
                 data_format="NCHW" if self.operators is plain else "NHWC",
             )
             y = F.relu(y).astype(x.dtype)
@@ -150,7 +151,7 @@ def leave_out(part: str, parts: int) -> None:
     create = weights.create_model
 
     def with_random_head(*arguments: object, **options: object) -> resnetv2.ResNetV2:
-        """Return a model whose head has random weights, of the size that PyTorch gives them."""
+        """Return a model whose head has random weights, with PyTorch's default distribution."""
         model = create(*arguments, **options)
         features, classes = model.head.weight.shape
         random = np.random.default_rng(options.get("seed", 0))

@@ -1,10 +1,10 @@
-"""Seconds until a run on many image files has its plan: the first time, and again.
+"""Measure the seconds until a run on many image files has its plan, the first time and later.
 
     python scripts/benchmarks/start.py 100000
 
-Writes that many small JPEG files in 200 class folders (a tenth for validation) to a temporary
-folder, and times ``python -m bit_paddle.train --dry-run`` on it: listing, checking every file, and
-the rule.
+Writes that many small JPEG files into 200 class folders (a tenth for validation) in a temporary
+folder, and times ``python -m bit_paddle.train --dry-run`` on it three times: it lists the files,
+checks every file, and applies the rule.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("files", type=int)
+    parser.add_argument("files", type=int, help="number of image files")
     count = parser.parse_args().files
     with tempfile.TemporaryDirectory() as root:
         content = io.BytesIO()

@@ -1,8 +1,9 @@
-"""A training step beside BiT in PyTorch: ``pip install '.[native,bench]'``, then
+"""Compare the speed of a training step with BiT in PyTorch: ``pip install '.[native,bench]'``, then
 ``python scripts/benchmarks/step.py``.
 
-Printed: the median, the fastest and the slowest round, the median's ratio to the faster PyTorch of
-the same precision, and the memory of the process at its peak. "4 micro-batches": the time of one.
+Prints for each contender the median, fastest and slowest round in seconds, the ratio of its median
+to that of the fastest PyTorch in the same precision, and its peak memory. For "4 micro-batches",
+the time is that of one of the four.
 """
 
 from __future__ import annotations

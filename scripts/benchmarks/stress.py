@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Stop runs in every way, damage their files, fill their disk: do they end as if nothing happened?
+"""Kill runs, damage their files and fill their disk; check that they end as if nothing happened.
 
     python scripts/benchmarks/stress.py                # all parts, a quarter of an hour
     python scripts/benchmarks/stress.py --only kill --kills 10
@@ -8,11 +8,12 @@
 
 Parts: ``kill`` (SIGKILL at random moments), ``variants`` (signals, processes, MixUp …), ``disk``
 (full, read-only; needs root), ``flips`` (damaged checkpoints), ``fuzz`` (damaged input of every
-kind; needs hypothesis) and ``cost`` (what going on costs). Each run is a real process on real
-images. After its faults the same command is given again, and what the run leaves is compared, bit
-for bit, with an undisturbed run: the model, the newest and the best checkpoint with their
-momentum, the metrics of each step (a loss tells which images its batch had) and VisualDL. Exit
-status 0 means that all were the same.
+kind; needs hypothesis) and ``cost`` (the time that resuming and saving take).
+
+Each run is a real process on real images. After a fault, the same command is started again. The
+files of the finished run are compared, bit for bit, with those of an undisturbed run: the model,
+the newest and the best checkpoint with their momentum, the metrics per step (a loss depends on the
+images of its batch) and VisualDL's file. Exit status 0 means that all files were the same.
 """
 
 from __future__ import annotations
@@ -59,13 +60,13 @@ from bit_paddle.system import fetch  # noqa: E402
 
 TINY = "--model R14x0.5 --from_scratch --precrop 36 --crop 32 --batch 16 --no-flip".split()  # noqa: SIM905
 OFTEN = ["--save_every", "1", "--eval_every", "10"]
-LIMIT = 300  # seconds that anything may take; more is a failure
-DISK = 112  # MB of a run's own disk: three checkpoints of 16 MB, another on its way, two models
+LIMIT = 300  # seconds until a wait counts as a failure
+DISK = 112  # MB of a run's own disk: three checkpoints of 16 MB, one being written, two models
 PARENT, CHILD = "parent", "child"
 
 
 class Failure(Exception):
-    """A run that did not survive, and how that showed; of long texts the end."""
+    """A run did not survive; long messages are shortened to their end."""
 
     def __str__(self) -> str:
         text = super().__str__()
@@ -74,20 +75,20 @@ class Failure(Exception):
 
 @dataclass
 class Row:
-    """A line of the table, and what went wrong."""
+    """A row of the table, and the failures."""
 
     part: str
     faults: int = 0
     survived: int = 0
-    again: list[int] = field(default_factory=list)  # steps made again after each restart
-    lost: int = 0  # bytes of what the run leaves that are missing or differ
+    repeated: list[int] = field(default_factory=list)  # steps recomputed after each restart
+    lost: int = 0  # bytes of the run's files that are missing or differ
     resume: list[float] = field(default_factory=list)  # seconds until the first new step
-    saving: int = 0  # faults that fell into a save
+    saving: int = 0  # faults during a save
     note: str = ""
     failures: list[str] = field(default_factory=list)
 
     def add(self, other: Row) -> None:
-        for name in ("faults", "survived", "again", "lost", "resume", "saving", "failures"):
+        for name in ("faults", "survived", "repeated", "lost", "resume", "saving", "failures"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
@@ -95,7 +96,7 @@ class Row:
 
 
 class Run:
-    """A run and its command, which is given again after each fault."""
+    """A run and its command, which is started again after each fault."""
 
     def __init__(
         self,
@@ -110,7 +111,7 @@ class Run:
         self.command += ["--logdir", str(logdir), "--name", name]
         self.output, self.errors = bench.folder / f"{name}.out", bench.folder / f"{name}.err"
         self.row = Row(name)
-        self.reached = 0  # the furthest step since the last restart that was seen to go on
+        self.reached = 0  # the last step before the current fault
         self.disturbed = False
 
     def start(self) -> None:
@@ -127,27 +128,27 @@ class Run:
     def step(self) -> int:
         return max((line["step"] for line in self.lines()), default=0)
 
-    def said(self) -> str:
-        """Return what the process has printed, or the end of that."""
+    def printed(self) -> str:
+        """Return the last 8,000 characters that the process has printed."""
         return (self.output.read_text() + self.errors.read_text())[-8000:]
 
     def until(self, condition: Callable[[], bool]) -> bool:
-        """Wait until ``condition()`` and return True, or until the process has ended: False."""
+        """Wait until ``condition()``; return True, or False if the process ends before that."""
         while not condition():
             if self.process.poll() is not None:
                 return False
             if time.time() > self.began + LIMIT:
-                raise Failure(f"nothing for {LIMIT} s: {self.said()}")
+                raise Failure(f"no progress for {LIMIT} s: {self.printed()}")
             time.sleep(0.005)
         return True
 
-    def goes_on(self) -> bool:
-        """Wait for the first new line of metrics; False if the process ends without one."""
+    def trains(self) -> bool:
+        """Wait for the first new line of metrics; return False if the process ends without one."""
         if not self.until(lambda: any(line["time"] > self.began for line in self.lines()[-1:])):
             return False
         if self.disturbed:
-            found = re.search(r"resumes after step (\d+)", self.said())
-            self.row.again.append(max(0, self.reached - int(found[1] if found else 0)))
+            resumed = re.search(r"resumes after step (\d+)", self.printed())
+            self.row.repeated.append(max(0, self.reached - int(resumed[1] if resumed else 0)))
             self.row.resume.append(round(time.time() - self.began, 2))
             self.reached, self.disturbed = 0, False
         return True
@@ -155,9 +156,9 @@ class Run:
     def strike(
         self, number: signal.Signals, target: str = PARENT, dice: random.Random | None = None
     ) -> None:
-        """Send a signal to the command, or to one of its processes, and wait for the end."""
-        place = f"/proc/{self.process.pid}/task/{self.process.pid}/children"
-        children = Path(place).read_text().split() if target == CHILD else []
+        """Send a signal to the command or to one of its processes; wait until it ends."""
+        path = f"/proc/{self.process.pid}/task/{self.process.pid}/children"
+        children = Path(path).read_text().split() if target == CHILD else []
         pid = int(dice.choice(children)) if children else self.process.pid
         os.kill(pid, number)
         self.ended()
@@ -166,44 +167,47 @@ class Run:
         self.row.saving += any(self.folder.glob("**/*.part"))
 
     def ended(self) -> int:
-        """Wait for the end; return the exit status."""
+        """Wait until the process ends; return its exit status."""
         try:
             return self.process.wait(LIMIT)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            raise Failure(f"does not end within {LIMIT} s: {self.said()}") from None
+            raise Failure(f"does not end within {LIMIT} s: {self.printed()}") from None
 
     def finish(self, status: int = 0) -> None:
-        """Give the command (again) and wait; raise `Failure` if it ends with another status."""
+        """Start the command (again) and wait; raise `Failure` if it ends with another status."""
         self.start()
-        self.goes_on()
+        self.trains()
         self.expect(status)
 
     def expect(self, *statuses: int) -> None:
         if self.ended() not in statuses:
-            raise Failure(f"exit status {self.process.returncode}, not {statuses}: {self.said()}")
-        if "Traceback" in self.said() or "looks like a defect" in self.said():
-            raise Failure(f"an unexpected error: {self.said()}")
+            raise Failure(
+                f"exit status {self.process.returncode}, not {statuses}: {self.printed()}"
+            )
+        if "Traceback" in self.printed() or "looks like a defect" in self.printed():
+            raise Failure(f"an unexpected error: {self.printed()}")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Return everything that a complete run leaves and that another one must leave too."""
+    """Return the content of a complete run's files that must be the same in every such run."""
     newest = checkpoints.checkpoint_files(folder)[0]
     best = newest.with_name(checkpoints.BEST)
-    found = {}
+    content = {}
     for path in (newest, best):
-        found[f"{path.name} progress"] = repr(checkpoints.open_checkpoint(path).progress).encode()
+        progress = checkpoints.open_checkpoint(path).progress
+        content[f"{path.name} progress"] = repr(progress).encode()
     for path in (folder / "model.npz", newest, best):
         with np.load(path) as file:
             for key in set(file) - {npz.NOTES}:
-                found[f"{path.name} {key} {file[key].shape}"] = file[key].tobytes()
+                content[f"{path.name} {key} {file[key].shape}"] = file[key].tobytes()
     lines, unreadable = logbook.read_metrics(folder / logbook.METRICS)
     for number, line in enumerate(lines):
-        steady = {key: value for key, value in line.items() if key not in VOLATILE}
-        found[f"line {number} of metrics"] = json.dumps(steady).encode()
+        values = {key: value for key, value in line.items() if key not in VOLATILE}
+        content[f"line {number} of metrics"] = json.dumps(values).encode()
     if unreadable or scalars(folder) != expected_scalars(lines):
-        found["VisualDL or metrics cannot be read, or differ"] = b"?"
-    return found
+        content["VisualDL or metrics cannot be read, or differ"] = b"?"
+    return content
 
 
 VOLATILE = ("images_per_second", "time")
@@ -214,12 +218,12 @@ def scalars(folder: Path) -> set[tuple[str, int, float]]:
 
     (path,) = folder.glob("vdlrecords*")
     reader = LogReader(file_path=str(path))
-    found = [
+    records = [
         (tag, item.id, np.float32(item.value).item())
         for tag in reader.get_tags()["scalar"]
         for item in reader.get_data("scalar", tag)
     ]
-    return set(found) if len(set(found)) == len(found) else set()
+    return set(records) if len(set(records)) == len(records) else set()
 
 
 def expected_scalars(lines: list[dict[str, Any]]) -> set[tuple[str, int, float]]:
@@ -232,7 +236,7 @@ def expected_scalars(lines: list[dict[str, Any]]) -> set[tuple[str, int, float]]
 
 
 class Bench:
-    """What all parts share: the scratch folder, the flags, the undisturbed runs."""
+    """The scratch folder, the flags and the undisturbed runs, which all parts share."""
 
     def __init__(
         self,
@@ -250,7 +254,7 @@ class Bench:
             **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1" if jobs > 1 else "2"),
             **dict.fromkeys(("BIT_PADDLE_HOME", "TMPDIR"), str(folder)),
         }
-        compiled = fetch.cache_dir() / "native"  # operators take a minute: those of the user do
+        compiled = fetch.cache_dir() / "native"  # compiling takes a minute: use the user's
         compiled.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):
             (folder / "native").symlink_to(compiled)
@@ -260,41 +264,41 @@ class Bench:
 
     def run(self, name: str, flags: Sequence[str] = (), steps: int = 0, **options: Any) -> Run:
         logdir = options.pop("logdir", self.folder / "runs")
-        every = [*self.flags, *OFTEN, "--steps", str(steps or self.steps), *flags]
-        return Run(self, name, every, logdir, **options)
+        words = [*self.flags, *OFTEN, "--steps", str(steps or self.steps), *flags]
+        return Run(self, name, words, logdir, **options)
 
     def reference(self, flags: Sequence[str]) -> tuple[Run, dict[str, bytes], float]:
-        """Return an undisturbed run of ``flags``, its contents, and seconds from its first step."""
+        """Return an undisturbed run of ``flags``, its contents, and its seconds after step 1."""
         with self.lock:
             if tuple(flags) not in self.undisturbed:
                 name = f"undisturbed-{len(self.undisturbed)}"
                 run = Run(self, name, flags, self.folder / "runs")
                 run.start()
-                run.goes_on()
-                begun = time.time()
+                run.trains()
+                start = time.time()
                 run.expect(0)
-                seconds = time.time() - begun
+                seconds = time.time() - start
                 self.undisturbed[tuple(flags)] = run, contents(run.folder), seconds
             return self.undisturbed[tuple(flags)]
 
     def compare(self, run: Run) -> None:
-        """Raise `Failure` unless ``run`` has left what an undisturbed one leaves."""
-        expected, found = self.reference(run.flags)[1], contents(run.folder)
-        keys = expected.keys() | found.keys()
-        wrong = sorted(key for key in keys if expected.get(key) != found.get(key))
-        run.row.lost += sum(len(expected.get(key, found.get(key))) for key in wrong)
+        """Raise `Failure` if the files of ``run`` differ from those of an undisturbed run."""
+        expected, actual = self.reference(run.flags)[1], contents(run.folder)
+        keys = expected.keys() | actual.keys()
+        wrong = sorted(key for key in keys if expected.get(key) != actual.get(key))
+        run.row.lost += sum(len(expected.get(key, actual.get(key))) for key in wrong)
         if wrong:
             raise Failure(f"{len(wrong)} of {len(keys)} differ: {', '.join(wrong[:3])} …")
 
     def surviving(self, run: Run, scenario: Callable[[Run], None]) -> Row:
-        """Return what ``scenario`` and the comparison have shown; the run's folder is removed."""
+        """Run ``scenario`` and compare; remove the run's folder; return its row."""
         try:
             scenario(run)
             self.compare(run)
             run.row.survived = run.row.faults
         except Exception as error:
-            kept = f"\n{traceback.format_exc()}" * (not isinstance(error, Failure))
-            run.row.failures.append(f"{run.folder.name}: {type(error).__name__}: {error}{kept}")
+            trace = "" if isinstance(error, Failure) else f"\n{traceback.format_exc()}"
+            run.row.failures.append(f"{run.folder.name}: {type(error).__name__}: {error}{trace}")
         shutil.rmtree(run.folder, ignore_errors=True)
         return run.row
 
@@ -313,7 +317,7 @@ def killed(
 ) -> None:
     """Start ``run``, stop it up to ``count`` times at random moments, and let it end.
 
-    The first falls into training or later, another SIGKILL anywhere, such as into the start.
+    The first stop comes during training or later; a later SIGKILL may also come during the start.
     """
     anywhere = number == signal.SIGKILL and target == PARENT
     _, _, seconds = run.bench.reference(run.flags)
@@ -322,7 +326,7 @@ def killed(
         run.start()
         if anywhere and run.row.faults and dice.random() < 0.5:
             wait = dice.uniform(0, 4)
-        elif run.goes_on():
+        elif run.trains():
             left = seconds * max(0.1, 1 - run.step() / steps)
             wait = dice.uniform(0, left if anywhere else 0.7 * left)
         else:
@@ -330,7 +334,7 @@ def killed(
         with suppress(subprocess.TimeoutExpired):
             run.process.wait(wait)
             run.expect(0)
-            if run.row.faults:  # it was too quick
+            if run.row.faults:  # the run ended before the next stop
                 return
             shutil.rmtree(run.folder)
             continue
@@ -349,8 +353,8 @@ def stopped(
     target: str = PARENT,
     status: int = -signal.SIGKILL,
 ) -> Row:
-    """Stop runs of ``flags`` until ``count`` stops have been made, one or two a run."""
-    row, made = Row(title), 0
+    """Stop runs of ``flags``, one or two times per run, until there are ``count`` stops."""
+    row, started = Row(title), 0
     flags = bench.run("", flags).flags
     bench.reference(flags)
     with (
@@ -358,34 +362,34 @@ def stopped(
         ThreadPoolExecutor(1 if "--nproc" in flags else bench.jobs) as pool,
     ):
         while row.faults < count and not row.failures:
-            dice = random.Random(f"{bench.seed} {title} {made}")
+            dice = random.Random(f"{bench.seed} {title} {started}")
             plan, left = [], count - row.faults
             while left > sum(plan):
                 plan.append(min(dice.choice((1, 2)), left - sum(plan)))
 
-            def one(place: int, stops: int, dice: random.Random = dice) -> Row:
-                name = f"{re.sub('[^a-z0-9_]+', '-', title.lower())}-{place}"
+            def stop_one(index: int, stops: int, dice: random.Random = dice) -> Row:
+                name = f"{re.sub('[^a-z0-9_]+', '-', title.lower())}-{index}"
                 run = Run(bench, name, flags, bench.folder / "runs")
                 own = random.Random(dice.random())
                 scenario = partial(killed, count=stops, dice=own, number=number, target=target)
-                found = bench.surviving(run, partial(scenario, statuses={status}))
-                bar.update(found.faults)
-                return found
+                result = bench.surviving(run, partial(scenario, statuses={status}))
+                bar.update(result.faults)
+                return result
 
-            for found in pool.map(one, range(made, made + len(plan)), plan):
-                row.add(found)
-            made += len(plan)
+            for result in pool.map(stop_one, range(started, started + len(plan)), plan):
+                row.add(result)
+            started += len(plan)
     return row
 
 
 def kill(bench: Bench, count: int = 50) -> list[Row]:
     row = stopped(bench, "kill", count)
-    row.note = f"{row.saving} fell into a save"
+    row.note = f"{row.saving} during a save"
     return [row]
 
 
 def mixup_flags(bench: Bench) -> list[str]:
-    """Return flags of a data set for which the rule asks for MixUp, of few images often named."""
+    """Return the flags of a data set large enough for MixUp: few images, each listed many times."""
     from PIL import Image
 
     folder = bench.folder / "digits"
@@ -423,11 +427,11 @@ def variants(bench: Bench, names: Sequence[str] = tuple(VARIANTS), count: int = 
             options["flags"] = mixup_flags(bench)
         row = stopped(bench, name, count, **options)
         if name == "MixUp":
-            said = bench.reference(bench.run("", options["flags"]).flags)[0].said()
-            if not re.search(r"MixUp +Beta\(", said):
-                row.failures.append(f"the plan has no MixUp: {said}")
-        if options.get("number") and max(row.again, default=0):
-            row.failures.append(f"{name}: {max(row.again)} steps were made again")
+            printed = bench.reference(bench.run("", options["flags"]).flags)[0].printed()
+            if not re.search(r"MixUp +Beta\(", printed):
+                row.failures.append(f"the plan has no MixUp: {printed}")
+        if options.get("number") and max(row.repeated, default=0):
+            row.failures.append(f"{name}: {max(row.repeated)} steps were recomputed")
         rows.append(row)
     return rows
 
@@ -437,7 +441,7 @@ def variants(bench: Bench, names: Sequence[str] = tuple(VARIANTS), count: int = 
 
 @contextmanager
 def full(run: Run) -> Iterator[None]:
-    """Take all room of the run's disk, and whatever is given back, until the end."""
+    """Keep the run's disk full until the end, also after files are deleted."""
     path, over = run.folder.parent / "filler", threading.Event()
 
     def fill() -> None:
@@ -460,12 +464,12 @@ def full(run: Run) -> Iterator[None]:
 
 @contextmanager
 def read_only(run: Run) -> Iterator[None]:
-    """Mount the run's folder over itself; a disk with a file open for writing cannot be changed."""
+    """Make the run's folder read-only by a bind mount; a remount fails while files are written."""
     folder = str(run.folder)
     subprocess.run(["mount", "--bind", folder, folder], check=True)
     try:
         remount = ["mount", "-o", "remount,bind,ro", folder]
-        while subprocess.run(remount, capture_output=True).returncode == 32:  # a save is under way
+        while subprocess.run(remount, capture_output=True).returncode == 32:  # during a save
             time.sleep(0.01)
         yield
     finally:
@@ -474,7 +478,7 @@ def read_only(run: Run) -> Iterator[None]:
 
 @contextmanager
 def forbidden(run: Run) -> Iterator[None]:
-    """Take away the permission to write in the run's folders."""
+    """Remove the write permission of the run's folders."""
     folders = [run.folder, run.folder / checkpoints.CHECKPOINTS]
     for folder in folders:
         folder.chmod(0o555)
@@ -489,26 +493,26 @@ DISKS = {"full": full, "read-only": read_only, "no permission": forbidden}
 
 
 def disk_case(run: Run, fault: Callable, lasting: bool) -> None:
-    """Train with ``fault`` on the disk, to the end or for a while; then without it."""
+    """Train with ``fault`` on the disk, for a while or (``lasting``) to the end; then without."""
     run.start()
     if not run.until(lambda: run.step() >= 8):
-        raise Failure(f"ended too early: {run.said()}")
+        raise Failure(f"ended too early: {run.printed()}")
     with fault(run):
         run.row.faults += 1
         if not run.until(lambda: run.output.read_text().count("warning: not saved") >= 3):
-            raise Failure(f"no save has failed: {run.said()}")
+            raise Failure(f"no save has failed: {run.printed()}")
         if lasting:
             run.expect(1)
-            missing = run.said().rpartition("not all of it could be written:")[2]
-            if not re.search("checkpoint of|saved in .* instead", run.said()) or (
+            missing = run.printed().rpartition("some files could not be written:")[2]
+            if not re.search("checkpoint of|saved in .* instead", run.printed()) or (
                 "model.npz" not in missing
             ):
-                raise Failure(f"does not name what is missing: {run.said()}")
+                raise Failure(f"does not name the missing files: {run.printed()}")
             readable(run.folder)
-            kept = run.reached = run.step()
-            run.start()  # nothing has changed: it is refused, and spoils nothing
+            reached = run.reached = run.step()
+            run.start()  # the fault is still there: the run must be refused and change nothing
             run.expect(1, 2)
-            run.reached, run.disturbed = max(kept, run.step()), True
+            run.reached, run.disturbed = max(reached, run.step()), True
     if lasting:
         run.finish()
     else:
@@ -533,30 +537,30 @@ def disk(
     for name in names:
         row = Row(f"disk {name}")
         rows.append(row)
-        place, prefix = bench.folder / "disk", []
-        place.mkdir(exist_ok=True)
+        folder, prefix = bench.folder / "disk", []
+        folder.mkdir(exist_ok=True)
         if os.geteuid() == 0 and name == "no permission":
             caps = "-dac_override,-dac_read_search"
             prefix = ["setpriv", f"--bounding-set={caps}", f"--inh-caps={caps}"]
             if shutil.which(prefix[0]) is None:
                 row.note = "skipped: no setpriv"
                 continue
-        mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}m", "none", str(place)]
-        own = name != "no permission"
-        if own and (os.geteuid() or subprocess.run(mount, capture_output=True).returncode):
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}m", "none", str(folder)]
+        mounted = name != "no permission"
+        if mounted and (os.geteuid() or subprocess.run(mount, capture_output=True).returncode):
             row.note = "skipped: mounting needs root"
             continue
         try:
             for last in lasting:
                 run = bench.run(
-                    f"{'last' if last else 'while'}", (), steps, logdir=place, prefix=prefix
+                    f"{'last' if last else 'while'}", (), steps, logdir=folder, prefix=prefix
                 )
                 bench.reference(run.flags)
                 scenario = partial(disk_case, fault=DISKS[name], lasting=last)
                 row.add(bench.surviving(run, scenario))
         finally:
-            if own:
-                subprocess.run(["umount", "-l", str(place)], check=True)
+            if mounted:
+                subprocess.run(["umount", "-l", str(folder)], check=True)
     return rows
 
 
@@ -564,21 +568,21 @@ def disk(
 
 
 def damaged(content: bytes, kind: str, dice: random.Random) -> bytes:
-    """Return ``content`` with one bit flipped, somewhere or near an end, or otherwise spoilt."""
+    """Return ``content`` truncated, empty, zeroed, or with one bit flipped (near an end or not)."""
     if kind == "truncated":
         return content[: dice.randrange(len(content))]
     if kind in ("empty", "zeros"):
         return bytes(len(content) if kind == "zeros" else 0)
-    places = len(content)
-    ends = [*range(2000), *range(places - 20_000, places)]
-    place = dice.choice(ends) if kind == "ends" else dice.randrange(places)
+    size = len(content)
+    ends = [*range(2000), *range(size - 20_000, size)]
+    position = dice.choice(ends) if kind == "ends" else dice.randrange(size)
     changed = bytearray(content)
-    changed[place] ^= 1 << dice.randrange(8)
+    changed[position] ^= 1 << dice.randrange(8)
     return bytes(changed)
 
 
 def flips(bench: Bench, count: int = 200, processes: bool = True) -> list[Row]:
-    """Damage a checkpoint: that is noticed, or what is read is the same to the bit."""
+    """Damage a checkpoint; check that reading it fails, or gives the same bits as before."""
     from bit_paddle.models import resnetv2
     from bit_paddle.runs import snapshot
     from bit_paddle.training.optimizer import Momentum
@@ -590,13 +594,14 @@ def flips(bench: Bench, count: int = 200, processes: bool = True) -> list[Row]:
         reference.folder / "model.npz").classes)  # fmt: skip
 
     def read() -> tuple[Any, ...]:
-        for parameter in model.parameters():  # nothing of an earlier call may be left
+        for parameter in model.parameters():  # clear the values of an earlier call
             parameter.set_value(np.zeros(parameter.shape, np.float32))
         optimizer = Momentum(0.003, 0.9, model.parameters())
-        found = checkpoints.open_checkpoint(path)
+        checkpoint = checkpoints.open_checkpoint(path)
         snapshot.restore(model, optimizer, path)
-        tensors = [*model.parameters(), *(one for one in optimizer.velocities() if one is not None)]
-        return found.progress, found.notes, [one.numpy().tobytes() for one in tensors]
+        tensors = [*model.parameters(), *(v for v in optimizer.velocities() if v is not None)]
+        values = [tensor.numpy().tobytes() for tensor in tensors]
+        return checkpoint.progress, checkpoint.notes, values
 
     path.write_bytes(content)
     true, row, harmless = read(), Row("flips"), 0
@@ -609,24 +614,26 @@ def flips(bench: Bench, count: int = 200, processes: bool = True) -> list[Row]:
             same = read() == true
             harmless += same
             if not same:
-                row.failures.append(f"flips: {kind}, fault {row.faults}: read, and wrong")
+                row.failures.append(
+                    f"flips: {kind}, fault {row.faults}: read without an error, but wrong"
+                )
         except CheckpointError:
             same = True
         except Exception as error:
             same = False
             row.failures.append(f"flips: {kind}, fault {row.faults}: {place_of(error)}: {error}")
         row.survived += same
-    row.note = f"{row.survived - harmless} noticed, {harmless} harmless"
+    row.note = f"{row.survived - harmless} detected, {harmless} harmless"
     if not processes:
         return [row]
-    real = Row("flips, real runs", note="the run goes on from the checkpoint before")
+    real = Row("flips, real runs", note="the run resumes from the previous checkpoint")
     for kind in ("truncated", "anywhere"):
         real.add(bench.surviving(bench.run(f"flip-{kind}"), partial(spoilt, kind=kind, dice=dice)))
     return [row, real]
 
 
 def spoilt(run: Run, kind: str, dice: random.Random) -> None:
-    """Kill ``run`` in the middle, damage its newest checkpoint and let it go on."""
+    """Kill ``run`` in the middle, damage its newest checkpoint and start it again."""
     run.start()
     run.until(
         lambda: (
@@ -637,15 +644,16 @@ def spoilt(run: Run, kind: str, dice: random.Random) -> None:
     newest = checkpoints.checkpoint_files(run.folder)[0]
     newest.write_bytes(damaged(newest.read_bytes(), kind, dice))
     run.finish()
-    if newest.name not in run.said() or not re.search("passed over|npz is tried", run.said()):
-        raise Failure(f"does not say that {newest} is damaged: {run.said()}")
+    printed = run.printed()
+    if newest.name not in printed or not re.search("it is skipped|npz is tried next", printed):
+        raise Failure(f"does not report that {newest} is damaged: {printed}")
 
 
 # --- Part: fuzz ---------------------------------------------------------------------------------
 
 WORDS = r"""'|O' '<f8' True NaN Infinity -1 1e308 -1e308 99999999999 (99999999999 (True &a [*a] ?
 <<: - ~ " , [] {} null !!python/name:os.system 2026-99-99 \u0000 "\ud800" １² é yes"""
-TOKENS = [word.encode() for word in WORDS.split()]  # what a reader may trip over
+TOKENS = [word.encode() for word in WORDS.split()]  # values that may break a reader
 TOKENS += [b"!!bool x", b"!!timestamp x", b"!!int ''", b"{" * 2000, b"[" * 2000, b"9" * 5000]
 TOKENS += [
     b"0x" + b"f" * 4000,
@@ -664,9 +672,10 @@ KINDS = ["flip", "overwrite", "insert", "delete", "duplicate", "truncate", *["va
 
 
 def mutated(content: bytes, mutations: Sequence[tuple[str, int, int, bytes]]) -> bytes:
+    """Return ``content`` after ``mutations``: (one of `KINDS`, position, length, new bytes)."""
     result = bytearray(content)
-    for kind, place, length, other in mutations:
-        at = place % (len(result) + 1)
+    for kind, position, length, other in mutations:
+        at = position % (len(result) + 1)
         span = slice(at, at + length)
         if kind == "flip" and result:
             result[at % len(result)] ^= 1 << (length % 8)
@@ -677,19 +686,22 @@ def mutated(content: bytes, mutations: Sequence[tuple[str, int, int, bytes]]) ->
         elif kind == "delete":
             del result[span]
         elif kind == "duplicate":
-            result[at:at] = result[span] * (1 + place % 3)
+            result[at:at] = result[span] * (1 + position % 3)
         elif kind == "truncate":
             del result[at:]
-        elif kind == "value":  # what stands after a ": " or "," becomes something else
+        elif kind == "value":  # the text after a ": " or "," is replaced
             values = list(re.finditer(rb"(?<=: )[^,\n}]+|(?<=,)[^,:\n}]+(?=[,\n])", bytes(result)))
             if values:
-                found = values[place % len(values)]
-                result[found.start() : found.end()] = other
+                value = values[position % len(values)]
+                result[value.start() : value.end()] = other
     return bytes(result)
 
 
 def loaders(folder: Path) -> dict[str, tuple[bytes, Callable[[bytes, int], object]]]:
-    """Return, by name, a valid file and what reads it; the number varies how."""
+    """Return {name: (content of a valid file, function(content, number) that reads it)}.
+
+    The number selects one of several ways to read the file.
+    """
     small = Architecture.parse("R14x0.5")
     keys = [key for key, _ in npz.shapes(small, 2)]
     arrays = [(key, np.ones((1, 1, 2, 2) if "kernel" in key else 2, np.float32)) for key in keys]
@@ -707,7 +719,7 @@ def loaders(folder: Path) -> dict[str, tuple[bytes, Callable[[bytes, int], objec
     def read_checkpoint(content: bytes, number: int) -> None:
         path.write_bytes(content)
         with npz.CheckpointFile(path) as file:
-            with suppress(BitPaddleError):  # the arrays are read all the same
+            with suppress(BitPaddleError):  # read the arrays even if their shapes are wrong
                 file.check(small, 2)
             for key in file.shapes:
                 file.array(key)
@@ -758,24 +770,20 @@ def loaders(folder: Path) -> dict[str, tuple[bytes, Callable[[bytes, int], objec
 
 
 def place_of(error: Exception) -> str:
-    """Return the type of an error and the innermost line of it, and of this package."""
-    frames = [f"{Path(one.filename).name}:{one.lineno}" for one in traceback.extract_tb(
-        error.__traceback__)]  # fmt: skip
-    own = [
-        f"{Path(one.filename).name}:{one.lineno}"
-        for one in traceback.extract_tb(error.__traceback__)
-        if "bit_paddle" in one.filename
-    ]
-    return f"{type(error).__name__} at {frames[-1]}, from {own[-1] if own else '?'}"
+    """Return the type of an error, its innermost line, and its innermost line in this package."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames]
+    own = [line for line, frame in zip(lines, frames) if "bit_paddle" in frame.filename]
+    return f"{type(error).__name__} at {lines[-1]}, from {own[-1] if own else '?'}"
 
 
 def fuzz(bench: Bench, count: int = 10_000) -> list[Row]:
-    """Give mutated files to all that read files: only the package's own errors may come out."""
+    """Read mutated files with each reader; only the package's own errors may be raised."""
     try:
         import hypothesis  # noqa: F401
     except ImportError:
         return [Row("fuzz", note="skipped: hypothesis is not installed")]
-    memory = Path("/dev/shm")  # a disk would sync each of the files
+    memory = Path("/dev/shm")  # faster: on a disk, each file would be synced
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else bench.folder) as folder:
         readings = loaders(Path(folder))
         return [
@@ -790,8 +798,9 @@ def fuzzed(
     import hypothesis
     from hypothesis import strategies
 
+    """Read ``count`` mutations of ``content``; a failure is an error that is not the package's."""
     row, refused = Row(title), 0
-    found: dict[str, str] = {}
+    failures: dict[str, str] = {}
     bar = tqdm(total=count, desc=title, disable=None, leave=False)
     mutation = strategies.tuples(
         strategies.sampled_from(KINDS),
@@ -810,7 +819,7 @@ def fuzzed(
             refused += 1
         except Exception as error:
             example = f"{row.part}: {place_of(error)}: {error!s:.200}"
-            found.setdefault(place_of(error), f"{example}\n  way {way}: {mutations!s:.300}")
+            failures.setdefault(place_of(error), f"{example}\n  way {way}: {mutations!s:.300}")
             return
         row.survived += 1
 
@@ -825,7 +834,7 @@ def fuzzed(
     hypothesis.seed(seed)(options(hypothesis.given(*strategy)(attempt)))()
     bar.close()
     row.note = f"{refused:,} refused"
-    row.failures = list(found.values())
+    row.failures = list(failures.values())
     return row
 
 
@@ -833,12 +842,12 @@ def fuzzed(
 
 
 def cost(bench: Bench, count: int = 3) -> list[Row]:
-    """Measure what going on costs beside a start, and what a checkpoint a step costs."""
+    """Compare the time to resume with that of a fresh start; time one checkpoint per step."""
     row, fresh = Row("cost"), []
 
     def measured(run: Run) -> None:
         run.start()
-        run.goes_on()
+        run.trains()
         fresh.append(time.time() - run.began)
         run.until(lambda: run.step() >= run.bench.steps // 2)
         run.strike(signal.SIGKILL)
@@ -848,13 +857,13 @@ def cost(bench: Bench, count: int = 3) -> list[Row]:
         row.add(bench.surviving(bench.run(f"cost-{k}"), measured))
     log = (bench.reference(bench.run("").flags)[0].folder / logbook.LOG).read_text()
     parts = re.findall(r"(copying for a checkpoint|saving) ([\d.]+) s", log)
-    whole = re.findall(r"([\d.]+) s in all", log)[-1]
+    total = re.findall(r"([\d.]+) s in all", log)[-1]
     spent = ", ".join(f"{part} {seconds} s" for part, seconds in parts)
     if fresh and row.resume:
-        more = statistics.median(row.resume) - statistics.median(fresh)
+        difference = statistics.median(row.resume) - statistics.median(fresh)
         row.note = (
-            f"a fresh start {statistics.median(fresh):.1f} s, going on {more:+.2f} s; "
-            f"of {bench.steps} steps with a checkpoint each, {whole} s: {spent}"
+            f"fresh start {statistics.median(fresh):.1f} s, resuming {difference:+.2f} s; "
+            f"{bench.steps} steps with a checkpoint per step: {total} s, of that {spent}"
         )
     return [row]
 
@@ -864,11 +873,13 @@ def cost(bench: Bench, count: int = 3) -> list[Row]:
 
 def table(rows: Sequence[Row]) -> str:
     """Return the rows as aligned columns."""
-    cells = [["part", "faults", "survived", "steps again", "bytes lost", "resume s", "notes"]]
+    cells = [["part", "faults", "survived", "repeated steps", "bytes lost", "resume s", "notes"]]
     for row in rows:
-        again = f"{statistics.median(row.again):g}, max {max(row.again)}" if row.again else "-"
+        repeated = "-"
+        if row.repeated:
+            repeated = f"{statistics.median(row.repeated):g}, max {max(row.repeated)}"
         resume = f"{statistics.median(row.resume):.1f}" if row.resume else "-"
-        numbers = [f"{row.faults:,}", f"{row.survived:,}", again, f"{row.lost:,}", resume]
+        numbers = [f"{row.faults:,}", f"{row.survived:,}", repeated, f"{row.lost:,}", resume]
         cells.append([row.part, *numbers, row.note])
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     cells.insert(1, ["-" * width for width in widths])
@@ -882,44 +893,50 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--inputs", type=int, default=10_000, help="of fuzz")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--kills", type=int, default=50, help="kills of the part kill (default: 50)"
+    )
+    parser.add_argument(
+        "--inputs", type=int, default=10_000, help="inputs of the part fuzz (default: 10,000)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random choices")
     parser.add_argument("--datadir", help="a folder of images (default: digits)")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
-    parser.add_argument("--only", metavar="PART[,PART]")
-    parser.add_argument("--output", metavar="FILE.json")
-    given = parser.parse_args()
+    parser.add_argument("--only", metavar="PART[,PART]", help="parts to run (default: all)")
+    parser.add_argument("--output", metavar="FILE.json", help="write the rows to this file")
+    flags = parser.parse_args()
     parts = {
-        "kill": partial(kill, count=given.kills),
+        "kill": partial(kill, count=flags.kills),
         "variants": variants,
         "disk": disk,
         "flips": flips,
-        "fuzz": partial(fuzz, count=given.inputs),
+        "fuzz": partial(fuzz, count=flags.inputs),
         "cost": cost,
     }
-    wanted = given.only.split(",") if given.only else list(parts)
-    if set(wanted) - set(parts):
+    selected = flags.only.split(",") if flags.only else list(parts)
+    if set(selected) - set(parts):
         parser.error(f"--only: choose from {', '.join(parts)}")
-    datadir = str(Path(given.datadir).resolve()) if given.datadir else ""
+    datadir = str(Path(flags.datadir).resolve()) if flags.datadir else ""
     rows: list[Row] = []
     folder = Path(tempfile.mkdtemp(prefix="stress-"))
-    bench = Bench(folder, given.seed, datadir, given.jobs)
+    bench = Bench(folder, flags.seed, datadir, flags.jobs)
     try:
-        for name in wanted:
+        for name in selected:
             start = time.time()
-            rows += (found := parts[name](bench))
-            faults, survived = sum(r.faults for r in found), sum(r.survived for r in found)
-            took = time.time() - start
-            tqdm.write(f"{name}: {survived:,} of {faults:,} survived, {took:.0f} s")
+            results = parts[name](bench)
+            rows += results
+            faults = sum(row.faults for row in results)
+            survived = sum(row.survived for row in results)
+            seconds = time.time() - start
+            tqdm.write(f"{name}: {survived:,} of {faults:,} survived, {seconds:.0f} s")
             sys.stdout.flush()
     finally:
         bench.close()
         shutil.rmtree(folder, ignore_errors=True)
-    failures = [one for row in rows for one in row.failures]
+    failures = [failure for row in rows for failure in row.failures]
     print("\n".join([table(rows), *failures]))
-    if given.output:
-        Path(given.output).write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+    if flags.output:
+        Path(flags.output).write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
     return int(bool(failures) or any(row.survived < row.faults for row in rows))
 
 

@@ -1,7 +1,8 @@
 """Draw the table and figure of `transfer_table.sh`: ``scripts/benchmarks/transfer_table.py DIR``.
 
-Reads the runs DIR/<set>-<images per class>-<start>/repeats.json, or DIR/runs.csv, which this script
-has made of them: a line per run and seed. Writes DIR/runs.csv, DIR/table.md and DIR/figure.png.
+Reads the runs DIR/<set>-<images per class>-<start>/repeats.json and writes DIR/runs.csv (a line per
+run and seed), DIR/table.md and DIR/figure.png. If the runs' folders are missing, it reads
+DIR/runs.csv instead.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def main() -> None:
 
 
 def table(runs: dict[str, list[float]]) -> str:
-    """Return the table of ``runs``, {name: top-1 of each seed}."""
+    """Return a Markdown table of ``runs``, {name: top-1 per seed}."""
     columns = [*SHOTS[:-1], "all images"]
     lines = [f"| top-1, % | start | {' | '.join(columns)} |", "|---" * (2 + len(SHOTS)) + "|"]
     for name in SETS:
@@ -48,9 +49,9 @@ def table(runs: dict[str, list[float]]) -> str:
 
 
 def collect(folder: Path, names: Iterable[str]) -> dict[str, list[float]]:
-    """Return {name: top-1 of each seed} of the runs in ``folder``; write them to its runs.csv.
+    """Return {name: top-1 per seed} of the runs in ``folder``, and write runs.csv there.
 
-    Where their own folders are not there, runs.csv is read.
+    If the folders of the runs are missing, reads runs.csv instead.
     """
     names = list(names)
     if not (folder / names[0]).is_dir():
@@ -64,7 +65,7 @@ def collect(folder: Path, names: Iterable[str]) -> dict[str, list[float]]:
 
 
 def read(folder: Path) -> dict[str, list[float]]:
-    """Return {name: top-1 of each seed} of ``folder``'s runs.csv."""
+    """Return {name: top-1 per seed} from the runs.csv in ``folder``."""
     runs: dict[str, list[float]] = {}
     with open(folder / "runs.csv", newline="") as lines:
         for row in csv.DictReader(lines):
@@ -73,20 +74,22 @@ def read(folder: Path) -> dict[str, list[float]]:
 
 
 def spread(top1: list[float]) -> str:
-    """Return lowest, median and highest, in %."""
-    low, middle, high = (f"{100 * of(top1):.1f}" for of in (min, median, max))
+    """Return minimum, median and maximum as text, in %."""
+    low, middle, high = (f"{100 * aggregate(top1):.1f}" for aggregate in (min, median, max))
     return f"{low}-**{middle}**-{high}"
 
 
 def draw(runs: dict[str, list[float]]) -> object:
-    """Draw accuracy over images per class, as the paper's figure 1 does, a panel per data set."""
+    """Draw accuracy over images per class, as in the paper's figure 1, one panel per data set."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(SETS)), SETS):
         for start, title in STARTS.items():
             values = [runs[f"{name}-{shots}-{start}"] for shots in SHOTS]
-            low, middle, high = ([100 * of(one) for one in values] for of in (min, median, max))
+            low, middle, high = (
+                [100 * aggregate(top1) for top1 in values] for aggregate in (min, median, max)
+            )
             (line,) = axes.plot(range(len(SHOTS)), middle, "o-", label=title)
             axes.fill_between(range(len(SHOTS)), low, high, color=line.get_color(), alpha=0.15)
         axes.set_xticks(range(len(SHOTS)), SHOTS)

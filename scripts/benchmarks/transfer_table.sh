@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Few-shot transfer from BiT-Mini beside the same network from random weights: on scikit-learn's
-# digits, 136 characters of Omniglot and photographs of clothes, with 1, 5 and 10 images per class and
-# all of them, five seeds each. Writes the runs into bit_logs/my-transfer/, with runs.csv (a line per
-# run and seed), table.md and figure.png. The same command resumes where it was stopped. Each core
-# makes one run at a time: half an hour on two cores.
+# Compares few-shot transfer from BiT-Mini with training the same network from random weights: on
+# scikit-learn's digits, 136 characters of Omniglot and photographs of clothes, with 1, 5, 10 and all
+# images per class, five seeds each. Writes the runs into bit_logs/my-transfer/, with runs.csv (a line
+# per run and seed), table.md and figure.png. The same command resumes after a stop. Each core makes
+# one run at a time: half an hour on two cores.
 #
 #   scripts/benchmarks/transfer_table.sh FOLDER     # with omniglot136/ and clothing10/ in it: train/<class>/*, val/<class>/*
-#   AMP=bf16 scripts/benchmarks/transfer_table.sh FOLDER     # on processors that multiply in bfloat16
+#   AMP=bf16 scripts/benchmarks/transfer_table.sh FOLDER     # on CPUs that multiply in bfloat16
 set -euo pipefail
 [ -d "${1:-}/omniglot136" ] && [ -d "$1/clothing10" ] || { echo "usage: $0 FOLDER, with omniglot136/ and clothing10/ in it" >&2; exit 2; }
 data=$(cd "$1" && pwd)
@@ -15,8 +15,8 @@ python=${PYTHON:-.venv/bin/python}
 command -v "$python" > /dev/null || python=python3
 logs=${LOGS:-bit_logs/my-transfer}
 
-# The rule of small tasks, in its proportions, at a size for two cores. The learning rate is that of
-# 0.03, 0.1 and 0.3 which suits all of this best, by a seed of its own (bit_logs/transfer/rates.md).
+# The rule for small tasks in its proportions, at a size for two cores. The learning rate is the best
+# of 0.03, 0.1 and 0.3 over all tasks, chosen with another seed (bit_logs/transfer/rates.md).
 rule="--steps 100 --batch 64 --base_lr 0.1 --precrop 72 --crop 64 --repeats 5 --no-save --amp ${AMP:-auto}"
 
 for task in digits omniglot136 clothing10; do

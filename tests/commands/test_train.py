@@ -214,7 +214,7 @@ def test_a_killed_run_goes_on_from_what_is_whole_and_fits(image_folder, tmp_path
     newest = max(checkpoints.glob("step-*.npz"))
     os.truncate(newest, newest.stat().st_size - 1000)
     done = run_train(*run)
-    assert done.returncode == 0 and str(newest) in done.stdout and "passed over" in done.stdout
+    assert done.returncode == 0 and str(newest) in done.stdout and "skipped" in done.stdout
     assert_same(state_of(tmp_path / "run"), expected)
 
 
@@ -228,8 +228,8 @@ def test_if_all_checkpoints_are_damaged_the_rules_go_on(image_folder, tmp_path):
     from_first = ["--resume", begin]
     assert run_train(*arguments, *from_first, "--name", "second").returncode == 0
     for name, flags, said in (
-        ("second", from_first, f"{begin.name} is tried"),
-        ("first", [], "the run begins again"),
+        ("second", from_first, f"{begin.name} is tried next"),
+        ("first", [], "the run starts from the beginning"),
     ):
         for path in (tmp_path / name / "checkpoints").glob("step-*"):
             content = bytearray(path.read_bytes())
@@ -287,7 +287,7 @@ def test_steps_that_are_not_finite_are_left_out_if_asked(tmp_path):
                  "--crop", 32, "--batch", 2, "--base_lr", 1e-60, "--steps", 12,
                  "--logdir", tmp_path]  # fmt: skip
     done = run_train(*arguments, "--name", "run")
-    assert done.returncode == 1 and "the update was not made" in done.stderr
+    assert done.returncode == 1 and "the update was skipped" in done.stderr
     assert "the gradient of head.weight is not finite" in done.stderr
     assert "step" in done.stderr and "digits train image" in done.stderr
     done = run_train(*arguments, "--name", "run", "--skip_nonfinite", 12)  # a repair, not a change
@@ -392,7 +392,7 @@ def test_divergence_stops_before_the_weights(tmp_path):
         "run",
     )
     assert done.returncode == 1
-    assert "the update was not made" in done.stderr and "digits train image" in done.stderr
+    assert "the update was skipped" in done.stderr and "digits train image" in done.stderr
     (checkpoint,) = (tmp_path / "run/checkpoints").iterdir()  # of the step before
     assert create_model(checkpoint).num_classes == 10
     assert "NonFiniteError" in (tmp_path / "run" / "train.log").read_text()

@@ -111,7 +111,7 @@ def test_own_checkpoints_come_before_those_of_resume(settings, tmp_path):
     assert paths(claimed(asked)) == [other]  # a new folder
     leave(tmp_path / "run", asked)
     start = claimed(asked)  # begun, but without a checkpoint
-    assert paths(start) == [other] and "begins again" in " ".join(start.notes)
+    assert paths(start) == [other] and "from the beginning" in " ".join(start.notes)
     own = leave(tmp_path / "run", asked, [20, 10])
     assert paths(claimed(asked)) == [*own, other]  # should all of its own be damaged
     other.unlink()
@@ -142,7 +142,7 @@ def test_resume_refuses_what_holds_no_run(settings, tmp_path):
     (damaged,) = leave(tmp_path / "damaged", settings(), [3])
     damaged.write_bytes(b"PK\x03\x04 no more")
     for resume, words in (
-        (model, ["model.npz", "holds a model, but not the state of a run", "--model instead"]),
+        (model, ["model.npz", "has a model, but not the state of a run", "with --model instead"]),
         (tmp_path / "nowhere.npz", ["nowhere.npz", "no such"]),
         (tmp_path / "other", ["holds no checkpoint that can be read"]),
         (tmp_path / "damaged", ["holds no checkpoint that can be read", damaged.name]),
@@ -193,13 +193,15 @@ def test_an_unreadable_checkpoint_is_passed_over_with_a_note(settings, tmp_path)
     assert paths(start) == [first] and len(checkpoint_files(tmp_path / "run")) == 3
     assert claimed(settings(name="run")) == start
     assert [third.name in start.notes[0], second.name in start.notes[1]] == [True, True]
-    assert all("passed over" in note and "\n" not in note for note in start.notes)
+    assert all("is skipped" in note and "\n" not in note for note in start.notes)
     # They are put aside, so that they count neither now nor later.
     assert checkpoint_files(tmp_path / "run") == [first]
     assert third.with_name("step-00000003.npz.damaged").stat().st_size == 100
     first.write_bytes(b"")
     start = claimed(settings(name="run"))
-    assert not start.checkpoints and len(start.notes) == 2 and "begins again" in start.notes[1]
+    assert (
+        not start.checkpoints and len(start.notes) == 2 and "from the beginning" in start.notes[1]
+    )
 
 
 def test_checkpoints_are_in_the_order_of_their_numbers(settings, tmp_path):
@@ -465,7 +467,7 @@ def test_a_run_has_its_folder_for_itself_while_it_lives(settings, tmp_path):
         assert (tmp_path / "run" / runs_folder.OWNER).exists()  # nobody was left to remove it
         with runs_folder.claim(named) as start:  # at once
             assert f"process {os.getpid()} " in (start.folder / runs_folder.OWNER).read_text()
-            assert start.folder.name == "run" and "begins again" in " ".join(start.notes)
+            assert start.folder.name == "run" and "from the beginning" in " ".join(start.notes)
     assert not (tmp_path / "run" / runs_folder.OWNER).exists()
 
 
@@ -512,7 +514,7 @@ def test_two_never_have_a_folder_at_once_though_each_removes_it(settings, tmp_pa
                     (start.folder / "x").unlink()
                     counts.inside -= 1
             except ConfigError as error:
-                if "is being run by" not in str(error):
+                if "is in use by" not in str(error):
                     faults.append(str(error))
 
     with ThreadPoolExecutor(4) as pool:

@@ -395,7 +395,7 @@ def test_a_step_that_overflows_is_made_again_at_half_the_loss_scale(start, from_
     folder, result = start("loud", *flags, from_step_8(loss_scale=2.0**40, clean=1990))
     losses, _, notes = result
     assert list(losses) == list(range(9, 17))
-    again = (folder / "train.log").read_text().count("retried at half of it")
+    again = (folder / "train.log").read_text().count("retried with half of it")
     progress = notes["progress"]
     assert again > 8 and progress["loss_scale"] == 2.0 ** (40 - again)
     assert progress["step"] == 16 and progress["clean"] == 8
@@ -410,7 +410,7 @@ def test_processes_make_a_step_again_together(start, from_step_8, in_half):
     loud = from_step_8(loss_scale=2.0**30, clean=0)
     flags = ["--amp", "fp16", "--resume", loud, "--nproc", 2, "--shard"]
     folder, result = start("loud-sharded", *flags)
-    assert "retried at half of it" in (folder / "train.log").read_text()
+    assert "retried with half of it" in (folder / "train.log").read_text()
     assert result[2]["progress"]["loss_scale"] < 2.0**30
     assert list(result[0]) == list(range(9, 17))
     for step, loss in result[0].items():
