@@ -62,6 +62,8 @@ def fine_tune(
         run = bit_paddle.fine_tune("BiT-M-R50x1", "my_images/", steps=100)
         run.best("cat.jpg")
     """
+    if "help" in settings:  # the command's flag, which would end the program
+        raise ConfigError(f"help: is no setting; {launch.PROG} --help explains the settings")
     dataset, folder = _data(data, datadir)
     values = {"model": _address(model), "dataset": dataset, "datadir": folder, **settings}
     words = [_word(name, value) for name, value in values.items() if value is not None]

@@ -185,7 +185,11 @@ def facts(section: str) -> tuple[list[str], Counter, Counter, Counter]:
     plain = re.sub(r"\]\([^)]+\)", "]", section)
     return (
         [target for picture, target in LINK.findall(section) if picture],
-        Counter(link for link in links if not link.startswith(("#", "README"))),
+        Counter(
+            link.replace(".zh-CN.ipynb", ".ipynb")  # each README leads to its own language
+            for link in links
+            if not link.startswith(("#", "README"))
+        ),
         Counter(re.findall(r"\d+(?:[.,]\d+)*", plain)),
         Counter(re.findall(r"`[^`\n]+`", plain)),
     )

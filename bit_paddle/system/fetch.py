@@ -139,7 +139,8 @@ def _attempt(
     fault_of: Callable[[Path], str | None],
 ) -> Path:
     import requests
-    from tqdm import tqdm
+
+    from bit_paddle.system.progress import progress_bar
 
     partial = partial_file(path)
     start = partial.stat().st_size if partial.exists() else 0
@@ -170,13 +171,14 @@ def _attempt(
                 f"{(total - start) / 1e9:.2f} GB more, "
                 f"{shutil.disk_usage(path.parent).free / 1e9:.2f} GB are free"
             )
-        bar = tqdm(
+        bar = progress_bar(
             desc=path.name,
             total=total,
             initial=start,
             unit="B",
             unit_scale=True,
-            disable=True if progress else None,  # None: only on a terminal
+            leave=True,
+            **({"disable": True} if progress else {}),
         )
         with bar, open(partial, "r+b" if start else "wb") as stream:
             stream.seek(start)

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from typing import Any
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 
 def progress_bar(**options: Any) -> tqdm:
-    """Return a tqdm bar that shows itself on a terminal or in a notebook, and nowhere else."""
-    hidden = False if in_notebook() else None  # None: shown on a terminal alone
-    return tqdm(disable=hidden, dynamic_ncols=True, leave=False, **options)
+    """Return a tqdm bar that shows itself on a terminal or in a notebook, and nowhere else.
+
+    In a notebook it is a widget; without ipywidgets it is a line of text, one at a time, because
+    a cell cannot move its cursor up.
+    """
+    options = {"dynamic_ncols": True, "leave": False, **options}
+    if not in_notebook():
+        return tqdm(**{"disable": None, **options})  # None: shown on a terminal alone
+    if importlib.util.find_spec("ipywidgets") is None:
+        return tqdm(**{"position": 0, **options})
+    from tqdm.notebook import tqdm as widget
+
+    return widget(**options)
 
 
 def in_notebook() -> bool:
