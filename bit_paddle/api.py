@@ -15,12 +15,16 @@ from __future__ import annotations
 import fnmatch
 import os
 import signal
+import traceback
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bit_paddle import errors, report, train
 from bit_paddle.config import parsing
+from bit_paddle.config.settings import FIELDS
 from bit_paddle.data import spec as specs
 from bit_paddle.data.readers import registry
 from bit_paddle.errors import BitPaddleError, ConfigError
@@ -62,16 +66,21 @@ def fine_tune(
         run = bit_paddle.fine_tune("BiT-M-R50x1", "my_images/", steps=100)
         run.best("cat.jpg")
     """
-    if "help" in settings:  # the command's flag, which would end the program
-        raise ConfigError(f"help: is no setting; {launch.PROG} --help explains the settings")
     dataset, folder = _data(data, datadir)
-    values = {"model": _address(model), "dataset": dataset, "datadir": folder, **settings}
+    values = {"model": _address(model), "dataset": dataset, "datadir": folder}
+    _check_names(settings, values)
+    values.update(settings)
     words = [_word(name, value) for name, value in values.items() if value is not None]
-    parsed, request = parsing.parse(words + ["--force"] * force, launch.PROG, registry.find)
-    ended = train.train(parsed, words, request.force, embedded=True)
-    if ended.status > 128 and ended.status != 128 + signal.SIGINT:
-        os.kill(os.getpid(), ended.status - 128)  # saved: now it does what it does without a run
-    elif ended.status and ended.status != 128 + signal.SIGINT:
+    words += ["--force"] if force else []
+    parsed, _ = parsing.parse(words, launch.PROG, registry.find)
+    try:
+        ended = train.train(parsed, words, force, embedded=True)
+    except BaseException as error:
+        _forget_frames(error)
+        raise
+    if ended.signal not in (None, signal.SIGINT):
+        os.kill(os.getpid(), ended.signal)  # the run is saved: now the signal does its own work
+    elif ended.status and ended.signal is None:
         raise errors.PeerError(
             f"{ended.folder}: a process of the run ended with status {ended.status}; its message "
             "is above"
@@ -79,9 +88,28 @@ def fine_tune(
     return Run(ended.folder, ended.result)
 
 
+def _check_names(settings: dict[str, Any], taken: dict[str, Any]) -> None:
+    """Raise `ConfigError` for keywords that are no settings."""
+    for name in settings:
+        if name in taken:
+            raise ConfigError(f"{name}: is an argument of fine_tune already")
+        if name not in FIELDS and name != "config":
+            raise ConfigError(f"{name}: no such setting; {errors.did_you_mean(name, FIELDS)}")
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Free the local variables of a run that failed: a notebook keeps its traceback for long.
+
+    They hold the model, the momentum and the threads that read images.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
+
+
 def _word(name: str, value: Any) -> str:
     """Return a setting as a word of the command."""
-    if isinstance(value, bool):
+    if isinstance(value, (bool, np.bool_)):
         return f"--{name}" if value else f"--no-{name}"
     return f"--{name}={value}"
 
@@ -94,7 +122,7 @@ class Run:
     """
 
     def __init__(self, folder: str | os.PathLike, result: dict[str, Any] | None = None):
-        self.folder, self.result = Path(folder), result
+        self.folder, self.result = Path(folder).absolute(), result
 
     @property
     def complete(self) -> bool:

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
             flags.model, flags.bit_pretrained_dir, flags.crop, names=not flags.features
         )
         view = required_preprocessing(file)
-        model = TrainedModel(file, flags.device, flags.amp)
+        model = TrainedModel(file, flags.device, flags.amp, head=not flags.features)
         compute = model.function(head=not flags.features)
         batches = loader.evaluation_batches(
             images, view.crop, flags.batch, flags.workers, view.resize

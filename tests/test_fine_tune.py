@@ -68,10 +68,16 @@ def test_is_the_run_of_the_command(fine_tune, image_folder, tmp_path):
 
 def test_wrong_settings_are_an_error_of_the_package(fine_tune):
     with pytest.raises(errors.ConfigError) as caught:
-        fine_tune(stesp=3, batch=-1, crop=None)
+        fine_tune(batch=-1, crop=None)
     text = str(caught.value)
-    assert "did you mean --steps" in text and "--batch: is -1" in text and "--precrop" in text
-    assert "3 faults" in text
+    assert "2 faults" in text and "--batch: is -1" in text and "--precrop" in text
+    for wrong, answer in (
+        ({"stesp": 3}, "did you mean steps"),
+        ({"help": True}, "no such setting"),
+        ({"dataset": "cifar10"}, "is an argument of fine_tune already"),
+    ):
+        with pytest.raises(errors.ConfigError, match=answer):
+            fine_tune(**wrong)
     assert isinstance(caught.value, ValueError)
     with pytest.raises(errors.ConfigError, match="nowhere.npz: no such checkpoint"):
         bit.fine_tune("nowhere.npz", "digits")

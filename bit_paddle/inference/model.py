@@ -37,11 +37,13 @@ class TrainedModel:
         model.features(["cat.jpg", "dog.jpg"])  float32 [2, 2048]
     """
 
-    def __init__(self, file: TrainedFile, device: str = "auto", amp: str = "off"):
+    def __init__(
+        self, file: TrainedFile, device: str = "auto", amp: str = "off", head: bool = True
+    ):
         for name, value, choices in (("device", device, DEVICES), ("amp", amp, AMP)):
             if value not in choices:
                 raise ConfigError(f"{name}: is {value!r}: {did_you_mean(str(value), choices)}")
-        self.file, self._device, self._amp = file, device, amp
+        self.file, self._device, self._amp, self._head = file, device, amp, head
 
     # --- What it is -----------------------------------------------------------------------------
 
@@ -124,7 +126,7 @@ class TrainedModel:
         paddle_inference.hush()
         from bit_paddle.inference import predictor
 
-        return predictor.load(self.file, self._device, self._amp)
+        return predictor.load(self.file, self._device, self._amp, self._head)
 
     def _computed(self, head: bool, images: Any, width: int) -> np.ndarray:
         compute = self.function(head)

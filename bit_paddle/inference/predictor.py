@@ -32,8 +32,10 @@ class Functions(NamedTuple):
     features: Function | None
 
 
-def load(file: TrainedFile, device: str = "auto", amp: str = "off") -> Functions:
+def load(file: TrainedFile, device: str = "auto", amp: str = "off", head: bool = True) -> Functions:
     """Load the model of ``file`` onto ``device``, to compute in half precision by ``amp``.
+
+    Without ``head`` there are features only, and the head takes no memory.
 
     Errors: `ConfigError` where the machine or an exported folder cannot compute so.
     """
@@ -41,12 +43,12 @@ def load(file: TrainedFile, device: str = "auto", amp: str = "off") -> Functions
         return _load_exported(file, device, amp)
     device = select_device(device)
     amp = amp_for(device, amp)
-    model = weights.create_model(file.path)
+    model = weights.create_model(file.path, None if head else 0)
     model.compute_with(build.choose(device, amp, partial(print, file=sys.stderr))[0])
     model.amp = amp
     model.eval()
     features = partial(_compute, model.forward_features)
-    return Functions(partial(infer, model) if file.outputs else None, features)
+    return Functions(partial(infer, model) if model.num_classes else None, features)
 
 
 def _load_exported(file: TrainedFile, device: str, amp: str) -> Functions:

@@ -83,7 +83,8 @@ def find_trained(
             f"{path}: its head has {outputs} outputs, but there are {len(classes)} class names"
         )
     settings = notes.get("settings")
-    loss = settings.get("loss", losses.DEFAULT) if isinstance(settings, dict) else losses.DEFAULT
+    loss = settings.get("loss") if isinstance(settings, dict) else None
+    loss = loss if loss in losses.LOSSES else losses.DEFAULT  # such as none, or a later version's
     if entry is not None and entry.data == "imagenet21k" and outputs == entry.classes:
         loss = "sigmoid"  # by which upstream trained: an image may show several of these classes
     return TrainedFile(

@@ -41,7 +41,7 @@ def create_model(
     """
     if num_classes is not None and num_classes < 0:
         raise ConfigError(f"num_classes: is {num_classes}, expected 0 (features) or more")
-    found = published.resolve(os.fspath(name), pretrained)
+    found = published.resolve(_address(name), pretrained)
     if isinstance(found, published.Entry) and pretrained:
         found = published.obtain(found, directory)
     if isinstance(found, Path):
@@ -59,6 +59,13 @@ def create_model(
     model = ResNetV2(getattr(found, "architecture", found), num_classes)
     model.reset_parameters(seed)
     return model
+
+
+def _address(name: str | os.PathLike) -> str:
+    """Return ``name`` as `published.resolve` takes it: a path has a separator."""
+    text = os.fspath(name)
+    is_path = isinstance(name, os.PathLike) and not published.is_path(text)
+    return os.path.join(".", text) if is_path else text
 
 
 def load_npz(model: ResNetV2, path: str | os.PathLike, head: str = "load") -> None:

@@ -201,7 +201,11 @@ class Saver:
 
     def close(self) -> None:
         """Wait for the last save; if it failed, save into the temporary folder instead."""
-        self._pool.shutdown()
+        try:
+            self._pool.shutdown()
+        except KeyboardInterrupt:  # the folder's next owner must not meet this thread
+            self._pool.shutdown()
+            raise
         if not self._wait():
             return
         name = checkpoint_path(self._folder, self._step).name

@@ -294,11 +294,13 @@ def _lock(folder: Path) -> int | None:
 
 def _release(folder: Path, lock: int) -> None:
     """Unlock ``folder``; remove it if the run has written nothing."""
-    with suppress(OSError):
-        (folder / OWNER).unlink(missing_ok=True)
-        if {path.name for path in folder.iterdir()} == {LOCK}:
-            shutil.rmtree(folder)
-    os.close(lock)
+    try:
+        with suppress(OSError):
+            (folder / OWNER).unlink(missing_ok=True)
+            if {path.name for path in folder.iterdir()} == {LOCK}:
+                shutil.rmtree(folder)
+    finally:
+        os.close(lock)
 
 
 def forget(folder: Path) -> None:

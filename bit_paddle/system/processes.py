@@ -105,14 +105,18 @@ def _visible_gpus() -> list[str]:
 
 
 def launch(
-    command: Sequence[str], count: int, gpus: Sequence[int] = (), embedded: bool = False
+    command: Sequence[str],
+    count: int,
+    gpus: Sequence[int] = (),
+    stop: Interrupt | None = None,
 ) -> int:
     """Run ``command`` in ``count`` processes as one program; return its exit status.
 
     With ``count`` GPUs in ``gpus``, each process has one, and they communicate by NCCL; else by
     gloo. All processes receive the signals. Rank 0 writes to the terminal. If a process fails, the
     others have `GRACE` seconds to end, and the message of the first failure is printed.
-    ``embedded``: see `Interrupt`.
+    ``stop`` notes the
+    signals that this process receives.
     """
     ports = _free_ports(count + 1)
     endpoints = [f"127.0.0.1:{port}" for port in ports]
@@ -125,10 +129,11 @@ def launch(
         "PADDLE_DISTRI_BACKEND": "nccl" if gpus else "gloo",
         "GLOG_minloglevel": "2",  # no line per connection
         _PARENT: str(os.getpid()),
+        **_import_path(),
     }
     children: list[subprocess.Popen] = []
     messages: list[BinaryIO] = []
-    with Interrupt(embedded) as stop:
+    with stop or Interrupt() as stop:
         try:
             for place in range(count):
                 own = {
@@ -151,6 +156,14 @@ def launch(
             for child in children:
                 child.kill()
                 child.wait()
+
+
+def _import_path() -> dict[str, str]:
+    """Return the PYTHONPATH with which children import this very package, where it needs one."""
+    parent = Path(__file__).parents[2]
+    if parent.name in ("site-packages", "dist-packages"):
+        return {}
+    return {"PYTHONPATH": os.pathsep.join([str(parent), *filter(None, [os.getenv("PYTHONPATH")])])}
 
 
 def _watch(

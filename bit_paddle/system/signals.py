@@ -33,7 +33,7 @@ class Interrupt:
     def __init__(self, embedded: bool = False) -> None:
         self.signal: signal.Signals | None = None
         self.count = 0
-        self._embedded, self._written = embedded, None
+        self._embedded, self._raised, self._written = embedded, False, None
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interrupt:
@@ -62,7 +62,8 @@ class Interrupt:
         self.count += 1
         if self.signal is None:
             self.signal = signal.Signals(number)
-        elif self._embedded and number == signal.SIGINT:
+        elif self._embedded and number == signal.SIGINT and not self._raised:
+            self._raised = True  # once: what ends the run must not be cut short again
             raise KeyboardInterrupt
 
     @staticmethod

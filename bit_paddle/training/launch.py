@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from signal import Signals
 from typing import Any, NamedTuple
 
 from bit_paddle import errors
@@ -23,11 +24,12 @@ PROG = "python -m bit_paddle.train"
 
 
 class Ended(NamedTuple):
-    """How a run ended. ``status`` is the exit status: 0, or 128 + the signal that stopped it."""
+    """How a run ended. ``signal`` is the one that this process received; ``status`` exits by it."""
 
     status: int
     folder: Path
     result: dict[str, Any] | None  # None if the run is not complete
+    signal: Signals | None = None
 
 
 def start(
@@ -38,6 +40,7 @@ def start(
     ``settings`` were parsed from ``arguments``, the words of the command line. If ``embedded`` (in
     a program or notebook), a second Ctrl-C raises KeyboardInterrupt and does not end the process.
     """
+    stop = Interrupt(embedded)
     if processes.world_size() == 1:
         gpus = [] if settings.device == "cpu" else processes.gpus(settings.devices)
         if gpus and settings.nproc > 1:
@@ -47,11 +50,10 @@ def start(
             )
         count = max(len(gpus), settings.nproc)
         if count > 1:
-            return _start_processes(settings, arguments, force, count, gpus, embedded)
+            return _start_processes(settings, arguments, force, count, gpus, stop)
         if gpus:
             os.environ.update(FLAGS_selected_gpus=str(gpus[0]))  # the one that Paddle calls "gpu"
     processes.end_with_parent()
-    stop = Interrupt(embedded)
     if processes.rank():
         log = logbook.Silent()
         status, result = _run(make_plan(settings, fetch=False), log, stop)
@@ -63,7 +65,7 @@ def start(
                 return Ended(0, begin.folder, begin.result)
         plan = plan_of(settings, begin, force)
         status, result = _run_in_folder(plan, arguments, force, stop)
-        return Ended(status, begin.folder, result)
+        return Ended(status, begin.folder, result, stop.signal)
 
 
 def _run_in_folder(
@@ -114,7 +116,7 @@ def _start_processes(
     force: bool,
     count: int,
     gpus: Sequence[int],
-    embedded: bool,
+    stop: Interrupt,
 ) -> Ended:
     """Run `start` in ``count`` processes; configuration errors are raised before any is spawned."""
     with claim(settings, force) as begin:
@@ -124,8 +126,8 @@ def _start_processes(
         plan_of(settings, begin, force)
     command = [sys.executable, "-m", "bit_paddle.train", *arguments]
     command += ["--traceback"] if "--traceback" in sys.argv else []
-    status = processes.launch(command, count, gpus, embedded)
-    return Ended(status, begin.folder, result_of(begin.folder, settings))
+    status = processes.launch(command, count, gpus, stop)
+    return Ended(status, begin.folder, result_of(begin.folder, settings), stop.signal)
 
 
 def complete(begin: Start) -> str:

@@ -50,7 +50,7 @@ def repeat(
                     forget(folder)
                 raise
             if ended.status:
-                return Ended(ended.status, folder, None)
+                return ended._replace(folder=folder, result=None)
             results.append({"seed": changes["seed"], **ended.result})
             content = report(results, folder)
     return Ended(0, folder, content)

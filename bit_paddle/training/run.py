@@ -165,7 +165,18 @@ class TrainingRun:
         while loss is None:
             try:
                 with self.log.timed("training"):
-                    loss = self._update(batch, lr)
+                    loss = step.update(
+                        self.model,
+                        self.optimizer,
+                        self.sums,
+                        batch.micro_batches(self.batch_split),
+                        len(batch.indices),
+                        lr,
+                        batch.lam,
+                        self.progress.loss_scale if self.amp == "fp16" else 1.0,
+                        self.stop.checked,
+                        self.plan.settings.loss,
+                    )
             except errors.OutOfMemoryError:
                 self.batch_split = memory.split_further(self.plan, self.batch_split)
                 memory.release(self.model)
@@ -190,20 +201,6 @@ class TrainingRun:
         if self._profile is not None:
             self._profile.step()
         return line
-
-    def _update(self, batch: loader.Batch, lr: float) -> float:
-        return step.update(
-            self.model,
-            self.optimizer,
-            self.sums,
-            batch.micro_batches(self.batch_split),
-            len(batch.indices),
-            lr,
-            batch.lam,
-            self.progress.loss_scale if self.amp == "fp16" else 1.0,
-            self.stop.checked,
-            self.plan.settings.loss,
-        )
 
     def _skip(
         self, error: errors.NonFiniteError, batch: loader.Batch, lr: float, nonfinite: int
@@ -313,10 +310,12 @@ class TrainingRun:
 
     def close(self) -> None:
         """End the threads that read images and write checkpoints."""
-        self._batches.close()
-        if self._saver is not None:
-            with self.log.timed("saving"):
-                self._saver.close()
+        try:
+            self._batches.close()
+        finally:
+            if self._saver is not None:
+                with self.log.timed("saving"):
+                    self._saver.close()
 
     def finish(self) -> dict[str, Any]:
         """Write the model, then the result, which marks the run as complete; return it."""
