@@ -104,10 +104,10 @@ def test_runs(name, pictures, here):
     results = [output.data["text/plain"] for output in outputs if "data" in output]
     if name == "first_steps":
         assert "True" in results  # the loaded model gives the same probabilities
-        assert (here / "bit_logs/flowers/report.html").exists()
+        assert (here / "bit_logs/drawn_flowers/report.html").exists()
     else:
         assert "loaded back" in text and "schedule      500 steps" in text
-        assert (here / "served").is_dir()
+        assert (here / "bit_logs/drawn_shapes/served").is_dir()
 
 
 class Kernel:
