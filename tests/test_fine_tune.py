@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -118,16 +119,16 @@ import sys
 import bit_paddle as bit
 
 settings = dict({settings}, steps=60, workers=0, keep=1, save_every="1")
-run = bit.fine_tune("R14x0.5", {folder!r}, name="run", **settings)
+run = bit.fine_tune("R14x0.5", {folder!r}, name="run", **settings{more})
 print("returned", run.complete, run.metrics[-1]["step"], flush=True)
 run = bit.fine_tune("R14x0.5", {folder!r}, name="run", **settings)
 print("resumed", run.complete, run.metrics[-1]["step"], flush=True)
 """
 
 
-def program(image_folder, folder):
+def program(image_folder, folder, more=""):
     """Start a program that makes a run, and resumes it if it was stopped."""
-    text = PROGRAM.format(settings=SETTINGS, folder=str(image_folder))
+    text = PROGRAM.format(settings=SETTINGS, folder=str(image_folder), more=more)
     return subprocess.Popen([sys.executable, "-W", "ignore", "-u", "-c", textwrap.dedent(text)],
                             cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                             env=ENVIRONMENT)  # fmt: skip
@@ -139,6 +140,7 @@ def wait_for_steps(folder, process):
         assert process.poll() is None, process.communicate()[1]
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_returns(image_folder, tmp_path, fine_tune):
     process = program(image_folder, tmp_path)
     wait_for_steps(tmp_path, process)
@@ -152,6 +154,7 @@ def test_ctrl_c_saves_and_returns(image_folder, tmp_path, fine_tune):
     assert_same_model(whole, bit.api.Run(tmp_path / "bit_logs/run"))
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_ends_the_program(image_folder, tmp_path):
     process = program(image_folder, tmp_path)
     wait_for_steps(tmp_path, process)
@@ -159,3 +162,16 @@ def test_sigterm_saves_and_ends_the_program(image_folder, tmp_path):
     out, _ = process.communicate(timeout=120)
     assert process.returncode == -signal.SIGTERM and "returned" not in out
     assert list((tmp_path / "bit_logs/run/checkpoints").glob("step-*.npz"))
+
+
+@pytest.mark.slow
+def test_a_child_that_is_killed_is_an_error_of_the_run(image_folder, tmp_path):
+    """Its signal is not the program's: that one gets an exception, and lives on."""
+    process = program(image_folder, tmp_path, ", nproc=2, force=True")
+    wait_for_steps(tmp_path, process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(children) == 2
+    os.kill(int(children[1]), signal.SIGKILL)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1 and "PeerError: " in err and "ended with status 137" in err
+    assert "--force" in (tmp_path / "bit_logs/run/train.log").read_text().splitlines()[0]
