@@ -38,14 +38,14 @@ def run(plan: Plan, log: Logbook, stop: Interrupt) -> tuple[int, dict[str, Any] 
     ``stop`` is entered here. A signal that it catches ends the run early, with a checkpoint.
     """
     with log.timed("loading Paddle"), stop.at_once():
-        place = device.select_device(plan.settings.device, plan.settings.deterministic)
-        amp = device.amp_for(place, plan.settings.amp)
+        device_name = device.select_device(plan.settings.device, plan.settings.deterministic)
+        amp = device.amp_for(device_name, plan.settings.amp)
         distributed.join()  # from here on, all ranks must call the same collectives
         amp = distributed.amp_of_all(amp)
     with stop:
         if not distributed.from_first([plan.start.result is None])[0]:
             return 0, plan.start.result or {}
-        return _carry_out(TrainingRun(plan, log, stop, place, amp), stop)
+        return _carry_out(TrainingRun(plan, log, stop, device_name, amp), stop)
 
 
 def _carry_out(training: TrainingRun, stop: Interrupt) -> tuple[int, dict[str, Any] | None]:
@@ -65,26 +65,26 @@ def _carry_out(training: TrainingRun, stop: Interrupt) -> tuple[int, dict[str, A
 class TrainingRun:
     """The state of a run (model, optimizer, progress) and the parts of its loop."""
 
-    def __init__(self, plan: Plan, log: Logbook, stop: Interrupt, place: str, amp: str):
+    def __init__(self, plan: Plan, log: Logbook, stop: Interrupt, device_name: str, amp: str):
         self.plan, self.log, self.stop, self.amp = plan, log, stop, amp
         settings, self.world_size = plan.settings, processes.world_size()
         with log.timed("loading the model"):
             begun = start.begin(plan, amp, log)
             self.model, self.optimizer, self.sums = begun.model, begun.optimizer, begun.sums
             self.progress = begun.progress
-            operators, operators_name = build.choose(place, amp, log.say)
+            operators, operators_name = build.choose(device_name, amp, log.say)
             self.model.compute_with(operators)
         with log.timed("trying micro-batches"):
             without_velocity = [] if self.progress.step else self.sums.own
             loss = partial(step.loss_of, name=settings.loss)
             self.batch_split = memory.find_split(
-                plan, place, begun.known_split, self.model, loss, without_velocity, log
+                plan, device_name, begun.known_split, self.model, loss, without_velocity, log
             )
         if settings.shard and self.world_size == 1:
             log.say("note: --shard has no effect with one process")
         evaluated = min(self.progress.evaluated, plan.schedule.steps - 1)  # the last is repeated
         log.rewind(self.progress.step, evaluated)
-        log.say(f"{self._headline(place)}\noperators: {operators_name}")
+        log.say(f"{self._headline(device_name)}\noperators: {operators_name}")
         self._begun, self._tally = self.progress.step, None
         self._saver, self._profile = None, None
         if processes.rank() == 0:
@@ -97,11 +97,11 @@ class TrainingRun:
                 self._profile = profiling.Profile(settings.profile, log)
         self._batches = self._training_batches()
 
-    def _headline(self, place: str) -> str:
+    def _headline(self, device_name: str) -> str:
         """Return the line with versions, device, processors and micro-batches, for the log."""
         parts = self.world_size * self.batch_split
         return (
-            f"bit_paddle {__version__}, Paddle {paddle.__version__} on {place}, "
+            f"bit_paddle {__version__}, Paddle {paddle.__version__} on {device_name}, "
             f"{environment.cpu_count()} processors"
             + (f" for each of {self.world_size}" if self.world_size > 1 else "")
             + f"; {self.plan.settings.batch} images per step, in {parts} "

@@ -79,7 +79,7 @@ def main() -> None:
         saver.close()
 
     plain, busy, copy = map(statistics.median, (alone, during_save, copies))
-    slowdown = max(0.0, busy - plain)  # of about one step: a save takes about as long
+    slowdown = max(0.0, busy - plain)  # in total, as a save lasts about one step
     share = (copy + slowdown) / (60 * flags.minutes)
     print(
         f"{flags.model}, {size / 1e6:.0f} MB per checkpoint; {flags.batch} images of {flags.side}\n"
