@@ -1,4 +1,4 @@
-"""The command line of training, and of commands that take its flags: all faults at once."""
+"""The command line of training, and of commands that take its flags; reports all faults at once."""
 
 from __future__ import annotations
 
@@ -20,42 +20,44 @@ from bit_paddle.system import environment
 _EPILOG = """\
 examples:
   python -m bit_paddle.train --model BiT-M-R50x1 --dataset cifar10
-      fine-tunes by BiT-HyperRule: --model and --dataset are all it needs
+      fine-tunes by BiT-HyperRule: only --model and --dataset are required
   python -m bit_paddle.train --model BiT-M-R50x1 --dataset folder --datadir pets --dry-run
-      shows the plan for pets/train/<class>/*.jpg and pets/val/<class>/*.jpg, and stops
+      prints the plan for pets/train/<class>/*.jpg and pets/val/<class>/*.jpg, and stops
   python -m bit_paddle.train --model BiT-M-R50x1 --dataset folder --datadir pets --repeats 5
-      five runs, and the lowest, median and highest accuracy of them
+      trains five times, and reports the lowest, median and highest accuracy
   python -m bit_paddle.train --config configs/cifar10_R50x1.yaml --examples_per_class 5
-      a published recipe, few-shot; flags win over the file
+      trains a published recipe with 5 images per class; flags override the file
   python -m bit_paddle.train --model BiT-Mini --dataset digits --steps 100 --batch 64 --base_lr 0.1
-      a small checkpoint that is in the package, on scikit-learn's digits: needs no download
+      trains a small checkpoint of this package on scikit-learn's digits, without a download
 
 The run writes bit_logs/<name>/: train.log, metrics.jsonl, VisualDL scalars, config.yaml,
-checkpoints/, model.npz and result.json. However it was stopped, the same command goes on from its
-newest checkpoint, and ends with the same weights as if it had not been stopped. SIGINT (Ctrl-C),
-SIGTERM and the notice of pre-emption SIGUSR1 end it after the current micro-batch, with a
-checkpoint; a second Ctrl-C ends it at once.
+checkpoints/, model.npz and result.json. If the run was stopped, the same command resumes it from
+its newest checkpoint; the final weights are the same as without the stop. SIGINT (Ctrl-C), SIGTERM
+and SIGUSR1 (notice of pre-emption) end the run after the current micro-batch, with a checkpoint. A
+second Ctrl-C ends it at once.
 """
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a command line asks for, beside the settings."""
+    """Flags of training that are not settings."""
 
     dry_run: bool = False
     force: bool = False
 
 
 class Parser(argparse.ArgumentParser):
-    """The parser of every command: raises `ConfigError`, and knows --traceback.
+    """The parser of every command. It has the flag --traceback; its errors are `ConfigError`.
 
-    Flags cannot be abbreviated, and texts are shown as they are written.
+    Flags cannot be abbreviated. Help texts keep their line breaks.
     """
 
     def __init__(self, prog: str, **options: Any) -> None:
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(prog=prog, **{**options, "allow_abbrev": False})
-        self.add_argument("--traceback", action="store_true", help="show where an error came from")
+        self.add_argument(
+            "--traceback", action="store_true", help="print the Python traceback of an error"
+        )
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; {self.prog} --help lists the flags")
@@ -67,16 +69,16 @@ def parser(
     epilog: str = _EPILOG,
     defaults: Mapping[str, str] | None = None,
 ) -> argparse.ArgumentParser:
-    """Return the command's parser; its values are words, which `parse` checks all at once.
+    """Return the parser of a command with all settings; values stay words until `parse`.
 
-    ``defaults`` are what its help says of settings in place of their own.
+    ``defaults`` replace the defaults of settings in the help.
     """
     result = Parser(prog, description=description, epilog=epilog)
     groups = {key: result.add_argument_group(title) for key, title in settings.GROUPS.items()}
     groups["what"].add_argument(
         "--config",
         metavar="FILE.yaml",
-        help="settings from a file, such as the config.yaml of an earlier run; flags win",
+        help="file of settings, such as the config.yaml of an earlier run; flags override it",
     )
     for name, item in settings.FIELDS.items():
         kind, help = item.metadata["kind"], _help(name, item, (defaults or {}).get(name))
@@ -86,18 +88,18 @@ def parser(
         else:
             group.add_argument(f"--{name}", help=help, metavar=kind.metavar)
     groups["run"].add_argument(
-        "--dry-run", action="store_true", help="print the whole plan and stop"
+        "--dry-run", action="store_true", help="print the plan of the run, and stop"
     )
     groups["run"].add_argument(
         "--force",
         action="store_true",
-        help="resume from a checkpoint although settings or data have changed",
+        help="resume from a checkpoint even if settings or data have changed",
     )
     return result
 
 
 def _help(name: str, item: Field, default: str | None) -> str:
-    """Return the help of a setting; ``default`` is said instead of its own."""
+    """Return the help of a setting; ``default`` replaces its own default."""
     help, kind = item.metadata["help"], item.metadata["kind"]
     if item.default is MISSING:
         return f"{help} (required)"
@@ -109,8 +111,8 @@ def _help(name: str, item: Field, default: str | None) -> str:
 
 
 def _add_switch(group: Any, name: str, help: str, on: bool) -> None:
-    """Add --name and --no-name; ``help`` explains the one that changes the default, ``on``."""
-    opposite = "the opposite, where a file has it"
+    """Add --name and --no-name; ``help`` explains the flag that changes the default, ``on``."""
+    opposite = f"opposite of --{'no-' if on else ''}{name}, to override a --config file"
     group.add_argument(
         f"--{name}",
         dest=name,
@@ -130,9 +132,9 @@ def _add_switch(group: Any, name: str, help: str, on: bool) -> None:
 
 
 def outer_parser(prog: str, usage: str, description: str, epilog: str) -> Parser:
-    """Return the parser of a command ``prog`` that takes all flags of training too.
+    """Return a parser for the own flags of a command that also takes all flags of training.
 
-    It knows its own alone, which are to be added; ``{flags}`` in ``epilog`` becomes the others.
+    The caller adds the own flags. ``{flags}`` in ``epilog`` becomes the list of training's flags.
     """
     flags = textwrap.fill(
         " ".join(f"--{name}" for name in ("config", *settings.FIELDS)), 96, break_on_hyphens=False
@@ -148,40 +150,40 @@ def parse(
     outer: Iterable[str] = (),
     unused: Iterable[str] = (),
 ) -> tuple[settings.Settings, Request]:
-    """Return the settings that ``arguments`` and their --config ask for, and the rest of them.
+    """Return the settings and the other flags of ``arguments`` and their --config.
 
-    ``find_dataset(dataset, datadir=, val_fraction=)`` raises what is wrong with these
-    (`readers.find`); ``outer`` are the flags of the command that has taken its own, and
-    ``unused`` settings keep their defaults. Raises one `ConfigError` that lists every fault.
+    ``find_dataset(dataset, datadir=, val_fraction=)`` raises an error if these are wrong
+    (`registry.find`). ``outer`` are the command's own flags, which are suggested for a misspelt
+    flag. ``unused`` settings keep their defaults. Raises one `ConfigError` that lists every fault.
     """
     command = parser(prog)
     known, unknown = command.parse_known_args(list(arguments))
     flags = [option for action in command._actions for option in action.option_strings]
-    flags.sort(key="--traceback".__eq__)  # last: a list of choices starts with the command's own
+    flags.sort(key="--traceback".__eq__)  # last: suggestions start with the command's own flags
     faults = []
     for before, word in zip(["", *unknown], unknown):
         if word.startswith("-"):
             near = did_you_mean(word.split("=")[0], [*flags, *outer])
             faults.append(f"{word}: no such flag; {near}")
-        elif not before.startswith("-"):  # else it is what was given to that
+        elif not before.startswith("-"):  # else it is the value of the unknown flag
             faults.append(f"{word!r}: does not belong to a flag")
-    given: dict[str, tuple[str, str]] = {}  # name -> (where from, word)
+    words: dict[str, tuple[str, str]] = {}  # name -> (source, word)
     if known.config is not None:
-        given.update(_read_yaml(known.config, faults))
-    given.update(
+        words.update(_read_yaml(known.config, faults))
+    words.update(
         {
             name: (f"--{name}", getattr(known, name))
             for name in settings.FIELDS
             if getattr(known, name) is not None
         }
     )
-    given = {name: item for name, item in given.items() if name not in unused}
+    words = {name: item for name, item in words.items() if name not in unused}
     values: dict[str, Any] = {}
     unclear = set()
-    for name, (source, word) in given.items():
+    for name, (source, word) in words.items():
         try:
             item = settings.FIELDS[name]
-            unset = item.default is None and word.lower() == "none"  # a file's value taken back
+            unset = item.default is None and word.lower() == "none"  # overrides a file's value
             values[name] = None if unset else item.metadata["kind"](word)
         except ValueError as fault:
             faults.append(f"{source}: {fault}")
@@ -191,7 +193,7 @@ def parse(
     faults += [
         f"--{name}: is required"
         for name, item in settings.FIELDS.items()
-        if item.default is MISSING and name not in given
+        if item.default is MISSING and name not in words
     ]
     faults += _combined_faults(
         {**{name: item.default for name, item in settings.FIELDS.items()}, **values},
@@ -210,9 +212,10 @@ def parse(
 def _combined_faults(
     values: dict[str, Any], unclear: set[str], find_dataset: Callable[..., object]
 ) -> list[str]:
-    """Return the faults of settings that are well-formed each by itself; unset ones are MISSING.
+    """Return the faults of settings that contradict one another or their surroundings.
 
-    Of those that are ``unclear``, whose faults are known, no others are made up.
+    A required setting that is not given is MISSING. ``unclear`` settings are faulty themselves,
+    and not compared with others.
     """
     faults = []
     dataset, model = values["dataset"], values["model"]
@@ -223,8 +226,8 @@ def _combined_faults(
             faults.append(str(fault))
     if model is not MISSING:
         try:
-            found = published.resolve(model, pretrained=not values["from_scratch"])
-            if values["from_scratch"] and isinstance(found, Path):
+            resolved = published.resolve(model, pretrained=not values["from_scratch"])
+            if values["from_scratch"] and isinstance(resolved, Path):
                 faults.append(
                     f"--model: {model} is a checkpoint file, which --from_scratch would not "
                     "read; give an architecture such as R50x1"
@@ -241,20 +244,20 @@ def _combined_faults(
             f"{' or '.join(map(str, sorted(near)))} would"
         )
     if values["epochs"] is not None and RECIPES[values["rule"]].epochs is None:
-        by_epochs = " or ".join(name for name, one in RECIPES.items() if one.epochs is not None)
-        faults.append(f"--epochs: is for --rule {by_epochs}; fine-tuning goes by --steps")
+        by_epochs = " or ".join(
+            name for name, recipe in RECIPES.items() if recipe.epochs is not None
+        )
+        faults.append(f"--epochs: is for --rule {by_epochs}; the length of fine-tuning is --steps")
     elif values["epochs"] is not None and values["steps"] is not None:
-        faults.append("--epochs and --steps: both say how long the run is; take one")
+        faults.append("--epochs and --steps: both set the length of the run; give only one")
     if values["nproc"] > batch and "batch" not in unclear:
         faults.append(
-            f"--nproc: is {values['nproc']}, more than --batch {batch}: each needs an image of it"
+            f"--nproc: is {values['nproc']}, more than --batch {batch}; each process needs an image"
         )
     precrop, crop = values["precrop"], values["crop"]
     pair = not unclear & {"precrop", "crop"}
     if pair and (precrop is None) != (crop is None):
-        faults.append(
-            "--precrop and --crop: only one is given; they replace the rule's pair together"
-        )
+        faults.append("--precrop and --crop: only one is given; give both, or neither")
     elif pair and crop is not None and precrop < crop:
         faults.append(
             f"--precrop: is {precrop}, smaller than --crop {crop}, which is cut out of it"
@@ -270,7 +273,7 @@ def _combined_faults(
 
 
 def _read_yaml(path: str, faults: list[str]) -> dict[str, tuple[str, str]]:
-    """Return {setting: (where from, word)} of a YAML file; add its mistakes to ``faults``."""
+    """Return {setting: (source, word)} of a YAML file; add its mistakes to ``faults``."""
     result = {}
     for key, value in settings.load_yaml(path, "--config").items():
         if key not in settings.FIELDS:
@@ -289,8 +292,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         required=True,
-        help="published name (python -m bit_paddle.catalog lists them), an .npz file, a run's "
-        "folder, or one of `export --format paddle`, which Paddle Inference runs on the processor",
+        help="model to run: a published name (python -m bit_paddle.catalog lists them), an .npz "
+        "file, a run's folder, or a folder written by `export --format paddle`, which Paddle "
+        "Inference runs on the CPU",
     )
     parser.add_argument(
         "--bit_pretrained_dir", metavar="DIR", help=settings.help_of("bit_pretrained_dir")
@@ -299,14 +303,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--crop",
         type=argtypes.whole(32),
         metavar="N",
-        help="squash images to this side (default: what belongs to the checkpoint)",
+        help="side in pixels to which images are resized (default: that of the checkpoint)",
     )
     parser.add_argument(
         "--batch",
         type=argtypes.whole(1),
         default=32,
         metavar="N",
-        help="images at once (default: 32)",
+        help="batch size: images per forward pass (default: 32)",
     )
     parser.add_argument(
         "--workers",
@@ -315,11 +319,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=settings.help_of("workers"),
     )
-    parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "gpu"),
+        default="auto",
+        help=f"{settings.help_of('device')} (default: auto)",
+    )
     parser.add_argument(
         "--amp",
         choices=("auto", "off", "bf16", "fp16"),
         default="off",
-        help="half precision: faster where the processor multiplies in it, but rounded to 3 (bf16) "
-        "or 4 digits (fp16); auto is what the GPU does best (default: off)",
+        help="mixed precision: faster on hardware with half-precision units, but rounded to 3 "
+        "(bf16) or 4 digits (fp16). auto: the GPU's fastest (default: off)",
     )

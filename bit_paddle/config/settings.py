@@ -1,4 +1,4 @@
-"""The settings of a run: a frozen dataclass, and what it is as a file."""
+"""The settings of a run: a frozen dataclass, read from and written to YAML."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _auto_or_whole(word: str) -> int | str:
 
 def _interval(word: str) -> str:
     interval(word)
-    return word  # as given: a file shows it so
+    return word  # as written, so that config.yaml shows the user's own spelling
 
 
 def _setting(
@@ -47,7 +47,7 @@ def _setting(
     default_help: str = "",
     affects_result: bool = True,
 ) -> Any:
-    """Return a setting. ``default_help`` describes a default that is no fixed value."""
+    """Return a field of `Settings`; ``default_help`` describes a default without a fixed value."""
     metadata = {
         "group": group,
         "kind": kind,
@@ -65,238 +65,267 @@ _run = functools.partial(_setting, "run", affects_result=False)
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run is asked to do. Names are those of the flags and of the YAML keys."""
+    """All settings of a run. The field names are also the flags and the YAML keys."""
 
     model: str = _what(
         text,
-        "published name (BiT-M-R50x1), an .npz file, the folder of a complete run, or with "
-        "--from_scratch R<layers>x<width> too",
+        "model to train: a published name (BiT-M-R50x1; bit_paddle.catalog lists them), an .npz "
+        "file, or the folder of a complete run; with --from_scratch also R<layers>x<width>",
     )
     dataset: str = _what(
         text,
-        "folder or list (one's own images, with --datadir), cifar10, cifar100, imagenet2012, "
-        "oxford_flowers102, oxford_iiit_pet, digits, vtab/<task>, or a .yaml file that describes "
-        "a data set as those in configs/data do",
+        "data set: folder or list (your own images, with --datadir), cifar10, cifar100, "
+        "imagenet2012, oxford_flowers102, oxford_iiit_pet, digits, vtab/<task>, or a .yaml file "
+        "that describes a data set (examples: configs/data)",
     )
     datadir: str | None = _what(
         text,
-        "where the data is. folder: train/<class>/* and val/<class>/*, or <class>/* alone. "
-        "list: train.csv and val.csv (or .tsv, .txt), a path and a label a line. Others: the "
-        "official files",
+        "folder of the data. For folder it holds train/<class>/* and val/<class>/*, or <class>/* "
+        "alone. For list it holds train.csv and val.csv (or .tsv, .txt) with a path and a label "
+        "per line. For the other data sets it holds the official files",
         None,
-        default_help="the cache, for those that can be downloaded",
+        default_help="the cache, for data sets that can be downloaded",
         affects_result=False,
     )
     val_fraction: float | None = _what(
         fraction,
-        "share of each class to validate on, where a folder or list has no validation images",
+        "fraction of each class that is held out for validation if a folder or list has no "
+        "validation images",
         None,
         default_help="0.1",
     )
     on_bad_image: str = _what(
         one_of("error", "skip"),
-        "error: images that cannot be read are named before training. skip: every image is "
-        "decoded once, and those are left out",
+        "handling of unreadable images. error: list them before training, and stop. skip: decode "
+        "every image once before training, and skip the unreadable ones",
         "error",
     )
     bit_pretrained_dir: str | None = _what(
         text,
-        "folder of the published .npz files, which are downloaded if missing",
+        "folder of the published .npz files; a missing file is downloaded into it",
         None,
         default_help="the cache, $BIT_PADDLE_HOME or ~/.cache/bit_paddle",
         affects_result=False,
     )
-    from_scratch: bool = _what(switch, "start from random weights instead of a checkpoint", False)
+    from_scratch: bool = _what(switch, "random initial weights instead of a checkpoint", False)
     examples_per_class: int | None = _what(
-        whole(1), "few-shot: train on this many images of each class", None
+        whole(1),
+        "few-shot training: number of training images per class",
+        None,
+        default_help="all images",
     )
-    examples_per_class_seed: int = _what(whole(0), "which few-shot images", 0)
+    examples_per_class_seed: int = _what(whole(0), "seed of the few-shot selection", 0)
 
     rule: str = _how(
         one_of(*RECIPES),
-        "BiT-HyperRule as the published code has it, which made the published numbers, or as the "
-        "paper's text; or upstream training, which `bit_paddle.pretrain` is",
+        "recipe that chooses the settings which are not given. code: BiT-HyperRule as in the "
+        "authors' code, which produced the published accuracies. paper: BiT-HyperRule as in the "
+        "paper's text. upstream: pre-training, the recipe of bit_paddle.pretrain",
         "code",
     )
     batch: int = _how(
-        whole(1), f"images an optimizer step; upstream: {upstream.BATCH}", hyperrule.BATCH
+        whole(1),
+        f"batch size: images per optimizer step; with --rule upstream {upstream.BATCH}",
+        hyperrule.BATCH,
     )
     batch_split: int | str = _how(
         Kind(_auto_or_whole, "N"),
-        "micro-batches a batch is computed in; the "
-        "result is the same, the memory is not. auto: as few as fit, by estimate on a CPU and by "
-        "trying on a GPU, and more if memory runs out later",
+        "micro-batches per batch (gradient accumulation): more of them take less memory, with the "
+        "same result. auto: as few as fit in memory, by estimate on a CPU and by trial on a GPU; "
+        "a run that is out of memory later takes more",
         AUTO,
         affects_result=False,
     )
     recompute: str = _how(
         one_of("off", "unit", "block"),
-        "keep the inputs of residual units, or of the four blocks of these, alone, and compute the "
-        "rest again for the gradients: more time for less memory, and the same result",
+        "activation recomputation: less memory, more time, the same result. Only the inputs of "
+        "the residual units (unit) or of the four blocks (block) are stored; the backward pass "
+        "computes the rest again",
         "off",
         affects_result=False,
     )
     amp: str = _how(
         one_of("auto", "off", "bf16", "fp16"),
-        "half precision for what goes from layer to layer and what convolutions multiply; all else "
-        "is float32, and fp16 scales the loss. auto: bf16 on GPUs from Ampere on, fp16 on Volta "
-        "and Turing, else off. On a CPU with bfloat16 (AMX, AVX-512), bf16 is faster, and not auto",
+        "mixed precision: half precision between layers and in convolutions, float32 elsewhere; "
+        "fp16 scales the loss. auto: bf16 on GPUs from Ampere on, fp16 on Volta and Turing, else "
+        "off. bf16 is also faster on CPUs with AMX or AVX-512 bfloat16, but auto does not choose "
+        "it there",
         "auto",
     )
     base_lr: float = _how(
         positive,
-        "learning rate after the warm-up; upstream: 0.03 for every 256 images of a batch",
+        "base learning rate, reached after the warm-up; with --rule upstream 0.03 per 256 images "
+        "of the batch",
         hyperrule.BASE_LR,
     )
     weight_decay: float = _how(
         not_negative,
-        f"of kernels, added to their gradients; upstream: {upstream.WEIGHT_DECAY:g}",
+        "weight decay, added to the gradients of kernels; with --rule upstream "
+        f"{upstream.WEIGHT_DECAY:g}",
         0.0,
     )
     loss: str = _how(
         one_of(*losses.LOSSES),
-        "; ".join(f"{name}: {loss.about}" for name, loss in losses.LOSSES.items()),
+        "loss function. "
+        + "; ".join(f"{name}: {loss.about}" for name, loss in losses.LOSSES.items()),
         losses.DEFAULT,
     )
     epochs: int | None = _how(
         whole(1),
-        "upstream: length of the run, in passes over the training images",
+        "length of the run in passes over the training images, with --rule upstream only",
         None,
         default_help=f"{upstream.EPOCHS}",
     )
     warmup: int | None = _how(
-        whole(0), "steps of linear warm-up from 0", None, default_help="the rule's"
+        whole(0),
+        "length of the linear warm-up of the learning rate from 0, in steps",
+        None,
+        default_help="the rule's",
     )
     steps: int | None = _how(
         whole(1),
-        "length of the run; the rule's schedule is scaled to it in its own proportions",
+        "length of the run in optimizer steps; the rule's schedule is scaled in proportion",
         None,
         default_help="the rule's",
     )
     precrop: int | None = _how(
         whole(1),
-        "side that training images are resized to, with --crop; upstream: to which the shorter "
-        "side of validation images is",
+        "side in pixels of the training images before the random crop; needs --crop. With --rule "
+        "upstream: shorter side of the validation images before the centre crop",
         None,
         default_help="the rule's",
     )
     crop: int | None = _how(
         whole(32),
-        "side of the random crop, and of validation images",
+        "side in pixels of the random crop and of the validation images; needs --precrop",
         None,
         default_help="the rule's",
     )
     flip: bool | None = _how(
         switch,
-        "do not mirror training images: a mirrored one has another label",
+        "no random mirroring of training images, for data whose labels a mirror would change",
         None,
-        default_help="as the data set's file says, else half of them are",
+        default_help="the data set's .yaml file decides; else half of the images are mirrored",
     )
     random_crop: bool | None = _how(
         switch,
-        "resize straight to --crop: a part of an image has another label",
+        "no random crops: training images are resized to --crop, for data whose labels a crop "
+        "would change",
         None,
-        default_help="likewise",
+        default_help="the data set's .yaml file decides; else images are cropped",
     )
     seed: int = _how(
-        whole(0), "of the data's order, crops, flips and MixUp, and of random weights", 0
+        whole(0), "seed of the data's order, crops, flips, MixUp and random weights", 0
     )
 
     name: str | None = _run(
         text,
         "name of the run's folder",
         None,
-        default_help="made of model and dataset, numbered where it exists",
+        default_help="model and data set, with a number if the folder exists",
     )
-    logdir: str = _run(text, "folder of the runs' folders", "bit_logs")
+    logdir: str = _run(text, "folder in which every run gets its own folder", "bit_logs")
     repeats: int = _run(
         whole(1),
-        "runs, with --seed and --examples_per_class_seed counting up; reports the lowest, the "
-        "median and the highest accuracy, as the paper's tables do",
+        "number of runs; each adds 1 to --seed and --examples_per_class_seed. The lowest, median "
+        "and highest accuracy are reported, as in the paper's tables",
         1,
     )
-    eval_every: int | None = _run(whole(1), "validate every so many steps; always at the end", None)
-    save: bool = _run(switch, "save neither checkpoints nor the model at the end", True)
+    eval_every: int | None = _run(
+        whole(1),
+        "steps between validations; the end of the run is always validated",
+        None,
+        default_help="only at the end",
+    )
+    save: bool = _run(switch, "no checkpoints, and no model at the end", True)
     save_every: str = _run(
         Kind(_interval, "N"),
-        "a checkpoint every so many steps (500) or minutes (10m), written while training goes on; "
-        "one that is due before the last is written waits for that",
+        "interval between checkpoints, in steps (500) or minutes (10m). Checkpoints are written "
+        "while training continues, one at a time",
         "10m",
     )
-    keep: int = _run(whole(1), "how many checkpoints to keep, beside the best", 2)
+    keep: int = _run(whole(1), "number of newest checkpoints to keep, in addition to the best", 2)
     resume: str | None = _run(
         text,
-        "start from a checkpoint of another run, or the newest of its folder, with its momentum "
-        "and step; a run's own checkpoint comes first",
+        "checkpoint of another run to resume from, with its momentum and step; for a folder, the "
+        "newest checkpoint in it. The run's own checkpoint takes precedence",
         None,
     )
     skip_nonfinite: int = _run(
         whole(0),
-        "leave out the update of a step whose loss or gradient is not finite, up to so many in a "
-        "row, instead of ending the run",
+        "number of steps in a row whose update may be skipped because the loss or a gradient is "
+        "not finite, before the run ends with an error",
         0,
     )
     workers: int = _run(
-        whole(0), "threads that decode images; 0: none", min(8, environment.cpu_count())
+        whole(0),
+        "number of threads that decode images; 0: the main thread decodes them",
+        min(8, environment.cpu_count()),
     )
     cache_gb: float | None = _run(
         not_negative,
-        "gigabytes of memory for resized training images, which are kept if all fit",
+        "size of the in-memory cache of resized training images, in gigabytes; used only if all "
+        "of them fit",
         None,
         default_help="a quarter of the memory",
     )
     device: str = _run(
-        one_of("auto", "cpu", "gpu"), "cpu, gpu, or auto: the GPU if there is one", "auto"
+        one_of("auto", "cpu", "gpu"),
+        "device to run on: cpu, gpu, or auto (a GPU if the machine has one)",
+        "auto",
     )
     devices: str | None = _run(
         text,
-        "GPUs, such as 0,1: a process on each, which share every batch",
+        "numbers of the GPUs, such as 0,1: one process per GPU, and all share every batch",
         None,
-        default_help="all that are visible",
+        default_help="all visible GPUs",
     )
     nproc: int = _run(
-        whole(1), "without a GPU: processes that share every batch on the processors", 1
+        whole(1), "number of processes that share every batch, on a machine without a GPU", 1
     )
     shard: bool = _run(
         switch,
-        "each process keeps the summed gradients and the momentum of its share of the weights "
-        "alone (ZeRO 2): less memory, for momentum above all, and the same result",
+        "sharding of optimizer state and gradients (ZeRO 2): each process stores the momentum and "
+        "the summed gradients of its share of the weights only. Less memory, the same result",
         False,
     )
     profile: int = _run(
         whole(0),
-        "write where the time of a step goes, over so many steps after the first three: a table, a "
-        "picture, and a trace for chrome://tracing",
+        "number of steps to profile, after the first three. Writes the time per part of a step as "
+        "a table, a picture, and a trace for chrome://tracing",
         0,
     )
     deterministic: bool = _run(
-        switch, "on a GPU, only kernels that give the same bits each time; those of a CPU do", False
+        switch,
+        "deterministic GPU kernels only, which give the same bits in every run; CPU kernels "
+        "always do",
+        False,
     )
 
     @property
     def recipe(self) -> Recipe:
-        """What --rule names."""
+        """The recipe named by --rule."""
         return RECIPES[self.rule]
 
 
 FIELDS: dict[str, Field] = {item.name: item for item in fields(Settings)}
 
 GROUPS = {
-    "what": "what to train on what",
-    "how": "how: by the rule, unless told otherwise",
-    "run": "the run",
+    "what": "model and data",
+    "how": "training recipe: --rule chooses what is not given",
+    "run": "run: files, checkpoints, hardware",
 }
 
 
 def help_of(name: str) -> str:
-    """Return the help of a setting, for another command that has it too."""
+    """Return the help of a setting with its ``default_help``, for every command with that flag."""
     metadata = FIELDS[name].metadata
     default = metadata["default_help"]
     return f"{metadata['help']} (default: {default})" if default else metadata["help"]
 
 
 def load_yaml(path: str | os.PathLike, flag: str = "") -> dict[Any, Any]:
-    """Return what a YAML file of settings, which ``flag`` names, holds, unchecked.
+    """Return the content of a YAML file of settings, unchecked; errors name it by ``flag``.
 
     Errors: `MissingFileError`, `ConfigError`.
     """
@@ -304,10 +333,11 @@ def load_yaml(path: str | os.PathLike, flag: str = "") -> dict[Any, Any]:
 
 
 def differences(before: Mapping[str, Any], now: Settings) -> list[str]:
-    """Return what has changed of the settings that decide a run's result, a line each.
+    """Return the changed settings among those that affect a run's result, one line per setting.
 
-    A data set may have moved (its images are compared elsewhere), and how a batch is split changes
-    rounding alone. What ``before`` does not have, an older version did not know.
+    A data set may move to another folder (its images are compared elsewhere), and the split of a
+    batch only changes rounding. Settings that ``before`` lacks are ignored: an older version wrote
+    it.
     """
     return [
         f"{name}: {before[name]} -> {getattr(now, name)}"
@@ -322,5 +352,5 @@ def to_dict(settings: Settings) -> dict[str, Any]:
 
 
 def to_yaml(settings: Settings) -> str:
-    """Return ``settings`` as the text of a --config file that gives them back."""
+    """Return ``settings`` as the text of a --config file that restores them."""
     return yaml.safe_dump(to_dict(settings), sort_keys=False, allow_unicode=True)

@@ -1,6 +1,6 @@
-"""What a word on the command line or in a file may be: argparse's ``type``, and that of settings.
+"""Types of settings and flags: each `Kind` parses a word of the command line or of a file.
 
-Each `Kind` takes a word and returns its value, or raises `BadValue`, which tells the fault.
+A `Kind` is callable, and so also serves as argparse's ``type``.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from bit_paddle.errors import did_you_mean
 
 
 class BadValue(ValueError, argparse.ArgumentTypeError):
-    """A word that a setting cannot have; argparse shows its text too."""
+    """A word that a setting cannot have; argparse too shows the message."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a word may be. Calling it returns the word's value, or raises `BadValue`."""
+    """A type of settings. Calling it returns a word's value, or raises `BadValue`."""
 
     parse: Callable[[str], Any]
     metavar: str
@@ -49,7 +49,7 @@ switch = Kind(_switch, "true|false", is_switch=True)
 
 
 def whole(least: int, metavar: str = "N") -> Kind:
-    """Return the kind of whole numbers from ``least`` on."""
+    """Return the kind of whole numbers that are ``least`` or more."""
 
     def parse(word: str) -> int:
         try:
@@ -64,7 +64,7 @@ def whole(least: int, metavar: str = "N") -> Kind:
 
 
 def number(fits: Callable[[float], bool], expected: str) -> Kind:
-    """Return the kind of numbers for which ``fits`` holds: those that are ``expected``."""
+    """Return the kind of numbers for which ``fits`` is true; ``expected`` describes them."""
 
     def parse(word: str) -> float:
         try:
@@ -86,7 +86,7 @@ fraction = number(lambda value: 0 < value < 1, "a number between 0 and 1")
 
 
 def one_of(*choices: str) -> Kind:
-    """Return the kind of these words."""
+    """Return the kind whose words are ``choices``."""
 
     def parse(word: str) -> str:
         if word not in choices:
@@ -97,7 +97,7 @@ def one_of(*choices: str) -> Kind:
 
 
 def interval(word: str) -> tuple[float, float]:
-    """Return what a word such as 500 or 10m says: (steps, seconds), one of them infinite."""
+    """Return (steps, seconds) of a word such as 500 or 10m; one of the two is infinite."""
     try:
         if word.endswith("m"):
             return math.inf, 60 * positive(word[:-1])

@@ -1,1 +1,1 @@
-"""From image files to micro-batches."""
+"""Data sets, and the way from image files to micro-batches."""

@@ -1,4 +1,4 @@
-"""Broken images are found before training, not in the middle of it."""
+"""Find unreadable images before training starts."""
 
 from __future__ import annotations
 
@@ -23,20 +23,19 @@ _SHOWN = 10
 def faults(
     images: Images, indices: np.ndarray, workers: int, thorough: bool = False
 ) -> dict[int, str]:
-    """Return {index: what is wrong} of the images of ``indices`` that cannot be used.
+    """Return {index: fault} of the unusable images among ``indices``; see `FileImages.fault`.
 
-    `FileImages.fault` says how it looks, and what ``thorough`` means. Images in memory have no
-    fault. What is found is remembered until the list of files or a folder's date is another; what
-    was broken is looked at again.
+    Images in memory have no faults. The result is cached until the list of files or the date of a
+    folder changes; images that were broken are checked again each time.
     """
     if not isinstance(images, FileImages):
         return {}
     key = _key(images, indices, thorough)
     broken = remembered("checks", key)
     if isinstance(broken, list):
-        again = set(broken)
-        indices = np.array([k for k in indices if images.paths[k] in again], np.int64)
-    found = {}
+        broken_before = set(broken)
+        indices = np.array([k for k in indices if images.paths[k] in broken_before], np.int64)
+    result = {}
     chunks = np.array_split(indices, max(1, len(indices) // 64))
 
     def look(chunk: np.ndarray) -> list[tuple[int, str | None]]:
@@ -47,16 +46,16 @@ def faults(
         ThreadPoolExecutor(max(1, workers)) as pool,
     ):
         for chunk in pool.map(look, chunks):
-            found.update((index, fault) for index, fault in chunk if fault)
+            result.update((index, fault) for index, fault in chunk if fault)
             bar.update(len(chunk))
-    paths = [images.paths[index] for index in sorted(found)]
+    paths = [images.paths[index] for index in sorted(result)]
     if paths != broken:
         remember("checks", key, paths)
-    return found
+    return result
 
 
 def _key(images: FileImages, indices: np.ndarray, thorough: bool) -> str:
-    """Return what a check is remembered by: the files' names, and the dates of their folders."""
+    """Return the cache key of a check: a hash of the files' names and their folders' dates."""
     root = os.path.abspath(images.root)
     paths = [images.paths[index] for index in indices]
     dates = []
@@ -68,41 +67,41 @@ def _key(images: FileImages, indices: np.ndarray, thorough: bool) -> str:
 
 
 def usable(images: Images, workers: int, every_class: bool) -> tuple[Images, list[str]]:
-    """Return ``images`` without those that cannot be decoded, and what is wrong with these.
+    """Return the decodable images, and a line on the fault of each other image.
 
-    Every image is decoded once, for a run must not stop at one. Raises `DataError` if none is left,
-    or with ``every_class`` if a class has none left.
+    Every image is decoded once. Raises `DataError` if no image is left, or with ``every_class`` if
+    a class has none left.
     """
-    found = faults(images, np.arange(len(images)), workers, thorough=True)
-    if not found:
+    broken = faults(images, np.arange(len(images)), workers, thorough=True)
+    if not broken:
         return images, []
-    rest = images.subset(np.setdiff1d(np.arange(len(images)), list(found)))
+    rest = images.subset(np.setdiff1d(np.arange(len(images)), list(broken)))
     before, after = (
-        np.bincount(some.labels, minlength=len(images.classes)) for some in (images, rest)
+        np.bincount(part.labels, minlength=len(images.classes)) for part in (images, rest)
     )
     lost = [images.classes[label] for label in np.flatnonzero((before > 0) & (after == 0))]
     if lost and (every_class or not len(rest)):
         raise DataError(
             f"--on_bad_image skip: no image of {', '.join(lost[:5])} can be read: "
-            f"{found[min(found)]}"
+            f"{broken[min(broken)]}"
         )
-    return rest, [found[index] for index in sorted(found)]
+    return rest, [broken[index] for index in sorted(broken)]
 
 
 def require_usable(parts: Sequence[tuple[Images, np.ndarray]], workers: int) -> None:
-    """Raise `DataError` that names the images of all ``parts`` which cannot be used.
+    """Raise one `DataError` that lists the unusable images of all ``parts``.
 
-    A part is a set of images and the indices of those that are needed.
+    A part is a set of images, and the indices of the images that the run needs.
     """
     texts: list[str] = []
     for images, indices in parts:
-        found = faults(images, indices, workers)
-        texts += [found[index] for index in sorted(found)]
+        broken = faults(images, indices, workers)
+        texts += [broken[index] for index in sorted(broken)]
     if texts:
         listed = "\n  ".join(texts[:_SHOWN])
         more = f"\n  and {len(texts) - _SHOWN:,} more" if len(texts) > _SHOWN else ""
         count = sum(len(indices) for _, indices in parts)
         raise DataError(
             f"{len(texts):,} of {count:,} images cannot be used; "
-            f"--on_bad_image skip goes on without them\n  {listed}{more}"
+            f"--on_bad_image skip trains without them\n  {listed}{more}"
         )

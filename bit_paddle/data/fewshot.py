@@ -1,4 +1,4 @@
-"""Few-shot subsets: the same number of images of each class, chosen by a seed."""
+"""Few-shot subsets: the same number of images per class, selected by a seed."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from bit_paddle.errors import DataError
 def select(
     labels: np.ndarray, examples_per_class: int, seed: int, classes: Sequence[str]
 ) -> np.ndarray:
-    """Return the indices, ascending, of ``examples_per_class`` images of each of ``classes``.
+    """Return the ascending indices of ``examples_per_class`` images per class.
 
-    Reads ``labels`` [N] alone. The choice within a class depends on its labels' positions and
-    ``seed``. Raises `DataError` that lists every class with too few images.
+    The selection depends only on ``labels`` [N] and ``seed``. Raises one `DataError` that lists the
+    classes with too few images.
     """
     counts = np.bincount(labels, minlength=len(classes))
     short = [
@@ -25,7 +25,7 @@ def select(
         more = f" and {len(short) - 5} more classes" if len(short) > 5 else ""
         raise DataError(
             f"--examples_per_class {examples_per_class}: not every class has that many "
-            f"training images: {', '.join(short[:5])}{more}; the most that works is "
+            f"training images: {', '.join(short[:5])}{more}; the largest possible number is "
             f"{counts.min()}"
         )
     return np.sort(

@@ -1,4 +1,4 @@
-"""A set of labelled images: what the loader asks of it, and the two kinds there are."""
+"""Sets of labelled images: the interface that the loader uses, and its two implementations."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ JPEG_START = b"\xff\xd8\xff"
 
 JPEG_END = b"\xff\xd9"
 
-MOST_MISSING = 1 / 8  # of the rows of a truncated JPEG that is still used
+MOST_MISSING = 1 / 8  # of the rows: a truncated JPEG with more missing rows is a fault
 
 
-# What Pillow raises, by format and by damage; `DataError` is a `ValueError`
+# Pillow's exceptions depend on the format and the damage; `DataError` is a `ValueError`
 _FAULTS = (
     *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, struct.error),
     *(RuntimeError, ArithmeticError),  # AVIF and DDS, which may be called .jpg
@@ -35,7 +35,7 @@ _FAULTS = (
 
 
 class Images(Protocol):
-    """What the loader needs to know of a set of images."""
+    """The interface of a set of images, as the loader uses it."""
 
     labels: np.ndarray  # int64 [N]
     classes: Sequence[str]  # names, in the order of the head's outputs
@@ -43,17 +43,17 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def image(self, index: int) -> Image.Image:
-        """Return image ``index`` as RGB; raise `DataError` if it cannot be decoded."""
+        """Return image ``index`` as RGB. Raises `DataError` if it cannot be decoded."""
 
     def size(self, index: int) -> tuple[int, int]:
         """Return the (height, width) of image ``index`` in pixels, without decoding it."""
 
     def name(self, index: int) -> str:
-        """Return what to call image ``index`` in a message: its path, where it has one."""
+        """Return the name of image ``index`` for messages: its path, if it has one."""
 
 
 class Parts(NamedTuple):
-    """What a reader returns: images to train and to validate on, and notes for the user."""
+    """Result of a reader: training images, validation images, and notes for the user."""
 
     train: Images
     val: Images
@@ -61,13 +61,13 @@ class Parts(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """Training and validation images, what to do with them, and what to know of them."""
+    """Training and validation images, their augmentation, and notes for the user."""
 
     train: Images
     val: Images
     flip: bool = True  # False: a mirrored image would have another label
     random_crop: bool = True  # False: a part of an image would have another label
-    resolution: str | None = None  # "small" or "large" of the rule; None: by the images' sizes
+    resolution: str | None = None  # "small" or "large"; None: the rule measures the images
     notes: tuple[str, ...] = ()
 
 
@@ -98,17 +98,17 @@ class ArrayImages:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return ``image`` as RGB, upright, over white where it is transparent.
+    """Return ``image`` as upright RGB; transparent pixels become white.
 
-    EXIF's orientation is applied; 16 bits become 8 by their range; the first frame stands for an
-    animation. Raises `ValueError` for pixels without a known range.
+    EXIF's orientation is applied, 16-bit values are scaled to 8 bits, and an animation gives its
+    first frame. Raises `ValueError` for pixels without a known range.
     """
     if image.format == "TIFF":
-        image.filename = ""  # lest Pillow, 11 to 13, map a turned file into exchanged sides
+        image.filename = ""  # Pillow 11 to 13 maps a rotated file with width and height swapped
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         values, tags = np.asarray(image).astype(np.uint32), getattr(image, "tag_v2", {})
         highest = 2 ** tags.get(_BITS, (16,))[0] - 1  # a TIFF may have 12 bits
-        if tags.get(_PHOTOMETRIC) == 0:  # 0 is white: Pillow knows that of 1 to 8 bits
+        if tags.get(_PHOTOMETRIC) == 0:  # 0 is white; Pillow inverts only 1 to 8 bits itself
             values = highest - values
         values = (values * 255 + highest // 2) // highest
         rgb = Image.fromarray(values.astype(np.uint8)).convert("RGB")
@@ -123,7 +123,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     else:
         image.load()
         rgb = image if image.mode == "RGB" else image.convert("RGB")
-    # Pillow turns a TIFF itself, when it loads it
+    # Pillow rotates a TIFF itself while it loads it
     turn = None if image.format == "TIFF" else _TURNS.get(_orientation(image))
     return rgb if turn is None else rgb.transpose(turn)
 
@@ -131,7 +131,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC = 256, 257, 258, 262  # tags of TIFF
 
 
-# What undoes each value of EXIF's tag Orientation (TIFF 6.0, page 36); 1 is upright.
+# The inverse of each value of EXIF's tag Orientation (TIFF 6.0, page 36); 1 is upright.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -147,30 +147,28 @@ def _orientation(image: Image.Image) -> int:
     try:
         return image.getexif().get(0x0112, 1)
     except _FAULTS:
-        return 1  # damaged EXIF says nothing of the pixels
+        return 1  # the pixels are usable even if EXIF is damaged
 
 
 def _mended(path: str) -> Image.Image:
-    """Return a JPEG whose end is missing as RGB, what is missing filled as libjpeg does.
+    """Return a truncated JPEG as RGB; libjpeg fills the missing rows.
 
-    Raises `ValueError` if that is more than an eighth of the rows. A progressive JPEG lacks detail
-    rather than rows.
+    Raises `ValueError` if more than an eighth of the rows is missing. A truncated progressive JPEG
+    lacks detail instead of rows.
     """
     with open(path, "rb") as stream:
         image = Image.open(io.BytesIO(stream.read() + JPEG_END))
     rows = np.asarray(image).reshape(image.height, -1)
-    there = np.flatnonzero(((rows != 127) & (rows != 128)).any(axis=1))  # not all middle grey
-    missing = 1 - (there[-1] + 1 if len(there) else 0) / len(rows)
+    # libjpeg fills missing rows with middle grey
+    decoded = np.flatnonzero(((rows != 127) & (rows != 128)).any(axis=1))
+    missing = 1 - (decoded[-1] + 1 if len(decoded) else 0) / len(rows)
     if missing > MOST_MISSING:
         raise ValueError(f"truncated: {missing:.0%} of its rows are missing")
     return to_rgb(image)
 
 
 class FileImages:
-    """Images in files below ``root``, decoded when they are asked for.
-
-    ``paths`` are relative to ``root``.
-    """
+    """Image files below ``root``, decoded at each access; ``paths`` are relative to ``root``."""
 
     def __init__(
         self,
@@ -202,7 +200,7 @@ class FileImages:
     def size(self, index: int) -> tuple[int, int]:
         with self._open(self.name(index)) as image:
             width, height = image.size
-            if image.format == "TIFF":  # which some versions of Pillow turn already here
+            if image.format == "TIFF":  # some versions of Pillow have swapped the sides already
                 width, height = image.tag_v2[_WIDTH], image.tag_v2[_HEIGHT]
             turned = _orientation(image) in (5, 6, 7, 8)
             return (width, height) if turned else (height, width)
@@ -211,7 +209,7 @@ class FileImages:
         return os.path.join(self.root, self.paths[index])
 
     def subset(self, indices: np.ndarray) -> FileImages:
-        """Return the images of ``indices`` alone, with the same classes."""
+        """Return only the images of ``indices``, with the same classes."""
         return FileImages(
             [self.paths[index] for index in indices],
             self.labels[indices],
@@ -220,10 +218,10 @@ class FileImages:
         )
 
     def fault(self, index: int, thorough: bool = False) -> str | None:
-        """Return why image ``index`` cannot be used, None if nothing is known against it.
+        """Return the reason why image ``index`` cannot be used; None if no fault was found.
 
-        Quick: a JPEG's start and end, a PNG's checksums; what looks odd, and other formats, are
-        decoded. ``thorough`` decodes all.
+        The quick check reads a JPEG's start and end, and a PNG's checksums; it decodes files that
+        fail, and all other formats. ``thorough`` decodes every image.
         """
         path = self.name(index)
         try:
@@ -237,7 +235,7 @@ class FileImages:
                             return None
             self.image(index)
         except FileNotFoundError:
-            return f"{path}: the image is not there"
+            return f"{path}: the image file is missing"
         except _FAULTS as error:
             return str(error) if path in str(error) else f"{path}: {error}"
         return None
@@ -254,7 +252,7 @@ class FileImages:
 
 
 def _is_whole_jpeg(path: str) -> bool:
-    """Tell whether a file starts and ends as a JPEG does: a fifth of the time of opening it."""
+    """Return whether a file starts and ends like a JPEG; five times as fast as to open it."""
     with open(path, "rb", buffering=0) as stream:
         if stream.read(len(JPEG_START)) != JPEG_START:
             return False
@@ -270,7 +268,7 @@ def check_labels(labels: np.ndarray, classes: Sequence[str], title: str) -> None
     outside = np.flatnonzero((labels < 0) | (labels >= len(classes)))
     if len(outside):
         raise DataError(
-            f"{title}: {len(outside)} labels are outside 0 … {len(classes) - 1}, the first "
-            f"is {labels[outside[0]]} of image {outside[0]}; the head has an output for "
-            f"each of {len(classes)} classes"
+            f"{title}: {len(outside)} labels are outside 0 … {len(classes) - 1}; the first is "
+            f"{labels[outside[0]]}, of image {outside[0]}; the head has {len(classes)} outputs, "
+            "one per class"
         )

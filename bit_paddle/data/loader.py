@@ -1,9 +1,9 @@
 """Micro-batches for training and evaluation, decoded ahead by a pool of threads.
 
 Pillow decodes and resizes without Python's lock, so threads use the cores, share memory without
-``/dev/shm``, and end with the process. Every random number depends on (seed, step) and the
-position in the step's batch alone: the number of workers changes nothing, and any step can be
-made without the ones before it.
+``/dev/shm``, and end with the process. Every random number depends only on (seed, step) and the
+position in the step's batch: the number of workers does not change the result, and any step can be
+computed without the steps before it.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ Job = TypeVar("Job")
 
 
 class MicroBatch(NamedTuple):
-    """``images`` uint8 [N, 3, crop, crop], ``labels`` int64 [N], reader's ``indices`` [N].
+    """Images uint8 [N, 3, crop, crop], labels int64 [N], and the images' indices in the reader.
 
-    With MixUp, the images and labels of the partners as well.
+    With MixUp also the images and labels of the partners.
     """
 
     images: np.ndarray
@@ -46,10 +46,10 @@ class MicroBatch(NamedTuple):
 class Batch(NamedTuple):
     """One process's share of an optimizer step.
 
-    ``indices`` are those of the whole step, of all processes, and so are ``labels`` and
-    ``partners``, for each image the place of the one that it is mixed with; ``lam`` is MixUp's
-    lambda, 1 for no MixUp. ``pixels`` [N, 3, crop, crop] uint8 are those of ``places``: of this
-    process's ``share``, and of the partners that it needs beside them.
+    ``indices``, ``labels`` and ``partners`` cover the whole step, of all processes; ``partners``
+    has the position in the batch of each image's MixUp partner. ``lam`` is MixUp's lambda, 1 for no
+    MixUp. ``share`` are the positions of this process. ``pixels`` uint8 [N, 3, crop, crop] belong
+    to the positions ``places``: the share, and the partners of its images.
     """
 
     indices: np.ndarray
@@ -61,8 +61,8 @@ class Batch(NamedTuple):
     pixels: np.ndarray
 
     def micro_batches(self, split: int) -> Iterator[MicroBatch]:
-        """Yield the share in ``split`` nearly equal parts; in fewer where it has fewer images."""
-        row = np.empty(len(self.indices), np.int64)  # of each place that is made here
+        """Yield the share in ``split`` nearly equal parts, or in one per image if that is fewer."""
+        row = np.empty(len(self.indices), np.int64)  # of `pixels`, by position in the batch
         row[self.places] = np.arange(len(self.places))
         for places in np.array_split(self.share, min(split, len(self.share)) or 1):
             if not len(places):
@@ -77,7 +77,7 @@ class Batch(NamedTuple):
 
 
 def generator(seed: int, stream: int, count: int) -> np.random.Generator:
-    """Return the random numbers of one stream for one step (or, of ORDER, one epoch)."""
+    """Return the generator of one stream for one step (for the stream ORDER: one epoch)."""
     return np.random.default_rng([seed, stream, count])
 
 
@@ -87,52 +87,50 @@ def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def step_positions(dataset_size: int, batch: int, seed: int, step: int) -> np.ndarray:
-    """Return which of ``dataset_size`` images make the batch of ``step``.
+    """Return the indices, below ``dataset_size``, of the images in the batch of ``step``.
 
-    Each epoch is a new permutation; its last batch is what is left of it. A set smaller than the
-    batch is sampled with replacement, so that few-shot runs train on full batches as in the
-    paper.
+    Each epoch is a new permutation, and its last batch may be smaller. A set smaller than the batch
+    is sampled with replacement, so that few-shot runs train on full batches as in the paper.
     """
     if dataset_size < batch:
         return generator(seed, ORDER, step).integers(0, dataset_size, batch)
-    epoch, place = divmod(step, -(-dataset_size // batch))
-    return _permutation(dataset_size, seed, epoch)[place * batch : (place + 1) * batch]
+    epoch, position = divmod(step, -(-dataset_size // batch))
+    return _permutation(dataset_size, seed, epoch)[position * batch : (position + 1) * batch]
 
 
 def draw_mixup(alpha: float, size: int, generator: np.random.Generator) -> tuple[float, np.ndarray]:
-    """Return lambda ~ Beta(alpha, alpha), and a partner for each of the ``size`` images of a batch.
+    """Return lambda ~ Beta(alpha, alpha), and the partners of ``size`` images, a permutation.
 
-    MixUp (arXiv 1710.09412) as BiT does it: one lambda a step; the partners are a permutation of
-    the batch. The reference code permutes each micro-batch by itself, so its result depends on how
-    a batch is split. Without MixUp (``alpha`` 0) lambda is 1, which changes nothing.
+    MixUp (arXiv 1710.09412) as in BiT, with one lambda per step. The reference code permutes each
+    micro-batch separately, so its result depends on the split of the batch. ``alpha`` 0 gives
+    lambda 1, which is no MixUp.
     """
     lam = float(generator.beta(alpha, alpha)) if alpha else 1.0
     return lam, generator.permutation(size)
 
 
 def resized_bytes(count: int, side: int) -> int:
-    """Return the memory that ``count`` images of ``side`` x ``side`` pixels take."""
+    """Return the bytes that ``count`` images of ``side`` x ``side`` pixels take."""
     return count * 3 * side * side
 
 
 class ResizedImages:
-    """Images as three bands uint8 [side, side], kept once they are made if ``memory`` holds all.
+    """Images as three bands uint8 [side, side], cached if ``count`` images fit in ``memory`` bytes.
 
-    ``memory`` is in bytes, of ``count`` images. What is kept spares decoding and resizing from the
-    second epoch on, and changes nothing else.
+    The cache saves decoding and resizing from the second epoch on.
     """
 
     def __init__(self, images: Images, side: int, count: int, memory: int):
         self._images, self._side = images, side
-        self._keeps = resized_bytes(count, side) <= memory
-        self._kept: dict[int, list[np.ndarray]] = {}
+        self._caches = resized_bytes(count, side) <= memory
+        self._cache: dict[int, list[np.ndarray]] = {}
 
     def __call__(self, index: int) -> list[np.ndarray]:
-        bands = self._kept.get(index)
+        bands = self._cache.get(index)
         if bands is None:
             bands = resized(self._images.image(index), self._side)
-            if self._keeps:
-                self._kept[index] = bands
+            if self._caches:
+                self._cache[index] = bands
         return bands
 
 
@@ -151,14 +149,14 @@ def training_batches(
     world_size: int = 1,
     inception: bool = False,
 ) -> Iterator[Batch]:
-    """Yield, without end, the batch of each optimizer step from step ``start`` on.
+    """Yield the batch of each optimizer step from step ``start`` on, without end.
 
-    A batch of ``subset`` (indices into ``images``) is cut into a share for each of ``world_size``
-    processes, nearly equal ones, of which this one makes that of ``rank``. Put together, the shares
-    are the batch of one process: partners for MixUp are drawn over the whole batch, and a process
-    makes those of others that its own images are mixed with. Without ``flip`` no image is mirrored;
-    ``memory`` is that of `ResizedImages`. ``inception`` takes `transforms.inception_view` instead
-    of cutting ``resolution.crop`` out of ``resolution.precrop``.
+    Batches are drawn from ``subset``, indices into ``images``. Each batch is split into nearly
+    equal shares for ``world_size`` processes; this one decodes the share of ``rank``. Together the
+    shares are the batch of a single process: MixUp's partners are drawn over the whole batch, and a
+    process also decodes its images' partners in other shares. Without ``flip`` no view is mirrored.
+    ``memory`` is that of `ResizedImages`. With ``inception``, views are `transforms.inception_view`
+    instead of crops of ``resolution.crop`` from ``resolution.precrop``.
     """
     precrop, crop = resolution.precrop, resolution.crop
     source = ResizedImages(images, precrop, len(subset), memory)
@@ -201,10 +199,10 @@ def evaluation_batches(
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[MicroBatch]:
-    """Yield all of ``images`` in order, ``batch`` at a time; the last batch may be smaller.
+    """Yield ``images`` in order, ``batch`` at a time; the last batch may be smaller.
 
-    Of ``world_size`` processes, that of ``rank`` has a share, and no image is in two. ``crop`` and
-    ``resize`` are those of `transforms.evaluation_view`.
+    Yields only the share of ``rank`` among ``world_size`` processes; shares do not overlap.
+    ``crop`` and ``resize`` are those of `transforms.evaluation_view`.
     """
 
     def view(index: int, out: np.ndarray) -> None:
@@ -221,11 +219,11 @@ def evaluation_batches(
 def _made(
     jobs: Iterable[tuple[Job, list[View]]], crop: int, workers: int, ahead: int
 ) -> Iterator[tuple[Job, np.ndarray]]:
-    """Yield each job with the pixels of its views, keeping ``ahead`` of them under way."""
+    """Yield each job with the pixels of its views; ``ahead`` more jobs are decoded meanwhile."""
 
     def make(views: list[View], out: np.ndarray) -> None:
-        for view, place in zip(views, out):
-            view(place)
+        for view, pixels in zip(views, out):
+            view(pixels)
 
     def empty(views: list[View]) -> np.ndarray:
         return np.empty((len(views), 3, crop, crop), np.uint8)

@@ -1,13 +1,13 @@
-"""What is known of a data set before it is read: a YAML file of its own, or a reader's name.
+"""Descriptions of data sets: a YAML file, or the name of a reader.
 
-A user's data set is added by writing such a file. Its keys are the fields of `DataSpec`:
+To add a data set, write such a file. Its keys are the fields of `DataSpec`:
 
     reader: list            # cifar10, cifar100, digits, folder, list, imagenet2012, …
-    datadir: /data/birds    # --datadir wins
-    train: train.csv        # what these two name is the reader's matter: lists, or folders
+    datadir: /data/birds    # --datadir overrides it
+    train: train.csv        # train and val name lists or folders, depending on the reader
     val: test.csv
-    classes: [crow, owl]    # names in the order of the head's outputs; or a file, one a line
-    val_fraction: 0.1       # of the training images, where there is nothing for validation
+    classes: [crow, owl]    # names in the order of the head's outputs; or a file, a name per line
+    val_fraction: 0.1       # of the training images, if there are no validation images
     flip: false             # a mirrored image would have another label
     random_crop: false      # a part of an image would have another label
     resolution: small       # small or large of BiT-HyperRule (default: by the images' sizes)
@@ -25,16 +25,16 @@ from typing import Any
 from bit_paddle.errors import ConfigError, MissingFileError, did_you_mean
 from bit_paddle.system import files
 
-VAL_FRACTION = 0.1  # where neither the data nor the user say
+VAL_FRACTION = 0.1  # the default if neither the data set nor the user sets it
 
 
-# In a clone beside the package; in an installed package inside it.
+# Inside an installed package; next to the package in a clone.
 _HOMES = [Path(__file__).parents[1] / "configs/data", Path(__file__).parents[2] / "configs/data"]
 
 
 @dataclass(frozen=True)
 class DataSpec:
-    """A data set's description; None where the reader's own default holds."""
+    """A data set's description; None stands for the reader's default."""
 
     reader: str
     datadir: str | None = None
@@ -48,7 +48,7 @@ class DataSpec:
 
     @property
     def folder(self) -> Path:
-        """``datadir``, which is there. Raises `MissingFileError`."""
+        """``datadir`` as a path. Raises `MissingFileError` if it does not exist."""
         path = Path(self.datadir or ".")
         if not path.exists():
             raise MissingFileError(f"--datadir {path}: no such folder")
@@ -56,7 +56,7 @@ class DataSpec:
 
 
 def described() -> dict[str, Path]:
-    """Return the files of configs/data by what --dataset calls them: ``vtab/dtd``."""
+    """Return the files of configs/data by their names for --dataset, such as ``vtab/dtd``."""
     return {
         path.relative_to(home).with_suffix("").as_posix(): path
         for home in _HOMES
@@ -82,7 +82,7 @@ def find(dataset: str, readers: Collection[str]) -> DataSpec:
 
 
 def short_name(dataset: str, datadir: str | None) -> str:
-    """Return what a run's folder calls ``dataset``; one's own images go by their folder's name."""
+    """Return the name of ``dataset`` for a run's folder; for own images the folder's name."""
     if dataset in ("folder", "list") and datadir:
         return Path(datadir).resolve().stem
     if dataset.lower().endswith((".yaml", ".yml")):
@@ -91,7 +91,7 @@ def short_name(dataset: str, datadir: str | None) -> str:
 
 
 def overridden(spec: DataSpec, **values: Any) -> DataSpec:
-    """Return ``spec`` with those of ``values`` that are not None."""
+    """Return ``spec`` with the ``values`` that are not None in place of its own."""
     return replace(spec, **{key: value for key, value in values.items() if value is not None})
 
 
@@ -99,7 +99,7 @@ def _load(path: Path, readers: Collection[str]) -> DataSpec:
     content = files.read_yaml(path, f"--dataset {path}", "reader: folder")
     expected = {field.name for field in fields(DataSpec)}
     faults = [
-        f"{key!r} is no key; {did_you_mean(str(key), expected)}"
+        f"{key!r} is not a known key; {did_you_mean(str(key), expected)}"
         for key in content
         if key not in expected
     ]
@@ -135,14 +135,14 @@ def _load(path: Path, readers: Collection[str]) -> DataSpec:
             classes = None
     if classes is not None:
         if not isinstance(classes, list) or len(classes) < 2:
-            faults.append("classes: expected a list of two or more names, or a file of them")
+            faults.append("classes: expected two or more names, or a file with a name per line")
         elif not all(type(name) in (str, int, float) for name in classes):
             faults.append("classes: not all are names; YAML needs quotes around yes, no and null")
         else:
             content["classes"] = tuple(str(name).strip() for name in classes)
             twice = [name for name, times in Counter(content["classes"]).items() if times > 1]
             if twice:
-                faults.append(f"classes: {', '.join(twice[:5])} twice")
+                faults.append(f"classes: listed twice: {', '.join(twice[:5])}")
     if faults:
         raise ConfigError(f"--dataset {path}: " + "; ".join(faults))
     if "datadir" in content:

@@ -1,8 +1,7 @@
-"""From an image to the pixels that the network sees; whatever is random is passed in.
+"""From an image to the network's pixels; the caller passes in everything random.
 
-Both views resize to a square and ignore the aspect ratio, with Pillow's antialiased bilinear
-filter, as BiT does. Pixels are uint8 [3, height, width]; `parallel.to_device` scales them to [-1,
-1].
+Views ignore the aspect ratio and resize to a square with Pillow's antialiased bilinear filter, as
+BiT does. Pixels are uint8 [3, height, width]; `device.to_device` scales them to [-1, 1].
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ def resized(image: Image.Image, side: int) -> list[np.ndarray]:
 def training_view(
     bands: Sequence[np.ndarray], top: int, left: int, flip: bool, out: np.ndarray
 ) -> np.ndarray:
-    """Cut ``out``'s size from ``bands`` at (``top``, ``left``) into ``out``; mirrored or not."""
+    """Write the crop of ``bands`` at (``top``, ``left``) into ``out``, mirrored if ``flip``."""
     height, width = out.shape[1:]
     for plane, band in zip(out, bands):
         plane[:] = band[top : top + height, left : left + width]
-    if flip and width % 8 == 0:  # by eight bytes at once: twice to ten times as fast as by one
+    if flip and width % 8 == 0:  # eight bytes at once: two to ten times as fast as single bytes
         words = out.view(np.uint64)
         words[:] = words[:, :, ::-1].byteswap()
     elif flip:
@@ -38,10 +37,10 @@ def inception_box(
 ) -> tuple[int, int, int, int]:
     """Return (left, top, right, bottom) of an Inception-style crop of ``width`` x ``height``.
 
-    5 to 100 % of the area; width by height is drawn from 0.75 to 1.33, then the height, each
-    uniformly, and the place. Not as torchvision draws: as TensorFlow's SampleDistortedBoundingBox
-    does, with which BiT was trained (google-research/big_vision, pp/ops_image.py). Where 100 draws
-    fail, as for a very long image, it is all of it.
+    The crop has 5 to 100 % of the area. Width / height is drawn from 0.75 to 1.33, then the height,
+    then the position, each uniformly. This is TensorFlow's SampleDistortedBoundingBox, with which
+    BiT was trained (google-research/big_vision, pp/ops_image.py); torchvision draws differently.
+    The whole image is returned if 100 draws fail, as for a very long image.
     """
     least, whole = 0.05 * width * height, width * height
     for _ in range(100):
@@ -59,7 +58,7 @@ def inception_box(
 def inception_view(
     image: Image.Image, random: np.random.Generator, flip: bool, out: np.ndarray
 ) -> np.ndarray:
-    """Resize an Inception-style crop of RGB ``image`` to ``out``'s size, into it."""
+    """Write an Inception-style crop of RGB ``image``, resized to ``out``'s size, into ``out``."""
     height, width = out.shape[1:]
     box = inception_box(*image.size, random)
     view = image.crop(box).resize((width, height), Image.Resampling.BILINEAR)
@@ -67,7 +66,7 @@ def inception_view(
 
 
 def evaluation_view(image: Image.Image, crop: int, resize: int | None = None) -> np.ndarray:
-    """Resize straight to ``crop``; or the shorter side to ``resize``, and cut the centre out."""
+    """Return ``image`` squashed to ``crop``, or its centre after the shorter side is ``resize``."""
     if resize is None:
         return np.stack(resized(image, crop))
     scale = resize / min(image.size)
@@ -78,5 +77,5 @@ def evaluation_view(image: Image.Image, crop: int, resize: int | None = None) ->
 
 
 def _bands(image: Image.Image) -> list[np.ndarray]:
-    """Return the bands of RGB ``image``: five times as fast as `numpy.asarray` of the whole."""
+    """Return the bands of RGB ``image``; five times as fast as `numpy.asarray` of all at once."""
     return [np.asarray(band) for band in image.split()]

@@ -42,7 +42,7 @@ class Loss:
 class Softmax(Loss):
     """log(sum(exp(logits))) - logits[label]: exactly one class is right."""
 
-    about = "cross-entropy over the classes, of which an image shows one"
+    about = "cross-entropy over the classes; each image shows exactly one"
 
     def __call__(self, logits: Tensor, labels: np.ndarray) -> Tensor:
         # Not Paddle's own, which on a CPU lets no probability fall below exp(-64): its loss stays
@@ -65,8 +65,8 @@ class Sigmoid(Loss):
     """sum(log(1 + exp(logits))) - logits[label]: each class is a yes or no by itself."""
 
     about = (
-        "cross-entropy of yes or no, for each class by itself, as for ImageNet-21k; the bias of a "
-        f"new head starts at {upstream.HEAD_BIAS:g}"
+        "binary cross-entropy per class, as for ImageNet-21k; the bias of a new head starts at "
+        f"{upstream.HEAD_BIAS:g}"
     )
     head_bias = upstream.HEAD_BIAS
 

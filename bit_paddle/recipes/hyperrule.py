@@ -1,11 +1,11 @@
 """BiT-HyperRule: every hyper-parameter of fine-tuning from the data's size and resolution.
 
-Big Transfer (arXiv 1912.11370), section 3.3. There are two versions, and both are here by name:
+Big Transfer (arXiv 1912.11370), section 3.3. The rule has two versions:
 
 ``code``
-    What the authors' published code does, and what the published numbers were run with.
+    The rule of the authors' code, which produced the published accuracies.
 ``paper``
-    What the paper's text says: drops at 30, 60 and 90 % for every size, no warm-up, and
+    The rule of the paper's text: drops at 30, 60 and 90 % for every size, no warm-up, and
     448/384 instead of 512/480 for large images unless the model is R152x4.
 """
 
@@ -19,7 +19,7 @@ BATCH = 512
 
 MOMENTUM = 0.9
 
-SMALL_AREA = 96 * 96  # pixels: originals below it are small images
+SMALL_AREA = 96 * 96  # pixels: smaller originals are small images
 
 SMALL_TASK, MEDIUM_TASK = 20_000, 500_000  # a task is small, or medium, below this many images
 
@@ -52,7 +52,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Resolution:
-    """Sides, in pixels, of the square that images are resized to, and of its random crop."""
+    """Sides in pixels: ``precrop`` of the resized square image, ``crop`` of its random crop."""
 
     precrop: int
     crop: int
@@ -76,7 +76,7 @@ def mixup_alpha(dataset_size: int) -> float:
 def resolution(height: float, width: float, rule: str = "code", model: str = "") -> Resolution:
     """Return the resolution for original images of ``height`` x ``width`` pixels.
 
-    ``model`` matters to the paper's rule alone, where R152x4 gets the larger pair.
+    ``model`` matters only to the paper's rule, where R152x4 gets the larger pair.
     """
     if height * width < SMALL_AREA:
         return Resolution(160, 128)

@@ -1,4 +1,4 @@
-"""Recipes: what a rule decides of a run. ``--rule`` takes the names of `RECIPES`.
+"""Recipes: the settings that a rule chooses for a run. ``--rule`` takes the names of `RECIPES`.
 
 A new recipe is a subclass of `Recipe` and an entry of `RECIPES`.
 """
@@ -8,35 +8,37 @@ from __future__ import annotations
 from bit_paddle.recipes import hyperrule, upstream
 from bit_paddle.recipes.hyperrule import Resolution, Schedule
 
-SIDES = {"small": (32, 32), "large": (512, 512)}  # stand for originals of a data set's resolution
+#: Height and width assumed for the originals of a data set that is declared small or large
+SIDES = {"small": (32, 32), "large": (512, 512)}
 
 
 class Recipe:
-    """BiT-HyperRule as the authors' published code has it; subclasses say what differs."""
+    """BiT-HyperRule as in the authors' code; subclasses override what differs."""
 
     name = "code"
-    #: Training views are Inception crops; others are squashed to `Resolution.precrop`, then cropped
+    #: Whether training views are Inception crops; else images are squashed to `Resolution.precrop`,
+    #: and cropped
     inception_crops = False
-    #: Validation resizes the shorter side and takes the centre; others are squashed
+    #: Whether validation resizes the shorter side and crops the centre; else images are squashed
     evaluation_keeps_shape = False
     batch = hyperrule.BATCH
     weight_decay = 0.0
-    #: Length of a run in passes over the images; None: `schedule` counts steps
+    #: Length of a run in passes over the images; None: `schedule` fixes the number of steps
     epochs: int | None = None
 
     def base_lr(self, batch: int) -> float:
         """Return the learning rate after the warm-up."""
         return hyperrule.BASE_LR
 
-    def defaults(self, given: dict) -> dict:
-        """Return the recipe's values of the settings that depend on it, where some are given."""
-        batch = given.get("batch", self.batch)
+    def defaults(self, chosen: dict) -> dict:
+        """Return the recipe's defaults of settings, which may depend on the ``chosen`` ones."""
+        batch = chosen.get("batch", self.batch)
         values = {
             "batch": batch,
             "base_lr": self.base_lr(batch),
             "weight_decay": self.weight_decay,
         }
-        if self.epochs is not None and not given.get("steps"):
+        if self.epochs is not None and not chosen.get("steps"):
             values["epochs"] = self.epochs
         return values
 
@@ -49,10 +51,10 @@ class Recipe:
         return hyperrule.resolution(height, width, self.name, model)
 
     def resolution_reason(self, size: tuple[int, int] | None, declared: str | None) -> str:
-        """Return why `resolution` is what it is.
+        """Return the reason for `resolution`, in words.
 
-        ``size`` (height, width) is that of the originals, None if unknown; ``declared`` is small or
-        large where the data set's description says so.
+        ``size`` is (height, width) of the originals, None if unknown. ``declared`` is small or
+        large if the data set's description declares it, else None.
         """
         if declared:
             return f"by the {self.name} rule for {declared} images"
@@ -70,25 +72,25 @@ class Recipe:
         return hyperrule.mixup_alpha(images)
 
     def mixup_reason(self, images: int) -> str:
-        """Return what MixUp does, in words."""
+        """Return MixUp's distribution, or the reason for no MixUp, in words."""
         alpha = self.mixup_alpha(images)
         if alpha:
             return f"Beta({alpha}, {alpha})"
         return f"none below {hyperrule.SMALL_TASK:,} training images"
 
     def notes(self, images: int, batch: int) -> list[str]:
-        """Return what the user should know of a run on ``images`` images, a line each."""
+        """Return notes for the user about a run on ``images`` training images, one per line."""
         return []
 
 
 class Paper(Recipe):
-    """BiT-HyperRule as the paper's text has it."""
+    """BiT-HyperRule as in the paper's text."""
 
     name = "paper"
 
 
 class Upstream(Recipe):
-    """Upstream training, which makes the published checkpoints."""
+    """Upstream training (pre-training), which produced the published checkpoints."""
 
     name = upstream.RULE
     inception_crops = True
@@ -119,10 +121,10 @@ class Upstream(Recipe):
         if batch <= images:
             return []
         return [
-            f"an epoch is one step of {batch:,} images, {batch / images:.1f} times what there is; "
-            "a smaller --batch sees each once"
+            f"an epoch is one step of {batch:,} images, {batch / images:.1f} times the training "
+            "set; with a smaller --batch an epoch sees each image once"
         ]
 
 
-#: By the name that ``--rule`` takes.
+#: Recipes by the name that ``--rule`` takes.
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (Recipe(), Paper(), Upstream())}

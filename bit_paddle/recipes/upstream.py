@@ -1,9 +1,9 @@
-"""Upstream training, which makes the published checkpoints: every hyper-parameter of it.
+"""Upstream training, which produced the published checkpoints: all of its hyper-parameters.
 
-Big Transfer (arXiv 1912.11370), section 4.2, for BiT-S and BiT-M. What the paper does not say is as
-in the authors' later code (google-research/big_vision, configs/bit_i21k.py and its optimizer):
-weight decay is of kernels alone, a head for sigmoid cross-entropy starts at a bias of -10, and
-evaluation cuts the centre of 224 out of an image whose shorter side is 256.
+Big Transfer (arXiv 1912.11370), section 4.2, for BiT-S and BiT-M. Details that the paper leaves
+open are from the authors' later code (google-research/big_vision, configs/bit_i21k.py and its
+optimizer): only kernels have weight decay, a head for sigmoid cross-entropy starts at a bias of
+-10, and evaluation resizes the shorter side to 256 and crops the centre of 224.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ BATCH, EPOCHS = 4096, 90
 
 WEIGHT_DECAY = 1e-4
 
-RESOLUTION = Resolution(256, 224)  # the first is of evaluation: training crops are Inception's
+RESOLUTION = Resolution(256, 224)  # only evaluation uses 256: training takes Inception crops
 
-HEAD_BIAS = -10.0  # of a new head, for sigmoid cross-entropy: all outputs are near 0 at first
+HEAD_BIAS = -10.0  # of a new head for sigmoid cross-entropy: all outputs start near 0
 
 _LR_PER_256 = 0.03
 
@@ -28,15 +28,15 @@ _WARMUP, _WARMUP_SHARE = 5000, 0.2  # ILSVRC-2012 takes 28,170 steps
 
 
 def base_lr(batch: int) -> float:
-    """Return the learning rate after the warm-up: 0.03 for every 256 images of a batch."""
+    """Return the learning rate after the warm-up: 0.03 per 256 images of the batch."""
     return _LR_PER_256 * batch / 256
 
 
 def schedule(dataset_size: int, batch: int, epochs: int = EPOCHS) -> Schedule:
-    """Return the schedule for ``epochs`` of ``dataset_size`` images.
+    """Return the schedule for ``epochs`` passes over ``dataset_size`` images.
 
-    Drops are after 30/90, 60/90 and 80/90 of it; warm-up is 5,000 steps, but no more than a fifth
-    of a run that is shorter than the paper's.
+    The learning rate drops after 30/90, 60/90 and 80/90 of the steps. Warm-up takes 5,000 steps,
+    but at most a fifth of the run.
     """
     steps = epochs * -(-dataset_size // batch)
     drops = tuple(steps * drop // EPOCHS for drop in _DROPS)

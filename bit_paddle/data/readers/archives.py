@@ -1,4 +1,4 @@
-"""Unpack an archive so that its folder is either whole under its name, or not there at all."""
+"""Unpack an archive atomically: its folder appears under its name only when it is complete."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _FAULTS = (OSError, EOFError, tarfile.TarError, zlib.error, ValueError)
 
 
 def unpacked(archive: Path, folder: Path) -> Path:
-    """Return ``folder``, taken from the tar ``archive`` if it is not there yet.
+    """Return ``folder``, unpacked from the tar ``archive`` if it does not exist.
 
-    The archive, compressed or not, holds it under its own name: ``jpg/…`` becomes ``folder`` where
-    that is ``data/jpg``. Processes that ask for one folder wait for one another. Errors:
-    `DataError` (damaged; a link, a device or a path that leads outside), `WriteError`; nothing of
-    ``folder`` is then left.
+    The archive, compressed or not, must hold a folder of the same name, such as ``jpg/…`` for
+    ``data/jpg``. Several processes may call this for one folder; they wait for one another. Errors:
+    `DataError` (a damaged archive; a link, a device or a path that leads outside), `WriteError`.
+    After an error nothing of ``folder`` is left.
     """
-    from filelock import FileLock  # here: most commands unpack nothing
+    from filelock import FileLock  # imported here, because most commands unpack nothing
 
     if folder.is_dir():
         return folder
@@ -31,7 +31,7 @@ def unpacked(archive: Path, folder: Path) -> Path:
         with FileLock(folder.with_name(f".{folder.name}.lock")):
             if folder.is_dir():  # another process was faster
                 return folder
-            shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+            shutil.rmtree(partial, ignore_errors=True)  # left over from a killed process
             try:
                 with tarfile.open(archive, "r:*") as tar:
                     _extract(tar, partial, archive.name)
@@ -41,10 +41,10 @@ def unpacked(archive: Path, folder: Path) -> Path:
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
     except _FAULTS as error:
-        if isinstance(error, OSError) and error.errno is not None:  # damage has no number
+        if isinstance(error, OSError) and error.errno is not None:  # damage raises without one
             raise WriteError(
-                f"{archive}: cannot be unpacked to {folder} ({error.strerror}); that place must be "
-                "writable, and have room for the files"
+                f"{archive}: cannot be unpacked to {folder} ({error.strerror}); its folder must be "
+                "writable, and the disk must have room for the files"
             ) from error
         text = " ".join(str(error).split())
         raise DataError(
@@ -66,7 +66,7 @@ def _extract(tar: tarfile.TarFile, folder: Path, title: str) -> None:
         if member.isreg():
             with tar.extractfile(member) as source, open(target, "wb") as sink:
                 shutil.copyfileobj(source, sink)
-    # A damaged header is to tarfile the end of the archive; and gzip's checksum comes last
+    # tarfile takes a damaged header for the end of the archive; gzip's checksum is at the very end
     tar.fileobj.seek(tar.offset)
     if tar.fileobj.read(tarfile.BLOCKSIZE) not in (b"", bytes(tarfile.BLOCKSIZE)):
         raise tarfile.ReadError(f"no header at byte {tar.offset:,}")

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 from their official archives, unpickled by a reader that runs no code."""
+"""CIFAR-10 and CIFAR-100 from their official archives, unpickled without running their code."""
 
 from __future__ import annotations
 
@@ -69,12 +69,12 @@ class _ArrayUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> object:
         if (module, name) not in self._ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no data set needs")
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}, which no data set needs")
         return super().find_class(module, name)
 
 
 def open_cifar(spec: DataSpec) -> Parts:
-    """Read the official archive or its folder, in --datadir or, downloaded, in the cache."""
+    """Read the official archive, or its unpacked folder, from --datadir or the cache."""
     name, layout = spec.reader, LAYOUTS[spec.reader]
     read = _members(layout, _find(layout, spec.datadir))
     classes = [
@@ -154,14 +154,14 @@ def _members(layout: Layout, path: Path) -> Callable[[str], dict]:
             try:
                 return unpickle(member, (path / member).read_bytes())
             except FileNotFoundError as error:
-                raise MissingFileError(f"{path}: lacks {member}") from error
+                raise MissingFileError(f"{path}: {member} is missing") from error
 
         return read
     wanted = {
         f"{layout.folder}/{member}": member for member in (*layout.train, *layout.val, layout.meta)
     }
     try:
-        with tarfile.open(path) as archive:  # one pass: going back in a .tar.gz means starting over
+        with tarfile.open(path) as archive:  # one pass, since seeking back in a .tar.gz starts over
             blobs = {
                 wanted[info.name]: archive.extractfile(info).read()
                 for info in progress_bar(iterable=archive, desc=path.name, unit="file", delay=2)
@@ -171,10 +171,10 @@ def _members(layout: Layout, path: Path) -> Callable[[str], dict]:
         raise DataError(
             f"{path}: cannot be read as a .tar.gz ({error}); remove it to download it again"
         ) from error
-    lacking = sorted(set(wanted.values()) - set(blobs))
-    if lacking:
+    missing = sorted(set(wanted.values()) - set(blobs))
+    if missing:
         raise DataError(
-            f"{path}: lacks {', '.join(lacking)}; expected CIFAR's official archive "
+            f"{path}: missing {', '.join(missing)}; expected CIFAR's official archive "
             f"{layout.archive}"
         )
     return lambda member: unpickle(member, blobs[member])
@@ -183,6 +183,6 @@ def _members(layout: Layout, path: Path) -> Callable[[str], dict]:
 def _value(layout: Layout, content: dict, member: str, key: bytes) -> object:
     if key not in content:
         raise DataError(
-            f"{layout.archive}: {member} has no {key.decode()!r}; is it another data set's?"
+            f"{layout.archive}: {member} has no {key.decode()!r}; is it another data set's file?"
         )
     return content[key]

@@ -10,13 +10,12 @@ from bit_paddle.errors import ConfigError, install_hint
 
 
 def open_digits(spec: DataSpec) -> Parts:
-    """scikit-learn's 1,797 digits of 8 x 8 pixels; every fifth of a class is for validation."""
+    """Open scikit-learn's 1,797 digits of 8 x 8 pixels; every fifth of a class validates."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ConfigError(
-            "--dataset digits comes with scikit-learn, which is not installed: "
-            f"{install_hint('digits')}"
+            f"--dataset digits needs scikit-learn, which is not installed: {install_hint('digits')}"
         ) from error
     digits = load_digits()
     grey = np.round(digits.images * (255 / 16)).astype(np.uint8)  # 17 levels, 0 … 16

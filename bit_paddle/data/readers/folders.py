@@ -1,4 +1,4 @@
-"""Images in class folders: one's own (``folder``) and ImageNet's (``imagenet2012``)."""
+"""Images in class folders: the user's own (``folder``) and ImageNet's (``imagenet2012``)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from bit_paddle.data.readers.listing import list_images
 from bit_paddle.data.spec import VAL_FRACTION, DataSpec
 from bit_paddle.errors import BitPaddleError, ConfigError, DataError, MissingFileError, did_you_mean
 
-VALIDATION = ("val", "valid", "validation", "test")  # what people call it, in order of preference
+VALIDATION = ("val", "valid", "validation", "test")  # usual folder names, in order of preference
 
 
 def open_folder(spec: DataSpec) -> Parts:
-    """``train/<class>/*`` and ``val/<class>/*``; or ``<class>/*``, of which a part is held out.
+    """Open ``train/<class>/*`` and ``val/<class>/*``, or ``<class>/*`` and hold a part out.
 
-    The training folders, sorted, name the classes, unless ``spec.classes`` does; what is below a
-    class folder belongs to it, at any depth.
+    The classes are the sorted names of the training folders, unless ``spec.classes`` names them. A
+    class has all images below its folder, at any depth.
     """
     root = _folder(spec)
     train = root / (spec.train or "train")
@@ -42,31 +42,31 @@ def open_folder(spec: DataSpec) -> Parts:
     listed = list_images(train)
     images = class_folders(train, listed.images, spec.classes)
     check_no_class_is_empty(images, str(train))
-    notes = _unread(train, listed.others)
+    notes = _skipped(train, listed.others)
     loose = len(listed.images.get("", []))
     if loose:
-        notes.append(f"{loose:,} images in {train} are in no class folder, and are not read")
+        notes.append(f"{loose:,} images in {train} are in no class folder, and were skipped")
     if train != root:
         read = {train.name, *VALIDATION, spec.val}
         others = [entry.name for entry in root.iterdir() if entry.is_dir()]
         others = sorted(name for name in others if name not in read and name[0] != ".")
         if others:
-            notes.append(f"beside {train}, {', '.join(others[:5])} are not read")
+            notes.append(f"skipped in {root}: the folders {', '.join(others[:5])}")
     if val is None:
         return held_out(images, spec, notes)
-    check_fraction_is_needed(spec, f"{val} is there")
+    check_fraction_is_needed(spec, f"{val} exists")
     listed = list_images(val)
     held = class_folders(val, listed.images, images.classes)
-    notes += _unread(val, listed.others)
+    notes += _skipped(val, listed.others)
     return with_notes(images, held, notes, str(val))
 
 
 def open_imagenet(spec: DataSpec) -> Parts:
-    """ILSVRC-2012: ``train/<WordNet id>/*``, and ``val/`` likewise, or flat with its labels.
+    """Open ILSVRC-2012: ``train/<WordNet id>/*``, and ``val/`` likewise or flat.
 
-    The ids, sorted, are the order of the published heads. The labels of a flat folder are looked
-    for in ``--datadir``: the devkit's ground truth (with its meta.mat), a list of ids, or Kaggle's
-    LOC_val_solution.csv (whose ILSVRC/Data/CLS-LOC is found too).
+    The sorted ids are the order of the published heads. The labels of a flat ``val/`` come from a
+    file in ``--datadir``: the devkit's ground truth (with its meta.mat), a list of ids, or Kaggle's
+    LOC_val_solution.csv. Kaggle's folder ILSVRC/Data/CLS-LOC is found too.
     """
     root = _folder(spec)
     kaggle = root / "ILSVRC/Data/CLS-LOC"
@@ -85,20 +85,20 @@ def open_imagenet(spec: DataSpec) -> Parts:
         val = class_folders(parts / "val", listed, train.classes)
     else:
         try:
-            found = _ground_truth(root, parts / "val", len(flat))
+            ids = _ground_truth(root, parts / "val", len(flat))
         except BitPaddleError:
             raise
-        except Exception as error:  # SciPy's reader raises many kinds of a damaged file
+        except Exception as error:  # SciPy raises many types for a damaged file
             raise DataError(
-                f"{root}: the labels of val/ cannot be read ({type(error).__name__}: {error}); are "
-                "they the official files?"
+                f"{root}: the labels of val/ cannot be read ({type(error).__name__}: {error}); "
+                "are they the official files?"
             ) from error
-        strangers = sorted(set(found.values()) - set(train.classes))
-        if strangers:
-            raise DataError(f"{root}: validation class {strangers[0]} is not in train/")
+        unknown = sorted(set(ids.values()) - set(train.classes))
+        if unknown:
+            raise DataError(f"{root}: validation class {unknown[0]} is not in train/")
         number = {name: label for label, name in enumerate(train.classes)}
         try:
-            labels = [number[found[path.split(".")[0]]] for path in flat]
+            labels = [number[ids[path.split(".")[0]]] for path in flat]
         except KeyError as error:
             raise DataError(
                 f"{parts / 'val'}: no label for {error}; are these ILSVRC-2012's files?"
@@ -109,10 +109,10 @@ def open_imagenet(spec: DataSpec) -> Parts:
 
 def _ground_truth(root: Path, val: Path, count: int) -> dict[str, str]:
     """Return {file's name without suffix: WordNet id} of a flat validation folder."""
-    places = [root, root / "ILSVRC2012_devkit_t12/data", val]
+    homes = [root, root / "ILSVRC2012_devkit_t12/data", val]
 
     def find(name: str) -> Path | None:
-        return next((place / name for place in places if (place / name).is_file()), None)
+        return next((home / name for home in homes if (home / name).is_file()), None)
 
     solution = find("LOC_val_solution.csv")
     if solution:
@@ -127,8 +127,8 @@ def _ground_truth(root: Path, val: Path, count: int) -> dict[str, str]:
         meta = find("meta.mat")
         if meta is None:
             raise MissingFileError(
-                f"{numbers}: numbers the classes as the devkit's meta.mat does, which is not in "
-                f"{' or '.join(map(str, places))}"
+                f"{numbers}: uses the class numbers of the devkit's meta.mat, but that file is "
+                f"missing in {' or '.join(map(str, homes))}"
             )
         from scipy.io import loadmat
 
@@ -137,10 +137,10 @@ def _ground_truth(root: Path, val: Path, count: int) -> dict[str, str]:
         names = [by_number[int(word)] for word in numbers.read_text().split()]
     else:
         raise MissingFileError(
-            f"{val}: a flat folder, whose labels are not there; expected "
+            f"{val}: is a flat folder, and the file of its labels is missing; expected "
             "ILSVRC2012_validation_ground_truth.txt and meta.mat (of ILSVRC2012_devkit_t12), "
             "imagenet_2012_validation_synset_labels.txt or LOC_val_solution.csv in "
-            f"{' or '.join(map(str, places))}"
+            f"{' or '.join(map(str, homes))}"
         )
     if len(names) != count:
         raise DataError(f"{ids or numbers}: {len(names)} labels for {count} images in {val}")
@@ -150,36 +150,36 @@ def _ground_truth(root: Path, val: Path, count: int) -> dict[str, str]:
 def class_folders(
     folder: Path, listed: Mapping[str, list[str]], classes: Sequence[str] | None
 ) -> FileImages:
-    """Return the images that are ``listed`` below ``folder``; the first folder is the class.
+    """Return the ``listed`` images; the first folder of a path below ``folder`` is its class.
 
-    Raises `DataError` for a folder that is none of ``classes`` (None: all, sorted).
+    Raises `DataError` for a folder that is not in ``classes`` (None: the sorted folders).
     """
-    found = sorted(name for name in listed if name)
-    if classes is None and len(found) < 2:
+    names = sorted(name for name in listed if name)
+    if classes is None and len(names) < 2:
         loose = len(listed.get("", []))
-        raise DataError(
-            f"{folder}: {len(found)} class folders{f' ({found[0]})' if found else ''}; expected "
-            "two or more"
-            + (f". {loose:,} images lie in it: put each into its class's folder" if loose else "")
-        )
-    classes = found if classes is None else classes
-    for name in found:
+        only = f" ({names[0]})" if names else ""
+        advice = ""
+        if loose:
+            advice = f". It holds {loose:,} images: put each into the folder of its class"
+        raise DataError(f"{folder}: {len(names)} class folders{only}; expected two or more{advice}")
+    classes = names if classes is None else classes
+    for name in names:
         if name not in classes and listed[name]:
             raise DataError(
                 f"{folder}: class {name!r} is not in training ({did_you_mean(name, classes)}); "
-                "the head has an output for each training class alone"
+                "the head has one output per training class"
             )
     paths = [listed.get(name, []) for name in classes]
-    labels = np.repeat(np.arange(len(classes)), [len(some) for some in paths])
+    labels = np.repeat(np.arange(len(classes)), list(map(len, paths)))
     return FileImages(itertools.chain(*paths), labels, classes, folder)
 
 
 def held_out(images: FileImages, spec: DataSpec, notes: Sequence[str]) -> Parts:
-    """Split ``images``: of each class ``spec.val_fraction`` is for validation, one at least.
+    """Return ``images`` split: ``spec.val_fraction`` per class, one at least, is for validation.
 
-    Which, depends on the images' relative paths alone: the same on every machine, and an image that
-    is added moves no other, but for one at the border. A smaller fraction holds out a part of what
-    a larger one does.
+    The split depends only on the images' relative paths, and is the same on every machine. An added
+    image moves at most one other image per class. The images that a smaller fraction holds out are
+    among those of a larger one.
     """
     fraction = VAL_FRACTION if spec.val_fraction is None else spec.val_fraction
     chosen: set[str] = set()
@@ -187,28 +187,28 @@ def held_out(images: FileImages, spec: DataSpec, notes: Sequence[str]) -> Parts:
         paths = {images.paths[index] for index in np.flatnonzero(images.labels == label)}
         if len(paths) == 1:
             raise DataError(
-                f"{os.path.join(images.root, *paths)}: is the only image of class {name!r}, of "
-                "which none is left for validation; add others, or give validation images"
+                f"{os.path.join(images.root, *paths)}: is the only image of class {name!r}, so "
+                "none is left for validation; add images of this class, or give validation images"
             )
         count = min(len(paths) - 1, max(1, round(fraction * len(paths))))
         chosen.update(sorted(paths, key=_rank)[:count] if paths else ())
     held = np.array([path in chosen for path in images.paths])
     note = (
-        f"no validation images are given: {held.sum():,} of {len(images):,} are held out, "
-        f"{fraction:.0%} of each class (--val_fraction)"
+        f"no validation images are given: {held.sum():,} of {len(images):,} images are held out, "
+        f"{fraction:.0%} per class (--val_fraction)"
     )
     train, val = images.subset(np.flatnonzero(~held)), images.subset(np.flatnonzero(held))
     return with_notes(train, val, [note, *notes], str(images.root))
 
 
-def _unread(folder: Path, others: Counter[str]) -> list[str]:
-    """Return a note on files that are no images by their endings, if there are ``others``."""
+def _skipped(folder: Path, others: Counter[str]) -> list[str]:
+    """Return a note on the skipped files, ``others`` by extension; no note if there are none."""
     if not others:
         return []
     kinds = ", ".join(f"{suffix or 'none'} {count:,}" for suffix, count in others.most_common(5))
     return [
-        f"{sum(others.values()):,} files in the class folders of {folder} are no images by their "
-        f"endings ({kinds}), and are not read"
+        f"{sum(others.values()):,} files in the class folders of {folder} have no known image "
+        f"extension and were skipped ({kinds})"
     ]
 
 
@@ -217,40 +217,41 @@ def _rank(path: str) -> bytes:
 
 
 def with_notes(train: FileImages, val: FileImages, notes: Sequence[str], title: str) -> Parts:
-    """Return both with ``notes`` and the classes that one of them does not see.
+    """Return both parts, with ``notes`` and a note on classes without images in one of them.
 
-    Raises `DataError` if ``val``, which is in ``title``, is empty.
+    Raises `DataError` that names ``title``, the place of ``val``, if ``val`` is empty.
     """
     if not len(val):
         raise DataError(
-            f"{title}: no images in its class folders; images end in {' '.join(sorted(SUFFIXES))}"
+            f"{title}: no images in its class folders; known extensions: "
+            f"{' '.join(sorted(SUFFIXES))}"
         )
     notes = list(notes)
-    for images, what in ((train, "training"), (val, "validation")):
+    for images, part in ((train, "training"), (val, "validation")):
         counts = np.bincount(images.labels, minlength=len(train.classes))
         unseen = [train.classes[label] for label in np.flatnonzero(counts == 0)]
         if unseen:
             more = f" and {len(unseen) - 5} more" if len(unseen) > 5 else ""
-            notes.append(f"no {what} images of {', '.join(unseen[:5])}{more}")
+            notes.append(f"no {part} images of {', '.join(unseen[:5])}{more}")
     return Parts(train, val, tuple(notes))
 
 
 def check_no_class_is_empty(images: FileImages, title: str) -> None:
-    """Raise `DataError` if a class has no image to learn from."""
+    """Raise `DataError` if a class has no image."""
     counts = np.bincount(images.labels, minlength=len(images.classes))
     empty = [images.classes[label] for label in np.flatnonzero(counts == 0)]
     if empty:
         more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
         raise DataError(
-            f"{title}: no images in {', '.join(empty[:5])}{more}; images end in "
+            f"{title}: no images in {', '.join(empty[:5])}{more}; known extensions: "
             f"{' '.join(sorted(SUFFIXES))}"
         )
 
 
 def check_fraction_is_needed(spec: DataSpec, why_not: str) -> None:
-    """Raise `ConfigError` if a fraction is asked for where validation images are given."""
+    """Raise `ConfigError` if --val_fraction is given together with validation images."""
     if spec.val_fraction is not None:
-        raise ConfigError(f"--val_fraction: nothing is held out for validation, as {why_not}")
+        raise ConfigError(f"--val_fraction: nothing is held out for validation, because {why_not}")
 
 
 def _folder(spec: DataSpec) -> Path:

@@ -1,8 +1,8 @@
-"""The image files below a folder, listed once: the next start asks each folder for its date alone.
+"""List the image files below a folder; later starts only check the date of each folder.
 
-A list is kept in the cache (`catalog.cache_dir`). A folder is read again if its ctime is another,
-which unlike its date no tool can set; so is one that changed within two seconds of being read, as a
-further change may not show. What files hold is not looked at here.
+The list is cached in `fetch.cache_dir`. A folder is read again if its ctime has changed (no tool
+can set the ctime, unlike the mtime), or if it changed within two seconds before it was read, as
+another change may have the same date. The files themselves are not opened.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from bit_paddle.errors import DataError
 from bit_paddle.system import fetch, files
 from bit_paddle.system.progress import progress_bar
 
-_KIND = "listing-2"  # another number for another content
+_KIND = "listing-2"  # the number changes with the format of the cached list
 
-_SETTLED = 2_000_000_000  # nanoseconds; the coarsest dates, those of FAT, count in two seconds
+_SETTLED = 2_000_000_000  # nanoseconds: FAT, with the coarsest dates, counts in two seconds
 
 
 class Listed(NamedTuple):
     """The files below a folder, at any depth."""
 
-    images: dict[str, list[str]]  # sorted relative paths, by first folder ("": in none)
-    others: Counter[str]  # how many that are no images lie in folders, by suffix
+    images: dict[str, list[str]]  # sorted relative paths by first folder ("": in no folder)
+    others: Counter[str]  # number of other files in folders, by extension
 
 
 def list_images(root: Path) -> Listed:
     """Return the files below ``root``.
 
-    An image is known by its suffix, in any case; names that start with a dot are left out. Links
-    are followed, unless they lead back. Raises `DataError` if a folder cannot be read.
+    The extension, in any case, tells whether a file is an image. Names that start with a dot are
+    skipped. Links are followed unless they lead back. Raises `DataError` for an unreadable folder.
     """
     home = os.path.realpath(root)
     cached = remembered(_KIND, home)
     cached = cached if isinstance(cached, dict) else {}
     folders: dict[str, list] = {}  # relative path -> [date, images, folders, {suffix: others}]
     with progress_bar(desc=f"listing {root}", unit=" files", delay=2) as bar:
-        waiting: list[tuple[str, frozenset]] = [("", frozenset())]  # folder, those it is in
+        waiting: list[tuple[str, frozenset]] = [("", frozenset())]  # folder, its parents
         while waiting:
             folder, outer = waiting.pop()
             path = os.path.join(home, folder)
@@ -91,19 +91,19 @@ def _read_folder(path: str, date: int) -> list:
     return [date if date < now - _SETTLED else 0, images, folders, others]
 
 
-# --- What is remembered between runs ------------------------------------------------------------
+# --- The cache between runs ----------------------------------------------------------------------
 
 
 def remembered(kind: str, key: str) -> Any:
-    """Return what was remembered under ``key``; None where that is nothing, or damaged."""
+    """Return the cached value of ``key``; None if it is missing or damaged."""
     try:
         return json.loads(_memory(kind, key).read_bytes().decode(errors="surrogateescape"))
-    except (OSError, ValueError, RuntimeError):  # the last: there is no home folder
+    except (OSError, ValueError, RuntimeError):  # RuntimeError: there is no home folder
         return None
 
 
 def remember(kind: str, key: str, value: Any) -> None:
-    """Keep ``value`` for the next run; where the cache cannot be written, it does without."""
+    """Cache ``value`` for the next run; do nothing if the cache cannot be written."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     try:
         path = _memory(kind, key)

@@ -1,4 +1,4 @@
-"""Images named in list files, a path and a label a line: one's own, and VTAB-1k's (``list``)."""
+"""Images named in list files, a path and a label per line: the user's own, and VTAB-1k's."""
 
 from __future__ import annotations
 
@@ -21,85 +21,87 @@ _HEADERS = (
 _SHOWN = 80  # characters of a bad line
 
 
-Row = tuple[str, str, str]  # path, label, where it stands
+Row = tuple[str, str, str]  # path, label, "list:line"
 
 
 def open_list(spec: DataSpec) -> Parts:
-    """``--datadir`` holds ``train`` and ``val`` lists (.csv, .tsv, .txt), or is the one list.
+    """Open the ``train`` and ``val`` lists (.csv, .tsv, .txt) in --datadir, or the list --datadir.
 
-    Of .txt the last word of a line is the label. Paths are relative to ``--datadir``. Labels are
-    names, or numbers from 0 on, which ``spec.classes`` may name. Without a validation list a part
-    of the training images is held out.
+    In a .txt list the last word of a line is the label. Paths are relative to the list's folder.
+    Labels are names, or numbers from 0 on, which ``spec.classes`` may name. Without a validation
+    list a part of the training images is held out.
     """
-    place = spec.folder
-    if place.is_file():
+    root = spec.folder
+    if root.is_file():
         if spec.train or spec.val:
-            raise DataError(f"--datadir {place}: is one list, but the data set's file names lists")
-        train_list, val_list, place = place, None, place.parent
+            raise DataError(
+                f"--datadir {root}: is a list, but the data set's .yaml file names lists too"
+            )
+        train_list, val_list, root = root, None, root.parent
     else:
-        train_list = _find(place, spec.train, "train")
-        val_list = _find(place, spec.val, *folders.VALIDATION)
+        train_list = _find(root, spec.train, "train")
+        val_list = _find(root, spec.val, *folders.VALIDATION)
     if train_list is None:
-        found = ", ".join(sorted(entry.name for entry in place.iterdir())[:8]) or "nothing"
+        names = ", ".join(sorted(entry.name for entry in root.iterdir())[:8]) or "nothing"
         raise MissingFileError(
-            f"--datadir {place}: has no {_either(spec.train or 'train')}; found {found}"
+            f"--datadir {root}: has no {_either(spec.train or 'train')}; found {names}"
         )
     if val_list is None and spec.val:
-        raise MissingFileError(f"--datadir {place}: has no {spec.val}")
+        raise MissingFileError(f"--datadir {root}: has no {spec.val}")
     lists = [list(_rows(path)) for path in (train_list, val_list) if path]
     for rows, path in zip(lists, (train_list, val_list)):
         if not rows:
-            raise DataError(f"{path}: names no images; expected a path and a label a line")
-    given = [label for rows in lists for _, label, _ in rows]
-    classes, number_of = _classes(given[: len(lists[0])], spec)
-    if not all(label in number_of for label in given):
-        _, strange, place = next(row for rows in lists for row in rows if row[1] not in number_of)
+            raise DataError(f"{path}: names no images; expected a path and a label per line")
+    labels = [label for rows in lists for _, label, _ in rows]
+    classes, number_of = _classes(labels[: len(lists[0])], spec)
+    if not all(label in number_of for label in labels):
+        _, unknown, line = next(row for rows in lists for row in rows if row[1] not in number_of)
         raise DataError(
-            f"{place}: class {strange!r} is "
-            f"{'none of the classes given' if spec.classes else 'not in training'}; the head has "
-            f"an output for each of {len(classes)} classes ({', '.join(classes[:4])} …)"
+            f"{line}: class {unknown!r} is not in "
+            f"{'the given classes' if spec.classes else 'training'}; the head has one output for "
+            f"each of {len(classes)} classes ({', '.join(classes[:4])} …)"
         )
     train, *val = (
         FileImages(
             [path for path, _, _ in rows],
             [number_of[label] for _, label, _ in rows],
             classes,
-            place,
+            root,
         )
         for rows in lists
     )
     notes = _repetitions(lists)
     if not val:
         return folders.held_out(train, spec, notes)
-    folders.check_fraction_is_needed(spec, f"{val_list} is there")
+    folders.check_fraction_is_needed(spec, f"{val_list} exists")
     return folders.with_notes(train, val[0], notes, str(val_list))
 
 
 def _classes(labels: Sequence[str], spec: DataSpec) -> tuple[list[str], dict[str, int]]:
-    """Return the classes' names, and the number of each label that may occur.
+    """Return the classes' names, and {label: class number} of all labels that may occur.
 
-    Labels are names of ``spec.classes``, or count from 0 in their order; without these they are
-    names, or numbers all of which from 0 on occur in training. Raises `DataError`.
+    With ``spec.classes`` the labels are its names, or their numbers from 0 on. Without it, labels
+    are any names, or numbers from 0 on without a gap in training. Raises `DataError`.
     """
-    found = set(labels)
-    short = (word for word in found if word.isdecimal() and len(word) < 10)
+    distinct = set(labels)
+    short = (word for word in distinct if word.isdecimal() and len(word) < 10)
     numbers = sorted(int(word) for word in short if str(int(word)) == word)
     if spec.classes:
         classes = list(spec.classes)
         by_name = {name: number for number, name in enumerate(classes)}
-        if len(numbers) == len(found) and not found <= set(by_name):
+        if len(numbers) == len(distinct) and not distinct <= set(by_name):
             return classes, {str(number): number for number in range(len(classes))}
         return classes, by_name
-    if len(found) < 2:
+    if len(distinct) < 2:
         raise DataError(f"--datadir {spec.datadir}: all training images are of class {labels[0]!r}")
-    if len(numbers) < len(found):
-        classes = sorted(found)
+    if len(numbers) < len(distinct):
+        classes = sorted(distinct)
     else:
-        lacking = next((k for k, number in enumerate(numbers) if number != k), None)
-        if lacking is not None:
+        missing = next((k for k, number in enumerate(numbers) if number != k), None)
+        if missing is not None:
             raise DataError(
-                f"--datadir {spec.datadir}: no training image has label {lacking}, though they "
-                f"count to {numbers[-1]}; numbers count from 0: renumber them, or name the classes "
+                f"--datadir {spec.datadir}: no training image has label {missing}, but the labels "
+                f"go up to {numbers[-1]}; labels count from 0: renumber them, or name the classes "
                 "in a data set's .yaml file"
             )
         classes = [str(number) for number in numbers]
@@ -107,15 +109,15 @@ def _classes(labels: Sequence[str], spec: DataSpec) -> tuple[list[str], dict[str
 
 
 def _repetitions(lists: Sequence[Sequence[Row]]) -> list[str]:
-    """Return notes on images that are named more than once."""
+    """Return notes on images that the lists name more than once."""
     notes = []
     for rows in lists:
         labels: dict[str, set[str]] = {}
         for path, label, _ in rows:
             labels.setdefault(path, set()).add(label)
-        several = sum(len(some) > 1 for some in labels.values())
+        several = sum(len(different) > 1 for different in labels.values())
         if len(rows) > len(labels):
-            notes.append(f"{len(rows) - len(labels):,} lines name an image again")
+            notes.append(f"{len(rows) - len(labels):,} lines repeat an image of an earlier line")
         if several:
             notes.append(f"{several:,} images have two labels or more")
     if len(lists) == 2:
@@ -153,7 +155,7 @@ def _rows(path: Path) -> Iterator[Row]:
         words = [cell.lower() for cell in row]
         if number == 1 and all(known & set(words) for known in _HEADERS):
             columns = tuple(
-                next(place for place, word in enumerate(words) if word in known)
+                next(column for column, word in enumerate(words) if word in known)
                 for known in _HEADERS
             )
         elif len(row) <= max(columns) or not all(row[column] for column in columns):

@@ -17,7 +17,7 @@ from bit_paddle.system import fetch
 
 
 class Part(NamedTuple):
-    """An official file, and the folder that an archive unpacks to."""
+    """An official file; for an archive also its unpacked folder."""
 
     file: str
     md5: str
@@ -52,9 +52,9 @@ _PET_LINE = re.compile(r"((\S+)_\S+)\s+(\d{1,4})\s+\d+\s+\d+")  # image, class, 
 
 
 def open_flowers(spec: DataSpec) -> Parts:
-    """Open the 102 flowers; ``train`` and ``val`` are lists of setid.mat, joined by ``+``.
+    """Open the 102 flowers; ``train`` and ``val`` name lists of setid.mat, joined by ``+``.
 
-    They are ``trnid`` and ``tstid`` unless named. Errors: `ConfigError`, `MissingFileError`,
+    The defaults are ``trnid`` and ``tstid``. Errors: `ConfigError`, `MissingFileError`,
     `DataError`, `DownloadError`, `WriteError`.
     """
     chosen = {"train": spec.train or "trnid", "val": spec.val or "tstid"}
@@ -62,8 +62,8 @@ def open_flowers(spec: DataSpec) -> Parts:
         for name in lists.split("+"):
             if name not in FLOWER_LISTS:
                 raise ConfigError(
-                    f"{key}: {name!r} is no list of setid.mat; {did_you_mean(name, FLOWER_LISTS)}, "
-                    "or several joined by +, such as trnid+valid"
+                    f"{key}: {name!r} is not a list of setid.mat; "
+                    f"{did_you_mean(name, FLOWER_LISTS)}, or several joined by +, such as trnid+valid"
                 )
     classes = _classes(spec, [str(number) for number in range(1, 103)])
     root = _root(spec, "oxford_flowers102", FLOWERS_URL, FLOWERS)
@@ -75,10 +75,10 @@ def open_flowers(spec: DataSpec) -> Parts:
         ids = np.concatenate([_numbers(lists_file, name) for name in lists.split("+")])
         outside = ids[(ids < 1) | (ids > len(labels))]
         if len(outside) or not len(ids):
-            found = f"image {outside[0]}" if len(outside) else "no image"
+            wrong = f"image {outside[0]}" if len(outside) else "no image"
             raise DataError(
-                f"{lists_file}: {lists} lists {found}; expected some of 1 … {len(labels)}, the "
-                f"images that {labels_file.name} has a label for"
+                f"{lists_file}: {lists} lists {wrong}; expected numbers from 1 to {len(labels)}, "
+                f"the images with a label in {labels_file.name}"
             )
         paths = [f"jpg/image_{number:05d}.jpg" for number in ids]
         return FileImages(paths, labels[ids - 1], classes, root)
@@ -90,14 +90,15 @@ def open_flowers(spec: DataSpec) -> Parts:
 
 
 def open_pets(spec: DataSpec) -> Parts:
-    """Open the 37 pets; ``train`` and ``val`` are lists such as annotations/trainval.txt.
+    """Open the 37 pets; ``train`` and ``val`` name lists such as annotations/trainval.txt.
 
-    They are that one and annotations/test.txt unless named. Errors: as of `open_flowers`.
+    The defaults are annotations/trainval.txt and annotations/test.txt. Errors: as of
+    `open_flowers`.
     """
     _classes(spec, [""] * PET_CLASSES)
     root = _root(spec, "oxford_iiit_pet", PETS_URL, PETS)
-    named = spec.train or "annotations/trainval.txt", spec.val or "annotations/test.txt"
-    files = [root / name for name in named]
+    names = spec.train or "annotations/trainval.txt", spec.val or "annotations/test.txt"
+    files = [root / name for name in names]
     breeds: dict[int, str] = {}
     lists = [_pet_list(file, breeds) for file in files]
     numbers = range(1, PET_CLASSES + 1)
@@ -131,7 +132,7 @@ def _pet_list(file: Path, breeds: dict[int, str]) -> tuple[list[str], list[int]]
         if breeds.setdefault(label, breed) != breed:
             raise DataError(
                 f"{file}: line {number}: {image} is of class {label}, which is {breeds[label]} "
-                "in lines before"
+                "in earlier lines"
             )
         images.append(image)
         labels.append(label - 1)
@@ -149,18 +150,18 @@ def _classes(spec: DataSpec, default: list[str]) -> list[str]:
 
 
 def _root(spec: DataSpec, name: str, url: str, parts: Sequence[Part]) -> Path:
-    """Return the folder of the official files, its archives unpacked; download into the cache."""
+    """Return the folder of the official files, unpacked; without --datadir download them."""
     if spec.datadir:
         root = spec.folder
-        lacking = [
+        missing = [
             part.file + (f" (or its folder {part.folder}/)" if part.folder else "")
             for part in parts
             if not part.is_in(root)
         ]
-        if lacking:
+        if missing:
             raise MissingFileError(
-                f"--datadir {root}: lacks {', '.join(lacking)}; leave --datadir out to download "
-                f"what {spec.reader} needs"
+                f"--datadir {root}: missing {', '.join(missing)}; leave --datadir out to download "
+                f"the files of {spec.reader}"
             )
     else:
         root = fetch.cache_dir() / name
@@ -180,10 +181,10 @@ def _numbers(file: Path, name: str) -> np.ndarray:
     try:
         values = np.ravel(loadmat(file, variable_names=[name])[name])
         with np.errstate(invalid="ignore"):
-            numbers = values.astype(np.int64)  # they are uint8 and uint16, in which 0 - 1 is not -1
+            numbers = values.astype(np.int64)  # from uint8 or uint16, where 0 - 1 wraps around
         if not np.array_equal(values, numbers):
             raise ValueError("not whole numbers")
-    except Exception as error:  # loadmat lets through whatever damage makes it stumble over
+    except Exception as error:  # loadmat raises many types for a damaged file
         raise DataError(
             f"{file}: its {name} cannot be read ({type(error).__name__}: {error}); it is damaged "
             "or not the official file, remove it to download it again"

@@ -1,10 +1,10 @@
-"""Data sets by name: each reader gives training and validation images.
+"""Data sets by name: each reader returns training and validation images.
 
-Labels, class names and sizes are known without decoding an image.
+Labels, class names and sizes are available without decoding an image.
 
 To add a data set, write a function that takes a `DataSpec` and returns `Parts` (images to train and
 to validate on), in a module of this folder, and add one entry to `READERS`. Images in folders or
-lists need no code: a YAML file does (`bit_paddle.data.spec`).
+lists need no code, only a YAML file (`bit_paddle.data.spec`).
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ from bit_paddle.errors import ConfigError
 
 
 class DatadirRequired(ConfigError):
-    """A data set that cannot be read without --datadir."""
+    """The data set cannot be read without --datadir."""
 
 
 class Known(NamedTuple):
-    """What is known of a data set without reading it."""
+    """Sizes of a data set that are known without reading it; None for unknown ones."""
 
-    images: int | None = None  # for training
+    images: int | None = None  # training images
     classes: int | None = None
     resolution: str | None = None  # small or large of BiT-HyperRule
 
 
 @dataclass(frozen=True)
 class Reader:
-    """How a data set is read, and what its reader needs for it."""
+    """A function that opens a data set, and its requirements."""
 
     open: Callable[[DataSpec], Parts]
     #: Optional keys of a description (train, val, classes, val_fraction) that ``open`` reads
     uses: frozenset[str] = frozenset()
-    #: What --datadir is, where nothing can be read without it
+    #: Content of --datadir, if the data set requires it
     datadir: str | None = None
-    #: Why --datadir cannot be given, where it cannot
+    #: Reason why --datadir is not accepted, if so
     no_datadir: str | None = None
-    #: Published sizes, by the list of training images (None: the reader's own)
+    #: Published sizes by the list of training images (None: the reader's default list)
     known: dict[str | None, Known] = field(default_factory=dict)
 
 
@@ -74,20 +74,20 @@ READERS: dict[str, Reader] = {
         open_list,
         uses=_LISTS | {"val_fraction"},
         datadir="a folder with its lists, such as train.csv and val.csv, or one such list",
-        known={"train800val200.txt": Known(1_000)},  # VTAB-1k: configs/data says the rest
+        known={"train800val200.txt": Known(1_000)},  # VTAB-1k; configs/data has the classes
     ),
     "oxford_flowers102": Reader(open_flowers, _LISTS, known={None: Known(1_020, 102, "large")}),
     "oxford_iiit_pet": Reader(open_pets, _LISTS, known={None: Known(3_680, 37, "large")}),
 }
 
 
-def find(dataset: str, need_datadir: bool = True, **given: Any) -> DataSpec:
-    """Return the description of ``dataset``, with what is ``given`` (not None) in its place.
+def find(dataset: str, need_datadir: bool = True, **overrides: Any) -> DataSpec:
+    """Return the description of ``dataset``, where ``overrides`` that are not None replace values.
 
-    ``dataset`` is a name of `READERS` or of configs/data, or a YAML file; without ``need_datadir``
-    nobody wants to open it. Errors: `ConfigError`, `MissingFileError`.
+    ``dataset`` is a name of `READERS` or of configs/data, or a YAML file. Without ``need_datadir``
+    a required --datadir may be missing. Errors: `ConfigError`, `MissingFileError`.
     """
-    spec = specs.overridden(specs.find(dataset, READERS), **given)
+    spec = specs.overridden(specs.find(dataset, READERS), **overrides)
     reader = READERS[spec.reader]
     if reader.no_datadir and spec.datadir is not None:
         raise ConfigError(f"--datadir: is not for --dataset {dataset}, {reader.no_datadir}")
@@ -101,7 +101,7 @@ def find(dataset: str, need_datadir: bool = True, **given: Any) -> DataSpec:
 
 
 def known(spec: DataSpec) -> Known:
-    """Return what is known of a data set without reading it; None for what is not."""
+    """Return the sizes of a data set without reading it; unknown ones are None."""
     sizes = READERS[spec.reader].known.get(spec.train, Known())
     return Known(
         sizes.images,
@@ -110,16 +110,16 @@ def known(spec: DataSpec) -> Known:
     )
 
 
-def open_dataset(dataset: str, datadir: str | None = None, **given: Any) -> Dataset:
-    """Open ``dataset``, which `find` knows.
+def open_dataset(dataset: str, datadir: str | None = None, **overrides: Any) -> Dataset:
+    """Open ``dataset``; the arguments are those of `find`.
 
     Errors: `ConfigError`, `MissingFileError`, `DataError`, `DownloadError`.
     """
-    return read(find(dataset, datadir=datadir, **given))
+    return read(find(dataset, datadir=datadir, **overrides))
 
 
 def read(spec: DataSpec) -> Dataset:
-    """Open what ``spec`` describes. Errors: as of `open_dataset`."""
+    """Open the data set of ``spec``. Errors: as of `open_dataset`."""
     parts = READERS[spec.reader].open(spec)
     return Dataset(
         train=parts.train,
@@ -132,6 +132,6 @@ def read(spec: DataSpec) -> Dataset:
 
 
 def sizes(images: Images, subset: np.ndarray, sample: int = 256) -> list[tuple[int, int]]:
-    """Return (height, width), by area, of up to ``sample`` evenly spaced images of ``subset``."""
-    places = np.unique(np.linspace(0, len(subset) - 1, min(sample, len(subset))).astype(int))
-    return sorted((images.size(k) for k in subset[places]), key=lambda size: size[0] * size[1])
+    """Return (height, width), sorted by area, of ``sample`` evenly spaced images of ``subset``."""
+    positions = np.unique(np.linspace(0, len(subset) - 1, min(sample, len(subset))).astype(int))
+    return sorted((images.size(k) for k in subset[positions]), key=lambda size: size[0] * size[1])
