@@ -1,4 +1,4 @@
-"""The shape of a ResNetV2 as Big Transfer has it: units, width, and how many numbers it learns."""
+"""The shapes of BiT's ResNetV2: units, widths and the number of parameters."""
 
 from __future__ import annotations
 
@@ -17,13 +17,18 @@ UNITS = {
     152: (3, 8, 36, 3),
 }
 
-GROUPS = 32  # of every GroupNorm
+GROUPS = 32  # in every GroupNorm
 
 FEATURES_PER_WIDTH = 2048  # channels of the pre-logits of a network of width 1
 
 
 class Unit(NamedTuple):
-    """A bottleneck unit: channels in, in the middle and out, and pixels before and after ``b``."""
+    """A bottleneck unit: its block and its sizes.
+
+    ``channels``, ``middle`` and ``out`` count the channels of its input, its 3x3 convolution ``b``
+    and its output; ``before`` and ``after`` count the pixels before and after ``b``. ``project``:
+    its shortcut has a convolution.
+    """
 
     block: int
     project: bool
@@ -35,21 +40,21 @@ class Unit(NamedTuple):
 
     @property
     def kernels(self) -> int:
-        """Numbers in the kernels of ``a``, ``b``, ``c`` and the projection."""
+        """Number of weights in the kernels of ``a``, ``b``, ``c`` and the projection."""
         projection = self.channels * self.out if self.project else 0
         return self.middle * (self.channels + 9 * self.middle + self.out) + projection
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A ResNetV2: bottleneck units in each of its four blocks, and a factor on every width."""
+    """A ResNetV2: the number of units in each of its four blocks, and a factor for all widths."""
 
     units: tuple[int, ...]
     width: float = 1
 
     def __post_init__(self) -> None:
         if len(self.units) != 4 or not all(isinstance(n, int) and n > 0 for n in self.units):
-            raise ConfigError(f"units {self.units}: expected four positive numbers, one a block")
+            raise ConfigError(f"units {self.units}: expected four positive numbers, one per block")
         if self.width <= 0 or (64 * self.width) % GROUPS:
             raise ConfigError(
                 f"width {self.width:g}: its {64 * self.width:g} root channels do not "
@@ -58,7 +63,7 @@ class Architecture:
 
     @property
     def name(self) -> str:
-        """``R50x1`` and so on; layers are counted as the field does, root and head included."""
+        """The name, such as ``R50x1``; the number of layers includes the root and the head."""
         return f"R{3 * sum(self.units) + 2}x{self.width:g}"
 
     @property
@@ -72,11 +77,11 @@ class Architecture:
 
     @property
     def kernels(self) -> int:
-        """Numbers in all kernels, which are standardized; the head is none of them."""
+        """Number of weights in all standardized kernels, without the head."""
         return 7 * 7 * 3 * self.root_channels + sum(unit.kernels for unit in self.every_unit())
 
     def parameters(self, classes: int = 0) -> int:
-        """Return how many numbers are learned, with a head of ``classes`` outputs (0: none)."""
+        """Return the number of parameters with a head of ``classes`` outputs (0: no head)."""
         norms = sum(2 * (unit.channels + 2 * unit.middle) for unit in self.every_unit())
         return self.kernels + norms + 2 * self.features + (self.features + 1) * classes
 
@@ -94,7 +99,7 @@ class Architecture:
 
     @classmethod
     def parse(cls, name: str) -> Architecture | None:
-        """Return the architecture that ``R<layers>x<width>`` names, or None if it names none."""
+        """Return the architecture called ``R<layers>x<width>``; None for any other ``name``."""
         match = re.fullmatch(r"R(\d+)x(\d+(?:\.\d+)?)", name)
         if match is None or int(match[1]) not in UNITS:
             return None
@@ -102,5 +107,5 @@ class Architecture:
 
 
 def half_of(side: int) -> int:
-    """Return the side after a stride of 2: all of this network's paddings round it up."""
+    """Return the side after a stride of 2; the network's paddings always round it up."""
     return -(-side // 2)

@@ -1,26 +1,25 @@
-"""What training a network costs: operations, memory, and how many images fit.
+"""The cost of training a network: operations, memory, and the number of images that fit.
 
-Counts of an `Architecture`, without Paddle and without data; sizes are in bytes.
+All is computed from an `Architecture`, without Paddle and without data. Sizes are in bytes.
 """
 
 from __future__ import annotations
 
 from bit_paddle.models.architecture import GROUPS, Architecture, Unit, half_of
 
-FLOAT, HALF = 4, 2  # bytes
+FLOAT, HALF = 4, 2  # bytes per number
 
-PLANNED = 0.7  # the share for activations of what memory a model leaves; see `room`
+PLANNED = 0.7  # share of the remaining memory that activations may fill; see `room`
 
 
-# --- Of a network -------------------------------------------------------------------------------
+# --- A network ----------------------------------------------------------------------------------
 
 
 def multiply_adds(architecture: Architecture, crop: int, classes: int = 0) -> int:
-    """Return the multiply-adds of a forward pass of an image of side ``crop``.
+    """Return the multiply-adds of a forward pass, for one image of side ``crop``.
 
-    Those of the convolutions and of the head, and nothing else: GroupNorm, ReLU, pooling,
-    additions and the standardization of kernels (once a step) are not counted. A multiply-add
-    is two operations.
+    Only the convolutions and the head are counted. GroupNorm, ReLU, pooling, additions and the
+    standardization of kernels (once per step) are not. A multiply-add is two operations.
     """
     root = 7 * 7 * 3 * architecture.root_channels * half_of(crop) ** 2
     units = sum(unit_multiply_adds(unit) for unit in architecture.every_unit(crop))
@@ -30,19 +29,19 @@ def multiply_adds(architecture: Architecture, crop: int, classes: int = 0) -> in
 def activations(
     architecture: Architecture, crop: int, recompute: str = "off", half: bool = False
 ) -> int:
-    """Return how many bytes an image of side ``crop`` takes at the peak of a training pass.
+    """Return the bytes of activations per image of side ``crop``, at the peak of a training step.
 
-    What is kept for the backward pass, and where more, what is computed again of one unit or
-    one block (``recompute``) with the gradients in flight there. By what Paddle's operations
-    keep on a CPU, where `scripts/benchmarks/plan.py` measures it; what a kernel needs only
-    while it runs (cuDNN's workspace) is not in it. With ``half`` (--amp) it is by what
-    `models` keeps, and not measured: a CPU has no half-precision kernels.
+    The peak is the tensors saved for the backward pass, or more inside one unit or block: there the
+    recomputed tensors (``recompute``) and the gradients under way are added. The numbers follow
+    Paddle's operations on a CPU, where `scripts/benchmarks/plan.py` measures them. The memory that
+    a kernel needs only while it runs (cuDNN's workspace) is not included. ``half`` (--amp) follows
+    the code of `models` and is not measured, because a CPU has no half-precision kernels.
     """
     number = HALF if half else FLOAT
-    # The image, what max-pooling keeps (the root's output, padded), and the first unit's input.
+    # The image, the input saved by max-pooling (the padded root's output), the first unit's input.
     padded, pooled = ((half_of(crop) + 2) ** 2, half_of(half_of(crop)) ** 2)
-    kept = FLOAT * 3 * crop**2 + architecture.root_channels * (FLOAT * padded + number * pooled)
-    kept += architecture.root_channels * FLOAT * pooled if half else 0
+    saved = FLOAT * 3 * crop**2 + architecture.root_channels * (FLOAT * padded + number * pooled)
+    saved += architecture.root_channels * FLOAT * pooled if half else 0
     every = list(architecture.every_unit(crop))
     peak = inside = 0
     for unit, following in zip(every, [*every[1:], None]):
@@ -50,27 +49,27 @@ def activations(
         output = number * unit.out * unit.after
         whole = following is None or following.block > unit.block
         if recompute == "off" or (recompute == "block" and not whole):
-            peak = max(peak, kept + inside + output + in_flight(unit, half) if whole else 0)
+            peak = max(peak, saved + inside + output + in_flight(unit, half) if whole else 0)
             inside += output
             continue
-        # The output is computed again, and its gradient belongs to the one who asked for it.
-        peak = max(peak, kept + inside + 2 * output + in_flight(unit, half))
-        kept, inside = kept + output, 0
+        # Twice: the recomputed output, and its gradient, which the caller holds.
+        peak = max(peak, saved + inside + 2 * output + in_flight(unit, half))
+        saved, inside = saved + output, 0
     # The last GroupNorm, ReLU and mean.
     last = unit.out * unit.after
     end = norm_in_float32(last) if half else FLOAT * (2 * last + 2 * GROUPS)
-    return max(peak, kept + inside + end + FLOAT * architecture.features)
+    return max(peak, saved + inside + end + FLOAT * architecture.features)
 
 
 def training_memory(
     architecture: Architecture, classes: int, half: bool = False, shared: int = 1
 ) -> dict[str, int]:
-    """Return {part: bytes} of what training holds at once besides activations.
+    """Return {part: bytes} of everything that training holds at once, without activations.
 
-    In float32, but for the kernels that convolutions multiply in ``half``. Where a batch has
-    several micro-batches, the gradients are those at the standardized kernels, and each becomes
-    that of its kernel when the last one has passed (`ResNetV2.standardized_once`). ``shared``
-    is the number of processes that share the momentum (--shard).
+    All is float32, except the copies of the kernels in ``half``. With several micro-batches the
+    gradients belong to the standardized kernels; the last backward pass turns each into the
+    gradient of its kernel (`ResNetV2.standardized_once`). ``shared`` is the number of processes
+    that share the momentum (--shard).
     """
     every, kernels = FLOAT * architecture.parameters(classes), FLOAT * architecture.kernels
     parts = {
@@ -85,10 +84,10 @@ def training_memory(
 def room(
     architecture: Architecture, memory: int, classes: int, half: bool = False, shared: int = 1
 ) -> int:
-    """Return the bytes to plan with for activations, of a GPU's ``memory`` bytes.
+    """Return the bytes that activations may take on a GPU with ``memory`` bytes.
 
-    A share of what `training_memory` leaves: the rest is for CUDA itself, convolutions'
-    workspaces, and memory in pieces too small to use.
+    This is `PLANNED` of the memory that `training_memory` leaves. The rest is for CUDA itself, the
+    workspaces of convolutions, and fragments that are too small to use.
     """
     left = memory - sum(training_memory(architecture, classes, half, shared).values())
     return max(0, int(PLANNED * left))
@@ -97,7 +96,7 @@ def room(
 def fits(
     architecture: Architecture, memory: int, crop: int, recompute: str = "off", half: bool = False
 ) -> int:
-    """Return how many images have their activations in ``memory`` bytes."""
+    """Return the number of images whose activations fit into ``memory`` bytes."""
     return memory // activations(architecture, crop, recompute, half)
 
 
@@ -109,14 +108,14 @@ def split(
     recompute: str = "off",
     half: bool = False,
 ) -> int:
-    """Return in how many parts to compute ``images``, each with ``memory`` for activations.
+    """Return the number of parts of ``images``, so that each part fits into ``memory`` bytes.
 
-    A part is one image where not even one fits.
+    If not even one image fits, each part is one image.
     """
     return -(-images // min(max(1, fits(architecture, memory, crop, recompute, half)), images))
 
 
-# --- Of a unit ----------------------------------------------------------------------------------
+# --- A unit -------------------------------------------------------------------------------------
 
 
 def unit_multiply_adds(unit: Unit) -> int:
@@ -127,12 +126,12 @@ def unit_multiply_adds(unit: Unit) -> int:
 
 
 def kept_bytes(unit: Unit, half: bool = False) -> int:
-    """Return the bytes that a backward pass through a unit needs, besides its input.
+    """Return the bytes that a unit saves for its backward pass, without its own input.
 
-    GroupNorm keeps its input, its output, and mean and variance of its groups; ReLU its output;
-    a convolution its input, which is a ReLU's output. A sum keeps nothing, so that the outputs
-    of ``c`` and of the projection go at once. In half precision GroupNorm and ReLU keep their
-    input alone, and compute the rest again.
+    GroupNorm saves its input, its output, and the mean and variance of its groups. ReLU saves its
+    output; a convolution saves its input, which is that same tensor. A sum saves nothing, so the
+    outputs of ``c`` and of the projection are freed at once. In half precision GroupNorm and ReLU
+    save only their input, and recompute the rest.
     """
     a, b, c = unit.channels * unit.before, unit.middle * unit.before, unit.middle * unit.after
     if half:
@@ -141,10 +140,10 @@ def kept_bytes(unit: Unit, half: bool = False) -> int:
 
 
 def in_flight(unit: Unit, half: bool = False) -> int:
-    """Return the bytes of gradients that are there at once where a backward pass enters it.
+    """Return the bytes of the gradients that exist at once when a backward pass enters a unit.
 
-    Those of the sum, of the output of ``c`` or of the projection, and of their inputs; in half
-    precision also what a GroupNorm computes again in float32.
+    They are the gradients of the sum, of the output of ``c`` or of the projection, and of their
+    inputs. In half precision the float32 tensors that a GroupNorm recomputes are added.
     """
     output = unit.out * unit.after
     shortcut = max(output, unit.channels * unit.before) if unit.project else output
@@ -155,8 +154,9 @@ def in_flight(unit: Unit, half: bool = False) -> int:
 
 
 def norm_in_float32(size: int) -> int:
-    """Return the bytes that GroupNorm and ReLU of half numbers take on their way back.
+    """Return the bytes that GroupNorm and ReLU take in the backward pass in half precision.
 
-    Input, normalized and activated numbers, and the gradients of these three, all in float32.
+    ``size`` numbers each: the input, the normalized and the activated tensor, and the gradients of
+    these three, all in float32.
     """
     return 6 * FLOAT * size

@@ -1,7 +1,7 @@
-"""The losses, one class each, and MixUp (arXiv 1710.09412), which blends two labels' losses.
+"""The losses, one class per loss, and MixUp (arXiv 1710.09412), which blends two labels' losses.
 
-A new loss is a class here with an entry in `LOSSES`; flags, metrics and predictions take it from
-there. Importing this loads no Paddle.
+To add a loss, write a class here and an entry in `LOSSES`; flags, metrics and predictions then know
+it. Importing this module does not load Paddle.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ if TYPE_CHECKING:
 
 
 class Loss:
-    """A loss of logits [N, K] and one label an image [N].
+    """A loss of logits [N, K] and labels [N], one per image.
 
-    Calling it gives Paddle's mean over the images, a tensor [] with gradients; `per_image` computes
-    the same in NumPy.
+    A call returns the mean over the images, a Paddle tensor [] with gradients. `per_image` computes
+    the same loss in NumPy.
     """
 
     about: str  # one line, for --help
-    head_bias = 0.0  # of a new head
+    head_bias = 0.0  # the initial bias of a new head
 
     def __call__(self, logits: Tensor, labels: np.ndarray) -> Tensor:
         """Return the mean loss over the images."""
         raise NotImplementedError
 
     def per_image(self, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Return the losses [N] of float64 ``logits``; infinities give NaN or infinity."""
+        """Return the losses [N] of float64 ``logits``; infinite logits give NaN or infinity."""
         raise NotImplementedError
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """Return the probability of each class, [N, K], of float64 ``logits``."""
+        """Return the class probabilities [N, K] of float64 ``logits``."""
         raise NotImplementedError
 
 
@@ -45,8 +45,8 @@ class Softmax(Loss):
     about = "cross-entropy over the classes; each image shows exactly one"
 
     def __call__(self, logits: Tensor, labels: np.ndarray) -> Tensor:
-        # Not Paddle's own, which on a CPU lets no probability fall below exp(-64): its loss stays
-        # finite, and quietly wrong, where a run has diverged.
+        # On a CPU, Paddle's own cross-entropy lets no probability fall below exp(-64): when a run
+        # has diverged, its loss is finite, but wrong.
         import paddle
 
         return (paddle.logsumexp(logits, axis=1) - _true_logits(logits, labels)).mean()
@@ -62,7 +62,7 @@ class Softmax(Loss):
 
 
 class Sigmoid(Loss):
-    """sum(log(1 + exp(logits))) - logits[label]: each class is a yes or no by itself."""
+    """sum(log(1 + exp(logits))) - logits[label]: each class is a separate yes or no."""
 
     about = (
         "binary cross-entropy per class, as for ImageNet-21k; the bias of a new head starts at "
@@ -95,12 +95,12 @@ def mix(images: Tensor, partners: Tensor, lam: float) -> Tensor:
 def mixed(
     loss: Loss, logits: Tensor, labels: np.ndarray, partner_labels: np.ndarray, lam: float
 ) -> Tensor:
-    """Return lam x loss(labels) + (1 - lam) x loss(partners' labels) of blended images."""
+    """Return lam x loss(labels) + (1 - lam) x loss(partner_labels), for blended images."""
     return lam * loss(logits, labels) + (1 - lam) * loss(logits, partner_labels)
 
 
 def _true_logits(logits: Tensor, labels: np.ndarray) -> Tensor:
-    """Return each image's logit of its label, [N]."""
+    """Return the logit of each image's label, [N]."""
     import paddle
 
     return paddle.take_along_axis(logits, paddle.to_tensor(labels[:, None]), axis=1).squeeze(1)

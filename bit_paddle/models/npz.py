@@ -1,15 +1,15 @@
-"""The ``.npz`` checkpoints of BiT: their keys, layouts and shapes, and a reader that streams them.
+"""The ``.npz`` checkpoints of BiT: keys, layouts and shapes, a reader and a writer.
 
 Three layouts are read, and translated to the first one:
 
 - ``resnet/block1/unit01/a/standardized_conv2d/kernel``: the published files, written from
   TensorFlow;
-- the same with numbered layers (``standardized_conv2d_7``), as some of those files have them;
+- the same with numbered layers (``standardized_conv2d_7``), in some of the published files;
 - ``block1/unit01/conv1/kernel``, ``…/gn1/scale``, ``norm-pre-head/bias``, ``conv_head/kernel``:
   trees of the JAX code, whose GroupNorm arrays are [1, 1, 1, C] and whose head is [C, K].
 
-Kernels are HWIO on disk. Arrays are read one at a time, so that a 4 GB file needs no more memory
-than its largest array. Keys below ``bit_paddle/`` are this package's own notes; other readers
+Kernels are HWIO on disk. Arrays are read one at a time, so that a 4 GB file needs only the memory
+of its largest array. Keys that begin with ``bit_paddle/`` hold notes of this package; other readers
 ignore them.
 """
 
@@ -51,10 +51,10 @@ _BROKEN = (
     MemoryError,
     OverflowError,
     TypeError,
-)  # what a damaged zip or .npy header raises
+)  # errors that a damaged zip or .npy header can raise
 
 
-# (pattern of the JAX tree, published key), applied in order to keys that have no "resnet/" prefix
+# (pattern in the JAX tree, part of the published key): applied in order to keys without "resnet/"
 _FROM_JAX = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -75,9 +75,9 @@ _FROM_JAX = [
 
 
 def shapes(architecture: Architecture, classes: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield (key, shape) of every array of a checkpoint, in the published layout, root to head.
+    """Yield (key, shape) for every array of a checkpoint, in the published layout, root to head.
 
-    ``classes`` 0 leaves the head out.
+    ``classes`` 0 means no head.
     """
     channels = architecture.root_channels
     yield _ROOT_KERNEL, (7, 7, 3, channels)
@@ -104,7 +104,7 @@ def shapes(architecture: Architecture, classes: int) -> Iterator[tuple[str, tupl
 
 
 def canonical(key: str) -> str:
-    """Return the published spelling of a checkpoint key in any of the layouts."""
+    """Return the published key for a checkpoint key of any layout."""
     key = re.sub(r"(standardized_conv2d|group_norm|conv2d)_\d+(?=/)", r"\1", key)
     if key.startswith(("resnet/", "bit_paddle/")):
         return key
@@ -114,23 +114,23 @@ def canonical(key: str) -> str:
 
 
 def parameter_name(key: str) -> str:
-    """Return the model's name of the parameter that a published key stands for.
+    """Return the name of the model's parameter for a published key.
 
     ``resnet/block1/unit01/a/group_norm/gamma`` is ``block1.unit01.a.norm.weight``.
     """
     key = key[len("resnet/") :].replace("/a/proj/", "/proj/").replace("head/conv2d/", "head/")
-    for found, name in (
+    for part, name in (
         ("group_norm/gamma", "norm/weight"),
         ("group_norm/beta", "norm/bias"),
         ("standardized_conv2d/kernel", "conv/weight"),
         ("kernel", "weight"),
     ):
-        key = key.replace(found, name)
+        key = key.replace(part, name)
     return key.replace("/", ".")
 
 
 def _canonical_shape(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the published shape of an array of any layout: only axes of length 1 come or go."""
+    """Return the published shape of an array of any layout; they differ in axes of length 1."""
     if key == HEAD_KERNEL and len(shape) == 2:
         return (1, 1, *shape)
     if not key.endswith("kernel") and len(shape) == 4 and shape[:3] == (1, 1, 1):
@@ -139,10 +139,10 @@ def _canonical_shape(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 class CheckpointFile:
-    """An open checkpoint: shapes at once, arrays one at a time. Use it in a ``with`` statement.
+    """An open checkpoint: all shapes, and arrays one at a time. Use it in a ``with`` statement.
 
-    Errors: `MissingFileError`; `CheckpointError` for a file that is not an ``.npz``, is damaged, or
-    holds Python objects (which are never unpickled).
+    Errors: `MissingFileError`; `CheckpointError` for a file that is not an ``.npz`` file, is
+    damaged, or contains Python objects (they are never unpickled).
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -153,8 +153,8 @@ class CheckpointFile:
             with open(self.path, "rb") as stream:
                 start = stream.read(20)
             raise CheckpointError(
-                f"{path}: not a readable .npz file, it starts with {start!r}; if it should be one, "
-                "it is cut short: download or copy it again. Models of other formats are not read"
+                f"{path}: not a readable .npz file, it starts with {start!r}. If it is an .npz "
+                "file that was cut short, download or copy it again; other formats cannot be read"
             )
         try:
             self._npz = np.load(self.path, allow_pickle=False)
@@ -167,7 +167,7 @@ class CheckpointFile:
             self._members = {}  # published key -> (key in the file, shape in the file, dtype)
             for member in self._npz.zip.namelist():
                 if not member.endswith(".npy"):
-                    raise CheckpointError(f"{path}: holds {member!r}, which is not an array")
+                    raise CheckpointError(f"{path}: contains {member!r}, which is not an array")
                 with self._reading(member), self._npz.zip.open(member) as stream:
                     version = np.lib.format.read_magic(stream)
                     read_header = (
@@ -179,13 +179,13 @@ class CheckpointFile:
                 name = member[: -len(".npy")]
                 if dtype.hasobject:
                     raise CheckpointError(
-                        f"{path}: {name} holds Python objects, which are never "
+                        f"{path}: {name} contains Python objects, which are never "
                         "loaded; expected arrays of numbers"
                     )
                 key = canonical(name)
                 if key in self._members:
                     raise CheckpointError(
-                        f"{path}: {name} and {self._members[key][0]} are both {key}"
+                        f"{path}: {name} and {self._members[key][0]} both stand for {key}"
                     )
                 self._members[key] = (name, shape, dtype)
         except BaseException:
@@ -215,7 +215,7 @@ class CheckpointFile:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """{published key: published shape} of every array but this package's notes."""
+        """{published key: published shape} of all arrays, without the notes of this package."""
         return {
             key: _canonical_shape(key, shape)
             for key, (_, shape, _) in self._members.items()
@@ -223,7 +223,7 @@ class CheckpointFile:
         }
 
     def array(self, key: str) -> np.ndarray:
-        """Return the array of a published key in its published shape, as it is on disk."""
+        """Return the array of a published key in its published shape, with the file's dtype."""
         if key not in self._members:
             raise CheckpointError(f"{self.path}: has no {key}")
         name, shape, _ = self._members[key]
@@ -231,42 +231,42 @@ class CheckpointFile:
             return self._npz[name].reshape(_canonical_shape(key, shape))
 
     def notes(self) -> dict[str, Any]:
-        """Return what `write` was given as notes (class names, say); nothing for other files."""
+        """Return the notes that `write` wrote (class names, for example); {} for other files."""
         if NOTES not in self._members:
             return {}
         with self._reading(NOTES):
             notes = json.loads(self.array(NOTES).astype(np.uint8).tobytes().decode())
             if not isinstance(notes, dict):
-                raise ValueError(f"it holds {type(notes).__name__}, expected an object")
+                raise ValueError(f"it contains a {type(notes).__name__}, expected an object")
             return notes
 
     @property
     def classes(self) -> int:
-        """Outputs of the head; 0 without one."""
+        """The number of outputs of the head; 0 without a head."""
         return self.shapes.get(HEAD_BIAS, (0,))[-1]
 
     def architecture(self) -> Architecture:
-        """Return depth and width as the shapes show them."""
-        found = self.shapes
+        """Return the architecture; depth and width follow from the shapes."""
+        shapes = self.shapes
         units = [0, 0, 0, 0]
-        for key in found:
+        for key in shapes:
             match = re.match(r"resnet/block([1-4])/unit(\d+)/", key)
             if match:
                 units[int(match[1]) - 1] = max(units[int(match[1]) - 1], int(match[2]))
-        root = found.get(_ROOT_KERNEL, ())
+        root = shapes.get(_ROOT_KERNEL, ())
         if len(root) != 4 or not all(units):
-            some = ", ".join(list(found)[:3]) or "nothing"
+            examples = ", ".join(list(shapes)[:3]) or "nothing"
             raise CheckpointError(
                 f"{self.path}: not a BiT checkpoint. Expected arrays such as "
                 f"{_ROOT_KERNEL} [7, 7, 3, C] and units of block1 to block4; "
-                f"found {len(found)} arrays: {some} …"
+                f"found {len(shapes)} arrays: {examples} …"
             )
         return Architecture(tuple(units), root[3] / 64)
 
     def check(self, architecture: Architecture, classes: int, ignore: Iterable[str] = ()) -> None:
-        """Raise one `CheckpointError` that lists every missing, unexpected and misshapen array.
+        """Raise one `CheckpointError` that lists all missing, unexpected and wrongly shaped arrays.
 
-        ``ignore`` names arrays that may be absent, present or of any shape (a head to be zeroed).
+        Arrays in ``ignore`` are not checked (the head, for example, if a new one replaces it).
         """
         ignore = set(ignore)
         expected = {key: shape for key, shape in shapes(architecture, classes) if key not in ignore}
@@ -310,10 +310,10 @@ def write(
     arrays: Iterable[tuple[str, np.ndarray]],
     notes: dict[str, Any] | None = None,
 ) -> None:
-    """Write (published key, array) pairs as an ``.npz``, with one array in memory at a time.
+    """Write (published key, array) pairs as an ``.npz`` file, with one array in memory at a time.
 
-    The file appears under its name only when it is complete and on the disk; an older one stays
-    until then. ``notes`` must be JSON. Raises `WriteError`.
+    The file gets its name only when it is complete and on the disk; until then an older file stays.
+    ``notes`` must be JSON. Raises `WriteError`.
     """
 
     def fill(stream: BinaryIO) -> None:

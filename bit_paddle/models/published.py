@@ -1,12 +1,12 @@
-"""Every published BiT checkpoint, and BiT-Mini: name, architecture, outputs, file, preprocessing.
+"""All published BiT checkpoints and BiT-Mini: name, architecture, outputs, file, preprocessing.
 
-    python -m bit_paddle.catalog              all of them
-    python -m bit_paddle.catalog R50x1 vtab   those with both words
+    python -m bit_paddle.catalog              all checkpoints
+    python -m bit_paddle.catalog R50x1 vtab   the checkpoints whose row contains both words
 
-Names, files and heads are those of https://storage.googleapis.com/bit_models/. Accuracies are
-top-1 on ILSVRC-2012's validation set in %: of BiT as timm measures them (its crops of 448, R152x4's
-of 480, not squashing), of the distillation paper's models (arXiv 2106.05237) as released. BiT-Mini
-comes with this package; its accuracy is of CIFAR-10's test images.
+Names, files and heads are those of https://storage.googleapis.com/bit_models/. Accuracies are top-1
+on ILSVRC-2012's validation set in %. For BiT they are timm's measurements (with a centre crop of
+448, or 480 for R152x4, not squashed); for the models of the distillation paper (arXiv 2106.05237)
+they are the authors'. BiT-Mini comes with this package; its accuracy is on CIFAR-10's test images.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ LEMMAS = {
 }
 
 
-MODEL = "model.npz"  # in the folder of a complete run
+MODEL = "model.npz"  # the model in the folder of a complete run
 
-MINI = "BiT-Mini"  # of our own, and in the package
+MINI = "BiT-Mini"  # this project's own model, shipped in the package
 
-NETWORKS = ("R50x1", "R50x3", "R101x1", "R101x3", "R152x2", "R152x4")  # that were published
+NETWORKS = ("R50x1", "R50x3", "R101x1", "R101x3", "R152x2", "R152x4")  # the published ones
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes a square of side ``crop``, by Pillow's antialiased bilinear filter.
+    """How an image becomes a square of ``crop`` pixels, by Pillow's antialiased bilinear filter.
 
-    ``resize`` None squashes it, as BiT does; a number scales its shorter side to that, and cuts the
-    centre out.
+    ``resize`` None squashes the image, as BiT does. A number of pixels scales the shorter side to
+    that, and then crops the centre.
     """
 
     crop: int
@@ -56,7 +56,7 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Entry:
-    """One published file. ``data`` is what its head was last trained on."""
+    """One published file. ``data`` is the data set that its head was last trained on."""
 
     name: str
     architecture: Architecture
@@ -66,7 +66,7 @@ class Entry:
     preprocessing: Preprocessing
     accuracy: float | None = None
     aliases: tuple[str, ...] = ()
-    packaged: bool = False  # comes with this package, in float16
+    packaged: bool = False  # shipped in this package, in float16
 
     @property
     def url(self) -> str:
@@ -78,13 +78,13 @@ class Entry:
 
     @property
     def bytes(self) -> int:
-        """Size of the file, but for some kilobytes of names: its parameters in float32."""
+        """Bytes of the parameters in the file; the names add some kilobytes."""
         return (2 if self.packaged else 4) * self.parameters
 
 
 @dataclass(frozen=True)
 class VtabTask:
-    """A VTAB-1k task as BiT fine-tuned on it; ``small`` means a crop of 128, not 480."""
+    """A VTAB-1k task of BiT's fine-tuning; ``small`` tasks have a crop of 128, others of 480."""
 
     name: str
     classes: int
@@ -118,7 +118,7 @@ VTAB_MODELS = ("R50x1", "R101x1", "R50x3", "R101x3", "R152x4")
 VTAB_RUNS = (0, 1, 2)
 
 
-_UPSTREAM = Preprocessing(224, resize=256)  # 0.875, as timm has it for these files
+_UPSTREAM = Preprocessing(224, resize=256)  # a ratio of 0.875, as in timm for these files
 
 _LARGE, _SMALL = Preprocessing(480), Preprocessing(128)
 
@@ -206,41 +206,41 @@ ALIASES = {alias: entry.name for entry in CATALOG.values() for alias in entry.al
 
 
 def download_url(file: str) -> str:
-    """Return the address of a published file."""
+    """Return the URL of a published file."""
     return (os.environ.get("BIT_PADDLE_BASE_URL") or BASE_URL).rstrip("/") + "/" + file
 
 
 def find(name: str) -> Entry:
-    """Return the entry called ``name`` (or timm's name); a `ConfigError` names the nearest."""
+    """Return the entry with this name, or timm's; the `ConfigError` suggests similar names."""
     name = ALIASES.get(name, name)
     if name in CATALOG:
         return CATALOG[name]
     if name.startswith("BiT-L"):
         raise ConfigError(
             f"{name}: BiT-L was pre-trained on JFT-300M, which is not public, and was "
-            "never released; the largest that can be had is BiT-M-R152x4"
+            "never released; the largest published model is BiT-M-R152x4"
         )
     raise ConfigError(f"unknown model {name!r}: {did_you_mean(name, [*CATALOG, *ALIASES])}")
 
 
 def is_path(model: str) -> bool:
-    """Tell whether ``model`` is a file's path rather than a name."""
+    """Return whether ``model`` is the path of a file, not a name."""
     return model.endswith(".npz") or os.sep in model
 
 
 def resolve(model: str, pretrained: bool = True) -> Path | Entry | Architecture:
-    """Return what ``model`` names: an existing checkpoint file, a published one, an architecture.
+    """Return the checkpoint file, the published entry or the architecture called ``model``.
 
-    A complete run's folder stands for the model in it.
-    An architecture (``R<layers>x<width>``) has no weights: with ``pretrained`` it is an error.
-    Errors: `ConfigError`, `MissingFileError`.
+    The folder of a complete run stands for the model in it. An architecture (``R<layers>x<width>``)
+    has no weights, so it is an error with ``pretrained``. Errors: `ConfigError`, `MissingFileError`
+    (no such file).
     """
     if is_path(model):
         path = Path(model)
         if path.is_dir() and not (path / MODEL).is_file():
             raise MissingFileError(
-                f"{model}: is a folder without a {MODEL}, so not that of a complete run; expected "
-                "one, or an .npz file"
+                f"{model}: is a folder without {MODEL}; expected the folder of a complete run, or "
+                "an .npz file"
             )
         path = path / MODEL if path.is_dir() else path
         if not path.is_file():
@@ -250,20 +250,20 @@ def resolve(model: str, pretrained: bool = True) -> Path | Entry | Architecture:
     if architecture is None:
         return find(model)
     if pretrained:
-        published = [one.name for one in CATALOG.values() if one.architecture == architecture]
-        take = f"take a checkpoint ({', '.join(published[:2])} …), or " if published else ""
+        names = [entry.name for entry in CATALOG.values() if entry.architecture == architecture]
+        advice = f"take a checkpoint ({', '.join(names[:2])} …), or " if names else ""
         raise ConfigError(
-            f"{model} is an architecture, without weights: {take}ask for random weights "
+            f"{model} is an architecture, without weights: {advice}ask for random weights "
             "with --from_scratch"
         )
     return architecture
 
 
 def locate(entry: Entry, directory: str | os.PathLike | None = None) -> Path:
-    """Return where the file of a published checkpoint is, or would be downloaded to.
+    """Return the path of a published checkpoint's file, which may still have to be downloaded.
 
-    That is ``directory``; without one the working folder if it is there, else the cache folder. One
-    that comes with this package is there.
+    The file is in ``directory``. Without that, it is in the working folder if it exists there, else
+    in the cache folder. A file that is shipped with this package is in the package.
     """
     name = Path(entry.file).name
     if entry.packaged:
@@ -274,13 +274,16 @@ def locate(entry: Entry, directory: str | os.PathLike | None = None) -> Path:
 
 
 def obtain(entry: Entry, directory: str | os.PathLike | None = None) -> Path:
-    """Return the file of a published checkpoint, downloaded if it is missing. `DownloadError`."""
+    """Return the file of a published checkpoint; download it if it is missing.
+
+    Raises `DownloadError`.
+    """
     path = locate(entry, directory)
     return path if entry.packaged else fetch(entry.url, path, fault_of=fault_of_npz)
 
 
 def fault_of_npz(path: Path) -> str | None:
-    """Return what is wrong with the start of an ``.npz`` (a web page, say); None if nothing."""
+    """Return a fault of an ``.npz`` file's first bytes (it is a web page, for example), or None."""
     with open(path, "rb") as stream:
         start = stream.read(20)
-    return None if start.startswith(b"PK") else f"it is no .npz file, it starts with {start!r}"
+    return None if start.startswith(b"PK") else f"it is not an .npz file, it starts with {start!r}"

@@ -1,6 +1,6 @@
-"""ResNetV2 with GroupNorm and weight standardization, as Big Transfer trains it (arXiv 1912.11370).
+"""ResNetV2 with GroupNorm and weight standardization, as in Big Transfer (arXiv 1912.11370).
 
-Activations are [N, C, H, W], kernels [O, I, H, W]. Written in the order in which data flows.
+Activations are [N, C, H, W], kernels [O, I, H, W]. The layers stand in the order of the data flow.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ from bit_paddle.models.native import plain
 
 AMP = {"fp16": paddle.float16, "bf16": paddle.bfloat16}  # of activations between the layers
 
-_ZEROS = nn.initializer.Constant(
-    0.0
-)  # parameters are filled from a checkpoint or by `reset_parameters`
+# A checkpoint or `reset_parameters` fills the parameters.
+_ZEROS = nn.initializer.Constant(0.0)
 
 
 class StdConv2D(nn.Layer):
-    """Convolution without bias, whose kernel is standardized first."""
+    """A convolution without bias; its kernel is standardized first."""
 
     operators: Any = plain
 
@@ -37,7 +36,7 @@ class StdConv2D(nn.Layer):
             [out_channels, in_channels, kernel_size, kernel_size], default_initializer=_ZEROS
         )
         self.standardized: Tensor | None = None  # set within ResNetV2.standardized_once
-        self.folded: Tensor | None = None  # the same in ResNetV2.eval, for passes without gradients
+        self.folded: Tensor | None = None  # set by ResNetV2.eval, for passes without gradients
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         kernel = self.standardized
@@ -59,14 +58,18 @@ class GroupNormReLU(nn.GroupNorm):
     def forward(
         self, x: Tensor, twice: bool = False, beside: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Return the result; ``twice`` for two users, or with ``x`` for another user ``beside``."""
+        """Return the activated ``x``.
+
+        ``twice`` returns the result twice, for two users; ``beside`` returns the result and ``x``.
+        In both cases the gradients of the two users are added.
+        """
         if twice:
             return self.operators.norm_relu_twice(x, self)
         return (self.operators.norm_relu_beside if beside else self.operators.norm_relu)(x, self)
 
 
 class RootBlock(nn.Layer):
-    """Strides 2 and 2: [N, 3, H, W] to about [N, C, H/4, W/4]."""
+    """A convolution and a pool, both with stride 2: [N, 3, H, W] to about [N, C, H/4, W/4]."""
 
     operators: Any = plain
 
@@ -102,7 +105,7 @@ class Projection(nn.Layer):
 
 
 class Bottleneck(nn.Layer):
-    """Convolutions ``a`` 1x1, ``b`` 3x3 with the stride, ``c`` 1x1, around a shortcut."""
+    """A residual unit: convolutions ``a`` 1x1, ``b`` 3x3 with the stride, ``c`` 1x1, a shortcut."""
 
     def __init__(self, in_channels: int, middle: int, stride: int, project: bool):
         super().__init__()
@@ -114,7 +117,7 @@ class Bottleneck(nn.Layer):
         self.c = PreActivationConv(middle, 4 * middle, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.project:  # the projection sees the activated input
+        if self.project:  # the projection takes the activated input
             activated, shortcut = self.a.norm(x, twice=True)
             shortcut = self.proj(shortcut)
         else:
@@ -125,20 +128,21 @@ class Bottleneck(nn.Layer):
 class ResNetV2(nn.Layer):
     """The network of ``architecture`` with a linear head of ``num_classes`` outputs (0: no head).
 
-    ``model(images)`` gives logits [N, num_classes], or the features [N, C] without a head; images
-    are [N, 3, H, W], RGB in [-1, 1], of any size from 32 x 32 on. Kernels are zero until
-    `reset_parameters` or a checkpoint fills them. Where ``recompute`` is "unit" or "block",
-    training keeps the inputs of these alone and computes what is inside again for the gradients,
-    bit for bit: more time for less memory. Where ``amp`` is "fp16" or "bf16", it rounds to
-    that what goes from layer to layer, and what convolutions multiply; standardization,
-    GroupNorm, sums, pooling over the image and the head are float32, as are the parameters and
-    their gradients.
+    ``model(images)`` returns logits [N, num_classes], or features [N, C] without a head. Images are
+    [N, 3, H, W], RGB in [-1, 1], of 32 x 32 pixels or more. Kernels and the head are zero
+    until `reset_parameters` or a checkpoint fills them.
+
+    ``recompute`` "unit" or "block" saves only the inputs of units or blocks in training, and
+    recomputes the rest for the gradients. This takes more time and less memory; the results have
+    the same bits. ``amp`` "fp16" or "bf16" is the precision of the activations between layers and
+    of the convolutions' inputs. Standardization, GroupNorm, sums, the last pooling, the head, the
+    parameters and their gradients stay in float32.
     """
 
     def __init__(self, architecture: Architecture, num_classes: int = 0):
         super().__init__()
         self.architecture, self.num_classes = architecture, num_classes
-        self.recompute = "off"  # or "unit" or "block": what of it is computed again for gradients
+        self.recompute = "off"  # or "unit" or "block"
         self.amp = "off"  # or a key of AMP
         self._operators: Any = plain
         channels = architecture.root_channels
@@ -165,7 +169,7 @@ class ResNetV2(nn.Layer):
                 layer.operators = operators
 
     def forward_stages(self, x: Tensor) -> list[Tensor]:
-        """Return the outputs of the four blocks, at strides 4, 8, 16 and 32, not activated."""
+        """Return the outputs of the four blocks, at strides 4, 8, 16 and 32, before activation."""
         return [self._operators.leave(stage) for stage in self._stages(x)]
 
     def _stages(self, x: Tensor) -> list[Tensor]:
@@ -176,13 +180,13 @@ class ResNetV2(nn.Layer):
         x = self.root_block(x)  # [N, 64 w, H/4, W/4]
         for block in (self.block1, self.block2, self.block3, self.block4):
             for part in block if self.recompute == "unit" else [block]:
-                again = self.training and self.recompute != "off"
-                x = plain.recompute(part, x) if again else part(x)
+                recompute = self.training and self.recompute != "off"
+                x = plain.recompute(part, x) if recompute else part(x)
             stages.append(x)  # [N, 256 w, H/4, W/4] … [N, 2048 w, H/32, W/32]
         return stages
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Return the pre-logits [N, C]: the last stage, activated and averaged over space."""
+        """Return the features [N, C]: the last stage, activated and averaged over the image."""
         return self._operators.average(self.norm(self._stages(x)[-1]))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -190,16 +194,16 @@ class ResNetV2(nn.Layer):
         return self.head(features) if self.num_classes else features
 
     def eval(self) -> None:
-        """Go over to inference: kernels are standardized now, instead of in each pass.
+        """Switch to inference: standardize all kernels now instead of in every pass.
 
-        Passes under `paddle.no_grad` take those. Loading parameters renews them; after writing to a
-        kernel by other means call this again.
+        Passes under `paddle.no_grad` use these kernels. Loading parameters updates them; if you
+        change a kernel in another way, call `eval` again.
         """
         super().eval()
         self._fold(lambda layer: self._operators.standardize(layer.weight))
 
     def train(self) -> None:
-        """Go back to training."""
+        """Switch back to training."""
         super().train()
         self._fold(lambda layer: None)
 
@@ -212,28 +216,28 @@ class ResNetV2(nn.Layer):
         return [layer for layer in self.sublayers() if isinstance(layer, StdConv2D)]
 
     def set_state_dict(self, *arguments: Any, **options: Any) -> Any:
-        """Do as Paddle's layers do."""
-        answer = super().set_state_dict(*arguments, **options)
+        """Load parameters as every Paddle layer does; in inference also update the kernels."""
+        result = super().set_state_dict(*arguments, **options)
         if not self.training:
             self.eval()
-        return answer
+        return result
 
     set_dict = load_dict = set_state_dict
 
     @contextmanager
     def standardized_once(self) -> Iterator[Callable[[], None]]:
-        """Standardize every kernel once for all passes inside, instead of once a pass.
+        """Standardize every kernel once for all passes in the context, instead of once per pass.
 
-        Backward passes inside add up their gradients at the standardized kernels. Call what this
-        yields before the last of them: that one takes each sum on, back through the
-        standardization, to the kernel itself. The result is that of the plain passes, as the
-        standardization depends on the kernels alone. The kernels must not change inside. Without a
-        last pass, the gradients inside are dropped.
+        Backward passes in the context add their gradients at the standardized kernels. Call the
+        yielded function before the last backward pass: that pass propagates the sums through the
+        standardization to the kernels. The gradients are those of separate passes, because the
+        standardization depends only on the kernels. Do not change the kernels in the context.
+        Without a last pass, the gradients of the kernels are lost.
         """
         convolutions = self._convolutions()
-        standardized = [self._operators.standardize(one.weight) for one in convolutions]
+        standardized = [self._operators.standardize(layer.weight) for layer in convolutions]
         for convolution, kernel in zip(convolutions, standardized):
-            convolution.standardized = kernel.detach()  # a leaf: micro-batches' gradients meet here
+            convolution.standardized = kernel.detach()  # a leaf: sums the gradients
             convolution.standardized.stop_gradient = kernel.stop_gradient
 
         def last_pass() -> None:
@@ -249,9 +253,9 @@ class ResNetV2(nn.Layer):
                 convolution.standardized = None
 
     def reset_parameters(self, seed: int = 0) -> None:
-        """Fill in random kernels (He's normal, by fan-in), identity GroupNorms and a zero head.
+        """Set random kernels (He's normal distribution, fan-in), identity GroupNorms, a zero head.
 
-        A kernel depends on its name and ``seed`` alone, not on the device or Paddle's version.
+        A kernel depends only on its name and ``seed``, not on the device or Paddle's version.
         """
         for name, parameter in self.named_parameters():
             if name.startswith("head."):
@@ -270,11 +274,11 @@ class ResNetV2(nn.Layer):
 
 
 def _with_earlier(leaf: Tensor, gradient: Tensor) -> Tensor:
-    """Return ``gradient`` plus that of ``leaf``, which is given back to the memory."""
+    """Return ``gradient`` plus the gradient of ``leaf``, and free the latter."""
     if leaf.grad is None:
         return gradient
     total = gradient + leaf.grad
-    leaf.clear_gradient(False)  # frees it; Paddle heeds no keyword here
+    leaf.clear_gradient(False)  # False frees the memory; Paddle ignores the keyword
     return total
 
 

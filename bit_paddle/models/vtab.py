@@ -1,4 +1,4 @@
-"""The checkpoints fine-tuned on VTAB-1k: chosen, downloaded many at a time, and verified."""
+"""Select, download in parallel and verify the checkpoints fine-tuned on VTAB-1k."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from bit_paddle.system import fetch as fetching
 
 
 class _Stopped(Exception):
-    """Ends a transfer after the user has interrupted the command."""
+    """Raised in a download after the user has interrupted the command."""
 
 
 def select(models: Sequence[str], runs: Sequence[int], tasks: Sequence[str]) -> list[Entry]:
-    """Return the VTAB entries of ``models``, ``runs`` and ``tasks``, in the catalogue's order."""
+    """Return the VTAB entries of ``models``, ``runs`` and ``tasks``, in the catalog's order."""
     return [
         published.find(f"BiT-M-{model}-run{run}-{task}")
         for model in published.VTAB_MODELS
@@ -34,19 +34,19 @@ def select(models: Sequence[str], runs: Sequence[int], tasks: Sequence[str]) -> 
 
 
 def ask_sizes(entries: Sequence[Entry], folder: Path, jobs: int) -> dict[Entry, int]:
-    """Return how many bytes of each file are still to download.
+    """Return the number of bytes of each file that are still to download.
 
-    The server tells the size of a file; if it does not answer, the catalogue does.
+    The size of a file comes from the server or, if the server does not answer, from the catalog.
     """
 
     def ask(entry: Entry) -> int:
         partial = fetching.partial_file(published.locate(entry, folder))
-        there = partial.stat().st_size if partial.exists() else 0
+        downloaded = partial.stat().st_size if partial.exists() else 0
         try:
             size = fetching.ask(entry.url).bytes
         except errors.DownloadError:
             size = None
-        return max(0, (size or entry.bytes) - there)
+        return max(0, (size or entry.bytes) - downloaded)
 
     with ThreadPoolExecutor(jobs) as pool:
         answers = pool.map(ask, entries)
@@ -61,16 +61,16 @@ def check_space(folder: Path, sizes: dict[Entry, int]) -> None:
     if needed > free:
         raise errors.DownloadError(
             f"{folder}: too little space: {len(sizes)} files need {needed / 1e9:.2f} GB, "
-            f"{free / 1e9:.2f} GB are free; choose with --models, --runs and --tasks, or name "
-            "another disk with --bit_pretrained_dir"
+            f"{free / 1e9:.2f} GB are free; select fewer files with --models, --runs and --tasks, "
+            "or a folder on another disk with --bit_pretrained_dir"
         )
 
 
 def fetch_all(
     entries: Sequence[Entry], folder: Path, jobs: int, sizes: dict[Entry, int]
 ) -> dict[str, str]:
-    """Download ``entries``, ``jobs`` at a time; return {name: fault} of those that failed."""
-    stop, places, faults = threading.Event(), list(range(jobs, 0, -1)), {}
+    """Download ``entries``, ``jobs`` at a time; return {name: fault} for the failed ones."""
+    stop, lines, faults = threading.Event(), list(range(jobs, 0, -1)), {}
     total = tqdm(
         desc="all files",
         total=sum(sizes.values()),
@@ -81,20 +81,20 @@ def fetch_all(
     )
 
     def transfer(entry: Entry) -> None:
-        place = places.pop()  # the bar's line
+        line = lines.pop()  # of the terminal, for the bar
         bar = tqdm(
-            desc=entry.name, unit="B", unit_scale=True, position=place, leave=False, disable=None
+            desc=entry.name, unit="B", unit_scale=True, position=line, leave=False, disable=None
         )
-        seen = None
+        counted = None
 
-        def progress(done: int, whole: int | None) -> None:
-            nonlocal seen
+        def progress(done: int, size: int | None) -> None:
+            nonlocal counted
             if stop.is_set():
                 raise _Stopped
-            bar.total = whole
+            bar.total = size
             bar.update(done - bar.n)
-            total.update(done - seen if seen is not None else 0)
-            seen = done
+            total.update(done - counted if counted is not None else 0)
+            counted = done
 
         try:
             fetching.fetch(
@@ -105,7 +105,7 @@ def fetch_all(
             )
         finally:
             bar.close()
-            places.append(place)
+            lines.append(line)
 
     pool = ThreadPoolExecutor(jobs)
     with total:
@@ -123,7 +123,10 @@ def fetch_all(
 
 
 def verify(entries: Sequence[Entry], folder: Path, jobs: int) -> dict[str, str | None]:
-    """Return {name: fault or None}: by shapes, checksums and, if the server answers, its hashes."""
+    """Return {name: fault, or None if there is none}.
+
+    Shapes, the archive's checksums and, if the server answers, its hashes are checked.
+    """
 
     def check(entry: Entry) -> str | None:
         path = published.locate(entry, folder)
@@ -139,7 +142,7 @@ def verify(entries: Sequence[Entry], folder: Path, jobs: int) -> dict[str, str |
         try:
             return fetching.wrong_hash(path, fetching.ask(entry.url).hashes)
         except errors.DownloadError:
-            return None  # offline: shapes and the archive's own checksums are right
+            return None  # offline: only shapes and the archive's checksums are checked
 
     with ThreadPoolExecutor(jobs) as pool:
         checked = pool.map(check, entries)

@@ -1,4 +1,4 @@
-"""Checkpoints into models and back.
+"""Create networks, fill them from checkpoints, and save them.
 
 A model is filled array by array, so that loading needs little more memory than the model itself.
 """
@@ -29,34 +29,35 @@ def create_model(
     directory: str | os.PathLike | None = None,
     seed: int = 0,
 ) -> ResNetV2:
-    """Return a network by its published name, by ``R<layers>x<width>``, or by an ``.npz`` file.
+    """Return the network for a published name, for ``R<layers>x<width>``, or for an ``.npz`` file.
 
-    A path reads the architecture off the file and loads its weights. ``num_classes`` None keeps the
-    file's head (of a name: its published size), a number gives a new head of zeros, 0 gives none.
-    With ``pretrained`` a name is filled from its file, in ``directory`` or as `download.locate` has
-    it, which is downloaded if it is missing; else with random weights that ``seed`` alone decides.
+    For a file, the architecture and the weights are the file's. For a name, ``pretrained`` loads
+    the published weights, and downloads them into ``directory`` (default: the cache) if they are
+    missing; otherwise the weights are random and depend only on ``seed``. ``num_classes`` None
+    keeps the head of the file, or its published size; a number gives a new head of zeros; 0 gives
+    no head.
 
     Errors: `ConfigError` (an unknown name, a negative number), `MissingFileError`,
     `CheckpointError`, `DownloadError`.
     """
     if num_classes is not None and num_classes < 0:
         raise ConfigError(f"num_classes: is {num_classes}, expected 0 (features) or more")
-    found = published.resolve(_address(name), pretrained)
-    if isinstance(found, published.Entry) and pretrained:
-        found = published.obtain(found, directory)
-    if isinstance(found, Path):
-        with npz.CheckpointFile(found) as file:
+    source = published.resolve(_address(name), pretrained)
+    if isinstance(source, published.Entry) and pretrained:
+        source = published.obtain(source, directory)
+    if isinstance(source, Path):
+        with npz.CheckpointFile(source) as file:
             classes = file.classes if num_classes is None else num_classes
             model = ResNetV2(file.architecture(), classes)
             fill(model, file, head="load" if num_classes is None else "zero")
         return model
     if num_classes is None:
-        if not isinstance(found, published.Entry):
+        if not isinstance(source, published.Entry):
             raise ConfigError(
                 f"{name}: an architecture has no head of its own; give num_classes (0 for features)"
             )
-        num_classes = found.classes
-    model = ResNetV2(getattr(found, "architecture", found), num_classes)
+        num_classes = source.classes
+    model = ResNetV2(getattr(source, "architecture", source), num_classes)
     model.reset_parameters(seed)
     return model
 
@@ -69,26 +70,27 @@ def _address(name: str | os.PathLike) -> str:
 
 
 def load_npz(model: ResNetV2, path: str | os.PathLike, head: str = "load") -> None:
-    """Fill ``model`` from a checkpoint, float16 or float32, in any layout of `bit_paddle.npz`.
+    """Fill ``model`` from a checkpoint, float16 or float32, in any layout of `models.npz`.
 
-    ``head`` is "load", or "zero" for a new task; a model without a head takes none. The whole
-    file is checked before the first parameter changes. Errors: `MissingFileError`,
-    `CheckpointError`.
+    ``head`` "load" loads the head, "zero" makes it zero for a new task; a model without a head
+    ignores it. The whole file is checked before the first parameter changes. Errors:
+    `MissingFileError`, `CheckpointError`, `ConfigError` (another ``head``).
     """
     with npz.CheckpointFile(path) as file:
         fill(model, file, head)
 
 
 def save_npz(model: ResNetV2, path: str | os.PathLike, notes: dict[str, Any] | None = None) -> None:
-    """Write ``model`` as a published checkpoint is written, for `load_npz` and the reference code.
+    """Write ``model`` in the published layout, which `load_npz` and the reference code read.
 
-    ``notes`` (JSON) go into an array that other readers ignore. Raises `WriteError`; an older file
-    of that name stays until the new one is complete.
+    ``notes`` (JSON) become an array that other readers ignore. An older file with this name stays
+    until the new one is complete. Raises `WriteError`.
     """
     npz.write(path, _published_arrays(model), notes)
 
 
 def fill(model: ResNetV2, file: npz.CheckpointFile, head: str) -> None:
+    """Fill ``model`` from an open checkpoint, as `load_npz` does."""
     if head not in ("load", "zero"):
         raise ConfigError(f"head={head!r}: expected 'load' or 'zero'")
     load_head = head == "load" and model.num_classes > 0
@@ -109,7 +111,7 @@ def fill(model: ResNetV2, file: npz.CheckpointFile, head: str) -> None:
             array = to_paddle(key, file.array(key))
         parameter.set_value(np.ascontiguousarray(array, dtype=dtype_of(parameter)))
     if not model.training:
-        model.eval()  # standardizes anew
+        model.eval()  # standardizes the new kernels
 
 
 def _published_arrays(model: ResNetV2) -> Iterator[tuple[str, np.ndarray]]:
@@ -122,23 +124,25 @@ def _published_arrays(model: ResNetV2) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def keys(model: ResNetV2, action: str) -> Iterable[str]:
-    """Return the published keys of ``model``, with a progress bar where they take a while."""
+    """Return the published keys of ``model``; iterating shows a progress bar after two seconds."""
     keys = [key for key, _ in npz.shapes(model.architecture, model.num_classes)]
     return progress_bar(iterable=keys, desc=action, unit="array", delay=2)
 
 
 def to_paddle(key: str, array: np.ndarray) -> np.ndarray:
-    """Published array -> parameter: kernels HWIO -> OIHW, the head's [1, 1, C, K] -> [C, K]."""
+    """Return the parameter of a published array: HWIO -> OIHW, the head [1, 1, C, K] -> [C, K]."""
     if key.endswith(npz.HEAD_KERNEL):
         return array[0, 0]
     return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
 
 
 def from_paddle(key: str, array: np.ndarray) -> np.ndarray:
+    """Return the published array of a parameter; the inverse of `to_paddle`."""
     if key.endswith(npz.HEAD_KERNEL):
         return array[None, None]
     return np.ascontiguousarray(array.transpose(2, 3, 1, 0)) if array.ndim == 4 else array
 
 
 def dtype_of(tensor: Tensor) -> str:
+    """Return the name of a tensor's data type, such as ``float32``."""
     return str(tensor.dtype).rpartition(".")[2]

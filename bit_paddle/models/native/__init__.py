@@ -1,4 +1,4 @@
-"""What the network computes with: `plain`, in Paddle, and `compiled`, faster on a CPU.
+"""The network's operators: `plain` in pure Paddle, `compiled` in C++, which is faster on a CPU.
 
-`build` compiles the latter where that can be done, and chooses.
+`build` compiles the C++ where the machine allows it, and chooses between the two.
 """

@@ -1,7 +1,7 @@
-"""Builds operators.cc for this machine, once, and chooses what a command computes with.
+"""Compile operators.cc once for this machine, and choose the operators of a command.
 
-They are built at first use, or ahead by ``python -m bit_paddle.compile``, into the user's cache; a
-change of Paddle, compiler, processor or of the sources builds them anew.
+The operators are compiled at first use, or ahead of time by ``python -m bit_paddle.compile``. They
+are cached for the user. A change of Paddle, compiler, processor or sources compiles them again.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from filelock import FileLock
 from bit_paddle.errors import install_hint
 from bit_paddle.system import environment, fetch, files
 
-SWITCH = "BIT_PADDLE_NATIVE"  # 0 refuses
+SWITCH = "BIT_PADDLE_NATIVE"  # 0 turns the compiled operators off
 
 SOURCES = [Path(__file__).with_name(name) for name in ("operators.cc", "onednn.h")]
 
 OPERATORS, FACTS, FAULT = "operators.so", "facts.json", "fault.txt"
 
-SECONDS = 600  # for the compiler, after which it is given up
+SECONDS = 600  # the longest that compiling and checking may take
 
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-w")
 
 
 class Unavailable(Exception):
-    """Why there are no compiled operators; ``expected`` where nothing has gone wrong."""
+    """The reason why there are no compiled operators; ``expected`` if nothing has failed."""
 
     def __init__(self, reason: str, expected: bool = False):
         super().__init__(reason)
@@ -47,10 +47,10 @@ class Unavailable(Exception):
 
 
 def choose(device: str, amp: str, say: Callable[[str], object]) -> tuple[Any, str]:
-    """Return what the network is to compute with, `Compiled` or `plain`, and what that is.
+    """Return the operators for the network, `Compiled` or `plain`, and a description of them.
 
-    ``say`` hears of compiling, and of a failure of that. For commands, as it changes how this
-    process keeps memory.
+    ``say``: called with progress messages and warnings. On a CPU this changes how the whole process
+    allocates memory, so only commands should call it.
     """
     from bit_paddle.models.native import plain
 
@@ -60,7 +60,7 @@ def choose(device: str, amp: str, say: Callable[[str], object]) -> tuple[Any, st
     try:
         operators, facts = load(say)
         if amp == "fp16" or (amp == "bf16" and not facts["bf16"]):
-            raise Unavailable(f"the compiled ones have no {amp} here", expected=True)
+            raise Unavailable(f"the compiled operators cannot compute in {amp} here", expected=True)
     except Unavailable as reason:
         if not reason.expected:
             say(f"warning: operators {reason}")
@@ -69,25 +69,25 @@ def choose(device: str, amp: str, say: Callable[[str], object]) -> tuple[Any, st
 
 
 def load(say: Callable[[str], object] = print) -> tuple[Any, dict[str, Any]]:
-    """Return `Compiled` and what is known of it, built before or now; raises `Unavailable`.
+    """Return `Compiled` and {"onednn": version, "bf16": bool}; compile first if that is needed.
 
-    A build that has failed is not tried again until ``python -m bit_paddle.compile`` is called.
+    After a failed build, only ``python -m bit_paddle.compile`` tries again. Raises `Unavailable`.
     """
-    return _found_or_built(say, again=False)
+    return _load_or_build(say, again=False)
 
 
 def rebuild(say: Callable[[str], object] = print) -> tuple[Any, dict[str, Any]]:
-    """Do as `load` does, after forgetting what was built."""
-    return _found_or_built(say, again=True)
+    """Compile again, whatever is in the cache; return what `load` returns."""
+    return _load_or_build(say, again=True)
 
 
-def _found_or_built(say: Callable[[str], object], again: bool) -> tuple[Any, dict[str, Any]]:
+def _load_or_build(say: Callable[[str], object], again: bool) -> tuple[Any, dict[str, Any]]:
     if os.environ.get(SWITCH) == "0":
         raise Unavailable(f"{SWITCH}=0", expected=True)
     libraries = _libraries()
     try:
         folder = _folder(libraries)
-        if again or not (folder / FACTS).exists():  # written last, so it says that all is there
+        if again or not (folder / FACTS).exists():  # written last: with it the build is complete
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with FileLock(folder / "lock"):
                 _build_once(folder, say, again)
@@ -97,37 +97,37 @@ def _found_or_built(say: Callable[[str], object], again: bool) -> tuple[Any, dic
         return operators, facts
     except (OSError, RuntimeError, subprocess.SubprocessError, ValueError) as error:
         raise Unavailable(
-            f"cannot be had from the cache: {error}; `python -m bit_paddle.compile` tries again"
+            f"cannot be loaded from the cache: {error}; `python -m bit_paddle.compile` tries again"
         ) from None
 
 
 def _build_once(folder: Path, say: Callable[[str], object], again: bool) -> None:
-    """Build into ``folder``, unless another process has been there first."""
+    """Build into ``folder``, unless another process has already done so."""
     if again:
         for name in (FACTS, FAULT):
             (folder / name).unlink(missing_ok=True)
     if (folder / FAULT).exists():
         raise Unavailable(
-            f"could not be compiled: {_last_error((folder / FAULT).read_text())}; all of it is in "
-            f"{folder / FAULT}, and `python -m bit_paddle.compile` tries again"
+            f"could not be compiled: {_first_error((folder / FAULT).read_text())}; the full output "
+            f"is in {folder / FAULT}, and `python -m bit_paddle.compile` tries again"
         )
     if not (folder / FACTS).exists():
-        say("compiling operators for this processor: once, half a minute")
+        say("compiling operators for this processor, only once; this takes half a minute")
         _build(folder)
 
 
 def _libraries() -> Path:
-    """Return the folder of the libraries that Paddle ships, if they are those that it takes."""
+    """Return the folder of Paddle's libraries; raise `Unavailable` if compiling is not possible."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
-        raise Unavailable("compiled ones are for Linux on x86-64", expected=True)
+        raise Unavailable("the compiled operators need Linux on x86-64", expected=True)
     if shutil.which(_compiler()) is None:
         raise Unavailable(f"there is no compiler: {_compiler()}", expected=True)
     if importlib.util.find_spec("setuptools") is None:
-        raise Unavailable(f"compiling takes setuptools: {install_hint('native')}", expected=True)
+        raise Unavailable(f"compiling needs setuptools: {install_hint('native')}", expected=True)
     folder = Path(importlib.util.find_spec("paddle").origin).parent / "libs"
     for name in ("libdnnl.so.3", "libiomp5.so"):
         if not (folder / name).exists():
-            raise Unavailable(f"this Paddle comes without {name}", expected=True)
+            raise Unavailable(f"the installed Paddle does not contain {name}", expected=True)
     return folder
 
 
@@ -136,13 +136,13 @@ def _compiler() -> str:
 
 
 def _folder(libraries: Path) -> Path:
-    """Return where what is built belongs: another for all that it depends on."""
+    """Return the cache folder of the build, named by a hash of everything that the build uses."""
     import paddle
 
     command = [_compiler(), "--version"]
     version = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
     processor = [line for line in _processor().splitlines() if line.startswith(("flags", "model"))]
-    parts = [*(one.read_text() for one in SOURCES), " ".join(_FLAGS), paddle.__version__]
+    parts = [*(source.read_text() for source in SOURCES), " ".join(_FLAGS), paddle.__version__]
     parts += [str(libraries), version, *sorted(set(processor))]
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     return fetch.cache_dir() / "native" / key
@@ -156,35 +156,36 @@ def _processor() -> str:
 
 
 def _build(folder: Path) -> None:
-    """Compile and check, in a process of its own: a crash there is a fault, not the end."""
+    """Compile and check in a separate process, so that a crash there does not end this one."""
     command = [sys.executable, "-W", "ignore", "-m", "bit_paddle.compile", "--into", str(folder)]
-    paths = [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH")]  # this very package
+    paths = [
+        str(Path(__file__).parents[3]),
+        os.environ.get("PYTHONPATH"),
+    ]  # this package
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     if os.environ.get("CXX"):
-        environ["CC"] = os.environ["CXX"]  # with which setuptools compiles C++ too
+        environ["CC"] = os.environ["CXX"]  # setuptools compiles C++ with CC, too
     try:
-        made = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=environ)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=environ)
     except subprocess.TimeoutExpired:
-        raise Unavailable(f"were not compiled in {SECONDS} s") from None
-    if made.returncode:
-        said = f"{made.stdout}{made.stderr}".strip() or f"ended with status {made.returncode}"
-        kept = made.returncode == 1  # others were interrupted or killed, as for want of memory
-        if kept:
-            files.write_text(folder / FAULT, said)
-        raise Unavailable(
-            f"could not be compiled: {_last_error(said)}"
-            + f"; all of it is in {folder / FAULT}" * kept
-        )
+        raise Unavailable(f"could not be compiled within {SECONDS} s") from None
+    if done.returncode:
+        output = f"{done.stdout}{done.stderr}".strip() or f"ended with status {done.returncode}"
+        reason = f"could not be compiled: {_first_error(output)}"
+        if done.returncode == 1:  # other statuses mean interrupted or killed: the next use retries
+            files.write_text(folder / FAULT, output)
+            reason += f"; the full output is in {folder / FAULT}"
+        raise Unavailable(reason)
 
 
-def _last_error(said: str) -> str:
-    """Return the line of what a build has said that tells most: the first error."""
-    lines = said.strip().splitlines()
+def _first_error(output: str) -> str:
+    """Return the first line of a build's ``output`` that reports an error, else its last line."""
+    lines = output.strip().splitlines()
     return next((line for line in lines if "error:" in line), lines[-1])
 
 
 def build(folder: Path) -> None:
-    """Compile into ``folder``, check against `plain`, and write down what is found."""
+    """Compile into ``folder``, compare with `plain`, and write the facts that `load` returns."""
     import paddle
     from paddle.utils import cpp_extension
 
@@ -192,18 +193,18 @@ def build(folder: Path) -> None:
 
     libraries = _libraries()
     paddle.set_device("cpu")
-    with tempfile.TemporaryDirectory() as temporary:  # whose name a shell can take, unlike others
+    with tempfile.TemporaryDirectory() as temporary:  # a path that needs no quotes in a shell
         cpp_extension.load(
             "bit_native",
             [str(SOURCES[0])],
             extra_cxx_cflags=list(_FLAGS),
-            # libiomp5 is Paddle's OpenMP: with the compiler's own beside it, threads of the two
-            # would spin against each other, for twice the time.
+            # libiomp5 is Paddle's OpenMP. With the compiler's own OpenMP in the same process, the
+            # threads of the two would spin against each other and take twice the time.
             extra_ldflags=[str(libraries / "libiomp5.so"), str(libraries / "libdnnl.so.3")],
             build_directory=temporary,
         )
-        made = (Path(temporary) / "bit_native" / "bit_native.so").read_bytes()
-    files.write(folder / OPERATORS, lambda stream: stream.write(made))
+        library = (Path(temporary) / "bit_native" / "bit_native.so").read_bytes()
+    files.write(folder / OPERATORS, lambda stream: stream.write(library))
     _set_threads(libraries)
     operators = compiled.Compiled()
     checks.check(operators, "float32")
@@ -222,9 +223,9 @@ def _load(path: Path, libraries: Path) -> Any:
 
 
 def _set_threads(libraries: Path) -> None:
-    """Let the operators use all processors; each thread of Python has a number of its own.
+    """Let the operators use all processors, in the calling thread of Python.
 
-    Paddle sets one thread for OpenMP where nobody has chosen, as it is imported.
+    While it is imported, Paddle limits OpenMP to one thread if the user has set no number.
     """
     ctypes.CDLL(str(libraries / "libiomp5.so")).omp_set_num_threads(environment.threads())
 

@@ -1,4 +1,4 @@
-"""Compares compiled operators with `plain`, on a small network: values and gradients."""
+"""Compare compiled operators with `plain` on a small network: outputs and gradients."""
 
 from __future__ import annotations
 
@@ -12,37 +12,38 @@ from bit_paddle.models.architecture import GROUPS
 from bit_paddle.models.native import plain
 from bit_paddle.models.native.plain import NORM_EPSILON
 
-TOLERANCES = {"float32": 1e-5, "bfloat16": 0.1}  # mean error by mean size; bfloat16 has 3 digits
+# Mean absolute error, relative to the mean absolute value. bfloat16 has three digits.
+TOLERANCES = {"float32": 1e-5, "bfloat16": 0.1}
 
 
 def check(operators: Any, dtype: str) -> None:
-    """Raise RuntimeError where ``operators`` in ``dtype`` are off `plain` in float32."""
-    expected, found = _outcomes(plain, "float32"), _outcomes(operators, dtype)
+    """Raise RuntimeError if ``operators`` in ``dtype`` differ from `plain` in float32."""
+    expected, outcomes = _outcomes(plain, "float32"), _outcomes(operators, dtype)
     for name, value in expected.items():
-        error = float(np.abs(found[name] - value).mean() / np.abs(value).mean())
+        error = float(np.abs(outcomes[name] - value).mean() / np.abs(value).mean())
         if not error < TOLERANCES[dtype]:
-            raise RuntimeError(f"{name} in {dtype} is off by {error:.2g} of its size")
+            raise RuntimeError(f"{name} in {dtype} has a relative error of {error:.2g}")
 
 
 def passes(operators: Any, dtype: str) -> bool:
-    """Return whether `check` does; a processor may lack a precision."""
+    """Return whether `check` passes; a processor may not support ``dtype``."""
     try:
         check(operators, dtype)
-    except (RuntimeError, OSError):  # as which Paddle passes on what an operator throws
+    except (RuntimeError, OSError):  # the types of an exception in an operator
         return False
     return True
 
 
 def _outcomes(operators: Any, dtype: str) -> dict[str, np.ndarray]:
-    """Return {name: float32} of the output and the gradients of two units behind a root."""
+    """Return {name: float32 array}: outputs and gradients of a root block and two units."""
     random = np.random.default_rng(0)
 
     def parameter(name: str, *shape: int) -> paddle.Tensor:
         values = random.standard_normal(shape).astype(np.float32)
-        made[name] = paddle.create_parameter(
+        parameters[name] = paddle.create_parameter(
             shape, "float32", default_initializer=nn.initializer.Assign(values)
         )
-        return made[name]
+        return parameters[name]
 
     def norm(name: str, channels: int) -> nn.GroupNorm:
         layer = nn.GroupNorm(GROUPS, channels, NORM_EPSILON)
@@ -55,7 +56,7 @@ def _outcomes(operators: Any, dtype: str) -> dict[str, np.ndarray]:
     def kernel(name: str, *shape: int) -> paddle.Tensor:
         return operators.standardize(parameter(name, *shape))
 
-    made: dict[str, paddle.Tensor] = {}
+    parameters: dict[str, paddle.Tensor] = {}
     images = random.standard_normal((3, 3, 17, 22)).astype(np.float32)
     x = operators.enter(paddle.to_tensor(images)).astype(dtype)
     x = operators.pool(operators.convolve(x, kernel("root", 64, 3, 7, 7), 2))
@@ -67,4 +68,6 @@ def _outcomes(operators: Any, dtype: str) -> dict[str, np.ndarray]:
     y = operators.average(operators.norm_relu(x, norm("last", 96)))
     (y * y).sum().backward()
     outcomes = {"output": y.numpy(), "stage": operators.leave(x).astype("float32").numpy()}
-    return outcomes | {f"gradient of {name}": one.grad.numpy() for name, one in made.items()}
+    for name, tensor in parameters.items():
+        outcomes[f"gradient of {name}"] = tensor.grad.numpy()
+    return outcomes

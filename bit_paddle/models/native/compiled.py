@@ -1,6 +1,6 @@
 """The operators of `plain`, compiled for a CPU: float32 and bfloat16.
 
-Activations are [N, H, W, C] here, kernels [O, I, H, W] as ever.
+Activations are [N, H, W, C], kernels [O, I, H, W] as in `plain`, which documents the functions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bit_paddle.models.native.plain import NORM_EPSILON, STANDARDIZATION_EPSILON
 
 
 class Compiled:
-    """The operators of operators.cc, which `build` has loaded."""
+    """The operators of operators.cc; `build` loads them into Paddle first."""
 
     def enter(self, images: Tensor) -> Tensor:
         return images.transpose([0, 2, 3, 1])
@@ -32,7 +32,7 @@ class Compiled:
     def convolve(
         self, x: Tensor, kernel: Tensor, stride: int, residual: Tensor | None = None
     ) -> Tensor:
-        if x.shape[-1] == 3 and x.stop_gradient:  # images: nobody wants their gradient
+        if x.shape[-1] == 3 and x.stop_gradient:  # images that need no gradient
             return _run("bit_convolve_images", x, kernel, stride)[0]
         if residual is None:
             return _run("bit_convolve", x, kernel, stride)[0]
@@ -59,7 +59,7 @@ def _normalize(name: str, x: Tensor, norm: nn.GroupNorm) -> Sequence[Tensor]:
 
 
 def _run(name: str, *arguments: Any) -> Sequence[Tensor]:
-    if not paddle.is_grad_enabled():  # which Paddle forgets of custom operators: they keep it all
-        arguments = [one.detach() if isinstance(one, Tensor) else one for one in arguments]
-    with RecordEvent(name):  # for profiles, where Paddle notes the way back alone
+    if not paddle.is_grad_enabled():  # else Paddle lets custom operators save their inputs
+        arguments = [value.detach() if isinstance(value, Tensor) else value for value in arguments]
+    with RecordEvent(name):  # Paddle's profiler records only the backward pass of custom operators
         return core.eager._run_custom_op(name, *arguments)

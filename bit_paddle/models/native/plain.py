@@ -24,18 +24,18 @@ HALF = (paddle.float16, paddle.bfloat16)
 
 
 def in_float32(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """Return ``function(*inputs)`` in their precision, computed in float32 where that is half."""
+    """Return ``function(*inputs)`` in the inputs' precision; half is computed in float32."""
     dtype = inputs[0].dtype
     if dtype not in HALF:
         return function(*inputs)
-    return function(*(one.astype("float32") for one in inputs)).astype(dtype)
+    return function(*(x.astype("float32") for x in inputs)).astype(dtype)
 
 
 def as_tensor_cores(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """Return ``function(*inputs)`` in their precision, on any device.
+    """Return ``function(*inputs)`` in the inputs' precision, on any device.
 
-    Paddle has no such kernels in half precision for a CPU. There the sums are made in float32, as
-    those of a tensor core are, and the result is rounded: no faster, but the same arithmetic.
+    Paddle has no half-precision kernels for a CPU. There the function is computed in float32 and
+    rounded, which is the arithmetic of a tensor core, but not faster than float32.
     """
     if inputs[0].dtype in HALF and inputs[0].place.is_cpu_place():
         return in_float32(function, *inputs)
@@ -43,16 +43,16 @@ def as_tensor_cores(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 
 
 class _Recomputed(PyLayer):
-    """``function(x)``, of which a backward pass keeps ``x`` alone and computes the rest again.
+    """``function(x)`` that saves only ``x`` and is recomputed in the backward pass.
 
-    Paddle's own `recompute` does that too; but Paddle never frees what it hands to a layer whose
-    backward pass fails, and here that fails where memory runs out, to be tried again with less.
+    Not Paddle's own `recompute`: Paddle never frees the tensors of a layer whose backward pass
+    fails. Here it fails when out of memory, and the step is retried in smaller parts.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         output = function(x)
-        ctx.x, ctx.function = x, function  # last: Paddle never frees the ctx of what fails
+        ctx.x, ctx.function = x, function  # last: Paddle never frees the ctx of a failed pass
         return output
 
     @staticmethod
@@ -70,15 +70,15 @@ class _Recomputed(PyLayer):
 
 
 def recompute(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Return ``function(x)``, keeping only ``x`` for the gradients where they are wanted."""
+    """Return ``function(x)``; with gradients enabled, only ``x`` is saved for them."""
     return _Recomputed.apply(x, function) if paddle.is_grad_enabled() else function(x)
 
 
-# --- What `compiled` has too --------------------------------------------------------------------
+# --- The operators, also in `compiled` ----------------------------------------------------------
 
 
 def enter(images: Tensor) -> Tensor:
-    """Return ``images`` [N, 3, H, W] in the layout of the other functions."""
+    """Return ``images`` [N, 3, H, W] in the layout that the other operators use."""
     return images
 
 
@@ -90,9 +90,8 @@ def leave(x: Tensor) -> Tensor:
 def standardize(weight: Tensor) -> Tensor:
     """Return ``weight`` [O, I, H, W] with mean 0 and variance 1 over each output's [I, H, W].
 
-    One fused operation instead of the four of its formula, (w - mean) / sqrt(var +
-    1e-10) with the biased variance. The epsilon underflows in half precision, so that is widened
-    to float32.
+    The formula is (w - mean) / sqrt(var + 1e-10) with the biased variance, here as one fused
+    operation. Half precision is widened to float32, because the epsilon underflows in it.
     """
     if weight.dtype in HALF:
         weight = weight.astype("float32")
@@ -101,9 +100,9 @@ def standardize(weight: Tensor) -> Tensor:
 
 
 def convolve(x: Tensor, kernel: Tensor, stride: int, residual: Tensor | None = None) -> Tensor:
-    """Return ``x`` convolved with ``kernel``, plus ``residual``.
+    """Return ``x`` convolved with ``kernel``, plus ``residual`` if there is one.
 
-    Padded with zeros by half of the kernel's size.
+    ``x`` is padded with zeros by half of the kernel's size.
     """
     convolution = partial(F.conv2d, stride=stride, padding=kernel.shape[-1] // 2)
     y = as_tensor_cores(convolution, x, kernel.astype(x.dtype))
@@ -111,24 +110,24 @@ def convolve(x: Tensor, kernel: Tensor, stride: int, residual: Tensor | None = N
         return y
     if y.dtype in HALF or not paddle.in_dynamic_mode():
         return as_tensor_cores(paddle.add, y, residual)
-    return y.add_(residual)  # nobody else has seen y, and a convolution's gradients do without
+    return y.add_(residual)  # safe: nothing else uses y, and its gradients do not need it
 
 
 def norm_relu(x: Tensor, norm: nn.GroupNorm) -> Tensor:
-    """Return ``x`` normalized by ``norm``, in 32 groups, then ReLU."""
-    if x.dtype in HALF:  # float32 inside, of which nothing is kept for the gradients
+    """Return ReLU of ``x`` normalized by ``norm`` in 32 groups."""
+    if x.dtype in HALF:  # recomputed, so that no float32 intermediate is saved for the gradients
         return recompute(partial(in_float32, partial(_norm_relu, norm=norm)), x)
     return _norm_relu(x, norm)
 
 
 def norm_relu_twice(x: Tensor, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
-    """Return the result of `norm_relu` for two users, whose gradients are added up."""
+    """Return the result of `norm_relu` twice, for two users; their gradients are added."""
     y = norm_relu(x, norm)
     return y, y
 
 
 def norm_relu_beside(x: Tensor, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
-    """Return the result of `norm_relu`, and ``x`` for another user; gradients are added up."""
+    """Return the result of `norm_relu`, and ``x`` for a second user; their gradients are added."""
     return norm_relu(x, norm), x
 
 
@@ -141,10 +140,10 @@ def _norm_relu(x: Tensor, norm: nn.GroupNorm) -> Tensor:
 
 
 def _loses_gradients(x: Tensor, norm: nn.GroupNorm) -> bool:
-    """Whether Paddle's GroupNorm would miss the gradient of a scale.
+    """Return whether Paddle's GroupNorm would compute a wrong gradient of a scale.
 
-    That of a CPU takes the normalized input from (output - bias) / scale, so it finds nothing
-    for a scale of zero, and rounding errors for one that is small beside its bias.
+    On a CPU, Paddle recovers the normalized input as (output - bias) / scale. That fails for a
+    scale of zero, and is inexact for a scale that is small compared to its bias.
     """
     if not x.place.is_cpu_place():
         return False
@@ -152,17 +151,17 @@ def _loses_gradients(x: Tensor, norm: nn.GroupNorm) -> bool:
 
 
 def pool(x: Tensor) -> Tensor:
-    """Return the maxima of 3 x 3 pixels, at every second one, beside which zeros compete."""
+    """Return the maxima of 3 x 3 pixels at a stride of 2; the padding's zeros count as pixels."""
     return in_float32(_pool, x)  # not every GPU build pools bf16
 
 
 def _pool(x: Tensor) -> Tensor:
-    # max_pool2d's own padding would not compete. With all axes named Paddle pads 20 times as fast;
-    # but an exported model that does so crashes in Paddle Inference with oneDNN (2.6.2 and 3.3.1).
+    # max_pool2d ignores the zeros of its own padding. Paddle pads 20 times as fast if all axes are
+    # given, but such an exported model crashes in Paddle Inference with oneDNN (2.6.2 and 3.3.1).
     x = F.pad(x, [0, 0, 0, 0, 1, 1, 1, 1] if paddle.in_dynamic_mode() else [1, 1, 1, 1])
     return F.max_pool2d(x, kernel_size=3, stride=2)
 
 
 def average(x: Tensor) -> Tensor:
-    """Return the means [N, C] over space, in float32 where ``x`` is half."""
+    """Return the means [N, C] over height and width; float32 if ``x`` is in half precision."""
     return (x.astype("float32") if x.dtype in HALF else x).mean(axis=[2, 3])
