@@ -14,6 +14,7 @@ from conftest import ROOT, run_train
 
 import bit_paddle as bit
 from bit_paddle import errors
+from bit_paddle.runs import logbook
 from bit_paddle.system import environment
 
 #: Without what Paddle and the package have put there when they were imported.
@@ -92,6 +93,29 @@ def test_repeats(fine_tune):
     with pytest.raises(errors.ConfigError, match="take one of run.runs"):
         run.best
     assert run.runs[1].metrics[-1]["step"] == 1
+
+
+def test_force_cannot_rewrite_a_complete_run(fine_tune):
+    """But more steps resume it."""
+    run = fine_tune(name="run")
+    before = (run.folder / "config.yaml").read_bytes()
+    with pytest.raises(errors.ConfigError, match="complete after 4 steps"):
+        fine_tune(name="run", base_lr=0.02, force=True)
+    assert (run.folder / "config.yaml").read_bytes() == before
+    assert fine_tune(name="run", steps=5, force=True).result["steps"] == 5
+
+
+def test_a_second_profile_is_a_warning(fine_tune, capsys):
+    """Paddle's profiler starts once per process."""
+    fine_tune(profile=1, steps=5)
+    assert fine_tune(profile=1, steps=5).complete
+    assert "no profile: Paddle can profile one run per process" in capsys.readouterr().out
+
+
+def test_a_long_run_is_not_silent(fine_tune, capsys, monkeypatch):
+    monkeypatch.setattr(logbook, "SILENCE", 0)
+    fine_tune()
+    assert "step 2 of 4: loss" in capsys.readouterr().out
 
 
 def test_two_runs_in_threads_do_not_disturb_each_other(fine_tune):

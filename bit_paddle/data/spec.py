@@ -75,9 +75,13 @@ def find(dataset: str, readers: Collection[str]) -> DataSpec:
         return _load(described()[dataset], readers)
     if dataset in readers:
         return DataSpec(dataset)
+    if Path(dataset).is_dir():
+        raise ConfigError(
+            f"--dataset: {dataset} is a folder of files; write --dataset folder --datadir {dataset}"
+        )
     raise ConfigError(
         f"--dataset: is {dataset!r}, neither a .yaml file nor a known name: "
-        f"{did_you_mean(dataset, [*readers, *described()])}"
+        f"{did_you_mean(dataset, dict.fromkeys([*readers, *described()]))}"
     )
 
 

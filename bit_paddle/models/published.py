@@ -238,9 +238,11 @@ def resolve(model: str, pretrained: bool = True) -> Path | Entry | Architecture:
     if is_path(model):
         path = Path(model)
         if path.is_dir() and not (path / MODEL).is_file():
+            checkpoints = sorted(path.glob("checkpoints/step-*.npz")) or sorted(path.glob("*.npz"))
+            newest = f"; to use the newest checkpoint give {checkpoints[-1]}" if checkpoints else ""
             raise MissingFileError(
                 f"{model}: is a folder without {MODEL}; expected the folder of a complete run, or "
-                "an .npz file"
+                f"an .npz file{newest}"
             )
         path = path / MODEL if path.is_dir() else path
         if not path.is_file():

@@ -17,7 +17,9 @@ from tqdm import tqdm
 
 from bit_paddle.errors import WriteError
 from bit_paddle.system import files
+from bit_paddle.system.progress import bars_are_shown
 
+SILENCE = 30  # seconds without a line on the console
 LOG, METRICS, SCALARS = "train.log", "metrics.jsonl", "vdlrecords.metrics.log"
 
 
@@ -99,7 +101,7 @@ class Logbook:
         self.folder = folder
         self.seconds: dict[str, float] = {}
         self._started = time.perf_counter()
-        self._console = True
+        self._console, self._printed = True, time.monotonic()
         self._log = GrowingFile(folder / LOG)
         self._files = [self._log]
 
@@ -144,6 +146,13 @@ class Logbook:
                 sys.stdout.flush()
             except OSError:  # the terminal has been closed; the run continues
                 self._console = False
+
+    def progress(self, text: str) -> None:
+        """Write ``text`` to train.log; where no bar is shown, print it every `SILENCE` seconds."""
+        silent = time.monotonic() - self._printed > SILENCE and not bars_are_shown()
+        self.say(text, console=silent)
+        if silent:
+            self._printed = time.monotonic()
 
     def metrics(self, kind: str, step: int, **values: float) -> None:
         """Write ``values`` as a line of metrics.jsonl and as VisualDL scalars ``kind/name``.
@@ -219,6 +228,9 @@ class Silent(Logbook):
         self._files = []
 
     def rewind(self, step: int, evaluated: int) -> None:
+        pass
+
+    def progress(self, text: str) -> None:
         pass
 
     def say(self, text: str, console: bool = True) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from bit_paddle.runs.history import RunHistory
 
-SHOWN = 20  # rows of the table: the first, the last, and those with a validation
+SHOWN = 10  # rows of the table, evenly spaced; those with a validation come on top
 
 
 class Steps(list[dict[str, Any]]):
@@ -28,8 +28,9 @@ class Steps(list[dict[str, Any]]):
     def _table(self) -> list[list[str]]:
         """Return the header and up to `SHOWN` rows, as strings."""
         names = list(dict.fromkeys(name for row in self for name in row))
-        ends = (0, len(self) - 1)
-        shown = [row for k, row in enumerate(self) if k in ends or "val_top1" in row][-SHOWN:]
+        last = len(self) - 1
+        places = {last * k // (SHOWN - 1) for k in range(SHOWN)}
+        shown = [row for k, row in enumerate(self) if k in places or "val_top1" in row]
         return [names, *([_text(row.get(name)) for name in names] for row in shown)]
 
     def __repr__(self) -> str:

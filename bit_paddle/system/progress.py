@@ -25,6 +25,11 @@ def progress_bar(**options: Any) -> tqdm:
     return widget(**options)
 
 
+def bars_are_shown() -> bool:
+    """Return whether `progress_bar` shows its bars here."""
+    return in_notebook() or (sys.stderr is not None and sys.stderr.isatty())
+
+
 def in_notebook() -> bool:
     """Return whether this process runs the cells of a notebook."""
     ipython = sys.modules.get("IPython")  # not imported here: a notebook has done so

@@ -64,8 +64,22 @@ def start(
             if processes.world_size() == 1:
                 return Ended(0, begin.folder, begin.result)
         plan = plan_of(settings, begin, force)
+        _require_steps(plan)
         status, result = _run_in_folder(plan, arguments, force, stop)
         return Ended(status, begin.folder, result, stop.signal)
+
+
+def _require_steps(plan: Plan) -> None:
+    """Raise `ConfigError` if --force would only write new settings over a complete run's."""
+    newest = next(iter(plan.start.checkpoints), None)
+    if newest is None or newest.elsewhere or plan.start.result is not None:
+        return
+    ended = result_of(plan.start.folder, plan.settings)
+    if ended is not None and newest.progress.step >= plan.schedule.steps:
+        raise errors.ConfigError(
+            f"{plan.start.folder}: this run is complete after {newest.progress.step} steps, so "
+            "--force has nothing to resume; take another --name, or more --steps"
+        )
 
 
 def _run_in_folder(
@@ -132,5 +146,12 @@ def _start_processes(
 
 def complete(begin: Start) -> str:
     """Return the message for a run that is already complete."""
-    values = (f"{name} {value}" for name, value in begin.result.items() if name != "runs")
-    return f"{begin.folder}: this run is complete: {', '.join(values)}"
+    values = (
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in begin.result.items()
+        if name != "runs"
+    )
+    return (
+        f"{begin.folder}: this run is complete: {', '.join(values)}. For a new run take another "
+        "--name"
+    )

@@ -47,10 +47,16 @@ class Split(NamedTuple):
 class Profile:
     """Profiles ``steps`` training steps after the first `WARM_UP`; writes into the run's folder."""
 
+    _used = False  # by this process: Paddle's profiler starts once only
+
     def __init__(self, steps: int, log: Logbook):
         from paddle import profiler
 
-        self._log, self._steps, self._done = log, 0, False
+        self._log, self._steps, self._done = log, 0, Profile._used
+        if Profile._used:
+            log.say("warning: no profile: Paddle can profile one run per process")
+            return
+        Profile._used = True
         self._profiler = profiler.Profiler(
             scheduler=(WARM_UP, WARM_UP + steps), on_trace_ready=self._write
         )

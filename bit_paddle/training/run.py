@@ -72,6 +72,7 @@ class TrainingRun:
             begun = start.begin(plan, amp, log)
             self.model, self.optimizer, self.sums = begun.model, begun.optimizer, begun.sums
             self.progress = begun.progress
+        with log.timed("choosing or compiling operators"):
             operators, operators_name = build.choose(device_name, amp, log.say)
             self.model.compute_with(operators)
         with log.timed("trying micro-batches"):
@@ -197,7 +198,7 @@ class TrainingRun:
         speed = len(batch.indices) / (time.perf_counter() - started)
         self.log.metrics("train", at + 1, loss=loss, lr=lr, images_per_second=round(speed, 2))
         line = f"loss {loss:.5f}, lr {lr:.3g}, {speed:.1f} images/s"
-        self.log.say(f"step {at + 1}: {line}", console=False)
+        self.log.progress(f"step {at + 1} of {self.plan.schedule.steps}: {line}")
         if self._profile is not None:
             self._profile.step()
         return line

@@ -73,7 +73,7 @@ def test_a_whole_run(small_checkpoint, image_folder, tmp_path):
     assert done.stdout.splitlines()[-1] == f"logs are in {folder}"
     assert "in all: " in done.stdout and "it/s" not in done.stderr  # no bar outside a terminal
     log = (folder / "train.log").read_text()
-    assert "step 5: loss" in log and "36 -> 32, by --precrop and --crop" in log
+    assert "step 5 of " in log and "36 -> 32, by --precrop and --crop" in log
     from visualdl import LogReader
 
     (scalars,) = folder.glob("vdlrecords*")
