@@ -65,14 +65,12 @@ def test_no_circles():
 
 PACKAGE = ROOT / "bit_paddle"
 BESIDE_COMMANDS = {"__init__.py", "__main__.py", "api.py", "errors.py", "py.typed"}
-waits = pytest.mark.xfail(reason="the long ones are being split", strict=False)
 
 
 def lines_of(path: Path) -> int:
     return len(path.read_text().splitlines())
 
 
-@waits
 def test_the_package_folder_holds_its_commands_and_rooms():
     from bit_paddle.__main__ import COMMANDS
 
@@ -82,19 +80,17 @@ def test_the_package_folder_holds_its_commands_and_rooms():
     assert len(folders) <= 11
 
 
-@waits
+@pytest.mark.xfail(reason="api.py is to be split", strict=False)
 def test_commands_are_short():
     long = {path.name: lines_of(path) for path in PACKAGE.glob("*.py")}
     assert {name: lines for name, lines in long.items() if lines > 220} == {}
 
 
-@waits
 def test_modules_are_short():
     long = {name: lines_of(path) for name, path in MODULES.items()}
     assert {name: lines for name, lines in long.items() if lines > 350} == {}
 
 
-@waits
 def test_functions_fit_a_screen():
     long = {
         f"{name}.{node.name}": node.end_lineno - node.lineno + 1

@@ -19,6 +19,7 @@ from bit_paddle.models.resnetv2 import ResNetV2
 from bit_paddle.runs import logbook
 from bit_paddle.system import environment, processes
 from bit_paddle.system.device import memory_errors
+from bit_paddle.system.text import plural
 from bit_paddle.training import distributed
 from bit_paddle.training.plan import Plan
 
@@ -148,5 +149,5 @@ def split_further(plan: Plan, batch_split: int) -> int:
     elif images > 1:
         return min(2 * batch_split, share)
     raise errors.OutOfMemoryError(
-        f"out of memory with {images} image{'s' * (images > 1)} a micro-batch; take {then}"
+        f"out of memory with {plural(images, 'image')} per micro-batch; take {then}"
     )

@@ -291,7 +291,9 @@ def test_parts_are_halved_until_an_image_is_left(image_folder):
     while splits[-1] < 36:
         splits.append(split_further(plan, splits[-1]))
     assert splits == [5, 10, 20, 36]
-    with pytest.raises(OutOfMemoryError, match="with 1 image a micro-batch; take a smaller --crop"):
+    with pytest.raises(
+        OutOfMemoryError, match="with 1 image per micro-batch; take a smaller --crop"
+    ):
         split_further(plan, 36)
 
 
@@ -299,13 +301,13 @@ def test_what_is_split_is_the_share_of_a_process(image_folder, monkeypatch):
     monkeypatch.setattr(processes, "world_size", lambda: 4)
     plan = plan_of(image_folder, batch=36)
     assert split_further(plan, 5) == 9
-    with pytest.raises(OutOfMemoryError, match="with 1 image a micro-batch"):
+    with pytest.raises(OutOfMemoryError, match="with 1 image per micro-batch"):
         split_further(plan, 9)
 
 
 def test_a_split_that_was_chosen_is_kept(image_folder):
     plan = plan_of(image_folder, batch=36, batch_split=4)
-    words = "with 9 images a micro-batch; take --batch_split auto, more parts than 4, a smaller"
+    words = "with 9 images per micro-batch; take --batch_split auto, more parts than 4, a smaller"
     with pytest.raises(OutOfMemoryError, match=words) as caught:
         split_further(plan, 4)
     assert isinstance(caught.value, MemoryError) and caught.value.exit_status == 1
@@ -410,9 +412,9 @@ def test_a_run_that_memory_fails_goes_on_in_smaller_parts(count, runs):
     "name, flags, images, crop, advice",
     [
         ("chosen", ["--batch", BATCH, "--batch_split", 1], BATCH, CROP,
-         "36 images a micro-batch; take --batch_split auto, more parts than 1, a smaller --crop"),
+         "36 images per micro-batch; take --batch_split auto, more parts than 1, a smaller --crop"),
         ("one", ["--batch", 1, "--precrop", 384, "--crop", 384], 1, 384,
-         "1 image a micro-batch; take a smaller --crop, or --recompute unit where it is off"),
+         "1 image per micro-batch; take a smaller --crop, or --recompute unit where it is off"),
     ],
 )  # fmt: skip
 def test_a_run_that_cannot_be_split_says_what_to_do(name, flags, images, crop, advice, runs):
