@@ -43,7 +43,7 @@ examples:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command ``arguments``; `bit_paddle.errors` says what it raises."""
+    """Run the command with ``arguments``; return its exit status. Errors: `bit_paddle.errors`."""
     flags = _parse(arguments)
     output = Path(flags.output)
     wants_names = flags.format == "huggingface"
