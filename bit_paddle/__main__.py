@@ -1,4 +1,4 @@
-"""The commands in one word: ``bit_paddle train …`` is ``python -m bit_paddle.train …``."""
+"""The console script: ``bit_paddle train …`` runs ``python -m bit_paddle.train …``."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from bit_paddle import __version__, errors
 
 COMMANDS = {
     "train": "fine-tune a model on images, by BiT-HyperRule",
-    "pretrain": "train a model from scratch, as upstream",
-    "show": "see the images as the model gets them, before training",
-    "plan": "see the time and memory of a run, before training",
+    "pretrain": "train a model from scratch, like the published ones",
+    "show": "show the images as the model gets them, before training",
+    "plan": "estimate the time and memory of a run, before training",
     "evaluate": "measure a model on the images of a data set",
     "predict": "classify images, or write their features",
-    "report": "make a page about runs: curves, accuracy, mistakes",
+    "report": "write a page about runs: curves, accuracy, mistakes",
     "export": "write a model for ONNX, Paddle Inference, timm, Hugging Face",
     "catalog": "list the published models",
     "download": "download the 285 checkpoints of VTAB-1k",
@@ -35,15 +35,15 @@ usage: bit_paddle COMMAND [its flags], or python -m bit_paddle.COMMAND [its flag
 
 bit_paddle COMMAND --help explains a command. Other flags:
   --version                       print the version
-  --print-completion SHELL        print a script for bash or zsh that completes commands and flags;
+  --print-completion SHELL        print a bash or zsh script that completes commands and flags;
                                   in ~/.bashrc: eval "$(bit_paddle --print-completion bash)"
 """
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command that the first of ``arguments`` names; return its exit status.
+    """Run the command named by the first of ``arguments``; return its exit status.
 
-    Raises `ConfigError` for an unknown name, and what the command raises.
+    Raises `ConfigError` for an unknown name, and the errors of the command.
     """
     name, *rest = _renamed(arguments) or ["--help"]
     if name in COMMANDS:
@@ -66,17 +66,17 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def script() -> NoReturn:
-    """Run the command of this process: the console script ``bit_paddle``."""
+    """Run the console script ``bit_paddle`` and exit."""
     arguments = _renamed(sys.argv[1:])
     if arguments[:1] == ["download"]:
         from bit_paddle import download
 
-        download.script(arguments[1:])  # which does not wait for a silent server
+        download.script(arguments[1:])  # exits without waiting for a silent server
     sys.exit(errors.run_command(main, arguments))
 
 
 def _renamed(arguments: Sequence[str]) -> list[str]:
-    """Return ``arguments`` with today's name of a command, and print it in place of an old one."""
+    """Return ``arguments`` with an old name of a command replaced; print a note if it was."""
     if not arguments or arguments[0] not in OLD_NAMES:
         return list(arguments)
     name = OLD_NAMES[arguments[0]]
@@ -86,18 +86,18 @@ def _renamed(arguments: Sequence[str]) -> list[str]:
 
 # --- Completion ---------------------------------------------------------------------------------
 
-_TRAINING = ("plan", "show")  # take all flags of train beside their own
+_TRAINING = ("plan", "show")  # commands that also take all flags of train
 
-_PREAMBLE = {  # names of models, and files
+_PREAMBLE = {  # complete names of models, and files
     "bash": '_bit_paddle_models() {{ compgen -W "{models}" -- "$1"; compgen -f -- "$1"; }}',
     "zsh": "_bit_paddle_models() {{ compadd -- {models}; _files }}",
 }
 
 
 def completion(shell: str) -> str:
-    """Return a script of ``shell`` that completes commands, flags, choices and files.
+    """Return a script for ``shell`` that completes commands, flags, choices and files.
 
-    Raises `ConfigError` where the package ``shtab``, which writes it, is not installed.
+    Raises `ConfigError` if the package ``shtab`` is not installed.
     """
     try:
         import shtab
@@ -107,7 +107,7 @@ def completion(shell: str) -> str:
 
     whole = argparse.ArgumentParser(prog="bit_paddle")
     whole.add_argument("--version", action="store_true", help="print the version")
-    whole.add_argument("--print-completion", choices=SHELLS, help="print such a script")
+    whole.add_argument("--print-completion", choices=SHELLS, help="print a completion script")
     commands = whole.add_subparsers()
     for name, about in COMMANDS.items():
         parents = [importlib.import_module(f"bit_paddle.{name}").parser()]
@@ -123,7 +123,7 @@ def completion(shell: str) -> str:
 
 
 def _complete(action: argparse.Action, shtab: Any) -> None:
-    """Set how the value of ``action`` is completed, where it has no choices of its own."""
+    """Set the completion of the value of ``action``, unless it has choices of its own."""
     from bit_paddle.data import spec
     from bit_paddle.data.readers import registry
     from bit_paddle.inference import formats

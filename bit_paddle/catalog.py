@@ -6,12 +6,13 @@ import argparse
 import sys
 from collections.abc import Iterable, Sequence
 
+from bit_paddle.config.parsing import Parser
 from bit_paddle.errors import ConfigError, did_you_mean, run_command
 from bit_paddle.models.published import ALIASES, CATALOG
 
 
 def table(words: Iterable[str] = ()) -> str:
-    """Return the entries whose row has all of ``words``, in any case, as aligned lines."""
+    """Return the rows that contain all of ``words``, in any case, as aligned lines."""
     rows = [("name", "classes", "of", "GB", "preprocessing", "top-1", "timm's name")]
     for entry in CATALOG.values():
         row = (
@@ -37,13 +38,13 @@ def table(words: Iterable[str] = ()) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """List the catalogue, filtered by words."""
+    """Print the published models that match all words of ``arguments``; return 0."""
     words = parser().parse_args(arguments).words
     lines = table(words)
     if "\n" not in lines:
         known = {word for name in [*CATALOG, *ALIASES] for word in (name, *name.split("-"))}
         raise ConfigError(
-            f"nothing in the catalogue has {' and '.join(map(repr, words))}; "
+            f"no model of the catalogue matches {' and '.join(map(repr, words))}; "
             f"{did_you_mean(words[-1], sorted(known))}"
         )
     print(lines)
@@ -52,12 +53,10 @@ def main(arguments: Sequence[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bit_paddle.catalog",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=__doc__,
+    parser = Parser("python -m bit_paddle.catalog", description=__doc__)
+    parser.add_argument(
+        "words", nargs="*", help="words that a model's row must contain (default: all models)"
     )
-    parser.add_argument("words", nargs="*", help="show entries with all of these words alone")
     return parser
 
 

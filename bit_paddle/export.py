@@ -43,7 +43,7 @@ examples:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command ``arguments``; `bit_paddle.errors` says what it raises."""
+    """Run the command with ``arguments``; return its exit status. Errors: `bit_paddle.errors`."""
     flags = _parse(arguments)
     output = Path(flags.output)
     wants_names = flags.format == "huggingface"
@@ -85,8 +85,18 @@ def parser() -> argparse.ArgumentParser:
         "the same.",
         epilog=_EPILOG.format(formats=formats),
     )
-    parser.add_argument("--model", required=True, help=settings.help_of("model").split(", or")[0])
-    parser.add_argument("--format", required=True, metavar="FORMAT", help="one of those below")
+    parser.add_argument(
+        "--model",
+        required=True,
+        help="model to export: a published name (python -m bit_paddle.catalog lists them), an .npz "
+        "file, or the folder of a complete run",
+    )
+    parser.add_argument(
+        "--format",
+        required=True,
+        metavar="FORMAT",
+        help="format of the export: one of the formats below",
+    )
     parser.add_argument(
         "--output", required=True, metavar="PATH", help="file or folder to write; must not exist"
     )
@@ -97,7 +107,8 @@ def parser() -> argparse.ArgumentParser:
         "--crop",
         type=whole(32),
         metavar="N",
-        help="huggingface: squash images to this side (default: what belongs to the checkpoint)",
+        help="for huggingface: side in pixels to which images are resized (default: that of the "
+        "checkpoint)",
     )
     return parser
 

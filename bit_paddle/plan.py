@@ -1,8 +1,8 @@
-"""What a run takes, before there is a GPU for it: ``python -m bit_paddle.plan --help``.
+"""Estimate the memory and time of a run on a GPU: ``python -m bit_paddle.plan --help``.
 
-Parameters, operations, memory by part, the split of a batch and the time, from the model's shape,
-the data set's published size and BiT-HyperRule. Needs neither Paddle nor a published checkpoint,
-and the data only where their size is not known.
+The estimate has parameters, operations, memory by part, the split of a batch and the time. It comes
+from the model's shape, the data set's published size and BiT-HyperRule. It needs neither Paddle nor
+a published checkpoint, and opens the data only if their size is not known.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from bit_paddle.training.plan import make_plan, resolution_of, resolution_reason
 PROG, TRAIN = "python -m bit_paddle.plan", "python -m bit_paddle.train"
 
 _EPILOG = f"""\
-All flags of bit_paddle.train are taken too, so that its command can be tried here first; neither
-its data nor its checkpoint have to be there. They are explained by {TRAIN} --help:
+The command also takes all flags of bit_paddle.train, so you can try a training command here first;
+it needs neither the data nor the checkpoint. These flags are explained by {TRAIN} --help:
 {{flags}}
 
 examples:
   {PROG} --model BiT-M-R152x4 --dataset imagenet2012 --gpu_memory 32 --gpus 4
-      shows whether four GPUs of 32 GiB can do it, and in what parts
+      shows whether the run fits on four GPUs of 32 GiB, and with which micro-batches
   {PROG} --model BiT-M-R50x1 --dataset cifar10 --images_per_second 500
-      shows how long it takes where a GPU trains on 500 images a second
+      shows the time of a run on a GPU that trains on 500 images per second
   {PROG} --model BiT-M-R101x3 --dataset folder --images 40000 --classes 60
-      plans for images that are elsewhere
+      estimates a run on images that are not on this machine
 """
 
 
@@ -50,7 +50,7 @@ _OWN = ("--gpu_memory", "--gpus", "--images_per_second", "--images", "--classes"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command ``arguments``; `bit_paddle.errors` says what it raises."""
+    """Run the command with ``arguments``; return its exit status. Errors: `bit_paddle.errors`."""
     flags, rest = parser().parse_known_args(list(arguments))
     settings, known = _settings(rest, flags.images, flags.classes)
     architecture = _architecture(settings)
@@ -60,17 +60,19 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-# --- What is asked for --------------------------------------------------------------------------
+# --- The task -----------------------------------------------------------------------------------
 
 
 def _settings(
     words: list[str], images: int | None, classes: int | None
 ) -> tuple[Settings, Known | None]:
-    """Return the settings, and the data's size, or None where they are to be opened."""
-    given = parsing.parser(TRAIN).parse_known_args(words)[0]
-    file = load_yaml(given.config, "--config") if given.config else {}
-    dataset, known = str(given.dataset or file.get("dataset")), Known()
-    with contextlib.suppress(errors.BitPaddleError):  # `parsing.parse` reports it with others
+    """Return the settings, and the size of the data; None if the data must be opened."""
+    chosen = parsing.parser(TRAIN).parse_known_args(words)[0]
+    file = load_yaml(chosen.config, "--config") if chosen.config else {}
+    dataset, known = str(chosen.dataset or file.get("dataset")), Known()
+    with contextlib.suppress(
+        errors.BitPaddleError
+    ):  # `parsing.parse` reports it with all other faults
         known = registry.known(specs.find(dataset, registry.READERS))
     if known.images is None and images is None and classes is None:
         return parsing.parse(words, TRAIN, _find_or_hint, _OWN)[0], None
@@ -80,17 +82,17 @@ def _settings(
     for name, other in (("images", "classes"), ("classes", "images")):
         if getattr(known, name) is None:
             raise errors.ConfigError(
-                f"--{name}: is required too: with --{other}, --dataset {dataset} is not opened"
+                f"--{name}: is required with --{other}, as --dataset {dataset} is then not opened"
             )
     return settings, known
 
 
-def _find_or_hint(dataset: str, **given: Any) -> object:
+def _find_or_hint(dataset: str, **overrides: Any) -> object:
     try:
-        return registry.find(dataset, **given)
+        return registry.find(dataset, **overrides)
     except registry.DatadirRequired as error:
         raise errors.ConfigError(
-            f"{error}; or give --images N and --classes N, and no data are opened"
+            f"{error}; or give --images N and --classes N to estimate without the data"
         ) from error
 
 
@@ -103,7 +105,7 @@ def _architecture(settings: Settings) -> Architecture:
 
 
 def _known_task(settings: Settings, known: Known, architecture: Architecture) -> Task:
-    """Return what the rule makes of data of a known size, as `make_plan` does of opened data."""
+    """Return the task for data of a known size; `make_plan` does the same for opened data."""
     images, few = known.images, settings.examples_per_class
     if few is not None and few * known.classes > images:
         raise errors.ConfigError(
@@ -137,9 +139,8 @@ def parser() -> argparse.ArgumentParser:
         usage=f"{PROG} --model NAME --dataset NAME [--gpu_memory GiB] [--gpus N]\n"
         "         [--images_per_second X] [--images N] [--classes N] [any flag of "
         "bit_paddle.train]",
-        description="Show what a run takes before there is a GPU for it: parameters, operations, "
-        "memory by part,\nthe split of a batch, and the time. Loads no Paddle and downloads no "
-        "checkpoint.",
+        description="Estimate a run on GPUs before it starts: parameters, operations, memory by "
+        "part, the split\nof a batch, and the time. Loads no Paddle and downloads no checkpoint.",
         epilog=_EPILOG,
     )
     for flag, parse, default, metavar, text in (
@@ -148,12 +149,24 @@ def parser() -> argparse.ArgumentParser:
             positive,
             32.0,
             "GiB",
-            "of one GPU, in units of 2^30 bytes (default: 32)",
+            "memory of one GPU, in units of 2^30 bytes (default: 32)",
         ),
-        ("gpus", whole(1), 1, "N", "GPUs that share every batch (default: 1)"),
-        ("images_per_second", positive, None, "X", "that one GPU trains on, for the time"),
-        ("images", whole(1), None, "N", "training images, where the data are not there"),
-        ("classes", whole(1), None, "N", "classes, where the data are not there"),
+        ("gpus", whole(1), 1, "N", "number of GPUs that share every batch (default: 1)"),
+        (
+            "images_per_second",
+            positive,
+            None,
+            "X",
+            "training speed of one GPU, to estimate the time",
+        ),
+        (
+            "images",
+            whole(1),
+            None,
+            "N",
+            "number of training images, if the data are not on this machine",
+        ),
+        ("classes", whole(1), None, "N", "number of classes, if the data are not on this machine"),
     ):
         parser.add_argument(f"--{flag}", type=parse, default=default, metavar=metavar, help=text)
     return parser

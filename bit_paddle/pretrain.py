@@ -1,6 +1,6 @@
-"""Pre-train BiT, as the published checkpoints were made: ``python -m bit_paddle.pretrain --help``.
+"""Pre-train BiT like the published checkpoints: ``python -m bit_paddle.pretrain --help``.
 
-Training of any kind is one loop: this is `bit_paddle.train` by the rule `upstream`, from scratch.
+The command is `bit_paddle.train` with --rule upstream --from_scratch.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ from bit_paddle.training import launch
 PROG = "python -m bit_paddle.pretrain"
 
 _EPILOG = f"""\
-upstream training, unless a flag says otherwise:
-  --batch {upstream.BATCH}, --base_lr 0.03 for every 256 images of it, --weight_decay \
+defaults of upstream training:
+  --batch {upstream.BATCH}, --base_lr 0.03 per 256 images of the batch, --weight_decay \
 {upstream.WEIGHT_DECAY:g}, --epochs {upstream.EPOCHS}; linear
-  warm-up of 5,000 steps (a fifth of a shorter run); a tenth of the learning rate after 30, 60 and
-  80 of 90 epochs; Inception crops of 224 and flips; validation on the centre of 224 of 256
+  warm-up of 5,000 steps (at most a fifth of the run); learning rate divided by 10 after 30, 60 and
+  80 of 90 epochs; Inception crops of 224 and flips; validation resizes the shorter side to 256 and
+  crops the centre of 224
 
 examples:
   {PROG} --config configs/pretrain/BiT-S-R50x1.yaml --datadir ilsvrc2012
-      BiT-S on ILSVRC-2012; `python -m bit_paddle.plan` says what it takes
+      trains BiT-S on ILSVRC-2012; python -m bit_paddle.plan estimates its memory and time
   {PROG} --model R50x1 --dataset folder --datadir pets --epochs 300
-      one's own images, of which there should be many
+      trains on your own images; upstream training needs many of them
   {PROG} --config configs/pretrain/BiT-Mini.yaml
-      the checkpoint of 7 MB that comes with this package, on CIFAR-10
+      trains the 7 MB checkpoint of this package, on CIFAR-10
 
 Runs are those of bit_paddle.train: the same log, checkpoints, resumption and processes.
 """
@@ -46,20 +47,20 @@ _DEFAULTS = {
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command ``arguments``; `bit_paddle.errors` says what it raises."""
+    """Run the command with ``arguments``; return its exit status. Errors: `bit_paddle.errors`."""
     if {"-h", "--help"} & set(arguments):
         parser().print_help()
         return 0
     if any(word.split("=")[0] in ("--rule", "--no-from_scratch") for word in arguments):
         raise errors.ConfigError(
-            f"--rule and --no-from_scratch: this is --rule {upstream.RULE} --from_scratch; "
-            f"{launch.PROG} takes others"
+            f"--rule and --no-from_scratch: pretrain always is --rule {upstream.RULE} "
+            f"--from_scratch; {launch.PROG} takes other rules"
         )
     return train.main(["--rule", upstream.RULE, "--from_scratch", *arguments])
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of the command, whose help names upstream's values."""
+    """Return the parser of the command; its help shows upstream's defaults."""
     about = "Pre-train a BiT model on images, from scratch."
     return parsing.parser(PROG, about, _EPILOG, _DEFAULTS)
 

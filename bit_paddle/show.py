@@ -1,8 +1,8 @@
 """Show data before training on them: ``python -m bit_paddle.show --help``.
 
-A contact sheet of training views as the model gets them, resized, cropped and mirrored, but before
-MixUp, which blends pairs of them in training; the images of each class; the sizes of the originals;
-and the plan that the rule makes of all this. Neither Paddle nor a checkpoint is needed.
+The command shows a contact sheet of training views as the model gets them (resized, cropped and
+mirrored, but before MixUp), the number of images per class, the sizes of the originals, and the
+plan. It needs neither Paddle nor a checkpoint.
 """
 
 from __future__ import annotations
@@ -32,42 +32,42 @@ PROG, TRAIN = "python -m bit_paddle.show", "python -m bit_paddle.train"
 
 MOST = 1000  # views on a sheet
 
-MODEL = "BiT-M-R50x1"  # matters to the plan alone
+MODEL = "BiT-M-R50x1"  # changes only the plan
 
 ROWS = 20  # classes that are printed
 
 _EPILOG = f"""\
-Writes into --output: sheet.png, per_class.csv, and table.txt, which is what is printed.
+The command writes sheet.png, per_class.csv and table.txt (the printed text) into --output.
 
-Check on the sheet that the labels are right, and that a view is still what its label says: where a
-mirrored one is not, train with --no-flip; where a part is not the whole, with --no-crop. The views
-are those of the first step (or steps) of training. MixUp is not shown: it blends pairs of them.
+Check on the sheet that the labels are right, and that every view still shows its label. If
+mirroring changes a label, train with --no-flip; if cropping does, train with --no-crop. The views
+are those of the first steps of training. MixUp is not shown: it blends pairs of these views.
 
-All flags of bit_paddle.train are taken too, so that its command can be tried here first. --model
-may be left out (default: {MODEL}), and --dry-run prints the plan alone. They are explained by
-{TRAIN} --help:
+The command also takes all flags of bit_paddle.train, so you can try a training command here first.
+--model is optional (default: {MODEL}), and --dry-run prints only the plan. These flags are
+explained by {TRAIN} --help:
 {{flags}}
 
 examples:
   {PROG} --dataset folder --datadir pets
-      shows what the rule makes of pets/train/<class>/*.jpg and pets/val/<class>/*.jpg
+      shows views of pets/train/<class>/*.jpg, and the plan of the rule for them
   {PROG} --dataset folder --datadir pets --examples_per_class 5
-      shows views of the few-shot choice alone
+      shows views of the few-shot selection only
   {PROG} --dataset list --datadir signs --no-flip --images 100
-      shows 100 views, none of them mirrored
+      shows 100 views without mirroring
   {PROG} --config configs/cifar10_R50x1.yaml --output /tmp/cifar
-      shows what a file's run would train on
+      shows the training views of a published recipe
 """
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command ``arguments``; `bit_paddle.errors` says what it raises."""
+    """Run the command with ``arguments``; return its exit status. Errors: `bit_paddle.errors`."""
     flags, rest = parser().parse_known_args(list(arguments))
     known = parsing.parser(TRAIN).parse_known_args(rest)[0]
     if known.model is None and not (known.config and _names_model(known.config)):
         rest = ["--model", MODEL, *rest]
     settings, request = parsing.parse(rest, TRAIN, registry.find, ("--output", "--images"))
-    settings = dataclasses.replace(settings, name=None)  # no run's folder is written
+    settings = dataclasses.replace(settings, name=None)  # no run is started under the name
     plan = make_plan(settings, fetch=False)
     described = plan.describe()
     if request.dry_run:
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def count_images(plan: Plan) -> list[tuple[str, int, int, int]]:
-    """Return (class, training images used, all training images, validation images) of each."""
+    """Return (class, used training images, all training images, validation images) per class."""
     train, val = plan.data.train, plan.data.val
     columns = (
         np.bincount(labels, minlength=len(train.classes)).tolist()
@@ -102,10 +102,11 @@ def count_images(plan: Plan) -> list[tuple[str, int, int, int]]:
 
 
 def table(counts: Sequence[tuple[str, int, int, int]]) -> str:
-    """Return the first of ``counts`` as aligned lines, and the sum and the range of all."""
-    titles = {f"all {len(counts):,} classes": sum, "fewest in a class": min, "most in a class": max}
-    totals = [(title, *map(of, list(zip(*counts))[1:])) for title, of in titles.items()]
-    rows = [*counts[:ROWS], *totals]
+    """Return the first rows of ``counts`` as aligned lines, and sum, minimum and maximum of all."""
+    totals = {f"all {len(counts):,} classes": sum, "fewest in a class": min, "most in a class": max}
+    columns = list(zip(*counts))[1:]
+    last = [(title, *map(aggregate, columns)) for title, aggregate in totals.items()]
+    rows = [*counts[:ROWS], *last]
     width = max(len(row[0]) for row in rows)
     lines = [f"{row[0]:{width}}" + "".join(f"  {n:10,}" for n in row[1:]) for row in rows]
     head = f"{'class':{width}}  train used   train all         val"
@@ -115,11 +116,11 @@ def table(counts: Sequence[tuple[str, int, int, int]]) -> str:
 
 
 def sizes(plan: Plan) -> str:
-    """Return a line on the sizes of the originals that the plan's resolution comes from."""
-    found = registry.sizes(plan.data.train, plan.subset)
-    ends = {"min": found[0], "median": found[len(found) // 2], "max": found[-1]}
-    listed = ", ".join(f"{title} {height} x {width}" for title, (height, width) in ends.items())
-    return f"originals, height x width, by area: {listed} (of {len(found)} training images)"
+    """Return a line on the smallest, median and largest originals, by area."""
+    by_area = registry.sizes(plan.data.train, plan.subset)
+    chosen = {"min": by_area[0], "median": by_area[len(by_area) // 2], "max": by_area[-1]}
+    listed = ", ".join(f"{title} {height} x {width}" for title, (height, width) in chosen.items())
+    return f"originals, height x width, by area: {listed} (of {len(by_area)} training images)"
 
 
 def views(plan: Plan, count: int) -> Iterator[tuple[np.ndarray, int]]:
@@ -135,7 +136,7 @@ def views(plan: Plan, count: int) -> Iterator[tuple[np.ndarray, int]]:
         plan.flip,
         memory=plan.cache_bytes,
         inception=plan.inception,
-        world_size=max(1, batch // count),  # as if for many processes: the first one's share is all
+        world_size=max(1, batch // count),  # only the first process's share is decoded
     )
     with closing(steps):
         parts = itertools.chain.from_iterable(step.micro_batches(1) for step in steps)
@@ -146,12 +147,12 @@ def views(plan: Plan, count: int) -> Iterator[tuple[np.ndarray, int]]:
 def _views(word: str) -> int:
     count = whole(1)(word)
     if count > MOST:
-        raise BadValue(f"is {count}, expected at most {MOST}: it is a sheet to look at")
+        raise BadValue(f"is {count}, expected at most {MOST}")
     return count
 
 
 def _names_model(path: str) -> bool:
-    """Tell whether a --config file has a model; what is wrong with it `cli.parse` says."""
+    """Return whether a --config file names a model; `parsing.parse` reports the file's faults."""
     try:
         return load_yaml(path).get("model") is not None
     except errors.BitPaddleError:
@@ -164,16 +165,20 @@ def parser() -> argparse.ArgumentParser:
         PROG,
         usage=f"{PROG} --dataset NAME [--datadir DIR]\n"
         "         [--output DIR] [--images N] [any flag of bit_paddle.train]",
-        description="Show data before training on them: a contact sheet of training views as the "
-        "model gets\nthem (resized, cropped, mirrored), the images of each class, the sizes of the "
+        description="Show the data before training: a contact sheet of training views as the model "
+        "gets them\n(resized, cropped, mirrored), the number of images per class, the sizes of the "
         "originals, and\nthe plan. Loads no Paddle and downloads no checkpoint.",
         epilog=_EPILOG,
     )
     parser.add_argument(
-        "--output", metavar="DIR", help="folder of the results (default: below --logdir, bit_logs)"
+        "--output", metavar="DIR", help="folder for the results (default: a new folder in --logdir)"
     )
     parser.add_argument(
-        "--images", type=_views, default=64, metavar="N", help="views, at most 1000 (default: 64)"
+        "--images",
+        type=_views,
+        default=64,
+        metavar="N",
+        help="number of views, at most 1000 (default: 64)",
     )
     return parser
 

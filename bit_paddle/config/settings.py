@@ -231,12 +231,7 @@ class Settings:
         "and highest accuracy are reported, as in the paper's tables",
         1,
     )
-    eval_every: int | None = _run(
-        whole(1),
-        "steps between validations; the end of the run is always validated",
-        None,
-        default_help="only at the end",
-    )
+    eval_every: int | None = _run(whole(1), "validation interval in steps; also at the end", None)
     save: bool = _run(switch, "no checkpoints, and no model at the end", True)
     save_every: str = _run(
         Kind(_interval, "N"),
@@ -258,9 +253,7 @@ class Settings:
         0,
     )
     workers: int = _run(
-        whole(0),
-        "number of threads that decode images; 0: the main thread decodes them",
-        min(8, environment.cpu_count()),
+        whole(0), "threads that decode images; 0: the main thread", min(8, environment.cpu_count())
     )
     cache_gb: float | None = _run(
         not_negative,
@@ -270,9 +263,7 @@ class Settings:
         default_help="a quarter of the memory",
     )
     device: str = _run(
-        one_of("auto", "cpu", "gpu"),
-        "device to run on: cpu, gpu, or auto (a GPU if the machine has one)",
-        "auto",
+        one_of("auto", "cpu", "gpu"), "device to run on; auto: a GPU if there is one", "auto"
     )
     devices: str | None = _run(
         text,

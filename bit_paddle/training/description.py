@@ -1,7 +1,8 @@
-"""A plan in words: one function a row."""
+"""A plan in words: one function per row."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from bit_paddle.data import loader
@@ -9,9 +10,10 @@ from bit_paddle.models import published
 from bit_paddle.recipes import hyperrule
 
 if TYPE_CHECKING:
+    from bit_paddle.config.settings import Settings
     from bit_paddle.training.plan import Plan
 
-_HALF = "half precision from layer to layer and in convolutions, float32 elsewhere"
+_HALF = "half precision between layers and in convolutions, float32 elsewhere"
 
 _PRECISION = {
     "off": "float32",
@@ -21,8 +23,24 @@ _PRECISION = {
 }
 
 
+def aligned(rows: Iterable[tuple[str, str]]) -> str:
+    """Return (title, text) pairs as aligned lines."""
+    return "\n".join(f"{title:14}{text}" for title, text in rows)
+
+
+def resolution_row(resolution: hyperrule.Resolution, reason: str) -> tuple[str, str]:
+    """Return the line on the resolution."""
+    return "resolution", f"{resolution.precrop} -> {resolution.crop}, {reason}"
+
+
+def few_shot(settings: Settings) -> str:
+    """Return the few-shot selection in words, "" if all images are used."""
+    number = settings.examples_per_class
+    return f"{number} per class" if number else ""
+
+
 def rows(plan: Plan) -> list[tuple[str, str]]:
-    """Return the plan as (title, text) of each line."""
+    """Return the plan as a (title, text) per line."""
     settings = plan.settings
     lines = [
         ("model", _model(plan)),
@@ -30,12 +48,9 @@ def rows(plan: Plan) -> list[tuple[str, str]]:
         ("data", _data(plan)),
         (
             "originals",
-            "{} x {} pixels (the median by area of a sample)".format(*plan.image_size),
+            "{} x {} pixels (median by area, of a sample)".format(*plan.image_size),
         ),
-        (
-            "resolution",
-            f"{plan.resolution.precrop} -> {plan.resolution.crop}, {plan.resolution_reason}",
-        ),
+        resolution_row(plan.resolution, plan.resolution_reason),
         ("preprocessing", _preprocessing(plan)),
         ("schedule", _schedule(plan)),
         ("batch", _batch(plan)),
@@ -55,8 +70,8 @@ def rows(plan: Plan) -> list[tuple[str, str]]:
         lines.append(
             (
                 "runs",
-                f"{settings.repeats}, seeds {settings.seed} to {last}; lowest, median and "
-                "highest are reported",
+                f"{settings.repeats}, seeds {settings.seed} to {last}; reports lowest, median and "
+                "highest accuracy",
             )
         )
     return [*lines, *(("note", note) for note in plan.notes())]
@@ -72,25 +87,24 @@ def _model(plan: Plan) -> str:
 def _weights(plan: Plan) -> str:
     if plan.start.checkpoints:
         newest = plan.start.checkpoints[0]
-        return f"{newest.path}: the run goes on after step {newest.progress.step}"
+        return f"{newest.path}: the run resumes after step {newest.progress.step}"
     if plan.checkpoint is None:
         return f"random, by seed {plan.settings.seed}"
     if plan.checkpoint.is_file():
         return str(plan.checkpoint)
     entry = published.find(plan.settings.model)
-    return f"{plan.checkpoint}, to be downloaded: {entry.bytes / 1e9:.2f} GB from {entry.url}"
+    return f"{plan.checkpoint}, not downloaded yet: {entry.bytes / 1e9:.2f} GB from {entry.url}"
 
 
 def _data(plan: Plan) -> str:
     settings, classes = plan.settings, plan.data.train.classes
-    place = f" in {settings.datadir}" if settings.datadir else ""
-    few = ""
-    if settings.examples_per_class:
-        few = f", {settings.examples_per_class} a class by seed "
-        few += str(settings.examples_per_class_seed)
+    folder = f" in {settings.datadir}" if settings.datadir else ""
+    few = few_shot(settings)
+    if few:
+        few = f", {few} by seed {settings.examples_per_class_seed}"
     more = ", …" if len(classes) > 4 else ""
     return (
-        f"{settings.dataset}{place}: {len(plan.subset):,} training images{few}, "
+        f"{settings.dataset}{folder}: {len(plan.subset):,} training images{few}, "
         f"{len(plan.data.val):,} validation images, {len(classes)} classes "
         f"({', '.join(classes[:4])}{more})"
     )
@@ -117,33 +131,33 @@ def _preprocessing(plan: Plan) -> str:
 
 def _schedule(plan: Plan) -> str:
     settings, schedule = plan.settings, plan.schedule
-    own = ""
+    length = ""
     if settings.epochs is not None:
-        own = f" ({settings.epochs} epochs)"
+        length = f" ({settings.epochs} epochs)"
     elif settings.steps is not None:
-        own = " (--steps; the rule's proportions)"
+        length = " (--steps; the rule's proportions)"
     return (
-        f"{schedule.steps:,} steps{own}: warm-up {schedule.warmup}, a tenth after each of "
+        f"{schedule.steps:,} steps{length}: warm-up {schedule.warmup}, a tenth after each of "
         f"{', '.join(map(str, schedule.drops))}; base learning rate {settings.base_lr:g}"
     )
 
 
 def _batch(plan: Plan) -> str:
-    row = f"{plan.settings.batch} images a step, split: {plan.settings.batch_split}"
+    row = f"{plan.settings.batch} images per step, split: {plan.settings.batch_split}"
     if len(plan.subset) < plan.settings.batch:
-        row += ", sampled with replacement: there are fewer training images"
+        row += ", sampled with replacement: the training set is smaller"
     return row
 
 
 def _memory(plan: Plan) -> str:
     if plan.inception:
-        return "crops are cut out of the originals, which are decoded each time"
+        return "originals are decoded again in each epoch: nothing is cached"
     size = loader.resized_bytes(len(plan.subset), plan.resolution.precrop)
     if size <= plan.cache_bytes:
-        return f"{size / 1e6:,.1f} MB keep the resized training images"
+        return f"{size / 1e6:,.1f} MB for the cache of resized training images"
     return (
-        f"resized training images ({size / 1e6:,.1f} MB) are made anew each time; "
-        "--cache_gb keeps them"
+        f"resized training images ({size / 1e6:,.1f} MB) do not fit in the cache: they are decoded "
+        "again in each epoch; --cache_gb sets the size of the cache"
     )
 
 
@@ -165,12 +179,12 @@ def _checkpoints(plan: Plan) -> str:
         return "none (--no-save)"
     every = plan.settings.save_every
     every = f"{every[:-1]} minutes" if every.endswith("m") else f"{every} steps"
-    return f"every {every}, the last {plan.settings.keep} and the best are kept"
+    return f"every {every}; the newest {plan.settings.keep} and the best are kept"
 
 
 def _files(plan: Plan) -> str:
     if plan.settings.repeats > 1:
-        return f"{plan.start.folder}/: repeats.txt, repeats.json, a folder a run"
+        return f"{plan.start.folder}/: repeats.txt, repeats.json, a folder per run"
     names = "train.log, metrics.jsonl, VisualDL, config.yaml, result.json"
     if plan.settings.save:
         names += ", checkpoints, model.npz"
@@ -180,5 +194,5 @@ def _files(plan: Plan) -> str:
 def _processes(plan: Plan) -> str:
     row = f"{plan.settings.nproc}, each with a share of every batch"
     if plan.settings.shard:
-        row += ", of summed gradients and of momentum"
+        row += ", of the summed gradients and of the momentum"
     return row

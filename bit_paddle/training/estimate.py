@@ -1,4 +1,4 @@
-"""Estimate what a run needs: parameters, operations, memory, the split of a batch."""
+"""Estimate a run: parameters, operations, memory, the split of a batch, the time."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from bit_paddle.config.settings import AUTO, Settings
 from bit_paddle.models import cost
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.recipes import hyperrule
+from bit_paddle.system.text import plural
+from bit_paddle.training.description import aligned, few_shot, resolution_row
 
 GIB, MIB = 2**30, 2**20  # bytes
 
@@ -16,11 +18,11 @@ RECOMPUTE = ("off", "unit", "block")
 
 
 class Task(NamedTuple):
-    """What a run would train on, and what the rule makes of it."""
+    """The sizes of a run's data, and the rule's choices for them."""
 
-    images: int  # of the training set, after few-shot selection
+    images: int  # training images, after few-shot selection
     classes: int
-    origin: str  # where these two are from
+    origin: str  # source of these two numbers
     resolution: hyperrule.Resolution
     reason: str  # of the resolution
     schedule: hyperrule.Schedule
@@ -37,14 +39,16 @@ def describe(
     gpus: int = 1,
     images_per_second: float | None = None,
 ) -> str:
-    """Return the plan for ``gpus`` of ``memory`` bytes each, as aligned lines.
+    """Return the estimate for ``gpus`` GPUs with ``memory`` bytes each, as aligned lines.
 
-    ``images_per_second`` are those a GPU trains on.
+    ``images_per_second`` is the training speed of one GPU.
     """
-    crop, precrop, steps = task.resolution.crop, task.resolution.precrop, task.schedule.steps
+    crop, steps = task.resolution.crop, task.schedule.steps
     total = steps * settings.batch
     operations = cost.multiply_adds(architecture, crop, task.classes) / 1e9
-    few = f" ({settings.examples_per_class} a class)" if settings.examples_per_class else ""
+    few = few_shot(settings)
+    few = f" ({few})" if few else ""
+    by_rule = "" if settings.steps else ", by the rule"
     rows = [
         (
             "model",
@@ -56,30 +60,30 @@ def describe(
             f"{settings.dataset}, {task.origin}: {task.images:,} training images{few}, "
             f"{task.classes:,} classes",
         ),
-        ("resolution", f"{precrop} -> {crop}, {task.reason}"),
+        resolution_row(task.resolution, task.reason),
         (
             "schedule",
-            f"{steps:,} steps of {settings.batch} images{'' if settings.steps else ', by the rule'}"
-            f": {total:,} images, {total / task.images:,.1f} epochs",
+            f"{steps:,} steps of {settings.batch} images{by_rule}: {total:,} images, "
+            f"{total / task.images:,.1f} epochs",
         ),
         (
             "operations",
-            f"{operations:,.1f} G multiply-adds an image forward, about {3 * operations:,.1f} G in "
-            "training,",
+            f"{operations:,.1f} G multiply-adds per image forward, about {3 * operations:,.1f} G "
+            "in training,",
         ),
-        ("", f"{4 * operations:,.1f} G with --recompute: of the convolutions and the head. Not"),
-        ("", "counted: GroupNorm, ReLU, pooling, additions, and the kernels' standardization"),
+        ("", f"{4 * operations:,.1f} G with --recompute. Counted are the convolutions and the"),
+        ("", "head; not GroupNorm, ReLU, pooling, additions, and the kernels' standardization"),
         *_memory_rows(settings, architecture, task.classes, memory, gpus),
         *_split_rows(settings, architecture, task, memory, gpus),
         ("time", _time(settings, task, gpus, images_per_second)),
     ]
-    return "\n".join(f"{title:14}{text}" for title, text in rows)
+    return aligned(rows)
 
 
 def _memory_rows(
     settings: Settings, architecture: Architecture, classes: int, memory: int, gpus: int
 ) -> list[tuple[str, str]]:
-    """Return the lines on what each GPU has, holds and has left, in each precision."""
+    """Return the lines on the memory of a GPU: used by each part, and left, per precision."""
     shared = gpus if settings.shard else 1
     full, half = (
         cost.training_memory(architecture, classes, half, shared) for half in (False, True)
@@ -94,14 +98,13 @@ def _memory_rows(
     if left[_half(settings)] < 0:
         lines[-2] += ": does not fit, even without an image"
     else:
-        lines[-1] += f", {cost.PLANNED:.0%} of it; CUDA takes some, and gaps"
+        lines[-1] += f", {cost.PLANNED:.0%} of it; the rest is a reserve"
     if gpus > 1 and not settings.shard:
         saved = (
             full["momentum"] - cost.training_memory(architecture, classes, False, gpus)["momentum"]
         )
         lines.append(f"--shard: GPUs share the momentum, which leaves {saved / GIB:.2f} GiB more")
-    of = f"each of {gpus} GPUs" if gpus > 1 else "the GPU"
-    head = f"{memory / GIB:g} GiB on {of} (2^30 bytes), of which training takes"
+    head = f"{memory / GIB:g} GiB on {_each_gpu(gpus)} (2^30 bytes). Training takes"
     return [
         ("memory", head),
         ("", f"{'':22}{'--amp off':>12}{'fp16, bf16':>12}"),
@@ -112,10 +115,10 @@ def _memory_rows(
 def _split_rows(
     settings: Settings, architecture: Architecture, task: Task, memory: int, gpus: int
 ) -> list[tuple[str, str]]:
-    """Return a line on the split for each way to compute, and one on that asked for."""
+    """Return a line on the split per precision and --recompute, and one for the settings."""
     crop, share = task.resolution.crop, -(-settings.batch // gpus)
     shared = gpus if settings.shard else 1
-    lines = ["--amp       --recompute  MiB an image  images  a micro-batch  micro-batches"]
+    lines = ["--amp       --recompute  MiB/image     fit  per micro-batch  micro-batches"]
     verdict = ""
     for half in (False, True):
         room = cost.room(architecture, memory, task.classes, half, shared)
@@ -128,46 +131,55 @@ def _split_rows(
                 parts = cost.split(architecture, share, room, crop, recompute, half)
             images = -(-share // parts)
             lines.append(
-                f"{'fp16, bf16' if half else 'off':10}  {recompute:11}  {size / MIB:12,.1f}  "
-                f"{fits:6,}  {images:13,}  {parts:13,}"
+                f"{'fp16, bf16' if half else 'off':10}  {recompute:11}  {size / MIB:9,.1f}  "
+                f"{fits:6,}  {images:15,}  {parts:13,}"
                 + ("" if fits >= images else "  too much")
                 + ("  <-" if chosen else "")
             )
             if chosen:
                 verdict = (
-                    f"{settings.batch} images a step, {share} on each GPU: {images} a micro-batch, "
-                    f"{parts} micro-batch{'es' * (parts > 1)}"
+                    f"{settings.batch} images per step, {share} per GPU: {images} per micro-batch, "
+                    f"{plural(parts, 'micro-batch')}"
                 )
-                if fits < images:
-                    verdict += f"; but {fits or 'none'} fit{'s' * (fits == 1)}"
-    lines.append("Half precision is by estimate, and not measured; a run on a GPU tries for itself")
+                if not fits:
+                    verdict += "; no image fits"
+                elif fits < images:
+                    verb = "fits" if fits == 1 else "fit"
+                    verdict += f"; only {plural(fits, 'image')} {verb}"
+    lines.append(
+        "Half precision is estimated, not measured. A run on a GPU finds its split by trial"
+    )
     return [("activations", lines[0]), *(("", line) for line in lines[1:]), ("split", verdict)]
 
 
 def _half(settings: Settings) -> bool:
-    """Whether to plan for half precision, as --amp auto is on most GPUs."""
+    """Return whether to plan for half precision, which --amp auto chooses on most GPUs."""
     return settings.amp != "off"
 
 
 def _time(settings: Settings, task: Task, gpus: int, images_per_second: float | None) -> str:
-    """Return how long the run takes, or how to find out."""
+    """Return the time of the run; without ``images_per_second`` the way to measure it."""
     share, steps = -(-settings.batch // gpus), task.schedule.steps
     if images_per_second is None:
         shared = f", divided by {gpus}" if gpus > 1 else ""
         return (
             f"{steps * share:,} images on {'each' if gpus > 1 else 'the'} GPU. For the hours give "
-            f"--images_per_second X, of one GPU:\n{'':14}what metrics.jsonl says after "
+            f"--images_per_second X of one GPU:\n{'':14}metrics.jsonl has it after "
             f"bit_paddle.train with --steps 20 --no-save{shared}"
         )
     seconds = steps * share / images_per_second
     return (
         f"{format_duration(seconds)} of training, at {images_per_second:g} images/s on "
-        f"{f'each of {gpus} GPUs' if gpus > 1 else 'the GPU'}; validation is not in it"
+        f"{_each_gpu(gpus)}; validation is not included"
     )
 
 
+def _each_gpu(gpus: int) -> str:
+    return f"each of {gpus} GPUs" if gpus > 1 else "the GPU"
+
+
 def format_duration(seconds: float) -> str:
-    """Return ``seconds`` as a person says it: 45 s, 12 min, 3 h 05 min, 4 days 6 h."""
+    """Return ``seconds`` in readable units: 45 s, 12 min, 3 h 05 min, 4 days 6 h."""
     if seconds < 60:
         return f"{math.ceil(seconds)} s"
     minutes = round(seconds / 60)

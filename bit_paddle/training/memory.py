@@ -19,6 +19,7 @@ from bit_paddle.models.resnetv2 import ResNetV2
 from bit_paddle.runs import logbook
 from bit_paddle.system import environment, processes
 from bit_paddle.system.device import memory_errors
+from bit_paddle.system.text import plural
 from bit_paddle.training import distributed
 from bit_paddle.training.plan import Plan
 
@@ -149,5 +150,6 @@ def split_further(plan: Plan, batch_split: int) -> int:
         advice = f"--batch_split auto, more parts than {batch_split}, {advice}"
     elif images > 1:
         return min(2 * batch_split, share)
-    size = "1 image" if images == 1 else f"{images} images"
-    raise errors.OutOfMemoryError(f"out of memory with {size} per micro-batch; take {advice}")
+    raise errors.OutOfMemoryError(
+        f"out of memory with {plural(images, 'image')} per micro-batch; take {advice}"
+    )

@@ -1,4 +1,4 @@
-"""The plan of a run: everything that is decided before it starts, without loading Paddle."""
+"""The plan of a run: all decisions before it starts, made without loading Paddle."""
 
 from __future__ import annotations
 
@@ -27,31 +27,31 @@ from bit_paddle.training import description
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that a run has decided before it starts."""
+    """All decisions about a run before it starts."""
 
     settings: Settings
     architecture: Architecture
     checkpoint: Path | None  # None: random weights
     data: registry.Dataset
-    subset: np.ndarray  # indices of the training images that are used
+    subset: np.ndarray  # indices of the used training images
     image_size: tuple[int, int]  # median (height, width) of the originals
     resolution: hyperrule.Resolution
     schedule: hyperrule.Schedule
     mixup_alpha: float
     flip: bool
-    inception: bool  # training crops are Inception's, not of `resolution`
-    skipped: tuple[str, ...]  # what is wrong with each image that is left out
+    inception: bool  # training views are Inception crops, not crops of `resolution.precrop`
+    skipped: tuple[str, ...]  # the fault of each skipped image
     start: folder.Start
 
     @property
     def resize(self) -> int | None:
-        """What the shorter side of a validation image is resized to; None: it is squashed."""
+        """Length of the shorter side of a resized validation image; None: images are squashed."""
         return self.resolution.precrop if self.settings.recipe.evaluation_keeps_shape else None
 
     def batch_split(self, memory: int, amp: str = "off", processes: int = 1) -> int:
-        """Return in how many parts each of ``processes`` computes its share of a batch.
+        """Return the number of micro-batches in the share of each of ``processes``.
 
-        ``memory`` bytes are what a process has for activations, in float32 unless by ``amp``.
+        A process has ``memory`` bytes for activations, which are float32 if ``amp`` is off.
         """
         if self.settings.batch_split != AUTO:
             return self.settings.batch_split
@@ -61,14 +61,14 @@ class Plan:
 
     def describe(self) -> str:
         """Return the plan as aligned lines."""
-        return "\n".join(f"{title:14}{text}" for title, text in self.rows())
+        return description.aligned(self.rows())
 
     def rows(self) -> list[tuple[str, str]]:
-        """Return the plan as (title, text) of each line."""
+        """Return the plan as a (title, text) per line."""
         return description.rows(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what a run's report needs of the plan, as plain values: for ``plan.json``."""
+        """Return the plan as plain values, for ``plan.json``, which the report of a run reads."""
         return {
             "rows": [list(row) for row in self.rows()],
             "steps": self.schedule.steps,
@@ -82,7 +82,7 @@ class Plan:
         }
 
     def notes(self) -> list[str]:
-        """Return what the user should know of the data, a line each."""
+        """Return notes for the user on the start, the data and the recipe, one per line."""
         notes = [
             *self.start.notes,
             *self.data.notes,
@@ -92,33 +92,33 @@ class Plan:
         if self.skipped:
             more = f" and {len(self.skipped) - 5:,} more" if len(self.skipped) > 5 else ""
             notes.append(
-                f"{len(self.skipped):,} images cannot be read and are left out "
+                f"{len(self.skipped):,} images cannot be read and are skipped "
                 f"(--on_bad_image skip): {'; '.join(self.skipped[:5])}{more}"
             )
         return notes
 
     @property
     def cache_bytes(self) -> int:
-        """Memory for resized training images."""
+        """Size of the cache of resized training images, in bytes."""
         if self.settings.cache_gb is None:
             return environment.memory_bytes() // 4
         return int(self.settings.cache_gb * 1e9)
 
     @property
     def crops(self) -> bool:
-        """Whether a training view is a part of the image."""
+        """Whether training views are crops, not whole images."""
         return self.inception or self.resolution.precrop > self.resolution.crop
 
     @property
     def resolution_reason(self) -> str:
-        """Why the resolution is what it is."""
+        """The reason for `resolution`, in words."""
         return resolution_reason(self.settings, self.image_size, self.data.resolution, self.crops)
 
     @cached_property
     def data_identity(self) -> dict[str, Any]:
-        """What tells whether another run has the same images, wherever they are.
+        """The images' names and labels, which a resumed run compares with its checkpoint's.
 
-        Names and labels are compared, not contents.
+        The identity depends neither on the folder of the data nor on the images' contents.
         """
         train, val = self.data.train, self.data.val
         digest = hashlib.sha256()
@@ -136,11 +136,11 @@ class Plan:
 
 
 def make_plan(settings: Settings, start: folder.Start | None = None, fetch: bool = True) -> Plan:
-    """Resolve ``settings``: open checkpoint and data, select images, apply the rule; no Paddle.
+    """Return the plan of ``settings``: opens checkpoint and data, selects images, applies the rule.
 
-    ``start`` is the run's folder and what it goes on from. A published checkpoint that is not there
-    is downloaded last, when all else is known to be right, and only with ``fetch``, and only for a
-    run that starts from it.
+    ``start`` is the run's folder, with the checkpoints to resume from. A missing published
+    checkpoint is downloaded last, after all other checks; only with ``fetch``, and only if the run
+    starts from it.
     """
     if start is None:
         start = folder.Start(Path(settings.logdir, settings.name or folder.default_name(settings)))
@@ -153,12 +153,12 @@ def make_plan(settings: Settings, start: folder.Start | None = None, fetch: bool
     if checkpoint is not None and checkpoint.is_file():
         architecture = _checked(checkpoint)
     elif checkpoint is not None and fetch and not model.packaged:
-        ask(model.url)  # where nobody answers, that is said before the data are read
+        ask(model.url)  # reports a server that does not answer before the data are read
     data = registry.open_dataset(
         settings.dataset, settings.datadir, val_fraction=settings.val_fraction
     )
     train, skipped = data.train, []
-    if settings.on_bad_image == "skip":  # before few-shot selection, which counts on its choice
+    if settings.on_bad_image == "skip":  # before few-shot selection, which takes readable images
         train, skipped = check.usable(train, settings.workers, every_class=True)
         val, skipped_too = check.usable(data.val, settings.workers, every_class=False)
         data, skipped = data._replace(train=train, val=val), skipped + skipped_too
@@ -200,18 +200,18 @@ def make_plan(settings: Settings, start: folder.Start | None = None, fetch: bool
 def resolution_of(
     settings: Settings, height: int, width: int, model: str, crops: bool
 ) -> hyperrule.Resolution:
-    """Return the resolution for originals of ``height`` x ``width``, and a random crop or none."""
+    """Return the resolution for originals of ``height`` x ``width``, with or without a crop."""
     if settings.crop is not None:
-        found = hyperrule.Resolution(settings.precrop, settings.crop)
+        resolution = hyperrule.Resolution(settings.precrop, settings.crop)
     else:
-        found = settings.recipe.resolution(height, width, model)
-    return found if crops else hyperrule.Resolution(found.crop, found.crop)
+        resolution = settings.recipe.resolution(height, width, model)
+    return resolution if crops else hyperrule.Resolution(resolution.crop, resolution.crop)
 
 
 def resolution_reason(
     settings: Settings, size: tuple[int, int] | None, declared: str | None, crops: bool
 ) -> str:
-    """Return why `resolution_of` is what it is; the recipe explains ``size`` and ``declared``."""
+    """Return the reason for `resolution_of`; see `Recipe.resolution_reason`."""
     if settings.crop is not None:
         return "by --precrop and --crop"
     reason = settings.recipe.resolution_reason(size, declared)
@@ -220,10 +220,10 @@ def resolution_reason(
 
 def schedule_of(settings: Settings, images: int) -> hyperrule.Schedule:
     """Return the schedule for ``images`` training images."""
-    found = settings.recipe.schedule(images, settings.batch, settings.epochs)
+    schedule = settings.recipe.schedule(images, settings.batch, settings.epochs)
     if settings.steps is not None:
-        found = found.scaled(settings.steps)
-    return found if settings.warmup is None else replace(found, warmup=settings.warmup)
+        schedule = schedule.scaled(settings.steps)
+    return schedule if settings.warmup is None else replace(schedule, warmup=settings.warmup)
 
 
 def _first(setting: bool | None, otherwise: bool) -> bool:
@@ -231,21 +231,23 @@ def _first(setting: bool | None, otherwise: bool) -> bool:
 
 
 def suspicions(classes: Sequence[str], flip: bool, crops: bool) -> list[str]:
-    """Return warnings where the names of ``classes`` suggest that a view changes the label.
+    """Return warnings if the names of ``classes`` suggest that augmentation changes a label.
 
-    ``flip`` and ``crops`` say whether training views are mirrored and cut.
+    ``flip`` and ``crops`` tell whether training views are mirrored and cropped.
     """
     words = [set(re.findall(r"[a-z]+|\d+", name.lower())) for name in classes]
     every = set().union(*words)
-    found = []
+    warnings = []
     if flip and {"left", "right"} <= every:
-        found.append("classes tell left from right, which mirroring swaps: --no-flip?")
+        warnings.append("class names mention left and right, which mirroring swaps: --no-flip?")
     elif flip and set(classes) >= set("0123456789") and len(classes) <= 36:
-        found.append("if the classes are written digits, a mirrored one is none: --no-flip?")
-    counts = [some for some in words if some & _NUMBERS and some & _COUNTED]
+        warnings.append(
+            "the classes may be written digits, and a mirrored digit is no digit: --no-flip?"
+        )
+    counts = [parts for parts in words if parts & _NUMBERS and parts & _COUNTED]
     if crops and len(counts) >= max(2, len(classes) // 2):
-        found.append("classes seem to count things, of which a crop may cut some: --no-crop?")
-    return found
+        warnings.append("classes seem to count things, and a crop may cut some off: --no-crop?")
+    return warnings
 
 
 _NUMBERS = {
@@ -257,7 +259,7 @@ _COUNTED = {"object", "objects", "item", "items", "count", "people", "things", "
 
 
 def _checked(checkpoint: Path) -> Architecture:
-    """Return the architecture of a file whose arrays are all as they should be."""
+    """Return the architecture of a checkpoint file, after a check of all its arrays."""
     with npz.CheckpointFile(checkpoint) as file:
         architecture = file.architecture()
         file.check(architecture, file.classes)

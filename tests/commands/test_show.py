@@ -133,7 +133,7 @@ def test_few_shot_shows_the_chosen_images_alone(image_folder, tmp_path):
     found, _ = tiles(tmp_path / "sheet.png", 70, 128)
     assert len(chosen) == 6 and {view.tobytes() for view in found} == chosen
     assert per_class(tmp_path)[0] == ("0", "amber", "2", "12", "5")
-    assert "6 training images, 2 a class by seed 5" in printed and "random flip" not in printed
+    assert "6 training images, 2 per class by seed 5" in printed and "random flip" not in printed
     shown(tmp_path, *arguments[:-2], "--no-crop", "--images", 70)  # the same folder again
     found, _ = tiles(tmp_path / "sheet.png", 70, 128)
     mirrored = {view[:, ::-1].tobytes() for view in found} & chosen
@@ -297,14 +297,14 @@ def test_neither_paddle_nor_a_checkpoint(image_folder, tmp_path):
              "BIT_PADDLE_BASE_URL": "http://127.0.0.1:9"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "to be downloaded" in done.stdout and not list(tmp_path.rglob("*.npz"))
+    assert "not downloaded yet" in done.stdout and not list(tmp_path.rglob("*.npz"))
 
 
 def test_help():
     done = run("--help")
     assert done.returncode == 0
     for words in ("usage: python -m bit_paddle.show", "examples:", "--output DIR",
-                  "--images N", "(default: 64)", "All flags of bit_paddle.train", "--val_fraction",
+                  "--images N", "(default: 64)", "all flags of bit_paddle.train", "--val_fraction",
                   "--no-flip", "--no-crop", "MixUp is not shown", "sheet.png",
                   "default: BiT-M-R50x1"):  # fmt: skip
         assert words in done.stdout, words

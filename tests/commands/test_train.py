@@ -124,7 +124,7 @@ def test_model_and_dataset_alone_make_a_plan(tmp_path):
         "160 -> 128, by the code rule, as 8 x 8 is under 96 x 96",
         "500 steps",
         "200, 300, 400",
-        "512 images a step",
+        "512 images per step",
         "none below 20,000",
         "momentum 0.9, no weight decay",
         "model.npz",
@@ -137,7 +137,7 @@ def test_few_shot_counts_for_the_rule(tmp_path):
     done = run_train(
         *TINY, "--dataset", "digits", "--examples_per_class", 3, "--batch", 64, "--dry-run"
     )
-    assert "30 training images, 3 a class by seed 0" in done.stdout
+    assert "30 training images, 3 per class by seed 0" in done.stdout
     assert "sampled with replacement" in done.stdout
 
 
@@ -207,7 +207,7 @@ def test_a_killed_run_goes_on_from_what_is_whole_and_fits(image_folder, tmp_path
     assert (tmp_path / "other/checkpoints/best.npz").exists()
     # A dry run says what the command does.
     done = run_train(*run, "--dry-run")
-    assert done.returncode == 0 and "the run goes on after step" in done.stdout
+    assert done.returncode == 0 and "the run resumes after step" in done.stdout
     done = run_train(*arguments, "--name", "undisturbed", "--dry-run")
     assert "this run is complete" in done.stdout and "weights" not in done.stdout
     # The newest is damaged: said, and the one before is taken.
@@ -664,7 +664,10 @@ def test_memory_for_resized_images(image_folder):
     settings = Settings(
         "R14x0.5", "folder", str(image_folder), from_scratch=True, precrop=160, crop=128
     )
-    for gigabytes, words in ((0.0028, "2.8 MB keep the"), (0.0027, "made anew each time")):
+    for gigabytes, words in (
+        (0.0028, "2.8 MB for the cache"),
+        (0.0027, "decoded again in each epoch"),
+    ):
         plan = make_plan(dataclasses.replace(settings, cache_gb=gigabytes))
         assert words in plan.describe()
 

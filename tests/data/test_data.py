@@ -90,11 +90,11 @@ class Evil:
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"test_batch": None}, "lacks test_batch"),
-        ({"test_batch": {b"labels": [0, 1, 2, 10]}}, r"label.* outside 0 … 9.* is 10 of image 3"),
+        ({"test_batch": None}, "missing test_batch"),
+        ({"test_batch": {b"labels": [0, 1, 2, 10]}}, r"label.* outside 0 … 9.* is 10, of image 3"),
         ({"test_batch": {b"labels": [0]}}, "4 images, but 1 labels"),
         ({"data_batch_2": {b"data": np.zeros((4, 3071), np.uint8)}}, r"expected uint8 \[N, 3072\]"),
-        ({"data_batch_2": {b"data": Evil()}}, "asks for .*print"),
+        ({"data_batch_2": {b"data": Evil()}}, "refers to .*print"),
         ({"batches.meta": ["a list"]}, "holds a list, expected a dictionary"),
         ({"data_batch_1": {b"data": None}}, "expected uint8"),
     ],
@@ -140,7 +140,7 @@ def test_cifar_is_downloaded_into_the_cache_once(tmp_path, monkeypatch):
 def test_cifar_without_label_names(tmp_path):
     write_cifar(tmp_path, "cifar10")
     (tmp_path / "cifar-10-python.tar.gz").rename(tmp_path / "cifar-100-python.tar.gz")
-    with pytest.raises(DataError, match="lacks meta"):
+    with pytest.raises(DataError, match="missing meta"):
         registry.open_dataset("cifar100", str(tmp_path))
 
 
@@ -258,7 +258,7 @@ def test_fewshot_is_balanced_and_depends_on_its_seed():
 
 
 def test_fewshot_of_too_few():
-    with pytest.raises(DataError, match="b has 1, c has 0; the most that works is 0"):
+    with pytest.raises(DataError, match="b has 1, c has 0; the largest possible number is 0"):
         fewshot.select(np.array([0, 0, 1]), 2, 0, ["a", "b", "c"])
 
 

@@ -89,7 +89,7 @@ def test_one_tree_is_split_by_names_alone(tmp_path):
     (train, val), notes = split(tmp_path / "one")
     assert (len(train), len(val)) == (36, 4) and not train & val
     assert sum(label == "a" for _, label in val) == 2
-    assert "4 of 40 are held out, 10% of each class" in notes[0]
+    assert "4 of 40 images are held out, 10% per class" in notes[0]
     shutil.copytree(tmp_path / "one", tmp_path / "two/train")
     assert split(tmp_path / "two")[0] == [train, val]
     larger = split(tmp_path / "one", val_fraction=0.3)[0][1]
@@ -102,7 +102,7 @@ def test_one_tree_is_split_by_names_alone(tmp_path):
     "paths, more, error, words",
     [
         ([], {}, DataError, "0 class folders; expected two or more$"),
-        (["1.png", "2.png"], {}, DataError, "two or more. 2 images lie in it: put each into its"),
+        (["1.png", "2.png"], {}, DataError, "two or more. It holds 2 images: put each into the"),
         (["train/a/1.png"], {}, DataError, r"1 class folders \(a\); expected two or more"),
         (["val/a/1.png", "val/b/1.png"], {}, MissingFileError, "has no train/.*found val"),
         (["train/blue/1.png", "train/red/1.png", "val/blu/1.png"], {}, DataError,
@@ -187,11 +187,11 @@ def test_imagenet(layout, tmp_path):
 @pytest.mark.parametrize(
     "damage, error, words",
     [
-        (lambda root: None, MissingFileError, "flat folder, whose labels are not there"),
+        (lambda root: None, MissingFileError, "and the file of its labels is missing"),
         (lambda root: (devkit(root / "d"), (root / "d/meta.mat").unlink(),
                        (root / "d/ILSVRC2012_validation_ground_truth.txt").rename(
                            root / "ILSVRC2012_validation_ground_truth.txt")),
-         MissingFileError, "as the devkit's meta.mat does"),
+         MissingFileError, "uses the class numbers of the devkit's meta.mat"),
         (lambda root: (root / "imagenet_2012_validation_synset_labels.txt").write_text(IDS[0]),
          DataError, "1 labels for 4 images"),
         (lambda root: (root / "imagenet_2012_validation_synset_labels.txt").write_text(
@@ -257,7 +257,7 @@ def test_one_list_is_split(tmp_path):
         (["1.png,a", "2.png,"], None, "train.csv:2"),
         (["1.png,a", "2.png,b"], ["3.png,c"], r"val.csv:1: class 'c' is not in training"),
         (["1.png,0", "2.png,1"], ["3.png,2"], r"val.csv:1: class '2' is not in training"),
-        (["1.png,0", "2.png,2"], ["3.png,0"], "no training image has label 1, .*count to 2"),
+        (["1.png,0", "2.png,2"], ["3.png,0"], "no training image has label 1, .*go up to 2"),
         (["1.png,1", "2.png,2"], ["3.png,1"], "no training image has label 0"),
         (["1.png,a", "2.png,b"], [], "val.csv: names no images"),
         (["1.png,a", "2.png,a"], None, "all training images are of class 'a'"),
@@ -277,7 +277,7 @@ def test_a_list_names_an_image_twice(tmp_path):
     list_of(tmp_path, "all.csv", [f"{k % 20}.png,{k % 2}" for k in range(40)])
     train, val, *_, notes = registry.open_dataset("list", str(tmp_path / "all.csv"))
     assert (len(train), len(val)) == (36, 4) and not set(train.paths) & set(val.paths)
-    assert "20 lines name an image again" in notes
+    assert "20 lines repeat an image of an earlier line" in notes
     list_of(tmp_path, "train.csv", ["1.png,a", "1.png,b"])
     list_of(tmp_path, "val.csv", ["1.png,a"])
     notes = registry.open_dataset("list", str(tmp_path)).notes
@@ -299,7 +299,7 @@ def test_given_classes_name_numbers_or_labels(tmp_path):
     assert names_of(data.train) == [("1.png", "b"), ("2.png", "d")]
     assert "no training images of a, c" in data.notes
     assert opened(["3", "2", "1"]).train.labels.tolist() == [2, 0]
-    with pytest.raises(DataError, match="class '3' is none of the classes given"):
+    with pytest.raises(DataError, match="class '3' is not in the given classes"):
         opened(["a", "b", "c"])
 
 
@@ -331,13 +331,16 @@ def test_a_file_describes_a_data_set(tmp_path):
     [
         ("reader: lists", "reader: is 'lists': did you mean list"),
         ("train: x", "reader: is missing"),
-        ("reader: list\nflips: no\ncrop: 3", "'flips' is no key; did you mean flip.*'crop' is no"),
+        (
+            "reader: list\nflips: no\ncrop: 3",
+            "'flips' is not a known key; did you mean flip.*'crop' is not",
+        ),
         ("reader: list\nflip: 1", "flip: is 1, expected true or false"),
         ("reader: list\nclasses: [a]", "two or more names"),
         ("reader: list\nclasses: [yes, no]", "quotes around yes"),
         ("reader: [folder]", "reader: is \\['folder'\\]"),
         ("reader: digits\ntrain: x", "train: is not for digits"),
-        ("reader: list\nclasses: [a, b, a]", "classes: a twice"),
+        ("reader: list\nclasses: [a, b, a]", "classes: listed twice: a"),
         ("reader: list\nclasses: none.txt", "none.txt cannot be read"),
         ("reader: list\nresolution: 3", "expected small or large"),
         ("reader: list\nval_fraction: 1.5", "between 0 and 1"),
@@ -549,11 +552,11 @@ def test_few_shot_runs_do_not_look_at_other_images(tmp_path):
 @pytest.mark.parametrize(
     "classes, words",
     [
-        (["turn left", "turn_right", "stop"], "left from right"),
+        (["turn left", "turn_right", "stop"], "left and right"),
         (list("0123456789"), "written digits"),
         (["3 objects", "4 objects", "5 objects"], "count things"),
         (["cat", "dog"], None),
-        (["Right Whale", "left"], "left from right"),
+        (["Right Whale", "left"], "left and right"),
         ([str(k) for k in range(100)], None),
     ],
 )

@@ -254,11 +254,16 @@ def test_downloaded_into_the_cache_once(which, write, read, spec, tmp_path, monk
 @pytest.mark.parametrize(
     "write, read, file, words",
     [
-        (write_flowers, flowers, "setid.mat", "lacks setid.mat; leave --datadir out to download"),
-        (write_flowers, flowers, "imagelabels.mat", "lacks imagelabels.mat; leave"),
-        (write_flowers, flowers, "102flowers.tgz", r"lacks 102flowers.tgz \(or its folder jpg/\)"),
-        (write_pets, pets, "images.tar.gz", r"lacks images.tar.gz \(or its folder images/\); "),
-        (write_pets, pets, "annotations.tar.gz", "lacks annotations.tar.gz"),
+        (write_flowers, flowers, "setid.mat", "missing setid.mat; leave --datadir out to download"),
+        (write_flowers, flowers, "imagelabels.mat", "missing imagelabels.mat; leave"),
+        (
+            write_flowers,
+            flowers,
+            "102flowers.tgz",
+            r"missing 102flowers.tgz \(or its folder jpg/\)",
+        ),
+        (write_pets, pets, "images.tar.gz", r"missing images.tar.gz \(or its folder images/\); "),
+        (write_pets, pets, "annotations.tar.gz", "missing annotations.tar.gz"),
     ],
 )
 def test_what_is_missing_is_named(write, read, file, words, tmp_path):
@@ -278,9 +283,9 @@ def test_no_such_datadir(read, tmp_path):
 @pytest.mark.parametrize(
     "read, changes, words",
     [
-        (flowers, {"train": "trnd"}, "train: 'trnd' is no list .*did you mean trnid"),
-        (flowers, {"val": "trnid+x"}, "val: 'x' is no list .*choose from trnid, valid, tstid"),
-        (flowers, {"train": "trnid+"}, "train: '' is no list"),
+        (flowers, {"train": "trnd"}, "train: 'trnd' is not a list .*did you mean trnid"),
+        (flowers, {"val": "trnid+x"}, "val: 'x' is not a list .*choose from trnid, valid, tstid"),
+        (flowers, {"train": "trnid+"}, "train: '' is not a list"),
         (flowers, {"classes": ("a", "b")}, "2 names, but oxford_flowers102 has 102 classes"),
         (pets, {"classes": ("a", "b")}, "2 names, but oxford_iiit_pet has 37 classes"),
     ],
@@ -295,10 +300,10 @@ def test_settings_are_checked_before_anything_is_read(read, changes, words, tmp_
     [
         (
             {"labels": [1, 1, 103, *LABELS[3:]]},
-            "imagelabels.mat.* outside 0 … 101.* 102 of image 2",
+            "imagelabels.mat.* outside 0 … 101.* 102, of image 2",
         ),
-        ({"labels": [0, *LABELS[1:]]}, "imagelabels.mat.* outside 0 … 101.* is -1 of image 0"),
-        ({"trnid": [1, 10]}, "setid.mat: trnid lists image 10; expected some of 1 … 9"),
+        ({"labels": [0, *LABELS[1:]]}, "imagelabels.mat.* outside 0 … 101.* is -1, of image 0"),
+        ({"trnid": [1, 10]}, "setid.mat: trnid lists image 10; expected numbers from 1 to 9"),
         ({"tstid": [0]}, "setid.mat: tstid lists image 0;"),
         ({"tstid": []}, "setid.mat: tstid lists no image;"),
     ],

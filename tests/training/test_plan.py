@@ -57,7 +57,7 @@ def printed(*arguments):
 
 
 def table(text):
-    """{(--amp, --recompute): (MiB an image, images that fit, of a micro-batch, micro-batches)}."""
+    """{(--amp, --recompute): (MiB per image, images that fit, per micro-batch, micro-batches)}."""
     rows = (line.replace("fp16, bf16", "half").replace(",", "").split()
             for line in text.splitlines())  # fmt: skip
     return {
@@ -233,19 +233,19 @@ def test_the_largest_model_on_four_gpus():
     for amp in ("off", "half"):
         assert found[amp, "unit"][1] > found[amp, "block"][1] > found[amp, "off"][1]
     assert all(found["half", kind][1] > found["off", kind][1] for kind in RECOMPUTE)
-    assert "128 on each GPU: 2 a micro-batch, 64 micro-batches" in text
+    assert "128 per GPU: 2 per micro-batch, 64 micro-batches" in text
     assert "--images_per_second X" in text and "divided by 4" in text
     text = printed(*IMAGENET, "--gpus", 4, "--recompute", "unit", "--images_per_second", 12)
-    assert "128 on each GPU: 16 a micro-batch, 8 micro-batches" in text
+    assert "128 per GPU: 16 per micro-batch, 8 micro-batches" in text
     assert "2 days 11 h of training, at 12 images/s on each of 4 GPUs" in text  # 2.56 M / 12 / s
 
 
 def test_what_does_not_fit_says_so():
     text = printed(*IMAGENET, "--gpu_memory", 13)
     assert "does not fit, even without an image" in text and text.count("too much") == 6
-    assert "but none fit" in text
+    assert "; no image fits" in text
     text = printed(*IMAGENET, "--batch", 8, "--batch_split", 2, "--amp", "off")
-    assert "4 a micro-batch, 2 micro-batches; but 2 fit" in text
+    assert "4 per micro-batch, 2 micro-batches; only 2 images fit" in text
     assert text.count("too much") == 1  # in float32 and without recomputation
 
 
@@ -326,7 +326,7 @@ def test_settings_of_a_file_and_a_checkpoint(tmp_path, small_checkpoint):
     file.write_text("model: BiT-M-R50x1\ndataset: imagenet2012\ndatadir: /nowhere\nbatch: 64\n")
     assert "steps of 64 images" in printed("--config", file)
     text = printed("--config", file, "--model", small_checkpoint, "--gpus", 2)
-    assert "R14x1: " in text and "64 images a step, 32 on each GPU" in text
+    assert "R14x1: " in text and "64 images per step, 32 per GPU" in text
 
 
 @pytest.mark.parametrize(
@@ -337,8 +337,11 @@ def test_settings_of_a_file_and_a_checkpoint(tmp_path, small_checkpoint):
         ("--model BiT-M-R50x1 --dataset folder", "--datadir: is required"),
         ("--model BiT-M-R50x1 --dataset folder", "give --images N and --classes N"),
         ("--model BiT-M-R50x1 --dataset folder --imges 9", "did you mean --images"),
-        ("--model BiT-M-R50x1 --dataset folder --images 9", "--classes: is required too"),
-        ("--model BiT-M-R50x1 --dataset folder --classes 9", "--images: is required too"),
+        ("--model BiT-M-R50x1 --dataset folder --images 9", "--classes: is required with --images"),
+        (
+            "--model BiT-M-R50x1 --dataset folder --classes 9",
+            "--images: is required with --classes",
+        ),
         ("--model BiT-M-R50x1 --dataset folder --datadir /nowhere", "no such folder"),
         ("--model BiT-M-R50x2 --dataset cifar10", "did you mean"),
         ("--model nowhere/x.npz --dataset cifar10", "no such checkpoint file"),

@@ -225,21 +225,21 @@ def test_help_explains_upstream():
     assert done.returncode == 0 and "Inception crops of 224" in done.stdout
     assert "--batch 4096" in done.stdout and "--epochs" in done.stdout
     words = " ".join(done.stdout.split())
-    for said in ("which `bit_paddle.pretrain` is (default: upstream)", "upstream: 4096 (default: "
-                 "4096)", "(default: 0.0001)", "(default: 90)", "(default: 256)"):  # fmt: skip
+    for said in ("the recipe of bit_paddle.pretrain (default: upstream)", "(default: 4096)",
+                 "(default: 0.0001)", "(default: 90)", "(default: 256)"):  # fmt: skip
         assert said in words, said
 
 
 def test_it_knows_one_rule():
     for words in (["--rule", "code"], ["--rule=paper"], ["--no-from_scratch"]):
-        with pytest.raises(ConfigError, match="this is --rule upstream"):
+        with pytest.raises(ConfigError, match="pretrain always is --rule upstream"):
             pretraining.main(["--model", "R50x1", "--dataset", "digits", *words])
 
 
 def test_an_epoch_of_fewer_images_than_a_batch_is_said(image_folder):
     """36 images in steps of 64."""
     words = [*TINY, "--datadir", str(image_folder), "--rule", "upstream", "--from_scratch"]
-    said = "an epoch is one step of 64 images, 1.8 times what there is"
+    said = "an epoch is one step of 64 images, 1.8 times the training set"
     for batch, expected in ((64, True), (36, False)):
         settings, _ = parsing.parse([*words, "--batch", str(batch)], "x", registry.find)
         assert (said in " ".join(plan.make_plan(settings).notes())) == expected

@@ -63,7 +63,7 @@ def open_flowers(spec: DataSpec) -> Parts:
             if name not in FLOWER_LISTS:
                 raise ConfigError(
                     f"{key}: {name!r} is not a list of setid.mat; "
-                    f"{did_you_mean(name, FLOWER_LISTS)}, or several with +, such as trnid+valid"
+                    f"{did_you_mean(name, FLOWER_LISTS)}, or several joined by +: trnid+valid"
                 )
     classes = _classes(spec, [str(number) for number in range(1, 103)])
     root = _root(spec, "oxford_flowers102", FLOWERS_URL, FLOWERS)
