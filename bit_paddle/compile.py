@@ -33,8 +33,8 @@ def parser() -> argparse.ArgumentParser:
     parser = parsing.Parser(
         prog="python -m bit_paddle.compile",
         description=__doc__.split(":")[0] + ". Other commands compile them at first use. "
-        "Only this command retries a failed build. Set "
-        f"{build.SWITCH}=0 in the environment to use no compiled operators.",
+        "Only this command retries a failed build. "
+        f"{build.SWITCH}=0 in the environment turns the compiled operators off.",
         allow_abbrev=False,
     )
     parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
