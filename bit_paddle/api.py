@@ -163,7 +163,7 @@ def load(
     ``export --format paddle``. The file of a published name is downloaded into ``directory``
     (default: the cache) if it is missing. ``device`` is "auto" (a GPU if there is one), "cpu" or
     "gpu". ``amp`` is "off" (float32), "bf16", "fp16", or "auto" (the best for the device). ``crop``
-    squashes images to that side in pixels, in place of the model's own preprocessing.
+    squashes images to that side in pixels and replaces the model's own preprocessing.
 
     Errors: `ConfigError` (an unknown name, or an unsupported device or precision),
     `MissingFileError`, `CheckpointError`, `DownloadError`.

@@ -53,12 +53,12 @@ def find_trained(
 ) -> TrainedFile:
     """Return the facts of a trained model, without loading Paddle.
 
-    ``model`` is a published name, whose file is downloaded if it is missing, a file, a run's folder
-    or an exported folder. Files of `bit_paddle.train` contain their preprocessing and class names.
-    For published models the name determines both; class names are downloaded only with ``names``.
-    ``crop`` squashes images to that side in pixels, in place of the known preprocessing; other
-    files need it. Errors: those of `published.resolve`, `published.obtain` and
-    `npz.CheckpointFile`.
+    ``model`` is a published name, a file, a run's folder or an exported folder. The file of a
+    published name is downloaded if it is missing. Files of `bit_paddle.train` contain their
+    preprocessing and class names. For published models the name determines both; class names are
+    downloaded only with ``names``. ``crop`` squashes images to that side in pixels and replaces the
+    known preprocessing; other files need it. Errors: those of `published.resolve`,
+    `published.obtain` and `npz.CheckpointFile`.
     """
     source = resolve_trained(model)
     if isinstance(source, Path) and source.is_dir():
