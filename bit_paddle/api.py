@@ -1,13 +1,13 @@
 """The Python interface: ``import bit_paddle as bit``.
 
-    run = bit.fine_tune("BiT-M-R50x1", "photos/")    a run: run.metrics, run.best, run.report()
-    model = bit.load("bit_logs/pets")                a trained model: a run, a name, a file
-    model("cat.jpg")                                 [("siamese", 0.97), …]
-    bit.evaluate(model, "photos/", split="all").top1
-    bit.list_models("BiT-M-R50x1*")
+    run = bit.fine_tune("BiT-Mini", "my_images/", name="pets")  run.metrics, run.best, run.report()
+    model = bit.load("bit_logs/pets")  a run, a published name, an .npz file, an exported folder
+    model("cat.jpg")                   [("cat", 0.97), …]
+    bit.evaluate(model, "my_images/", split="all").top1
+    bit.list_models("BiT-M*")
 
-The commands use the same functions. Errors are those of `bit_paddle.errors`, all of them
-`BitPaddleError`.
+The commands use the same functions. All errors are `bit_paddle.errors.BitPaddleError`. The page
+docs/python.md shows all functions with examples.
 """
 
 from __future__ import annotations
@@ -48,22 +48,23 @@ def fine_tune(
     force: bool = False,
     **settings: Any,
 ) -> Run:
-    """Fine-tune a model on images; return the run. It is `python -m bit_paddle.train`.
+    """Fine-tune a model on images, as ``bit_paddle train`` does; return the run.
 
     ``model`` is a published name (`list_models`), an ``.npz`` file, the folder of a complete run,
-    or with ``from_scratch=True`` an architecture such as "R50x1". ``data`` is a folder of images,
-    train/<class>/* and val/<class>/*, or <class>/* alone; or a data set's name or YAML file, as of
-    ``--dataset``, with its folder ``datadir``. ``settings`` are the flags of the command, by name:
-    ``steps=100, batch=64, flip=False``. ``force`` resumes although settings or data have changed.
+    or, with ``from_scratch=True``, an architecture such as "R50x1". ``data`` is a folder of images
+    with train/<class>/* and val/<class>/*, or only <class>/*. It may also be the name or YAML file
+    of a data set, as for ``--dataset``; ``datadir`` is then its folder. ``settings`` are the flags
+    of the command by name: ``steps=100, batch=64, flip=False``. ``force`` resumes a run although
+    settings or data have changed.
 
-    A run that was stopped is resumed by the same call. Ctrl-C ends it after the micro-batch under
-    way, with a checkpoint, and the call returns; the second one raises KeyboardInterrupt. Other
-    signals save too, and then end the process as they do without a run. Outside of the main thread
-    signals are left alone.
+    The same call resumes a run that was stopped. On Ctrl-C the run finishes its micro-batch and
+    saves a checkpoint, and the call returns; a second Ctrl-C raises KeyboardInterrupt. On other
+    signals the run also saves, and then the signal has its usual effect. Signals are handled only
+    in the main thread.
 
-    Errors: those of `bit_paddle.errors`; all wrong settings are named at once in a `ConfigError`.
+    Errors: those of `bit_paddle.errors`; one `ConfigError` lists all wrong settings.
 
-        run = bit_paddle.fine_tune("BiT-M-R50x1", "my_images/", steps=100)
+        run = bit_paddle.fine_tune("BiT-Mini", "my_images/", name="pets", steps=20, batch=8)
         run.best("cat.jpg")
     """
     dataset, folder = _data(data, datadir)
@@ -108,17 +109,17 @@ def _forget_frames(error: BaseException | None) -> None:
 
 
 def _word(name: str, value: Any) -> str:
-    """Return a setting as a word of the command."""
+    """Return a setting as an argument of the command."""
     if isinstance(value, (bool, np.bool_)):
         return f"--{name}" if value else f"--no-{name}"
     return f"--{name}={value}"
 
 
 class Run:
-    """A run of `fine_tune`: ``folder`` holds all of it, and ``result`` how it ended.
+    """A run of `fine_tune`: its ``folder`` and its ``result``.
 
-    ``result`` is a dictionary of steps, loss, top1, top5 and images; of ``repeats`` the lowest,
-    median and highest of these; None if the run is not complete.
+    ``result`` is a dictionary of steps, loss, top1, top5 and images. With ``repeats`` it holds the
+    lowest, median and highest of these. It is None if the run is not complete.
     """
 
     def __init__(self, folder: str | os.PathLike, result: dict[str, Any] | None = None):
@@ -126,18 +127,18 @@ class Run:
 
     @property
     def complete(self) -> bool:
-        """Whether the run has made all of its steps; else the same call resumes it."""
+        """Whether the run has made all of its steps; if not, the same call resumes it."""
         return self.result is not None
 
     @property
     def runs(self) -> list[Run]:
-        """The runs of ``repeats``, one per seed; of a single run, itself."""
-        folders = [one.folder for one in history.read(self.folder)]
+        """The runs of ``repeats``, one per seed; for a single run, a list of itself."""
+        folders = [run.folder for run in history.read(self.folder)]
         return [self] if folders == [self.folder] else [Run(folder) for folder in folders]
 
     @property
     def metrics(self) -> Steps:
-        """The table of the steps so far: loss, learning rate, speed, validations."""
+        """A table of the steps so far: loss, learning rate, speed, validation results."""
         return Steps(self._single("metrics"))
 
     @cached_property
@@ -149,23 +150,23 @@ class Run:
 
     @cached_property
     def model(self) -> TrainedModel:
-        """The model after the last step, or of the newest checkpoint of a run that was stopped."""
+        """The model after the last step; for a stopped run, the newest checkpoint."""
         path = self._single("model").model
         if path is None:
             raise errors.MissingFileError(f"{self.folder}: has no model and no checkpoint yet")
         return load(path)
 
     def report(self, output: str | os.PathLike | None = None) -> Path:
-        """Write the page of the run (by default report.html in its folder); return its path."""
+        """Write the run's report (default: report.html in its folder); return the page's path."""
         return report.write_report([self.folder], output)
 
     def _single(self, name: str) -> history.RunHistory:
-        found = history.read(self.folder)
-        if len(found) > 1:
+        runs = history.read(self.folder)
+        if len(runs) > 1:
             raise errors.ConfigError(
-                f"{name}: {self.folder} holds {len(found)} runs; take one of run.runs"
+                f"{name}: {self.folder} contains {len(runs)} runs; use one of run.runs"
             )
-        return found[0]
+        return runs[0]
 
     def __repr__(self) -> str:
         state = "complete" if self.complete else "not complete"
@@ -185,26 +186,26 @@ def load(
     crop: int | None = None,
     directory: str | os.PathLike | None = None,
 ) -> TrainedModel:
-    """Load a trained model, ready to use.
+    """Load a trained model; return it ready for use.
 
-    ``model`` is a run's folder, a published name (`list_models`), which is downloaded if it is
-    missing, an ``.npz`` file, or a folder of ``export --format paddle``. ``device`` is "auto" (a
-    GPU where there is one), "cpu" or "gpu"; ``amp`` "off" (float32), "bf16", "fp16", or "auto",
-    what the device does best. ``crop`` squashes images to that side in pixels, instead of the
-    model's own preprocessing. ``directory`` is where published files are, or are downloaded to.
+    ``model`` is a run's folder, a published name (`list_models`), an ``.npz`` file, or a folder of
+    ``export --format paddle``. The file of a published name is downloaded into ``directory``
+    (default: the cache) if it is missing. ``device`` is "auto" (a GPU if there is one), "cpu" or
+    "gpu". ``amp`` is "off" (float32), "bf16", "fp16", or "auto" (the best for the device). ``crop``
+    squashes images to that side in pixels and replaces the model's own preprocessing.
 
-    Errors: `ConfigError` (an unknown name, or what this machine cannot do), `MissingFileError`,
-    `CheckpointError`, `DownloadError`.
+    Errors: `ConfigError` (an unknown name, or an unsupported device or precision),
+    `MissingFileError`, `CheckpointError`, `DownloadError`.
 
         model = bit_paddle.load("BiT-M-R50x1-ILSVRC2012")
         model("cat.jpg", top=1)  # [("tabby, tabby cat", 0.93)]
     """
     if crop is not None and (not isinstance(crop, int) or crop < 32):
-        raise ConfigError(f"crop: is {crop!r}, expected a whole number of pixels from 32 on")
+        raise ConfigError(f"crop: is {crop!r}, expected a whole number of pixels, 32 or more")
     file = trained.find_trained(_address(model), directory, crop)
-    found = TrainedModel(file, device, amp)
-    found.function(head=file.outputs > 0)  # loads the weights now
-    return found
+    result = TrainedModel(file, device, amp)
+    result.function(head=file.outputs > 0)  # loads the weights now
+    return result
 
 
 def evaluate(
@@ -224,26 +225,26 @@ def evaluate(
 ) -> Evaluation:
     """Measure a model on a data set; return top-1, top-5, loss, per-class accuracy, confusion.
 
-    ``model`` is what `load` returns, or what it takes (with ``device``, ``amp``, ``crop`` and
-    ``directory``). ``data`` is a folder with train/<class>/* and val/<class>/*, or <class>/* alone;
-    or a data set's name or YAML file, as of ``--dataset``, with its folder ``datadir``. A folder
-    called like a data set is given as "./name". ``split`` "val" takes the validation images,
-    "train" the training images, "all" both; ``val_fraction`` is the share to hold out where a
-    folder has no validation images. ``on_bad_image`` "skip" leaves out images that cannot be read.
-    ``batch`` images are computed at once, and ``workers`` threads decode them (None: one per
-    processor, 8 at most).
+    ``model`` is a result of `load` or an argument of it (with ``device``, ``amp``, ``crop`` and
+    ``directory``). ``data`` is a folder with train/<class>/* and val/<class>/*, or only <class>/*.
+    It may also be the name or YAML file of a data set, as for ``--dataset``; ``datadir`` is then
+    its folder. If a folder has the name of a data set, write "./name". ``split`` "val" measures the
+    validation images, "train" the training images, "all" both. ``val_fraction`` is the share of
+    images to hold out if a folder has no validation images. ``on_bad_image`` "skip" skips images
+    that cannot be read. ``batch`` images are computed at once; ``workers`` threads decode them
+    (None: one per processor, at most 8).
 
-    Errors: `ConfigError` (an unknown name, or classes that are not the model's),
+    Errors: `ConfigError` (an unknown name, or classes that do not match the model's),
     `MissingFileError`, `DataError`, `CheckpointError`, `DownloadError`.
 
-        result = bit_paddle.evaluate("bit_logs/pets", "photos/", split="all")
-        result.top1, result.per_class["siamese"], result.confusion.shape
+        result = bit_paddle.evaluate("bit_logs/pets", "my_images/", split="all")
+        result.top1, result.per_class["cat"], result.confusion.shape
     """
     if not isinstance(model, TrainedModel):
-        trained.resolve_trained(_address(model))  # a wrong name is reported before data are read
+        trained.resolve_trained(_address(model))  # report a wrong name before reading data
     for name, value, least in (("batch", batch, 1), ("workers", workers, 0)):
         if value is not None and (not isinstance(value, int) or value < least):
-            raise ConfigError(f"{name}: is {value!r}, expected a whole number from {least} on")
+            raise ConfigError(f"{name}: is {value!r}, expected a whole number of {least} or more")
     workers = min(8, environment.cpu_count()) if workers is None else workers
     dataset, folder = _data(data, datadir)
     classes, parts = evaluation.open_split(
@@ -256,9 +257,9 @@ def evaluate(
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Return the names of the published models that match a shell pattern, in the catalog's order.
+    """Return the published names that match a shell pattern, in the order of the catalog.
 
-    Case matters; no match gives an empty list.
+    The pattern is case-sensitive. Without a match the list is empty.
 
         bit_paddle.list_models("BiT-M-R50x1*")  # ["BiT-M-R50x1", "BiT-M-R50x1-ILSVRC2012", …]
     """
@@ -266,7 +267,7 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def _address(model: str | os.PathLike) -> str:
-    """Return ``model`` as the commands take it: a path has a separator or ends in ``.npz``."""
+    """Return ``model`` as an argument of a command; paths get a separator or end in ``.npz``."""
     if not isinstance(model, (str, os.PathLike)):
         raise ConfigError(f"model: is a {type(model).__name__}, expected a name or a path")
     text = os.fspath(model)
@@ -276,7 +277,7 @@ def _address(model: str | os.PathLike) -> str:
 
 
 def _data(data: str | os.PathLike, datadir: str | os.PathLike | None) -> tuple[str, str | None]:
-    """Return the data set's name and its folder."""
+    """Return the name of the data set, and its folder if there is one."""
     if not isinstance(data, (str, os.PathLike)):
         raise ConfigError(f"data: is a {type(data).__name__}, expected a folder or a name")
     text = os.fspath(data)

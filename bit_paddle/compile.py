@@ -13,7 +13,7 @@ from bit_paddle.models.native import build
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command ``arguments``."""
+    """Run the command with ``arguments``; return its exit status."""
     flags = parser().parse_args(arguments)
     if flags.into:
         build.build(flags.into)
@@ -23,7 +23,8 @@ def main(arguments: Sequence[str]) -> int:
     except build.Unavailable as reason:
         print(f"error: no compiled operators: {reason}", file=sys.stderr)
         return 1
-    print(f"compiled, with oneDNN {facts['onednn']}{', bf16 too' * facts['bf16']}")
+    precisions = "float32 and bf16" if facts["bf16"] else "float32"
+    print(f"compiled for {precisions}, with oneDNN {facts['onednn']}")
     return 0
 
 
@@ -31,8 +32,9 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
     parser = parsing.Parser(
         prog="python -m bit_paddle.compile",
-        description=__doc__.split(":")[0] + ". Commands do so at first use; a build that has "
-        f"failed is tried again here. {build.SWITCH}=0 in the environment refuses them.",
+        description=__doc__.split(":")[0] + ". Other commands compile them at first use. "
+        "Only this command retries a failed build. "
+        f"{build.SWITCH}=0 in the environment turns the compiled operators off.",
         allow_abbrev=False,
     )
     parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)

@@ -18,21 +18,21 @@ from bit_paddle.system.fetch import cache_dir
 PROG = "python -m bit_paddle.download"
 
 _EPILOG = f"""\
-Interrupting loses nothing: the same command resumes every file where it stopped. The exit status is
-0 when every requested file is there. `python command.py` is the same command.
+After an interruption the same command resumes every file where it stopped. The exit status is 0 if
+all requested files are present. `python command.py` is the same command.
 
 examples:
   {PROG} --dry-run
-      shows the size of all 285 files
+      prints the sizes of all 285 files
   {PROG} --models R50x1 --tasks cifar100 svhn --jobs 4
       downloads six files, four at a time
   {PROG} --models R50x1 --verify
-      checks every byte of the files that are there
+      checks every byte of the present files
 """
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command ``arguments``; `bit_paddle.errors` says what it raises."""
+    """Run the command with ``arguments``; return its exit status. Raises `bit_paddle.errors`."""
     flags = parser().parse_args(arguments)
     entries = vtab.select(flags.models, flags.runs, flags.tasks)
     folder = Path(flags.bit_pretrained_dir) if flags.bit_pretrained_dir else cache_dir()
@@ -47,14 +47,14 @@ def main(arguments: Sequence[str]) -> int:
     sizes = vtab.ask_sizes(missing, folder, flags.jobs)
     if flags.dry_run:
         for entry in entries:
-            there = "there already" if entry not in sizes else f"{sizes[entry] / 1e6:8.1f} MB"
-            print(f"{entry.name:48} {there:>13}")
-        to_come = sum(sizes.values()) / 1e9
-        print(f"{len(missing)} of {len(entries)} files to download: {to_come:.2f} GB")
+            state = f"{sizes[entry] / 1e6:8.1f} MB" if entry in sizes else "present"
+            print(f"{entry.name:48} {state:>13}")
+        remaining = sum(sizes.values()) / 1e9
+        print(f"{len(missing)} of {len(entries)} files to download: {remaining:.2f} GB")
         return 0
     vtab.check_space(folder, sizes)
     faults = vtab.fetch_all(missing, folder, flags.jobs, sizes)
-    print(f"{'there before':16}{len(entries) - len(missing):4}")
+    print(f"{'already present':16}{len(entries) - len(missing):4}")
     print(f"{'downloaded':16}{len(missing) - len(faults):4}")
     print(f"{'missing':16}{len(faults):4}")
     for name, fault in sorted(faults.items()):
@@ -64,9 +64,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def script(arguments: list[str]) -> NoReturn:
-    """Run the command as its own process, which ends without waiting for a silent server.
+    """Run the command and end the process, without waiting for a silent server.
 
-    After Ctrl-C threads may still wait for bytes; what has arrived is kept in any case.
+    After Ctrl-C, threads may still wait for bytes. The bytes received so far are already on disk.
     """
     status = errors.run_command(main, arguments)
     sys.stdout.flush()
@@ -96,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
             default=choices,
             type=kind,
             metavar=flag[2:-1].upper(),
-            help=f"some of {', '.join(map(str, choices))} (default: all)",
+            help=f"one or more of {', '.join(map(str, choices))} (default: all)",
         )
     parser.add_argument(
         "--bit_pretrained_dir",
@@ -110,8 +110,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="parallel downloads (default: 4)",
     )
-    parser.add_argument("--dry-run", action="store_true", help="print names and sizes, and stop")
-    parser.add_argument("--verify", action="store_true", help="check present files instead")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print names and sizes; download nothing"
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="check the present files; download nothing"
+    )
     return parser
 
 

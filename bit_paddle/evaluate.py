@@ -1,7 +1,7 @@
 """Measure a trained model on the images of a data set: ``python -m bit_paddle.evaluate --help``.
 
-Top-1, top-5 and loss, the accuracy of each class and the confusion matrix, with the preprocessing
-that belongs to the checkpoint.
+It measures top-1, top-5, loss, the accuracy per class and the confusion matrix, with the
+preprocessing of the checkpoint.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from bit_paddle.system import files
 from bit_paddle.visual import figures
 
 _EPILOG = """\
-writes into --output: metrics.json, per_class.csv, confusion.csv (a row a class, a column a
+writes into --output: metrics.json, per_class.csv, confusion.csv (one row per class, one column per
 prediction) and confusion.png
 
 examples:
   python -m bit_paddle.evaluate --model BiT-M-R50x1-CIFAR10 --dataset cifar10
   python -m bit_paddle.evaluate --model bit_logs/pets/model.npz --dataset folder --datadir pets
   python -m bit_paddle.evaluate --model served --amp bf16 --dataset folder --datadir pets
-      where `export --format paddle` wrote the folder served
+      `export --format paddle` wrote the folder served
   python -m bit_paddle.evaluate --model bit_logs/pets/model.npz --dataset folder --datadir new \\
       --split all
-      all of new/<class>/*, which are no images that it was trained on
+      measures all images new/<class>/*; the model was not trained on them
 """
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command ``arguments``; `bit_paddle.errors` says what it raises."""
+    """Run the command with ``arguments``; return its exit status. Raises `bit_paddle.errors`."""
     flags = parser().parse_args(arguments)
-    resolve_trained(flags.model)  # a wrong name is reported before anything is read or fetched
+    resolve_trained(flags.model)  # report a wrong name before reading or downloading anything
     if flags.output:
         files.make_folder(Path(flags.output), "--output")
     result = api.evaluate(
@@ -62,8 +62,8 @@ def main(arguments: Sequence[str]) -> int:
         crop=flags.crop,
         directory=flags.bit_pretrained_dir,
     )
-    what = f"{result.model} on {flags.dataset} {flags.split}"
-    print(f"{what} ({result.preprocessing}): {result}", flush=True)
+    subject = f"{result.model} on {flags.dataset} {flags.split}"
+    print(f"{subject} ({result.preprocessing}): {result}", flush=True)
     model_name = runs_folder.model_name(result.model)
     data_name = specs.short_name(flags.dataset, flags.datadir)
     default = f"evaluate-{model_name}-{data_name}-{flags.split}"
@@ -127,20 +127,20 @@ def parser() -> argparse.ArgumentParser:
         "--split",
         choices=SPLITS,
         default="val",
-        help="val: the validation images, those that training holds out where a folder or list has "
-        "none. train: the training images. all: both (default: val)",
+        help="val: the validation images; if a folder or list has none, the images that training "
+        "holds out. train: the training images. all: both (default: val)",
     )
     parser.add_argument(
-        "--output", metavar="DIR", help="folder of the results (default: below bit_logs)"
+        "--output", metavar="DIR", help="folder for the results (default: a new folder in bit_logs)"
     )
     return parser
 
 
 class _CallableModule(types.ModuleType):
-    """This module as the function `bit_paddle.evaluate`.
+    """Makes this module callable, as the function `bit_paddle.evaluate`.
 
-    A submodule replaces what its package calls by its name, whenever anyone imports it; so module
-    and function have to be one object.
+    Every import of this submodule sets the package's attribute ``evaluate`` to the module. So the
+    module and the function must be one object.
     """
 
     def __call__(self, *arguments: Any, **options: Any) -> Evaluation:

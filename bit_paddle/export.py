@@ -1,7 +1,7 @@
 """Write a trained model in another format: ``python -m bit_paddle.export --help``.
 
-Nothing appears under the name given by ``--output`` before it has been loaded back and found to
-compute what the model computes.
+The export is loaded back and its outputs are compared with the model's. Only then does it get the
+name of ``--output``.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ Every export takes any batch and any image size.
 examples:
   python -m bit_paddle.export --model bit_logs/pets/model.npz --format onnx --output pets.onnx
   python -m bit_paddle.export --model BiT-M-R50x1-ILSVRC2012 --format paddle --output served
-      then: paddle.jit.load("served/inference"), Paddle Inference, or --model served of evaluate
-      and predict; those two run it by oneDNN on every core, with --amp bf16 in bfloat16
+      then: paddle.jit.load("served/inference"), Paddle Inference, or evaluate and predict with
+      --model served; these two use oneDNN on all cores, and bfloat16 with --amp bf16
   python -m bit_paddle.export --model bit_logs/pets/model.npz --format huggingface --output pets_hf
       then: transformers.BitForImageClassification.from_pretrained("pets_hf")
   python -m bit_paddle.export --model BiT-M-R50x1 --format safetensors-timm --output r50x1.safetensors
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
 
     from bit_paddle.models.weights import create_model
 
-    paddle.set_device("cpu")  # in full float32, and no larger than the machine's memory
+    paddle.set_device("cpu")  # full float32, and more memory than a GPU
     model = create_model(trained.path)
     model.eval()
     verified = export(model, trained, flags.format, output)
@@ -66,11 +66,10 @@ def main(arguments: Sequence[str]) -> int:
     if output.is_dir():
         print("\n".join(f"  {path.name}" for path in sorted(files)))
     sizes = " and ".join(f"{height} x {width}" for *_, height, width in IMAGES)
-    print(
-        "not run, as onnxruntime is not installed; onnx found the file well-formed"
-        if verified is None
-        else f"loaded back, at {sizes}: {verified}"
-    )
+    if verified is None:
+        print("only checked by onnx; not run, because onnxruntime is not installed")
+    else:
+        print(f"loaded back and run on images of {sizes} pixels: {verified}")
     return 0
 
 

@@ -1,7 +1,7 @@
-"""Classify images, or take their features: ``python -m bit_paddle.predict --help``.
+"""Classify images, or compute their features: ``python -m bit_paddle.predict --help``.
 
-Images are files, folders (searched with all that is below them) or addresses. Memory does not grow
-with their number.
+Images are files, folders (with all folders inside) or web addresses. The memory that is needed does
+not depend on the number of images.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from bit_paddle.system import progress
 from bit_paddle.visual.sheet import SHEET_MOST, draw_predictions
 
 _EPILOG = """\
-An image that cannot be read is named at the end, and the exit status is then 1; the rest is done.
+An image that cannot be read is skipped and reported at the end. The exit status is then 1.
 
 examples:
   python -m bit_paddle.predict cat.jpg photos/ --model BiT-M-R50x1-ILSVRC2012
@@ -37,7 +37,7 @@ examples:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command ``arguments``; `bit_paddle.errors` says what it raises."""
+    """Run the command with ``arguments``; return its exit status. Raises `bit_paddle.errors`."""
     flags = _parse(arguments)
     with tempfile.TemporaryDirectory() as temporary:
         names, paths, unreachable = find_images(flags.images, Path(temporary))
@@ -51,14 +51,14 @@ def main(arguments: Sequence[str]) -> int:
         batches = loader.evaluation_batches(
             images, view.crop, flags.batch, flags.workers, view.resize
         )
-        found = _outputs(compute, batches, images)
+        outputs = _outputs(compute, batches, images)
         if flags.features:
-            rows = write_features(flags.features, found, file.features, names)
+            rows = write_features(flags.features, outputs, file.features, names)
             print(f"{rows:,} x {file.features} features are in {flags.features}")
         else:
-            results = classify(found, file, names, flags.top)
+            results = classify(outputs, file, names, flags.top)
             first: list[dict] = []  # for the contact sheet
-            pieces = FORMATS[flags.format](_keep(results, first, SHEET_MOST), names)
+            pieces = FORMATS[flags.format](_copy_first(results, first, SHEET_MOST), names)
             if flags.output:
                 write_text(flags.output, pieces)
             else:
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
                 draw_predictions(flags.sheet, first, dict(zip(names, paths)))
     faults = [*unreachable, *images.broken.values()]
     for fault in faults:
-        print(f"not read: {fault}", file=sys.stderr)
+        print(f"skipped: {fault}", file=sys.stderr)
     return 1 if faults else 0
 
 
@@ -86,11 +86,11 @@ def _outputs(
             yield values[good], batch.indices[good]
 
 
-def _keep(results: Iterable[dict], kept: list[dict], most: int) -> Iterator[dict]:
-    """Yield ``results``; the first ``most`` of them are also put into ``kept``."""
+def _copy_first(results: Iterable[dict], first: list[dict], most: int) -> Iterator[dict]:
+    """Yield ``results``, and append the first ``most`` of them to ``first``."""
     for result in results:
-        if len(kept) < most:
-            kept.append(result)
+        if len(first) < most:
+            first.append(result)
         yield result
 
 
@@ -98,27 +98,31 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
     parser = parsing.Parser(
         prog="python -m bit_paddle.predict",
-        description="Classify images with a trained model, or take their features.",
+        description="Classify images with a trained model, or compute their features.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("images", nargs="+", help="files, folders and addresses")
+    parser.add_argument("images", nargs="+", help="image files, folders and web addresses")
     parsing.add_flags(parser)
     parser.add_argument(
         "--top",
         type=whole(1),
         default=5,
         metavar="N",
-        help="classes an image (default: 5)",
+        help="classes per image (default: 5)",
     )
     parser.add_argument("--format", choices=sorted(FORMATS), default="table")
-    parser.add_argument("--output", metavar="FILE", help="write there instead of printing")
+    parser.add_argument(
+        "--output", metavar="FILE", help="write the classes to this file instead of printing them"
+    )
     parser.add_argument(
         "--sheet", metavar="FILE.png", help=f"draw a contact sheet of the first {SHEET_MOST} images"
     )
     parser.add_argument(
-        "--features", metavar="FILE.npz", help="write pre-logits instead of classes"
+        "--features",
+        metavar="FILE.npz",
+        help="write features (pooled pre-logits) instead of classes",
     )
     return parser
 
@@ -127,13 +131,13 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     flags = parser().parse_args(arguments)
     if flags.features and (flags.output or flags.sheet):
         raise errors.ConfigError(
-            "--features: cannot be combined with --output or --sheet, which show classes"
+            "--features: cannot be combined with --output or --sheet, which need classes"
         )
     for flag in ("output", "sheet", "features"):
         path = getattr(flags, flag)
         if path and not Path(path).parent.is_dir():
             raise errors.ConfigError(f"--{flag} {path}: {Path(path).parent} is not a folder")
-    resolve_trained(flags.model)  # a wrong name is answered before anything is read or fetched
+    resolve_trained(flags.model)  # report a wrong name before reading or downloading anything
     return flags
 
 

@@ -1,7 +1,8 @@
-"""Show runs as one page to look at: ``python -m bit_paddle.report --help``.
+"""Write one HTML page about runs: ``python -m bit_paddle.report --help``.
 
-Curves, accuracy, confusion, the most confident mistakes with the places that made them, timings and
-plan of each run; of several, side by side. The page holds all of its pictures and needs no network.
+The page shows curves, accuracy, confusion matrix, the most confident mistakes with their class
+activation maps, timings and plan. Several runs are shown side by side. The page contains all of its
+pictures and needs no network.
 """
 
 from __future__ import annotations
@@ -26,23 +27,23 @@ if TYPE_CHECKING:
 from bit_paddle.visual.page import Pictures, page
 
 PROG = "python -m bit_paddle.report"
-MISTAKES = 12  # pictures of mistakes, and of right answers
+MISTAKES = 12  # images with mistakes, and as many with right predictions
 
 _EPILOG = f"""\
-Writes one page with all of its pictures in it, and these once more as PNG files beside it.
+The page contains all of its pictures. They are also written as PNG files into the same folder.
 
 examples:
   {PROG} bit_logs/pets
       writes bit_logs/pets/report.html
   {PROG} bit_logs/pets bit_logs/pets-2 --output compared.html
-      two runs side by side
+      shows two runs side by side
   {PROG} bit_logs/pets-x5
-      all runs of --repeats 5
+      shows all runs of --repeats 5
 """
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command ``arguments``; `bit_paddle.errors` says what it raises."""
+    """Run the command with ``arguments``; return its exit status. Raises `bit_paddle.errors`."""
     flags = parser().parse_args(arguments)
     output = write_report(flags.runs, flags.output, flags.model, flags.pictures)
     print(f"open {output.resolve().as_uri()}")
@@ -57,19 +58,20 @@ def write_report(
 ) -> Path:
     """Write one page about the runs in ``folders``, and its pictures; return the page's path.
 
-    Without ``output`` it is report.html in the run's folder, or beside several runs. ``model``
-    runs each model over its validation images, and shows its ``mistakes`` most confident mistakes.
-    Errors: `MissingFileError` (no run there), `ConfigError`, `WriteError`.
+    The default ``output`` is report.html in the run's folder; for several runs, in the folder that
+    contains the first one. ``model`` evaluates each model on its validation images, and shows up to
+    ``mistakes`` of its most confident mistakes. Errors: `MissingFileError` (a folder without a
+    run), `ConfigError`, `WriteError`.
     """
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # Paddle has everything logged
-    found = [run for folder in folders for run in history.read(Path(folder))]
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # Paddle turns all messages on
+    runs = [run for folder in folders for run in history.read(Path(folder))]
     default = Path(folders[0]) if len(folders) == 1 else Path(folders[0]).parent
     output = Path(output or default / "report.html")
     if not output.parent.is_dir():
         raise errors.ConfigError(f"--output: {output.parent} is not a folder")
-    analyses: list[Analysis | str] = [_analysis(run, model, mistakes) for run in found]
+    analyses: list[Analysis | str] = [_analysis(run, model, mistakes) for run in runs]
     pictures: Pictures = {}
-    text = page(found, analyses, pictures)
+    text = page(runs, analyses, pictures)
     for name, write in pictures.items():
         files.write(output.with_name(f"{output.stem}-{name}.png"), write)
     files.write_text(output, text)
@@ -77,12 +79,12 @@ def write_report(
 
 
 def _analysis(run: RunHistory, run_model: bool, mistakes: int) -> Analysis | str:
-    """Return how the model of ``run`` does on its validation images, or why that is not known."""
+    """Return the analysis of the run's model on its validation images, or why there is none."""
     if not run_model:
-        return "Not run over the validation images (--no-model)."
+        return "The model was not evaluated on the validation images (--no-model)."
     model = run.model
     if model is None:
-        return f"There is no model in {run.folder}, so it could not be run over its images."
+        return f"The model was not evaluated: there is no model in {run.folder}."
     from bit_paddle.inference import examine
 
     try:
@@ -90,19 +92,21 @@ def _analysis(run: RunHistory, run_model: bool, mistakes: int) -> Analysis | str
     except errors.BitPaddleError as error:
         if error.exit_status != 2:
             raise
-        return f"Not run over the validation images: {error}"
+        return f"The model was not evaluated on the validation images: {error}"
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
     parser = parsing.Parser(
         prog=PROG,
-        description="Show runs as one page to look at, of which nothing is elsewhere.",
+        description="Write one HTML page about runs; it contains all of its pictures.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, below bit_logs")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="folder of a run, such as bit_logs/pets"
+    )
     parser.add_argument(
         "--output", metavar="FILE.html", help="the page (default: report.html in the run's folder)"
     )
@@ -111,13 +115,13 @@ def parser() -> argparse.ArgumentParser:
         type=whole(0),
         default=MISTAKES,
         metavar="N",
-        help=f"mistakes, and right answers, to show (default: {MISTAKES})",
+        help=f"show up to N mistakes and N right predictions (default: {MISTAKES})",
     )
     parser.add_argument(
         "--no-model",
         dest="model",
         action="store_false",
-        help="show what the run has recorded alone: needs neither its model nor its images",
+        help="show only the run's records; needs neither its model nor its images",
     )
     return parser
 

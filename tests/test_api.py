@@ -182,7 +182,7 @@ def test_mistakes_in_load(tmp_path, small_checkpoint):
     for given, error, words in (
         ("BiT-M-R50x2", errors.ConfigError, "did you mean"),
         ("nowhere/x.npz", errors.MissingFileError, "no such checkpoint"),
-        (tmp_path, errors.MissingFileError, "without a model.npz"),
+        (tmp_path, errors.MissingFileError, "without model.npz"),
         (tmp_path / "x", errors.MissingFileError, "no such checkpoint"),
         (3, errors.ConfigError, "is a int"),
     ):

@@ -90,7 +90,7 @@ def test_repeats(fine_tune):
     run = fine_tune(repeats=2, steps=1)
     assert [one.folder.name for one in run.runs] == ["seed-0", "seed-1"]
     assert run.result["top1"].keys() == {"min", "median", "max"} and "median" in repr(run)
-    with pytest.raises(errors.ConfigError, match="take one of run.runs"):
+    with pytest.raises(errors.ConfigError, match="use one of run.runs"):
         run.best
     assert run.runs[1].metrics[-1]["step"] == 1
 

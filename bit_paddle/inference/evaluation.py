@@ -26,7 +26,7 @@ SPLITS = ("val", "train", "all")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How good a model is on ``images`` images. Shares are from 0 to 1, the loss is the mean."""
+    """The result of a model on ``images`` images: accuracies from 0 to 1, and the mean loss."""
 
     model: Path
     preprocessing: Preprocessing
@@ -34,15 +34,15 @@ class Evaluation:
     top5: float
     loss: float
     images: int
-    classes: list[str]  # of the model, in the order of its outputs
-    confusion: np.ndarray  # int64 [class, prediction], images
+    classes: list[str]  # the model's class names, in the order of its outputs
+    confusion: np.ndarray  # int64 [class, prediction]: numbers of images
 
     @property
     def per_class(self) -> dict[str, float | None]:
-        """Return {class: accuracy}; None of a class without images."""
+        """Return {class: accuracy}; None for a class without images."""
         counts, right = self.confusion.sum(axis=1), self.confusion.diagonal()
-        shares = (float(hits / count) if count else None for hits, count in zip(right, counts))
-        return dict(zip(self.classes, shares))
+        accuracies = (float(hits / count) if count else None for hits, count in zip(right, counts))
+        return dict(zip(self.classes, accuracies))
 
     def __str__(self) -> str:
         return (
@@ -71,10 +71,10 @@ def open_split(
     on_bad_image: str,
     workers: int,
 ) -> tuple[Sequence[str], list[Images]]:
-    """Return the classes and the images of a ``split`` of a data set; "all" has two parts.
+    """Return the classes and the parts of a ``split`` of a data set; "all" has two parts.
 
     Notes and skipped images are reported on standard error. Errors: those of
-    `registry.open_dataset`; `DataError` for broken images, unless they are to be skipped.
+    `registry.open_dataset`; `DataError` for unreadable images, unless ``on_bad_image`` is "skip".
     """
     for name, value, choices in (
         ("split", split, SPLITS),
@@ -92,7 +92,7 @@ def open_split(
             for fault in skipped:
                 print(f"skipped: {fault}", file=sys.stderr)
     else:
-        check.require_usable([(some, np.arange(len(some))) for some in parts], workers)
+        check.require_usable([(part, np.arange(len(part))) for part in parts], workers)
     return data.train.classes, parts
 
 
@@ -103,9 +103,9 @@ def measure(
     batch: int,
     workers: int,
 ) -> Evaluation:
-    """Run ``model`` over all images of ``parts``, whose labels number ``classes``.
+    """Evaluate ``model`` on all images of ``parts``; their labels are indices into ``classes``.
 
-    Errors: `ConfigError` where model and data do not fit, or the resolution is unknown.
+    Errors: `ConfigError` if the classes do not match, or if the resolution is unknown.
     """
     view = required_preprocessing(model.file)
     outputs = match_classes(model.file, classes)
@@ -118,8 +118,8 @@ def measure(
     confusion = np.zeros((len(names), len(names)), np.int64)
     compute = model.function()
     with progress.progress_bar(desc="evaluation", unit="img", total=sum(map(len, parts))) as bar:
-        for some in batches:
-            logits, labels = compute(some.images), outputs[some.labels]
+        for part in batches:
+            logits, labels = compute(part.images), outputs[part.labels]
             tally.add(logits, labels, model.file.loss)
             np.add.at(confusion, (labels, logits.argmax(axis=1)), 1)
             bar.update(len(labels))
@@ -129,10 +129,10 @@ def measure(
 
 
 def match_classes(file: TrainedFile, classes: Sequence[str]) -> np.ndarray:
-    """Return the model's output for each of the data's ``classes``, int64 [len(classes)].
+    """Return the index of the model's output for each of the data's ``classes``, int64 [K].
 
-    A model of `bit_paddle.train` is matched by name; the outputs of others are taken to have the
-    order of the data's classes. Raises `ConfigError` where the two do not fit.
+    The classes of a model of `bit_paddle.train` are matched by name. The outputs of other models
+    must have the order of the data's classes. Raises `ConfigError` if the two do not match.
     """
     if file.trained_here:
         outputs = {name: output for output, name in enumerate(file.classes)}

@@ -1,7 +1,7 @@
-"""Analyze a trained model on its validation images: what it confuses, and where it looks.
+"""Analyze a trained model on its validation images: confusion matrix, class activation maps.
 
-A class activation map (arXiv 1512.04150) is exact for this network: its logits are the means, over
-space, of the last activations weighted by the head, so that each place has its part in a logit.
+A class activation map (arXiv 1512.04150) is exact for this network. A logit is the mean over the
+image of the last activations, weighted by the head; so each position contributes its own share.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from bit_paddle.system.device import select_device, to_device
 class JudgedImage(NamedTuple):
     """One image, its label and the model's prediction.
 
-    ``pixels`` uint8 [crop, crop, 3] are the network's input; ``map`` float32 [h, w] is the class
-    activation map, each place's part in the logit of ``prediction``.
+    ``pixels`` uint8 [crop, crop, 3] are the network's input. ``map`` float32 [h, w] is the class
+    activation map: the contribution of each position to the logit of ``prediction``.
     """
 
     name: str
@@ -44,10 +44,10 @@ class JudgedImage(NamedTuple):
 
 
 class Analysis(NamedTuple):
-    """What a model confuses: int64 ``confusion`` [class, prediction], and single images.
+    """A model's confusion matrix, int64 ``confusion`` [class, prediction], and single images.
 
-    ``wrong`` and ``right`` predictions have the most confident first; ``right`` has at most one
-    per class.
+    ``wrong`` and ``right`` hold wrong and right predictions, the most confident first; ``right``
+    holds at most one per class.
     """
 
     classes: Sequence[str]
@@ -57,9 +57,11 @@ class Analysis(NamedTuple):
 
 
 def analyze(run: RunHistory, model: Path, count: int, batch: int = 64) -> Analysis:
-    """Run ``model`` over the validation images of ``run``; keep ``count`` images of each kind.
+    """Evaluate ``model`` on the validation images of ``run``; return its analysis.
 
-    Errors: those of the reader, of `find_trained` and of images that cannot be read.
+    ``count`` limits the wrong and the right images. Errors: those of the reader and of
+    `find_trained`; `DataError` for unreadable images; `CheckpointError` for outputs that are not
+    finite.
     """
     settings = run.settings
     data = registry.open_dataset(
@@ -76,35 +78,41 @@ def analyze(run: RunHistory, model: Path, count: int, batch: int = 64) -> Analys
     network.eval()
     names = trained.classes or images.classes
     confusion = np.zeros((len(names), len(names)), np.int64)
-    found: list[tuple[float, int, int, int]] = []  # (probability, image, label, prediction)
+    predictions: list[tuple[float, int, int, int]] = []  # probability, image, label, prediction
     batches = loader.evaluation_batches(images, view.crop, batch, settings.workers, view.resize)
     with progress.progress_bar(desc=run.name, unit="img", total=len(images)) as bar:
         for part in batches:
             logits = predictor.infer(network, part.images)
             if not np.isfinite(logits).all():
                 raise CheckpointError(f"{model}: its outputs are not finite: training diverged")
-            shares, best = trained.probabilities(logits), logits.argmax(axis=1)
+            probabilities, best = trained.probabilities(logits), logits.argmax(axis=1)
             np.add.at(confusion, (part.labels, best), 1)
-            top = shares[np.arange(len(best)), best].tolist()
-            found += zip(top, part.indices.tolist(), part.labels.tolist(), best.tolist())
+            top = probabilities[np.arange(len(best)), best].tolist()
+            predictions += zip(top, part.indices.tolist(), part.labels.tolist(), best.tolist())
             bar.update(len(best))
-    found.sort(key=lambda one: (-one[0], one[1]))
-    wrong = [one for one in found if one[2] != one[3]][:count]
-    first = {one[2]: one for one in reversed(found) if one[2] == one[3]}  # the surest of a class
-    right = sorted(first.values(), key=lambda one: (-one[0], one[1]))[:count]
-    network.compute_with(plain)  # whose activations are [N, C, H, W]
+    predictions.sort(key=_confident_first)
+    wrong = [item for item in predictions if item[2] != item[3]][:count]
+    # Reversed, so that the most confident prediction of a class is the one that stays.
+    right_of_class = {item[2]: item for item in reversed(predictions) if item[2] == item[3]}
+    right = sorted(right_of_class.values(), key=_confident_first)[:count]
+    network.compute_with(plain)  # the activations of `activation_map` are [N, C, H, W]
     network.eval()
-    answers = [_judged(network, images, view, one) for one in (*wrong, *right)]
-    return Analysis(names, confusion, answers[: len(wrong)], answers[len(wrong) :])
+    judged = [_judged(network, images, view, item) for item in (*wrong, *right)]
+    return Analysis(names, confusion, judged[: len(wrong)], judged[len(wrong) :])
+
+
+def _confident_first(item: tuple[float, int, int, int]) -> tuple[float, int]:
+    """Return the sort key of a prediction: falling probability, then the order of the images."""
+    return -item[0], item[1]
 
 
 def _judged(
     network: ResNetV2,
     images: Images,
     view: Preprocessing,
-    found: tuple[float, int, int, int],
+    item: tuple[float, int, int, int],
 ) -> JudgedImage:
-    probability, index, label, prediction = found
+    probability, index, label, prediction = item
     pixels = evaluation_view(images.image(index), view.crop, view.resize)
     maps = activation_map(network, pixels[None], prediction)
     name = Path(str(images.name(index))).name
@@ -114,7 +122,7 @@ def _judged(
 def activation_map(network: ResNetV2, images: np.ndarray, output: int) -> np.ndarray:
     """Return the class activation map [h, w] of ``output`` for one image [1, 3, H, W].
 
-    Its mean, plus the head's bias, is the logit.
+    The mean of the map plus the bias of the head is the logit.
     """
     with paddle.no_grad():
         last = network.norm(network.forward_stages(to_device(images))[-1])

@@ -1,7 +1,6 @@
-"""The formats that a trained model can be written in, each with the way back.
+"""The formats of exported models; each can be written and loaded back.
 
-A format writes a file or folder, and reads it back as a function of images, so that `export` can
-compare the two.
+A loaded export is a function of images, so that `verify` can compare its outputs with the model's.
 """
 
 from __future__ import annotations
@@ -28,17 +27,17 @@ if TYPE_CHECKING:
     from bit_paddle.models.resnetv2 import ResNetV2
 
 
-_ONNX_BYTES = 2**31 - 1  # of a protocol buffer
+_ONNX_BYTES = 2**31 - 1  # limit of a protocol buffer
 
 
 # --- Names --------------------------------------------------------------------------------------
 
 
 def timm_name(key: str) -> str:
-    """Return timm's name, in ``resnetv2_*_bit``, of the parameter behind a published key.
+    """Return the name in timm's ``resnetv2_*_bit`` of the parameter with a published key.
 
     ``resnet/block1/unit01/a/group_norm/gamma`` is ``stages.0.blocks.0.norm1.weight``.
-    TrainedFile: timm/models/resnetv2.py.
+    Source: timm/models/resnetv2.py.
     """
     name = npz.parameter_name(key)
     unit = re.match(r"block(\d)\.unit(\d+)\.", name)
@@ -50,10 +49,10 @@ def timm_name(key: str) -> str:
 
 
 def huggingface_name(key: str) -> str:
-    """Return the name, in transformers' ``BitForImageClassification``, behind a published key.
+    """Return the name in transformers' ``BitForImageClassification`` for a published key.
 
     ``resnet/block1/unit01/a/group_norm/gamma`` is ``bit.encoder.stages.0.layers.0.norm1.weight``.
-    TrainedFile: transformers/models/bit/modeling_bit.py.
+    Source: transformers/models/bit/modeling_bit.py.
     """
     name = timm_name(key)
     for pattern, replacement in (
@@ -97,7 +96,7 @@ def read_pdparams(path: Path, model: ResNetV2) -> Run:
 
 
 def write_npz(model: ResNetV2, trained: TrainedFile, path: Path) -> None:
-    """Write the published layout, which the reference code reads, with the notes of the source."""
+    """Write the published layout, which the reference code reads, with the checkpoint's notes."""
     from bit_paddle.models.weights import save_npz
 
     with npz.CheckpointFile(trained.path) as file:
@@ -115,7 +114,7 @@ def read_npz(path: Path, model: ResNetV2) -> Run:
 
 
 def write_onnx(model: ResNetV2, trained: TrainedFile, path: Path) -> None:
-    """Write ONNX of opset 17, kernels standardized. Raises `ConfigError` beyond 2 GB."""
+    """Write ONNX of opset 17 with standardized kernels. Raises `ConfigError` beyond 2 GB."""
     import onnx
 
     from bit_paddle.inference.onnx import onnx_model
@@ -123,8 +122,8 @@ def write_onnx(model: ResNetV2, trained: TrainedFile, path: Path) -> None:
     size = 4 * sum(parameter.size for parameter in model.parameters())
     if size > _ONNX_BYTES:
         raise ConfigError(
-            f"--format onnx: a file holds 2 GB at most and {model.architecture.name} has "
-            f"{size / 1e9:.1f} GB of parameters; take --format paddle"
+            f"--format onnx: an ONNX file has at most 2 GB, but {model.architecture.name} has "
+            f"{size / 1e9:.1f} GB of parameters; use --format paddle"
         )
     proto = onnx_model(model)
     onnx.checker.check_model(proto, full_check=True)
@@ -132,7 +131,7 @@ def write_onnx(model: ResNetV2, trained: TrainedFile, path: Path) -> None:
 
 
 def read_onnx(path: Path, model: ResNetV2) -> Run | None:
-    """Return None where onnxruntime is not installed: the checker has seen the file, no more."""
+    """Return the model, or None without onnxruntime: then only onnx has checked the file."""
     if not installed("onnxruntime"):
         return None
     import onnxruntime
@@ -153,7 +152,7 @@ def read_timm(path: Path, model: ResNetV2) -> Run:
 def write_huggingface(model: ResNetV2, trained: TrainedFile, path: Path) -> None:
     """Write a folder for ``BitForImageClassification`` and ``BitImageProcessor.from_pretrained``.
 
-    Raises `ConfigError` where nobody knows the preprocessing.
+    Raises `ConfigError` if the preprocessing is unknown.
     """
     preprocessing = required_preprocessing(trained)
     path.mkdir()
@@ -171,7 +170,7 @@ def read_huggingface(path: Path, model: ResNetV2) -> Run:
 
 
 class Format(NamedTuple):
-    """A format: what it is, its two directions, the packages it needs and the extra with them."""
+    """A format: description, writer, reader, required packages and the extra that has them."""
 
     about: str
     write: Callable[[ResNetV2, TrainedFile, Path], None]
@@ -184,7 +183,7 @@ _SAFETENSORS = (("safetensors",), "export")
 
 FORMATS = {
     "paddle": Format(
-        "a folder with Paddle's inference model, its kernels standardized beforehand",
+        "a folder with Paddle's inference model; its kernels are already standardized",
         write_paddle,
         read_paddle,
     ),
@@ -193,7 +192,7 @@ FORMATS = {
     ),
     "npz": Format("the layout of the published checkpoints", write_npz, read_npz),
     "onnx": Format(
-        "an ONNX file, its kernels standardized beforehand",
+        "an ONNX file; its kernels are already standardized",
         write_onnx,
         read_onnx,
         ("onnx",),
@@ -212,7 +211,7 @@ FORMATS = {
 
 
 def folded(model: ResNetV2) -> ResNetV2:
-    """Return a copy of ``model`` in Paddle's own layers alone, its kernels standardized."""
+    """Return a copy of ``model`` that uses only Paddle's own layers, with standardized kernels."""
     from bit_paddle.models.native.plain import standardize
     from bit_paddle.models.resnetv2 import ResNetV2, StdConv2D
 
@@ -230,7 +229,7 @@ def folded(model: ResNetV2) -> ResNetV2:
 
 
 def huggingface_config(model: ResNetV2, classes: Sequence[str] | None) -> dict[str, Any]:
-    """Return the ``config.json`` that makes transformers' BiT this very architecture."""
+    """Return the ``config.json`` of transformers' BiT for the architecture of ``model``."""
     architecture = model.architecture
     names = classes or [f"LABEL_{index}" for index in range(model.num_classes)]
     return {
@@ -242,12 +241,12 @@ def huggingface_config(model: ResNetV2, classes: Sequence[str] | None) -> dict[s
         "depths": list(architecture.units),
         "layer_type": "preactivation",
         "hidden_act": "relu",
-        "global_padding": None,  # only then is the root padded with zeros before an unpadded pool
+        "global_padding": None,  # only None pads the root with zeros before an unpadded pool
         "num_groups": GROUPS,
         "drop_path_rate": 0.0,
         "embedding_dynamic_padding": False,
         "output_stride": 32,
-        "width_factor": 1,  # an integer there, so widths are in the sizes above
+        "width_factor": 1,  # must be an integer, so the sizes above contain the width
         "id2label": dict(enumerate(names)),
         "label2id": {name: index for index, name in enumerate(names)},
     }
@@ -281,12 +280,12 @@ def _save_safetensors(model: ResNetV2, name_of: Callable[[str], str], path: Path
     arrays = {}
     for key, _ in npz.shapes(model.architecture, model.num_classes):
         array = parameters[npz.parameter_name(key)].numpy()
-        if key == npz.HEAD_KERNEL:  # [C, K] -> [K, C], which timm has as a 1x1 convolution
+        if key == npz.HEAD_KERNEL:  # [C, K] -> [K, C]; in timm a 1x1 convolution
             array = np.ascontiguousarray(array.T)
             array = array[:, :, None, None] if name_of is timm_name else array
         arrays[name_of(key)] = array
     path.touch()
-    mode = path.stat().st_mode  # safetensors would leave it to its owner alone
+    mode = path.stat().st_mode  # safetensors would make it readable only for its owner
     try:
         save_file(arrays, path, metadata={"format": "pt"})
     except SafetensorError as error:
@@ -314,7 +313,7 @@ def _load_safetensors(path: Path, name_of: Callable[[str], str], model: ResNetV2
 
 
 def as_run(layer: Callable[[Tensor], Tensor] | nn.Layer) -> Run:
-    """Return ``layer`` as a function of arrays, computed without gradients."""
+    """Return ``layer`` as a function of NumPy arrays, without gradients."""
     import paddle
 
     def run(images: np.ndarray) -> np.ndarray:
@@ -325,13 +324,13 @@ def as_run(layer: Callable[[Tensor], Tensor] | nn.Layer) -> Run:
 
 
 def _unchanged(fresh: ResNetV2, model: ResNetV2) -> ResNetV2:
-    """Return ``fresh``, read from an export, if it has exactly the parameters of ``model``."""
-    for (name, found), expected in zip(fresh.named_parameters(), model.parameters()):
-        if not np.array_equal(found.numpy(), expected.numpy()):
-            raise DifferenceError(f"loaded back, {name} is not what it was; nothing was kept")
+    """Return ``fresh``, loaded from an export, if its parameters equal those of ``model``."""
+    for (name, loaded), expected in zip(fresh.named_parameters(), model.parameters()):
+        if not np.array_equal(loaded.numpy(), expected.numpy()):
+            raise DifferenceError(f"exported {name} differs from the model's; nothing was written")
     return fresh
 
 
 def installed(package: str) -> bool:
-    """Tell whether ``package`` can be imported, without importing it."""
+    """Return whether ``package`` can be imported, without importing it."""
     return importlib.util.find_spec(package) is not None

@@ -1,4 +1,4 @@
-"""The images that a trained model is given: files, folders, web addresses, pictures in memory."""
+"""The input images of a trained model: files, folders, web addresses, images in memory."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ WEB = ("http://", "https://")
 
 
 class GivenImages:
-    """Images to the loader, from a list of paths, web addresses, PIL images and arrays."""
+    """Images for the loader, from a list of paths, web addresses, PIL images and arrays."""
 
-    def __init__(self, given: Sequence[Any]):
-        self.given, self.classes = list(given), ["?"]
-        self.labels = np.zeros(len(self.given), np.int64)
+    def __init__(self, images: Sequence[Any]):
+        self.images, self.classes = list(images), ["?"]
+        self.labels = np.zeros(len(self.images), np.int64)
 
     def __len__(self) -> int:
-        return len(self.given)
+        return len(self.images)
 
     def image(self, index: int) -> Image.Image:
-        return read_image(self.given[index])
+        return read_image(self.images[index])
 
     def name(self, index: int) -> str:
-        return str(self.given[index])
+        return str(self.images[index])
 
 
 class ReadableImages(FileImages):
-    """Files; one that cannot be read is noted in ``broken`` {index: fault}, and is blank."""
+    """Image files. An unreadable file becomes a blank image; ``broken`` is {index: fault}."""
 
     def __init__(self, paths: Sequence[str]):
         super().__init__(paths, np.zeros(len(paths), np.int64), ["?"])
@@ -57,32 +57,32 @@ class ReadableImages(FileImages):
             return Image.new("RGB", (1, 1))
 
 
-def read_image(given: Any) -> Image.Image:
-    """Return an image as RGB from a path, a web address, a PIL image or uint8 [H, W, 3].
+def read_image(source: Any) -> Image.Image:
+    """Return an RGB image from a path, a web address, a PIL image or an array uint8 [H, W, 3].
 
     Errors: `MissingFileError`, `DataError` (not an image), `DownloadError`.
     """
-    if isinstance(given, Image.Image):
+    if isinstance(source, Image.Image):
         try:
-            return to_rgb(given)
-        except (ValueError, OSError) as error:  # the latter of a file that is read only now
-            raise DataError(f"a PIL image of mode {given.mode}: {error}") from error
-    if isinstance(given, np.ndarray):
-        if given.dtype != np.uint8 or given.ndim != 3 or given.shape[2] != 3 or not given.size:
+            return to_rgb(source)
+        except (ValueError, OSError) as error:  # OSError: Pillow reads a file only when it is used
+            raise DataError(f"a PIL image of mode {source.mode}: {error}") from error
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or not source.size:
             raise DataError(
-                f"an array of {given.dtype} {list(given.shape)}: expected uint8 [H, W, 3], RGB"
+                f"an array of {source.dtype} {list(source.shape)}: expected uint8 [H, W, 3], RGB"
             )
-        return Image.fromarray(np.ascontiguousarray(given))
-    if not isinstance(given, (str, os.PathLike)):
+        return Image.fromarray(np.ascontiguousarray(source))
+    if not isinstance(source, (str, os.PathLike)):
         raise DataError(
-            f"an image of type {type(given).__name__}: expected a path, a web address, a PIL image "
-            "or an array uint8 [H, W, 3]"
+            f"an image of type {type(source).__name__}: expected a path, a web address, a PIL "
+            "image or an array uint8 [H, W, 3]"
         )
-    path = os.fspath(given)
+    path = os.fspath(source)
     if path.startswith(WEB):
         with tempfile.TemporaryDirectory() as folder:
-            fetched = fetch.fetch(path, Path(folder, "image"), temporary=True)
-            return _file(str(fetched))
+            file = fetch.fetch(path, Path(folder, "image"), temporary=True)
+            return _file(str(file))
     if not os.path.isfile(path):
         kind = "is a folder; give a list of images" if os.path.isdir(path) else "no such image"
         raise MissingFileError(f"{path}: {kind}")
@@ -94,24 +94,24 @@ def _file(path: str) -> Image.Image:
 
 
 def find_images(words: Sequence[str], temporary: Path) -> tuple[list[str], list[str], list[str]]:
-    """Return (names to show, paths, faults) of the images that ``words`` name.
+    """Return (names to show, paths, faults) for files, folders and web addresses in ``words``.
 
     Web addresses are downloaded into ``temporary``; the faults are failed downloads. Errors:
-    `MissingFileError`; `ConfigError` where there is no image at all.
+    `MissingFileError`; `ConfigError` if there is no image at all.
     """
     names, paths, faults = [], [], []
     for word in words:
         if word.startswith(WEB):
             try:
-                place = temporary / str(len(paths))
-                paths.append(str(fetch.fetch(word, place, temporary=True)))
+                path = temporary / str(len(paths))
+                paths.append(str(fetch.fetch(word, path, temporary=True)))
                 names.append(word)
             except DownloadError as error:
                 faults.append(str(error))
         elif Path(word).is_dir():
-            found = _images_below(word)
-            names += found
-            paths += found
+            files = _images_below(word)
+            names += files
+            paths += files
         elif Path(word).is_file():
             names.append(word)
             paths.append(word)
@@ -119,23 +119,23 @@ def find_images(words: Sequence[str], temporary: Path) -> tuple[list[str], list[
             raise MissingFileError(f"{word}: no such image or folder")
     if not paths and not faults:
         raise ConfigError(
-            f"no images in {', '.join(words)}; their extensions are {' '.join(sorted(SUFFIXES))}"
+            f"no images in {', '.join(words)}; image extensions are {' '.join(sorted(SUFFIXES))}"
         )
     return names, paths, faults
 
 
 def _images_below(root: str) -> list[str]:
-    """Return the image files in ``root`` and all folders below it; report how many others."""
-    found, others = [], 0
+    """Return the image files in ``root`` and all folders below it; report skipped files."""
+    images, skipped = [], 0
     for folder, inner, entries in os.walk(root):
         inner.sort()
-        seen = [entry for entry in sorted(entries) if entry[0] != "."]
-        images = [one for one in seen if os.path.splitext(one)[1].lower() in SUFFIXES]
-        others += len(seen) - len(images)
-        found += [os.path.join(folder, entry) for entry in images]
-    if others:
+        visible = [entry for entry in sorted(entries) if entry[0] != "."]
+        files = [entry for entry in visible if os.path.splitext(entry)[1].lower() in SUFFIXES]
+        skipped += len(visible) - len(files)
+        images += [os.path.join(folder, entry) for entry in files]
+    if skipped:
         print(
-            f"note: {others:,} files in {root} have no known image extension and are skipped",
+            f"note: {skipped:,} files in {root} have no known image extension and are skipped",
             file=sys.stderr,
         )
-    return found
+    return images

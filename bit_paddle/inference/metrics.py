@@ -1,4 +1,4 @@
-"""Loss, top-1 and top-5 over all images of a set, counted exactly."""
+"""Loss, top-1 and top-5 accuracy over all images of a data set, counted exactly."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bit_paddle.models.losses import DEFAULT, LOSSES
 
 @dataclass
 class Tally:
-    """Sums over images; tallies of parts add up to the tally of the whole."""
+    """Sums over images, to which `add` adds one batch after another."""
 
     images: int = 0
     loss_sum: float = 0.0
@@ -19,10 +19,10 @@ class Tally:
     top5_count: int = 0
 
     def add(self, logits: np.ndarray, labels: np.ndarray, loss: str = DEFAULT) -> None:
-        """Count ``logits`` [N, K] and ``labels`` [N], in float64; ``loss`` is a name in `LOSSES`.
+        """Add ``logits`` [N, K] and ``labels`` [N]; ``loss`` is a name in `LOSSES`.
 
-        Equal logits rank by class number, as a stable sort ranks them; an image with a logit that
-        is not a number counts as wrong.
+        All is computed in float64. Equal logits rank by class number, as in a stable sort. An image
+        with a logit that is not finite counts as wrong.
         """
         logits = logits.astype(np.float64)
         true = np.take_along_axis(logits, labels[:, None], axis=1)  # [N, 1]
@@ -30,7 +30,7 @@ class Tally:
             (logits == true) & (np.arange(logits.shape[1]) < labels[:, None])
         )
         rank = np.where(np.isfinite(logits).all(axis=1), ahead.sum(axis=1), logits.shape[1])
-        with np.errstate(invalid="ignore"):  # infinities give a loss that is not a number
+        with np.errstate(invalid="ignore"):  # the loss of infinite logits may be NaN
             losses = LOSSES[loss].per_image(logits, labels)
         self.images += len(labels)
         self.loss_sum += float(losses.sum())
@@ -43,15 +43,15 @@ class Tally:
 
     @property
     def loss(self) -> float:
-        """Mean loss."""
+        """The mean loss."""
         return self.loss_sum / self.images
 
     @property
     def top1(self) -> float:
-        """Share of images whose class ranks first."""
+        """The share of images whose own class ranks first."""
         return self.top1_count / self.images
 
     @property
     def top5(self) -> float:
-        """Share of images whose class ranks among the first five (all, where there are fewer)."""
+        """The share of images whose own class ranks among the first five, or among all if fewer."""
         return self.top5_count / self.images

@@ -1,4 +1,4 @@
-"""A trained model as one object: images in, classes, logits or features out."""
+"""A trained model as one object: it turns images into classes, logits or features."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 DEVICES, AMP = ("auto", "cpu", "gpu"), ("auto", "off", "bf16", "fp16")
 
-BATCH = 32  # images at once
+BATCH = 32  # images computed at once
 
 
 class TrainedModel:
@@ -29,8 +29,8 @@ class TrainedModel:
 
     ``images`` below is one image or a list of them: a path, a web address (http, https), a PIL
     image, or an array uint8 [H, W, 3] in RGB. Errors of all methods: `MissingFileError`,
-    `DataError` (it is no image), `DownloadError`; `ConfigError` where the resolution is unknown,
-    or where the model has no such output.
+    `DataError` (not an image), `DownloadError`; `ConfigError` if the resolution is unknown or the
+    model has no such output.
 
         model = bit_paddle.load("BiT-M-R50x1-ILSVRC2012")
         model("cat.jpg")                        [("tabby, tabby cat", 0.93), …]
@@ -45,48 +45,49 @@ class TrainedModel:
                 raise ConfigError(f"{name}: is {value!r}: {did_you_mean(str(value), choices)}")
         self.file, self._device, self._amp, self._head = file, device, amp, head
 
-    # --- What it is -----------------------------------------------------------------------------
+    # --- Facts ----------------------------------------------------------------------------------
 
     @property
     def classes(self) -> list[str]:
-        """The names of its outputs, in their order; numbers where the names are unknown."""
+        """The class names in the order of the outputs; numbers if the names are unknown."""
         return [self.file.class_name(k) for k in range(self.file.outputs)]
 
     @property
     def architecture(self) -> str:
-        """The network's name, such as ``R50x1``; empty of an exported folder, which has none."""
+        """The network's name, such as ``R50x1``; empty for an exported folder without a name."""
         return self.file.architecture
 
     @property
     def preprocessing(self) -> str:
-        """What `preprocess` does, in words."""
+        """A description of the preprocessing, as text."""
         view = self.file.preprocessing
         if view is None:
-            return "unknown: load the model with crop=, the side of its images in pixels"
+            return "unknown: load the model with crop=, the side of the images in pixels"
         side = f"{view.crop} x {view.crop} pixels"
         if view.resize is None:
-            return f"RGB, resized to {side} whatever the shape (bilinear)"
+            return f"RGB, resized to {side}, any shape is squashed (bilinear)"
         return f"RGB, shorter side resized to {view.resize} pixels (bilinear), centre of {side}"
 
-    # --- What it computes -----------------------------------------------------------------------
+    # --- Predictions ----------------------------------------------------------------------------
 
     def __call__(
         self, images: Any, top: int = 5
     ) -> list[tuple[str, float]] | list[list[tuple[str, float]]]:
-        """Return the ``top`` classes as (name, probability), the best first.
+        """Return the ``top`` classes as (name, probability), the most probable first.
 
-        For one image that is a list, for a list of images a list of lists. A model trained with
-        the sigmoid loss has independent probabilities, which do not add up to 1.
+        The result for one image is a list; for a list of images it is a list of lists. The
+        probabilities of a model with the sigmoid loss are independent, and do not add up to 1.
         """
         if not isinstance(top, int) or top < 1:
-            raise ConfigError(f"top: is {top!r}, expected a whole number from 1 on")
-        found = outputs.best_classes(self.file, self.logits(images), top)
-        return found if _are_many(images) else found[0]
+            raise ConfigError(f"top: is {top!r}, expected a whole number of 1 or more")
+        predictions = outputs.best_classes(self.file, self.logits(images), top)
+        return predictions if _are_many(images) else predictions[0]
 
     def preprocess(self, image: Any) -> np.ndarray:
-        """Return one image as the network gets it: uint8 [3, S, S], RGB, the commands' pixels.
+        """Return the pixels that the network gets for one image: uint8 [3, S, S], RGB.
 
-        The network itself scales them to [-1, 1]. `numpy.stack` makes a batch of several.
+        The commands compute the same pixels. `logits` and `features` scale them to [-1, 1].
+        `numpy.stack` makes a batch of several images.
         """
         view = required_preprocessing(self.file)
         return evaluation_view(inputs.read_image(image), view.crop, view.resize)
@@ -94,30 +95,31 @@ class TrainedModel:
     def logits(self, images: Any) -> np.ndarray:
         """Return the outputs of the head, float32 [N, K]; N is 1 for one image.
 
-        ``images`` may also be a preprocessed batch [N, 3, H, W], uint8 or float32 in [-1, 1], which
-        is computed at once. Raises `ConfigError` for a model without a head.
+        ``images`` may also be a preprocessed batch [N, 3, H, W], uint8 or float32 in [-1, 1]. Such
+        a batch is computed at once. Raises `ConfigError` for a model without a head.
         """
-        return self._computed(True, images, self.file.outputs)
+        return self._compute(True, images, self.file.outputs)
 
     def features(self, images: Any) -> np.ndarray:
-        """Return the pooled pre-logits, float32 [N, C]; N is 1 for one image.
+        """Return the pooled features before the head, float32 [N, C]; N is 1 for one image.
 
         ``images`` may also be a preprocessed batch, as for `logits`. Raises `ConfigError` for a
         folder that was exported with its head.
         """
-        return self._computed(False, images, self.file.features)
+        return self._compute(False, images, self.file.features)
 
     def function(self, head: bool = True) -> Callable[[np.ndarray], np.ndarray]:
-        """Return the function of preprocessed batches to logits, or to features without ``head``.
+        """Return a function from preprocessed batches to logits, or to features if not ``head``.
 
-        The first call loads Paddle and the weights. Raises `ConfigError` where there is none.
+        The first call loads Paddle and the weights. Raises `ConfigError` if the model does not
+        compute them.
         """
         if head and not self.file.outputs:
-            raise ConfigError(f"{self.file.path}: has no head; --features takes its pre-logits")
+            raise ConfigError(f"{self.file.path}: has no head; use --features or features()")
         if not head and self.file.outputs and paddle_inference.is_exported(self.file.path):
             raise ConfigError(
-                f"--features: {self.file.path} was exported with its head; take the checkpoint "
-                "itself"
+                f"--features: {self.file.path} was exported with its head; use the checkpoint "
+                "instead"
             )
         return self._functions.logits if head else self._functions.features
 
@@ -128,7 +130,7 @@ class TrainedModel:
 
         return predictor.load(self.file, self._device, self._amp, self._head)
 
-    def _computed(self, head: bool, images: Any, width: int) -> np.ndarray:
+    def _compute(self, head: bool, images: Any, width: int) -> np.ndarray:
         compute = self.function(head)
         if isinstance(images, np.ndarray) and images.ndim == 4:
             if images.shape[1] != 3 or images.dtype not in (np.uint8, np.float32):
@@ -138,14 +140,14 @@ class TrainedModel:
                 )
             return compute(images)
         view = required_preprocessing(self.file)
-        given = inputs.GivenImages(images if _are_many(images) else [images])
-        workers = min(8, environment.cpu_count()) if len(given) > 1 else 0
-        found = [np.zeros((0, width), np.float32)]
-        with progress.progress_bar(desc="images", unit="img", total=len(given), delay=1) as bar:
-            for batch in loader.evaluation_batches(given, view.crop, BATCH, workers, view.resize):
-                found.append(compute(batch.images))
+        source = inputs.GivenImages(images if _are_many(images) else [images])
+        workers = min(8, environment.cpu_count()) if len(source) > 1 else 0
+        results = [np.zeros((0, width), np.float32)]
+        with progress.progress_bar(desc="images", unit="img", total=len(source), delay=1) as bar:
+            for batch in loader.evaluation_batches(source, view.crop, BATCH, workers, view.resize):
+                results.append(compute(batch.images))
                 bar.update(len(batch.labels))
-        return np.concatenate(found)
+        return np.concatenate(results)
 
     # --- In a notebook --------------------------------------------------------------------------
 
@@ -166,7 +168,7 @@ class TrainedModel:
 
 
 def _are_many(images: Any) -> bool:
-    """Tell whether ``images`` are several: a list, a tuple or a preprocessed batch."""
+    """Return whether ``images`` is a list, a tuple or a preprocessed batch, not one image."""
     if isinstance(images, np.ndarray):
         return images.ndim == 4
     return isinstance(images, (list, tuple))

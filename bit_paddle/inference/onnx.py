@@ -1,7 +1,7 @@
 """The network as an ONNX graph, written node by node.
 
-paddle2onnx is not used: on Paddle 3.3 its versions 2.0.1 and 2.1.0 read GroupNorm's epsilon and the
-padding's value from uninitialized memory (its issue 1646).
+paddle2onnx is not used: with Paddle 3.3, its versions 2.0.1 and 2.1.0 read the epsilon of GroupNorm
+and the value of the padding from uninitialized memory (paddle2onnx issue 1646).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def onnx_model(model: ResNetV2) -> Any:
         return node("Conv", x, weight, strides=[stride] * 2, pads=[padding] * 4)
 
     def norm_relu(x: str, name: str) -> str:
-        """GroupNormalization came with opset 18, and right with 21; the next is its definition."""
+        # Not GroupNormalization: it is new in opset 18, and its definition was wrong before 21.
         grouped = node("Reshape", x, grouped_shape)  # [N, 32, C / 32 * H * W]
         normal = node("InstanceNormalization", grouped, ones, zeros, epsilon=1e-5)
         normal = node("Reshape", normal, node("Shape", x))
@@ -58,8 +58,9 @@ def onnx_model(model: ResNetV2) -> Any:
     around = constant("around", np.array([0, 0, 0, 1, 1, 0, 0, 0, 1, 1]))
 
     x = conv("images", "root_block.", stride=2, padding=3)
-    # Optimizers (onnxruntime's, onnxoptimizer's, onnxsim's) merge Pad and MaxPool, although zeros
-    # compete in the pool and its own padding does not. In five dimensions they do not see it.
+    # The optimizers of onnxruntime, onnxoptimizer and onnxsim merge Pad and MaxPool. That is wrong:
+    # the zeros of Pad are pixels for the pool, its own padding is not. They do not merge a Pad in
+    # five dimensions.
     x = node("Squeeze", node("Pad", node("Unsqueeze", x, first), around), first)
     x = node("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2])
     for block, units in enumerate(model.architecture.units, 1):

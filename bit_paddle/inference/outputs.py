@@ -1,4 +1,4 @@
-"""What a trained model's outputs become: ranked classes as text, and files of features."""
+"""Write the outputs of a trained model: ranked classes as text, features as files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bit_paddle.system.files import csv_line
 def best_classes(file: TrainedFile, logits: np.ndarray, top: int) -> list[list[tuple[str, float]]]:
     """Return the ``top`` classes of each row of ``logits`` [N, K] as (name, probability).
 
-    The best comes first; equal probabilities are in the order of the model's outputs.
+    The most probable class comes first; equal probabilities keep the order of the outputs.
     """
     return [
         [(file.class_name(k), float(row[k])) for k in np.argsort(-row, kind="stable")[:top]]
@@ -34,22 +34,22 @@ def classify(
     names: Sequence[str],
     top: int,
 ) -> Iterator[dict]:
-    """Yield {"image", "classes": [{"class", "probability"}, …]} per image, the best class first.
+    """Yield {"image", "classes": [{"class", "probability"}, …]} per image, best class first.
 
-    ``outputs`` are (logits, indices into ``names``).
+    ``outputs`` yields (logits [N, K], indices [N] into ``names``).
     """
     for logits, indices in outputs:
         for best, index in zip(best_classes(file, logits, top), indices):
-            classes = [{"class": name, "probability": share} for name, share in best]
+            classes = [{"class": name, "probability": value} for name, value in best]
             yield {"image": names[index], "classes": classes}
 
 
 def _as_table(results: Iterable[dict], names: Sequence[str]) -> Iterator[str]:
     width = max(map(len, names), default=0)
     for result in results:
-        for rank, one in enumerate(result["classes"]):
+        for rank, item in enumerate(result["classes"]):
             name = "" if rank else result["image"]
-            yield f"{name:{width}}  {one['probability']:7.2%}  {one['class']}\n"
+            yield f"{name:{width}}  {item['probability']:7.2%}  {item['class']}\n"
 
 
 def _as_json(results: Iterable[dict], names: Sequence[str]) -> Iterator[str]:
@@ -63,15 +63,15 @@ def _as_json(results: Iterable[dict], names: Sequence[str]) -> Iterator[str]:
 def _as_csv(results: Iterable[dict], names: Sequence[str]) -> Iterator[str]:
     yield csv_line(("image", "rank", "class", "probability"))
     for result in results:
-        for rank, one in enumerate(result["classes"], 1):
-            yield csv_line((result["image"], rank, one["class"], f"{one['probability']:.6f}"))
+        for rank, item in enumerate(result["classes"], 1):
+            yield csv_line((result["image"], rank, item["class"], f"{item['probability']:.6f}"))
 
 
 FORMATS = {"table": _as_table, "json": _as_json, "csv": _as_csv}  # results, names -> pieces of text
 
 
 def write_text(path: str, pieces: Iterable[str]) -> None:
-    """Write ``pieces`` to ``path``, which appears when it is complete. Raises `WriteError`."""
+    """Write ``pieces`` to the file ``path``, completely or not at all. Raises `WriteError`."""
 
     def fill(stream: BinaryIO) -> None:
         for piece in pieces:
@@ -86,9 +86,10 @@ def write_features(
     channels: int,
     names: Sequence[str],
 ) -> int:
-    """Write "features" float32 [N, channels] and "names" [N] to the ``.npz`` ``path``; return N.
+    """Write "features" float32 [N, channels] and "names" [N] to an ``.npz`` file; return N.
 
-    Batches go through a temporary file, because N is known only at the end. Raises `WriteError`.
+    ``outputs`` yields (features, indices into ``names``). The batches are first written to a
+    temporary file, because N is known only at the end. Raises `WriteError`.
     """
     written: list[int] = []
     with tempfile.TemporaryFile(dir=Path(path).parent) as rows:

@@ -1,7 +1,7 @@
-"""Folders of ``export --format paddle``: what is in them, and how Paddle Inference runs them.
+"""Write and run the folders of ``export --format paddle``.
 
-They are of Paddle's own operators alone, for machines without this package; here Paddle Inference
-computes them as it does there: by oneDNN, on every core, in float32 or bfloat16.
+They contain only Paddle's own operators, for machines without this package. This package runs them
+as such a machine does: with Paddle Inference and oneDNN, on all cores, in float32 or bfloat16.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ if TYPE_CHECKING:
 Run = Callable[[np.ndarray], np.ndarray]  # images [N, 3, H, W] -> logits, or features [N, C]
 
 
-NOTES = "bit_paddle.json"  # what a `TrainedFile` knows of it
+NOTES = "bit_paddle.json"  # the fields of a `TrainedFile`
 
 _NAME, _WEIGHTS = "inference", "inference.pdiparams"
 
-_PROGRAMS = ("inference.json", "inference.pdmodel")  # of Paddle 3, of Paddle 2
+_PROGRAMS = ("inference.json", "inference.pdmodel")  # written by Paddle 3, by Paddle 2
 
 
 def is_exported(path: str | os.PathLike) -> bool:
-    """Tell whether ``path`` is such a folder."""
+    """Return whether ``path`` is a folder of ``export --format paddle``."""
     return Path(path, NOTES).is_file()
 
 
 def hush() -> None:
-    """Keep Paddle's executors from announcing themselves; before it is imported."""
+    """Silence the log messages of Paddle's executors; call it before Paddle is imported."""
     os.environ.setdefault("GLOG_minloglevel", "2")
 
 
 def write(model: ResNetV2, path: Path) -> None:
-    """Write the program and weights of ``model``, for any batch and any size, into ``path``."""
+    """Write the program and weights of ``model`` into ``path``, for any batch and image size."""
     import paddle
 
     images = paddle.static.InputSpec([None, 3, None, None], "float32", "images")
@@ -51,17 +51,17 @@ def write(model: ResNetV2, path: Path) -> None:
 
 
 def open_folder(path: Path, bf16: bool = False) -> Run:
-    """Return the model of ``path`` as a function of float32 images in [-1, 1].
+    """Return the model in ``path`` as a function of float32 images in [-1, 1].
 
-    Raises `CheckpointError` where files are missing.
+    Raises `CheckpointError` if files are missing.
     """
     from paddle import inference
 
     programs = [path / name for name in _PROGRAMS if (path / name).is_file()]
     if not programs or not (path / _WEIGHTS).is_file():
         raise CheckpointError(
-            f"{path}: an exported model has {' or '.join(_PROGRAMS)}, and {_WEIGHTS}; something "
-            "is missing here: export it again"
+            f"{path}: a file is missing: expected {' or '.join(_PROGRAMS)}, and {_WEIGHTS}; export "
+            "the model again"
         )
     config = inference.Config(str(programs[0]), str(path / _WEIGHTS))
     config.disable_glog_info()
@@ -70,26 +70,26 @@ def open_folder(path: Path, bf16: bool = False) -> Run:
     if bf16:
         config.enable_mkldnn_bfloat16()
     predictor = inference.create_predictor(config)
-    taken = predictor.get_input_handle(predictor.get_input_names()[0])
-    given = predictor.get_output_handle(predictor.get_output_names()[0])
+    inputs = predictor.get_input_handle(predictor.get_input_names()[0])
+    outputs = predictor.get_output_handle(predictor.get_output_names()[0])
 
     def run(images: np.ndarray) -> np.ndarray:
-        taken.copy_from_cpu(np.ascontiguousarray(images))
-        with _stdout_on_stderr():  # where results go, and one of Paddle 3.3's kernels says its name
+        inputs.copy_from_cpu(np.ascontiguousarray(images))
+        with _stdout_on_stderr():  # one of Paddle 3.3's kernels prints its name among the results
             predictor.run()
-        return given.copy_to_cpu()
+        return outputs.copy_to_cpu()
 
     return run
 
 
 @contextmanager
 def _stdout_on_stderr() -> Iterator[None]:
-    """Send what is written to this process's standard output, from C++ too, to standard error."""
+    """Redirect the standard output of this process, also of C++ code, to standard error."""
     sys.stdout.flush()
-    kept = os.dup(1)
+    stdout = os.dup(1)
     try:
         os.dup2(2, 1)
         yield
     finally:
-        os.dup2(kept, 1)
-        os.close(kept)
+        os.dup2(stdout, 1)
+        os.close(stdout)

@@ -1,4 +1,4 @@
-"""A trained model's network, made ready to compute logits and features."""
+"""Load a trained model's network as functions that compute logits and features."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from bit_paddle.models.native import build
 from bit_paddle.models.resnetv2 import ResNetV2
 from bit_paddle.system.device import amp_for, select_device, to_device
 
-Function = Callable[[np.ndarray], np.ndarray]  # images [N, 3, H, W], as of `to_device`
+Function = Callable[[np.ndarray], np.ndarray]  # of images [N, 3, H, W], as for `to_device`
 
 
 class Functions(NamedTuple):
-    """What a model computes: logits [N, K] (None: it has no head) and pre-logits [N, C].
+    """The functions of a model: images to logits [N, K], and images to features [N, C].
 
-    ``features`` is None where a folder was exported with its head.
+    ``logits`` is None for a model without a head, ``features`` for a folder that was exported with
+    its head.
     """
 
     logits: Function | None
@@ -33,11 +34,10 @@ class Functions(NamedTuple):
 
 
 def load(file: TrainedFile, device: str = "auto", amp: str = "off", head: bool = True) -> Functions:
-    """Load the model of ``file`` onto ``device``, to compute in half precision by ``amp``.
+    """Return the functions of the model in ``file`` on ``device``, in the precision ``amp``.
 
     Without ``head`` there are features only, and the head takes no memory.
-
-    Errors: `ConfigError` where the machine or an exported folder cannot compute so.
+    Errors: `ConfigError` if this machine or an exported folder does not support them.
     """
     if paddle_inference.is_exported(file.path):
         return _load_exported(file, device, amp)
@@ -53,9 +53,9 @@ def load(file: TrainedFile, device: str = "auto", amp: str = "off", head: bool =
 
 def _load_exported(file: TrainedFile, device: str, amp: str) -> Functions:
     if device == "gpu":
-        raise ConfigError("--device gpu: a folder of `export` runs on the processor; leave it out")
+        raise ConfigError("--device gpu: an exported folder runs only on the CPU; omit the flag")
     if amp == "fp16":
-        raise ConfigError("--amp fp16: a folder of `export` is run in float32 or --amp bf16")
+        raise ConfigError("--amp fp16: an exported folder runs only in float32 or bf16")
     run = paddle_inference.open_folder(file.path, amp == "bf16")
 
     def scaled(images: np.ndarray) -> np.ndarray:

@@ -22,62 +22,66 @@ if TYPE_CHECKING:
 
 LIMIT = 1e-5  # relative difference between the export's outputs and the model's
 
-IMAGES = ((2, 3, 64, 64), (1, 3, 97, 130))  # what both are given
+IMAGES = ((2, 3, 64, 64), (1, 3, 97, 130))  # shapes of the compared batches
 
 
 # --- Verification -------------------------------------------------------------------------------
 
 
-def relative_difference(found: np.ndarray, expected: np.ndarray) -> float:
-    """Return the largest difference, relative to the largest of ``expected``; NaN if any is."""
-    if found.shape != expected.shape:
+def relative_difference(outputs: np.ndarray, expected: np.ndarray) -> float:
+    """Return the largest difference, divided by the largest absolute value of ``expected``.
+
+    It is infinite for different shapes, and NaN if any output is.
+    """
+    if outputs.shape != expected.shape:
         return np.inf
     scale = np.abs(expected).max()
-    return float(np.abs(found - expected).max() / (scale if scale != 0 else 1))
+    return float(np.abs(outputs - expected).max() / (scale if scale != 0 else 1))
 
 
 class Verified(NamedTuple):
-    """Largest relative differences; the last two are None where the first is within `LIMIT`."""
+    """The largest relative differences; the last two are None if the first is within `LIMIT`."""
 
-    difference: float  # of the export from the model
-    inexact: float | None = None  # of the export from the model in float64
-    rounding: float | None = None  # of the model from itself in float64
+    difference: float  # between the export and the model
+    inexact: float | None = None  # between the export and the model in float64
+    rounding: float | None = None  # between the model and the model in float64
 
     def __str__(self) -> str:
-        text = f"outputs within {self.difference:.1e} of the model's largest"
+        text = f"the outputs differ from the model's by at most {self.difference:.1e} (relative)"
         if self.inexact is None:
             return text
         return (
-            f"{text}, by rounding: within {self.inexact:.1e} of those in float64, where the "
-            f"model's are within {self.rounding:.1e}"
+            f"{text}; this is rounding: from the model in float64 they differ by "
+            f"{self.inexact:.1e}, the model itself by {self.rounding:.1e}"
         )
 
 
 def verify(run: Run, model: ResNetV2) -> Verified:
-    """Compare ``run`` with ``model`` over two sizes of images; raise `DifferenceError` if it fails.
+    """Compare the outputs of ``run`` and ``model`` for two image sizes; return the differences.
 
-    Their outputs may differ by `LIMIT` of the largest. Deep networks round more than that in
-    float32; for them the export may be twice as far from the outputs in float64 as the model is.
+    The relative difference may be up to `LIMIT`. Deep networks round more than that in float32:
+    then the export may differ from the outputs in float64 by twice as much as the model does.
+    Raises `DifferenceError` beyond that.
     """
     random = np.random.default_rng(0)
     batches = [random.uniform(-1, 1, shape).astype(np.float32) for shape in IMAGES]
-    found = [run(batch) for batch in batches]
+    outputs = [run(batch) for batch in batches]
     expected = [as_run(model)(batch) for batch in batches]
-    difference = _largest(found, expected)
+    difference = _largest(outputs, expected)
     if difference <= LIMIT:
         return Verified(difference)
     exact = [as_run(_in_float64(model))(batch.astype(np.float64)) for batch in batches]
-    result = Verified(difference, _largest(found, exact), _largest(expected, exact))
+    result = Verified(difference, _largest(outputs, exact), _largest(expected, exact))
     if not result.inexact <= max(LIMIT, 2 * result.rounding):
         raise DifferenceError(
-            f"loaded back, its outputs differ from the model's by {difference:.1e} of the largest, "
-            f"more than {LIMIT:g} and than float32 explains; nothing was kept"
+            f"the export's outputs differ from the model's by {difference:.1e} (relative), more "
+            f"than {LIMIT:g} and more than rounding in float32 explains; nothing was written"
         )
     return result
 
 
-def _largest(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
-    return float(np.max(list(map(relative_difference, found, expected))))  # NaN if any is
+def _largest(outputs: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
+    return float(np.max(list(map(relative_difference, outputs, expected))))  # NaN if any is NaN
 
 
 def _in_float64(model: ResNetV2) -> ResNetV2:
@@ -94,11 +98,11 @@ def _in_float64(model: ResNetV2) -> ResNetV2:
 def export(
     model: ResNetV2, trained: TrainedFile, format: str, output: str | os.PathLike
 ) -> Verified | None:
-    """Write ``model``, whose checkpoint is ``trained``, as ``output``; return what `verify` does.
+    """Write ``model`` to ``output`` and verify it; return the differences that `verify` found.
 
-    None means that it could not be run (onnxruntime is missing). ``output`` appears when it is
-    complete and verified, and is not there otherwise. Errors: `ConfigError` for what the format
-    cannot hold, `DifferenceError`, `WriteError`.
+    ``trained`` is the model's checkpoint. The result is None if the export could not be run,
+    because onnxruntime is missing. ``output`` exists only if it is complete and verified. Errors:
+    `ConfigError` if the format cannot hold the model, `DifferenceError`, `WriteError`.
     """
     output = Path(output)
     partial = output.with_name(f"{output.name}.{os.getpid()}.part")
@@ -108,14 +112,14 @@ def export(
         run = read(partial, model)
         verified = None if run is None else verify(run, model)
         os.rename(partial, output)
-    except (OSError, RuntimeError) as error:  # the latter are Paddle's, of which a full disk is one
+    except (OSError, RuntimeError) as error:  # Paddle raises RuntimeError for a full disk
         if isinstance(error, BitPaddleError) and not isinstance(error, WriteError):
             raise
         reason = error.__cause__ if isinstance(error, WriteError) else error
         reason = getattr(reason, "strerror", None) or " ".join(str(reason).split())
         raise WriteError(
-            f"{output}: cannot be written, or not be loaded back ({reason}); is there room on the "
-            "disk? Nothing was kept"
+            f"{output}: cannot be written, or cannot be loaded back ({reason}); check the free "
+            "space on the disk. Nothing was written"
         ) from error
     finally:
         with suppress(OSError):

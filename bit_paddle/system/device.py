@@ -1,4 +1,4 @@
-"""Devices: the choice of one, its precision, its memory, and tensors on it."""
+"""The device: its choice, half precision, memory errors, and images on it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from bit_paddle.system import processes
 
 
 def select_device(name: str = "auto", deterministic: bool = False) -> str:
-    """Make ``name`` Paddle's device and return it; "auto" is a GPU if there is one.
+    """Set Paddle's device and return its name; "auto" is a GPU if there is one, else the CPU.
 
-    ``deterministic`` makes cuDNN use only kernels that always give the same bits; on a CPU all do.
-    Raises `ConfigError` if there is no GPU, or if the installed Paddle has no code for it.
+    ``deterministic`` lets cuDNN use only kernels that always give the same bits; the kernels of a
+    CPU always do. Raises `ConfigError` if there is no GPU, or if Paddle has no code for it.
     """
     count = paddle.device.cuda.device_count() if paddle.device.is_compiled_with_cuda() else 0
     if name == "auto":
@@ -44,10 +44,10 @@ def select_device(name: str = "auto", deterministic: bool = False) -> str:
 
 
 def amp_for(device: str, amp: str = "auto") -> str:
-    """Return the half precision for training, or "off"; "auto" becomes the best of ``device``.
+    """Return the half precision, "fp16", "bf16" or "off"; "auto" is the best for ``device``.
 
-    Tensor cores multiply fp16 from compute capability 7.0 on (V100), and bf16 from 8.0 on, which
-    needs no loss scaling. Raises `ConfigError` for bf16 on a GPU without it.
+    Tensor cores compute fp16 from compute capability 7.0 on (V100), and bf16 from 8.0 on (A100).
+    bf16 needs no loss scaling. Raises `ConfigError` for bf16 on a GPU that does not support it.
     """
     if device != "gpu":
         return "off" if amp == "auto" else amp
@@ -57,7 +57,7 @@ def amp_for(device: str, amp: str = "auto") -> str:
     if amp == "bf16" and major < 8:
         raise ConfigError(
             f"--amp bf16: this GPU has compute capability {major}.{minor}, and bf16 needs 8.0 "
-            "(Ampere); take --amp fp16"
+            "(Ampere); use --amp fp16"
         )
     return amp
 
@@ -67,9 +67,9 @@ def amp_for(device: str, amp: str = "auto") -> str:
 
 @contextmanager
 def memory_errors() -> Iterator[None]:
-    """Inside, turn every error of Paddle that means out of memory into a MemoryError.
+    """Raise every out-of-memory error of Paddle in the context as a MemoryError.
 
-    From recomputation, from a hook and from CUDA's libraries Paddle raises an OSError.
+    Paddle raises an OSError in a recomputation, in a hook and in CUDA's libraries.
     """
     try:
         yield
@@ -83,17 +83,18 @@ _EXHAUSTED = ("MemoryError", "ResourceExhausted", "out of memory", "ALLOC_FAILED
 
 
 def peak_memory() -> int | None:
-    """Return the largest number of bytes that this process has held on its GPU; None on a CPU."""
+    """Return the most bytes that this process has allocated on its GPU; None on a CPU."""
     if not paddle.get_device().startswith("gpu"):
         return None
     return paddle.device.cuda.max_memory_allocated()
 
 
 def to_device(images: np.ndarray) -> Tensor:
-    """Return ``images`` [N, C, H, W] on the device, uint8 scaled to x / 127.5 - 1.
+    """Return ``images`` [N, C, H, W] as a tensor on the device; uint8 becomes x / 127.5 - 1.
 
-    The result has Paddle's default type; floating-point images are not scaled. The divisor is a
-    tensor, because Paddle 2 multiplies by the reciprocal of a number, which rounds twice.
+    The result has Paddle's default data type; floating-point images are not scaled. The divisor is
+    a tensor, because Paddle 2 replaces a division by a number by a multiplication, which rounds
+    twice.
     """
     dtype = paddle.get_default_dtype()
     if paddle.get_device().startswith("gpu"):  # a copy from pinned memory does not block

@@ -1,4 +1,4 @@
-"""Files are complete or absent: they are written beside their place, synced, and renamed."""
+"""Write files completely or not at all: write a temporary file, sync it, rename it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bit_paddle.errors import ConfigError, MissingFileError, WriteError
 
 
 def write(path: str | os.PathLike, fill: Callable[[BinaryIO], object]) -> None:
-    """Call ``fill(binary stream)``, and put what it has written in the place of ``path``.
+    """Write the file ``path`` by a call of ``fill(binary stream)``.
 
     An older file stays until the new file is complete and on the disk. Raises `WriteError`.
     """
@@ -40,8 +40,8 @@ def write(path: str | os.PathLike, fill: Callable[[BinaryIO], object]) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Write the names in ``folder`` to the disk: without this a power cut may undo a rename."""
-    with suppress(OSError):  # some file systems cannot
+    """Sync ``folder`` to the disk; otherwise a power failure may undo a rename in it."""
+    with suppress(OSError):  # some file systems do not support it
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -59,9 +59,9 @@ def to_json(content: Any) -> str:
 
     def finite(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: finite(one) for key, one in value.items()}
+            return {key: finite(item) for key, item in value.items()}
         if isinstance(value, list):
-            return [finite(one) for one in value]
+            return [finite(item) for item in value]
         return value if not isinstance(value, float) or math.isfinite(value) else None
 
     return json.dumps(finite(content), indent=2) + "\n"
@@ -70,12 +70,12 @@ def to_json(content: Any) -> str:
 def read_yaml(path: str | os.PathLike, title: str, example: str) -> dict[Any, Any]:
     """Return the content of a YAML file of ``key: value`` lines; {} for an empty file.
 
-    Raises `MissingFileError` and `ConfigError`, whose messages begin with ``title``; ``example`` is
-    a line that such a file may have.
+    Raises `MissingFileError` and `ConfigError`; their messages begin with ``title`` and show
+    ``example``, a valid line of such a file.
     """
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        repr(content)  # Python refuses to print a number with thousands of digits
+        repr(content)  # fails for a number with thousands of digits, which Python cannot print
     except FileNotFoundError:
         raise MissingFileError(f"{title}: no such file") from None
     except _BROKEN_YAML as error:
@@ -83,7 +83,7 @@ def read_yaml(path: str | os.PathLike, title: str, example: str) -> dict[Any, An
         raise ConfigError(f"{title}: cannot be read as YAML ({text})") from error
     if content is not None and not isinstance(content, dict):
         raise ConfigError(
-            f"{title}: holds a {type(content).__name__}, expected lines such as {example!r}"
+            f"{title}: contains a {type(content).__name__}, expected lines such as {example!r}"
         )
     return content or {}
 
@@ -97,29 +97,29 @@ _BROKEN_YAML = (
     TypeError,
     OverflowError,
     RecursionError,
-)  # the last ones come from the constructors of '!!bool x', '!!timestamp x' and others
+)  # the last ones are raised for values such as '!!bool x' and '!!timestamp x'
 
 
 def csv_line(cells: Iterable[object]) -> str:
-    """Return ``cells`` as a line of CSV, with quotes where they are needed."""
+    """Return ``cells`` as one line of CSV, quoted if necessary."""
     stream = io.StringIO()
     csv.writer(stream, lineterminator="\n").writerow(cells)
     return stream.getvalue()
 
 
 def make_folder(folder: Path, flag: str) -> None:
-    """Make ``folder``, the value of ``flag``, if it is missing. Raises `ConfigError`."""
+    """Create ``folder``, the value of ``flag``, if it is missing. Raises `ConfigError`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{flag} {folder}: cannot be made ({error.strerror})") from error
+        raise ConfigError(f"{flag} {folder}: cannot be created ({error.strerror})") from error
 
 
 def create_folder(logdir: str, default: str, first_file: str) -> Path:
-    """Make a new folder for results: ``logdir/default``, with a number if that exists.
+    """Create and return a new folder: ``logdir/default``, with a number if that is in use.
 
-    Several processes at the same time get different folders: the one that creates ``first_file``
-    owns the folder. Raises `ConfigError` if the folder cannot be made or written.
+    Concurrent processes get different folders: the process that creates ``first_file`` owns the
+    folder. Raises `ConfigError` if the folder cannot be created or written.
     """
     for folder in numbered(logdir, default):
         try:
@@ -132,7 +132,7 @@ def create_folder(logdir: str, default: str, first_file: str) -> Path:
                 raise unwritable(folder, "a file is in its place") from None
         except OSError as error:
             raise unwritable(folder, error.strerror) from error
-    raise AssertionError("numbers do not end")
+    raise AssertionError("numbered is infinite")
 
 
 def numbered(logdir: str, name: str) -> Iterator[Path]:
@@ -142,8 +142,8 @@ def numbered(logdir: str, name: str) -> Iterator[Path]:
 
 
 def unwritable(folder: Path, reason: str | None) -> ConfigError:
-    """Return the error for a folder of results that cannot be made or written."""
+    """Return the error for a folder of results that cannot be created or written."""
     return ConfigError(
         f"--logdir {folder.parent}: {folder} cannot be written ({reason}); "
-        "name another with --logdir"
+        "choose another folder with --logdir"
     )

@@ -1,4 +1,4 @@
-"""Drawings of runs and of what models confuse."""
+"""Draw the curves of runs and the confusion matrices of models."""
 
 from __future__ import annotations
 
@@ -16,23 +16,27 @@ if TYPE_CHECKING:
 
 COLORS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#64748b")
 
-_NOTES = ("Creator", "Date", "Format", "Type")  # that a drawing goes without
+_NOTES = ("Creator", "Date", "Format", "Type")  # metadata that a drawing omits
 
-INK = "#010203"  # of text and axes, for which a page has its own colour
+INK = "#010203"  # colour of text and axes; a page replaces it by its own colour
 
 
-def draw_curves(found: Sequence[RunHistory]) -> dict[str, tuple[str, Figure]]:
-    """Return {name: (caption, figure)} of loss, learning rate and accuracy over steps, if any."""
+def draw_curves(runs: Sequence[RunHistory]) -> dict[str, tuple[str, Figure]]:
+    """Return {name: (caption, figure)} for loss, learning rate and accuracy over the steps.
+
+    Curves without any value are omitted.
+    """
     panels: dict[str, tuple[str, list]] = {
-        "loss": ("training loss: each step, and the mean of what is around it", []),
+        "loss": ("training loss per step; the thick line of a long run is smoothed", []),
         "lr": ("learning rate", []),
         "accuracy": ("top-1 on the validation images", []),
     }
-    for run in found:
-        panels["loss"][1].append(([one["step"] for one in run.train], _values(run.train, "loss")))
-        panels["lr"][1].append(([one["step"] for one in run.train], _values(run.train, "lr")))
-        panels["accuracy"][1].append(([one["step"] for one in run.val], _values(run.val, "top1")))
-    names = [run.name for run in found]
+    for run in runs:
+        steps, val_steps = _values(run.train, "step"), _values(run.val, "step")
+        panels["loss"][1].append((steps, _values(run.train, "loss")))
+        panels["lr"][1].append((steps, _values(run.train, "lr")))
+        panels["accuracy"][1].append((val_steps, _values(run.val, "top1")))
+    names = [run.name for run in runs]
     return {
         name: (caption, _panel(lines, names, name))
         for name, (caption, lines) in panels.items()
@@ -41,10 +45,10 @@ def draw_curves(found: Sequence[RunHistory]) -> dict[str, tuple[str, Figure]]:
 
 
 def _values(lines: Iterable[dict[str, Any]], key: str) -> list[float]:
-    return [np.nan if one.get(key) is None else one[key] for one in lines]
+    return [np.nan if line.get(key) is None else line[key] for line in lines]
 
 
-def _panel(lines: Sequence[tuple[list, list]], names: Sequence[str], what: str) -> Figure:
+def _panel(lines: Sequence[tuple[list, list]], names: Sequence[str], kind: str) -> Figure:
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -55,17 +59,17 @@ def _panel(lines: Sequence[tuple[list, list]], names: Sequence[str], what: str) 
         axes.patch.set_alpha(0)
         for k, (steps, values) in enumerate(lines):
             color = COLORS[k % len(COLORS)]
-            if what == "loss" and len(values) > 50:
+            if kind == "loss" and len(values) > 50:
                 axes.plot(steps, values, color=color, linewidth=0.6, alpha=0.35)
                 values = smoothed(values, max(5, len(values) // 50))
-            mark = "o" if what == "accuracy" else None
+            mark = "o" if kind == "accuracy" else None
             axes.plot(steps, values, color=color, marker=mark, markersize=4, label=names[k])
         axes.set_xlabel("step")
         axes.grid(color=INK, alpha=0.12)
         axes.spines[["top", "right"]].set_visible(False)
-        if what == "accuracy":
+        if kind == "accuracy":
             axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
-            shown = [one for _, values in lines for one in values if np.isfinite(one)]
+            shown = [value for _, values in lines for value in values if np.isfinite(value)]
             if shown:
                 axes.set_ylim(max(0, min(shown) - 0.05), min(1, max(shown) + 0.05))
         if len(names) > 1:
@@ -74,18 +78,21 @@ def _panel(lines: Sequence[tuple[list, list]], names: Sequence[str], what: str) 
 
 
 def smoothed(values: Sequence[float], width: int) -> np.ndarray:
-    """Return the mean of the ``width`` values around each, of fewer at the ends."""
+    """Return the mean of the ``width`` values around each value; fewer at the two ends.
+
+    Values that are not finite are left out.
+    """
     window = np.ones(width)
     numbers = np.asarray(values, float)
-    there = np.isfinite(numbers)
-    counts = np.convolve(there, window, "same")
-    sums = np.convolve(np.where(there, numbers, 0), window, "same")
+    finite = np.isfinite(numbers)
+    counts = np.convolve(finite, window, "same")
+    sums = np.convolve(np.where(finite, numbers, 0), window, "same")
     with np.errstate(invalid="ignore"):
         return sums / np.where(counts, counts, np.nan)
 
 
 def to_svg(figure: Figure) -> str:
-    """Return ``figure`` as the text of a page, whose colour its text has."""
+    """Return ``figure`` as SVG for a page; its text takes the colour of the page's text."""
     import matplotlib
 
     stream = io.StringIO()
@@ -96,7 +103,10 @@ def to_svg(figure: Figure) -> str:
 
 
 def draw_confusion(confusion: np.ndarray, names: Sequence[str], stream: BinaryIO) -> None:
-    """Write ``confusion`` [class, prediction] as a PNG of shares, with names where they fit."""
+    """Write the confusion matrix [class, prediction] as a PNG; each row is divided by its sum.
+
+    Up to 40 classes have their names, and up to 20 their percentages.
+    """
     from matplotlib.figure import Figure
 
     side = min(14, 4 + 0.25 * len(names))

@@ -1,4 +1,4 @@
-"""The report: one HTML page of one or several runs, which needs no network."""
+"""The report: one HTML page about one or several runs; it needs no network."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from bit_paddle.inference.examine import Analysis, JudgedImage
 
 
-Pictures = dict[str, Callable[[BinaryIO], object]]  # name -> what writes it as a PNG
+Pictures = dict[str, Callable[[BinaryIO], object]]  # name -> function that writes the PNG
 
 
-SHOWN = 20  # classes of a confusion matrix that is a table; more become a picture
+SHOWN = 20  # a confusion matrix of more classes is a picture, not a table
 
 _STYLE = """\
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #59636e; --paper: #fff; --line: #d1d9e0;
@@ -70,52 +70,59 @@ pre { background: var(--block); border: 1px solid var(--line); padding: .8rem; o
 
 
 def page(
-    found: Sequence[RunHistory],
+    runs: Sequence[RunHistory],
     analyses: Sequence[Analysis | str],
     pictures: Pictures,
 ) -> str:
-    """Return the page; put what draws each of its pictures as a PNG into ``pictures``."""
-    title = ", ".join(run.name for run in found)
+    """Return the page as HTML; add a function to ``pictures`` for every picture of the page.
+
+    ``analyses`` has one analysis per run, or the reason why there is none.
+    """
+    title = ", ".join(run.name for run in runs)
     curves = []
-    for name, (label, figure) in figures.draw_curves(found).items():
+    for name, (label, figure) in figures.draw_curves(runs).items():
         curves.append(
             f"<figure>{figures.to_svg(figure)}<figcaption>{escape(label)}</figcaption></figure>"
         )
         pictures[name] = partial(figure.savefig, format="png", dpi=150)
     sections = []
-    for number, (run, seen) in enumerate(zip(found, analyses), 1):
-        suffix = f"-{number}" if len(found) > 1 else ""
-        sections.append(f"<section>{''.join(_run_parts(run, seen, suffix, pictures))}</section>")
+    for number, (run, analysis) in enumerate(zip(runs, analyses), 1):
+        suffix = f"-{number}" if len(runs) > 1 else ""
+        parts = _run_parts(run, analysis, suffix, pictures)
+        sections.append(f"<section>{''.join(parts)}</section>")
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>\n{_STYLE}</style></head>\n<body>\n"
         f"<h1>{escape(title)}</h1>\n<p>bit_paddle {__version__}</p>\n"
-        f'<div class="wide">{summary(found)}</div>\n'
+        f'<div class="wide">{summary(runs)}</div>\n'
         f'<h2>Training</h2>\n<div class="grid">{"".join(curves)}</div>\n'
         f'<div class="runs">{"".join(sections)}</div>\n</body></html>\n'
     )
 
 
-def summary(found: Iterable[RunHistory]) -> str:
-    """Return a table with a column a run."""
+def summary(runs: Iterable[RunHistory]) -> str:
+    """Return an HTML table with one column per run."""
     columns = []
-    for run in found:
+    for run in runs:
         last = run.val[-1] if run.val else {}
-        best = max((one["top1"] for one in run.val if "top1" in one), default=None)
-        speeds = [one["images_per_second"] for one in run.train if "images_per_second" in one]
+        best = max((line["top1"] for line in run.val if "top1" in line), default=None)
+        speeds = [line["images_per_second"] for line in run.train if "images_per_second" in line]
         loss = last.get("loss")
+        steps = f"{run.step:,}"
+        if run.unfinished:
+            steps += f" of {run.planned:,}"
         columns.append(
             {
                 "": run.name,
                 "model": Path(run.settings.model).name,
                 "data": run.settings.dataset,
-                "steps": f"{run.step:,}{f' of {run.planned:,}' if run.unfinished else ''}",
-                "top-1 at the end": _percent(last.get("top1")),
+                "steps": steps,
+                "last top-1": _percent(last.get("top1")),
                 "best top-1": _percent(best),
-                "top-5 at the end": _percent(last.get("top5")),
-                "validation loss": "" if loss is None else f"{loss:.4f}",
-                "images a second (median)": f"{np.median(speeds):.0f}" if speeds else "",
+                "last top-5": _percent(last.get("top5")),
+                "last validation loss": "" if loss is None else f"{loss:.4f}",
+                "images per second (median)": f"{np.median(speeds):.0f}" if speeds else "",
             }
         )
     rows = []
@@ -132,42 +139,42 @@ def _percent(share: float | None) -> str:
 
 def _run_parts(
     run: RunHistory,
-    seen: Analysis | str,
+    analysis: Analysis | str,
     suffix: str,
     pictures: Pictures,
 ) -> Iterable[str]:
     yield f"<h2>{escape(run.name)}</h2>"
     if run.unfinished:
         yield (
-            f'<p class="note"><b>Not complete:</b> {run.step:,} of {run.planned:,} steps. Its log '
-            f"ends: {escape(run.said)}</p>"
+            f'<p class="note"><b>Not complete:</b> {run.step:,} of {run.planned:,} steps. The last '
+            f"line of the log: {escape(run.said)}</p>"
         )
     if run.model and run.model.name != published.MODEL:
-        yield f'<p class="note">Its model is that of {escape(run.model.name)}.</p>'
-    if isinstance(seen, str):
-        yield f'<p class="note">{escape(seen)}</p>'
+        yield f'<p class="note">The model is the checkpoint {escape(run.model.name)}.</p>'
+    if isinstance(analysis, str):
+        yield f'<p class="note">{escape(analysis)}</p>'
     else:
-        yield "<h3>What it takes for what</h3>"
-        yield confusion(seen)
-        draw = partial(figures.draw_confusion, seen.confusion, seen.classes)
+        yield "<h3>Confusion matrix</h3>"
+        yield confusion(analysis)
+        draw = partial(figures.draw_confusion, analysis.confusion, analysis.classes)
         pictures[f"confusion{suffix}"] = draw
-        for title, answers, name in (
-            ("Its most confident mistakes", seen.wrong, "mistakes"),
-            ("Where it looks when it is right", seen.right, "right"),
+        for title, images, name in (
+            ("Most confident mistakes", analysis.wrong, "mistakes"),
+            ("Most confident right predictions", analysis.right, "right"),
         ):
             yield f"<h3>{title}</h3>"
-            if not answers:
+            if not images:
                 yield '<p class="note">None.</p>'
                 continue
-            pairs = [sheet.pair(answer) for answer in answers]
-            words = [_caption(answer, seen.classes) for answer in answers]
-            captions = ["; ".join(filter(None, both)) for both in words]
+            pairs = [sheet.pair(image) for image in images]
+            texts = [_caption(image, analysis.classes) for image in images]
+            captions = ["; ".join(filter(None, both)) for both in texts]
             pictures[f"{name}{suffix}"] = partial(sheet.draw_pairs, pairs, captions)
-            shown = map(_figure, pairs, words)
+            shown = map(_figure, pairs, texts)
             yield f'<div class="tiles">{"".join(shown)}</div>'
         yield (
-            '<p class="note">Left what the network saw, right its class activation map: bright is '
-            "what spoke for the class that it took the image for.</p>"
+            '<p class="note">Left: the input image. Right: its class activation map. Bright places '
+            "raised the score of the predicted class.</p>"
         )
     if run.timings:
         yield f"<h3>Time</h3><pre>{escape(run.timings)}</pre>"
@@ -178,47 +185,50 @@ def _run_parts(
 # --- Pictures -----------------------------------------------------------------------------------
 
 
-def confusion(seen: Analysis) -> str:
-    """Return the confusion matrix: as a table where it is small, else as a picture."""
-    counts = seen.confusion
+def confusion(analysis: Analysis) -> str:
+    """Return the confusion matrix as HTML: a table for few classes, else a picture."""
+    counts, classes = analysis.confusion, analysis.classes
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     if len(counts) > SHOWN:
         alpha = (255 * shares**0.5).round().astype(np.uint8)
-        pixels = np.stack([np.full_like(alpha, v) for v in (59, 130, 246)] + [alpha], axis=-1)
+        blue = [np.full_like(alpha, value) for value in (59, 130, 246)]
+        pixels = np.stack([*blue, alpha], axis=-1)
         side = max(320, 4 * len(counts))
         picture = Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST)
         return (
             f'<figure><img style="width:100%;max-width:{side}px;border:1px solid var(--line)" '
-            f'alt="confusion matrix" src="{_data(picture)}"><figcaption>{len(counts)} classes, in '
-            "order: a row a class, a column a prediction; stronger is more</figcaption></figure>"
+            f'alt="confusion matrix" src="{_data(picture)}"><figcaption>{len(counts)} classes '
+            "in their order. One row per class, one column per prediction. A stronger colour means "
+            "more images.</figcaption></figure>"
         )
-    tag = "span" if max(map(len, seen.classes)) > 3 else "b"  # long names stand upright
-    head = "".join(f"<th><{tag}>{escape(name)}</{tag}></th>" for name in seen.classes)
+    tag = "span" if max(map(len, classes)) > 3 else "b"  # long names are rotated
+    head = "".join(f"<th><{tag}>{escape(name)}</{tag}></th>" for name in classes)
     rows = []
-    for name, some, parts in zip(seen.classes, counts, shares):
+    for name, row, row_shares in zip(classes, counts, shares):
         cells = "".join(
             f'<td style="background:rgba(var(--heat),{0.75 * share:.2f})">{count or ""}</td>'
-            for count, share in zip(some, parts)
+            for count, share in zip(row, row_shares)
         )
         rows.append(f"<tr><th>{escape(name)}</th>{cells}</tr>")
     return (
         f'<div class="wide"><table class="confusion"><tr><th></th>{head}</tr>{"".join(rows)}'
-        '</table></div><p class="note">A row a class, a column a prediction: images.</p>'
+        '</table></div><p class="note">Numbers of images. One row per class, one column per '
+        "prediction.</p>"
     )
 
 
-def _caption(answer: JudgedImage, classes: Sequence[str]) -> tuple[str, str]:
-    said = f"{classes[answer.prediction]}, {answer.probability:.0%} sure"
-    right = answer.prediction == answer.label
-    return said, "" if right else f"is {classes[answer.label]}; {answer.name}"
+def _caption(image: JudgedImage, classes: Sequence[str]) -> tuple[str, str]:
+    """Return the prediction, and for a mistake the right class and the file's name."""
+    prediction = f"{classes[image.prediction]}, {image.probability:.0%} sure"
+    right = image.prediction == image.label
+    return prediction, "" if right else f"is {classes[image.label]}; {image.name}"
 
 
-def _figure(pair: sheet.Pair, words: tuple[str, str]) -> str:
-    pictures = "".join(f'<img alt="" src="{_data(one)}">' for one in pair)
-    said, truth = map(escape, words)
-    return (
-        f"<figure><div>{pictures}</div><figcaption><b>{said}</b><br>{truth}</figcaption></figure>"
-    )
+def _figure(pair: sheet.Pair, texts: tuple[str, str]) -> str:
+    pictures = "".join(f'<img alt="" src="{_data(picture)}">' for picture in pair)
+    prediction, truth = map(escape, texts)
+    caption = f"<b>{prediction}</b><br>{truth}"
+    return f"<figure><div>{pictures}</div><figcaption>{caption}</figcaption></figure>"
 
 
 def _data(picture: Image.Image) -> str:

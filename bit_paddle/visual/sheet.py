@@ -1,4 +1,4 @@
-"""Contact sheets: many images in one picture, each over its caption."""
+"""Contact sheets: many images in one picture, each with its caption below."""
 
 from __future__ import annotations
 
@@ -15,52 +15,52 @@ from bit_paddle.system import files
 if TYPE_CHECKING:
     from bit_paddle.inference.examine import JudgedImage
 
-COLUMNS, SMALLEST, TILE = 8, 96, 160  # tiles a row at least, and their sides in pixels
+COLUMNS, SMALLEST, TILE = 8, 96, 160  # fewest tiles per row, smallest and largest side in pixels
 
-GAP, LINE = 8, 16  # between tiles, and of a caption's line
+GAP, LINE = 8, 16  # pixels between tiles, and for a caption
 
-PAPER = (228, 228, 228)  # neither black nor white, which many views end in
+PAPER = (228, 228, 228)  # not black or white, which are at the edges of many images
 
-SHEET_MOST = 60  # predictions on a sheet
+SHEET_MOST = 60  # the most predictions on a sheet
 
-Pair = tuple[Image.Image, Image.Image]  # what the network saw, and where it looked
+Pair = tuple[Image.Image, Image.Image]  # input image, its class activation map
 
 
 def draw_sheet(
     tiles: Iterable[tuple[Image.Image, str]], count: int, columns: int | None = None
 ) -> Image.Image:
-    """Return ``count`` images, all of one size, in rows, each over its caption.
+    """Return a sheet of ``count`` (image, caption) pairs in rows; all images have one size.
 
-    Captions are cut to the width of their image. ``tiles`` are read one at a time.
+    A caption is cut to the width of its image. ``tiles`` is read one pair at a time.
     """
     columns = max(1, min(count, columns or max(COLUMNS, math.isqrt(count))))
     rows, letters = -(-count // columns), font()
     sheet = Image.new("RGB", (2 * GAP, 2 * GAP), PAPER)
-    for place, (image, text) in enumerate(tiles):
+    for number, (image, text) in enumerate(tiles):
         width, height = image.width + GAP, image.height + LINE + GAP
-        if place == 0:
+        if number == 0:
             sheet = Image.new("RGB", (columns * width + GAP, rows * height + GAP), PAPER)
             draw = ImageDraw.Draw(sheet)
-        left, top = GAP + place % columns * width, GAP + place // columns * height
+        left, top = GAP + number % columns * width, GAP + number // columns * height
         sheet.paste(image, (left, top))
         text = cut(text, image.width, letters.getlength)
         draw.text((left, top + image.height + 2), text, fill="black", font=letters)
     return sheet
 
 
-# --- What is on the sheets ----------------------------------------------------------------------
+# --- The sheets ---------------------------------------------------------------------------------
 
 
 def draw_views(
     views: Iterable[tuple[np.ndarray, int]], count: int, classes: Sequence[str]
 ) -> Image.Image:
-    """Return a sheet of ``count`` views (uint8 [3, side, side], label) over their labels' names."""
+    """Return a sheet of ``count`` views (uint8 [3, side, side], label) with their class names."""
     tiles = ((view_tile(pixels), caption(classes[label], label)) for pixels, label in views)
     return draw_sheet(tiles, count)
 
 
 def view_tile(pixels: np.ndarray) -> Image.Image:
-    """Return a view [3, side, side], shrunk if it is large, its pixels repeated if small."""
+    """Return the tile of a view [3, side, side]: a large view is shrunk, a small one enlarged."""
     image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
     image.thumbnail((TILE, TILE))
     side = image.width * -(-SMALLEST // image.width)
@@ -68,14 +68,14 @@ def view_tile(pixels: np.ndarray) -> Image.Image:
 
 
 def caption(name: str, label: int) -> str:
-    """Return ``name`` on one line; led by ``label`` where the font lacks some of its letters."""
+    """Return ``name`` on one line, after ``label`` if the font does not have all its letters."""
     name = " ".join(name.split())
-    drawn = drawable(name)
-    return name if drawn == name else f"{label}: {drawn}"
+    text = drawable(name)
+    return name if text == name else f"{label}: {text}"
 
 
 def draw_predictions(path: str, results: Sequence[dict], paths: Mapping[str, str]) -> None:
-    """Write a sheet of the images of ``results``, each over its best class, as the PNG ``path``."""
+    """Write a sheet of the images in ``results`` with their best classes, as a PNG file."""
 
     def tile(result: dict) -> tuple[Image.Image, str]:
         image = FileImages([paths[result["image"]]], [0], [""]).image(0)
@@ -90,7 +90,7 @@ def draw_predictions(path: str, results: Sequence[dict], paths: Mapping[str, str
 
 
 def draw_pairs(pairs: Sequence[Pair], captions: Sequence[str], stream: BinaryIO) -> None:
-    """Write a sheet of what `pair` returns, each over its caption, as a PNG."""
+    """Write a sheet of the results of `pair` with their captions, as a PNG."""
 
     def tile(pair: Pair) -> Image.Image:
         both = Image.new("RGB", (2 * TILE, TILE))
@@ -103,9 +103,9 @@ def draw_pairs(pairs: Sequence[Pair], captions: Sequence[str], stream: BinaryIO)
 
 
 def pair(judged: JudgedImage) -> Pair:
-    """Return what the network saw, and the same under its class activation map.
+    """Return the network's input image, and the image overlaid with its class activation map.
 
-    Bright is what is positive in the map, relative to its largest.
+    Brightness is the positive part of the map, relative to its maximum.
     """
     import matplotlib
 
@@ -130,22 +130,22 @@ def _font_file() -> str:
 
 
 def font(size: int = 10) -> ImageFont.FreeTypeFont:
-    """Return matplotlib's font, which has the letters of most alphabets; Pillow's has few."""
+    """Return matplotlib's font: it has the letters of many alphabets, Pillow's own has few."""
     return ImageFont.truetype(_font_file(), size)
 
 
 def drawable(text: str) -> str:
-    """Return ``text`` with a question mark for each letter that `font` lacks."""
+    """Return ``text`` with a question mark for each letter that is not in `font`."""
     from matplotlib.ft2font import FT2Font
 
-    there = FT2Font(_font_file()).get_charmap()
-    return "".join(letter if ord(letter) in there else "?" for letter in text)
+    letters = FT2Font(_font_file()).get_charmap()
+    return "".join(letter if ord(letter) in letters else "?" for letter in text)
 
 
 def cut(text: str, width: float, length: Callable[[str], float]) -> str:
-    """Return ``text`` without so much of its middle that its ``length`` is at most ``width``."""
-    result, kept = text, len(text)
-    while kept and length(result) > width:
-        kept -= 1
-        result = f"{text[: kept - kept // 2]}..{text[len(text) - kept // 2 :]}"
+    """Return ``text``, with ".." for its middle if its ``length`` exceeds ``width``."""
+    result, letters = text, len(text)
+    while letters and length(result) > width:
+        letters -= 1
+        result = f"{text[: letters - letters // 2]}..{text[len(text) - letters // 2 :]}"
     return result

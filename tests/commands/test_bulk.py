@@ -70,7 +70,7 @@ def test_all_files_interrupted_once(number, server, tmp_path):
     out, err = again.communicate(timeout=120)
     assert again.returncode == 0, err
     assert out.splitlines()[:3] == [
-        f"there before    {before:4}",
+        f"already present {before:4}",
         f"downloaded      {285 - before:4}",
         "missing            0",
     ]

@@ -325,7 +325,7 @@ def test_help():
         (["--model", "BiT-M-R50x9"], "did you mean BiT-M-R50x"),
         (["--config", "nowhere.yaml"], "nowhere.yaml: no such file"),
         (["--config", "LICENSE"], "LICENSE"),
-        (["--output", "LICENSE"], "--output LICENSE: cannot be made"),
+        (["--output", "LICENSE"], "--output LICENSE: cannot be created"),
         (["--examples_per_class", 13], "not every class has that many"),
     ],
 )

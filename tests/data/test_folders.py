@@ -345,7 +345,7 @@ def test_a_file_describes_a_data_set(tmp_path):
         ("reader: list\nresolution: 3", "expected small or large"),
         ("reader: list\nval_fraction: 1.5", "between 0 and 1"),
         ("reader: [", "cannot be read as YAML"),
-        ("- 1", "holds a list"),
+        ("- 1", "contains a list"),
     ],
 )
 def test_faults_of_such_a_file(text, words, tmp_path):

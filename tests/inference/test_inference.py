@@ -149,11 +149,11 @@ def test_a_folder_stands_for_the_model_in_it(colour_model, image_folder, tmp_pat
     done = run("evaluate", "--model", colour_model.parent, *flags)
     assert done.returncode == 0 and str(colour_model) in done.stdout, done.stderr
     done = run("evaluate", "--model", image_folder, *flags)
-    assert done.returncode == 2 and "is a folder without a model.npz" in done.stderr
+    assert done.returncode == 2 and "is a folder without model.npz" in done.stderr
     other = tmp_path / "model.onnx"
     other.write_bytes(b"\x08\x08 no zip")
     done = run("predict", image_folder, "--model", other)
-    assert done.returncode == 2 and "Models of other formats are not read" in done.stderr
+    assert done.returncode == 2 and "other formats cannot be read" in done.stderr
 
 
 def test_evaluate_refuses_other_classes(colour_model, small_checkpoint):
@@ -443,7 +443,7 @@ def test_source_with_too_few_names(small_checkpoint, tmp_path):
     save_npz(
         create_model(small_checkpoint), tmp_path / "x.npz", notes={"classes": ["a"], "crop": 32}
     )
-    with pytest.raises(CheckpointError, match="10 outputs, but there are 1 class names"):
+    with pytest.raises(CheckpointError, match="10 outputs, but the file names 1 classes"):
         trained.find_trained(str(tmp_path / "x.npz"))
 
 

@@ -85,7 +85,7 @@ def test_half_precision_is_what_the_tensor_cores_multiply(capability, amp, prete
 def test_bf16_needs_a_gpu_that_has_it(capability, pretend):
     pretend(count=1, capability=capability)
     version = ".".join(map(str, capability))
-    with pytest.raises(ConfigError, match=rf"--amp bf16: .* {version}, .*; take --amp fp16"):
+    with pytest.raises(ConfigError, match=rf"--amp bf16: .* {version}, .*; use --amp fp16"):
         device.amp_for("gpu", "bf16")
     pretend(count=1, capability=(8, 0))
     assert device.amp_for("gpu", "bf16") == "bf16"

@@ -158,10 +158,7 @@ def _processor() -> str:
 def _build(folder: Path) -> None:
     """Compile and check in a separate process, so that a crash there does not end this one."""
     command = [sys.executable, "-W", "ignore", "-m", "bit_paddle.compile", "--into", str(folder)]
-    paths = [
-        str(Path(__file__).parents[3]),
-        os.environ.get("PYTHONPATH"),
-    ]  # this package
+    paths = [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH")]  # first this package
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     if os.environ.get("CXX"):
         environ["CC"] = os.environ["CXX"]  # setuptools compiles C++ with CC, too
