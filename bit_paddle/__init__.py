@@ -12,7 +12,7 @@ from typing import Any
 
 from bit_paddle.system import environment
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     **dict.fromkeys(("fine_tune", "list_models", "load"), "bit_paddle.api"),

@@ -90,7 +90,7 @@ def did_you_mean(name: str, choices: Iterable[str], most: int = 5) -> str:
 
 def install_hint(extra: str) -> str:
     """Return the command that installs the packages of an extra of ``setup.py``."""
-    return f"pip install '.[{extra}]' in the folder of bit_paddle's setup.py"
+    return f"pip install -e '.[{extra}]' in the folder of bit_paddle's setup.py"
 
 
 def run_command(command: Callable[[list[str]], int], arguments: list[str]) -> int:

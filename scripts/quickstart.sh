@@ -2,7 +2,7 @@
 # Install and try out. Makes a virtual environment in .venv with the Paddle that fits this machine.
 # Fine-tunes BiT-Mini, which comes with this package, on 10 images per class of scikit-learn's
 # handwritten digits. Trains the same network on them from random weights. Makes a page that shows
-# both side by side. Takes minutes on two cores.
+# both side by side. Takes about 5 to 10 minutes on two cores.
 #
 #   scripts/quickstart.sh             PYTHON=python3.11 scripts/quickstart.sh
 set -euo pipefail
@@ -24,6 +24,7 @@ if capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/
 fi
 
 [ -d .venv ] || "$python" -m venv .venv
+echo "Installing Paddle and the other packages: several minutes"
 .venv/bin/pip install --quiet --disable-pip-version-check --editable ".[$paddle,digits,native]"
 train=".venv/bin/python -W ignore -m bit_paddle.train --config configs/digits.yaml"
 newest() { ls -td bit_logs/"$1"* | head -n 1; }

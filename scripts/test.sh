@@ -11,7 +11,10 @@ cd "$(dirname "$0")/.."
 
 python=${PYTHON:-python3}
 venv=.venv-test-${PADDLE:-newest}
-[ -d "$venv" ] || "$python" -m venv "$venv"
+if [ ! -d "$venv" ]; then
+    echo "Installing Paddle and the other packages: several minutes"
+    "$python" -m venv "$venv"
+fi
 "$venv/bin/pip" install --quiet --disable-pip-version-check --editable ".[digits,export,onnx,native,dev]" \
     "paddlepaddle${PADDLE:+==$PADDLE}"
 "$venv/bin/ruff" check .

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -23,9 +24,13 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from conftest import ROOT
+from helpers.losses import check
 from PIL import Image
 
 from bit_paddle.__main__ import COMMANDS
+from bit_paddle.errors import install_hint
+from bit_paddle.inference.formats import FORMATS
+from bit_paddle.models import losses
 
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
@@ -267,11 +272,12 @@ def runs(folder) -> Path:
     return folder
 
 
-def run(folder: Path, *words: str) -> None:
+def run(folder: Path, *words: str, package: Path = ROOT) -> None:
+    """Run Python in ``folder``, with the bit_paddle of the folder ``package``."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", *words],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "BIT_PADDLE_NATIVE": "0", **OFFLINE},
+        env={**os.environ, "PYTHONPATH": str(package), "BIT_PADDLE_NATIVE": "0", **OFFLINE},
         capture_output=True,
         text=True,
         timeout=240,
@@ -361,7 +367,9 @@ PYTHON = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PYTHON if page != "README.zh-CN.md"])
+@pytest.mark.parametrize(
+    "page", [page for page in PYTHON if page not in ("README.zh-CN.md", "CONTRIBUTING.md")]
+)
 def test_python_runs(page, folder, tmp_path):
     """All blocks of a page, in their order, in one process."""
     code = "\n".join(
@@ -369,5 +377,64 @@ def test_python_runs(page, folder, tmp_path):
     )
     for name in ("my_images", "cat.jpg"):
         (tmp_path / name).symlink_to(folder / name)
-    (tmp_path / "page.py").write_text(code.replace("steps=20", "steps=2"), encoding="utf-8")
+    (tmp_path / "page.py").write_text(code.replace("steps=60", "steps=2"), encoding="utf-8")
     run(tmp_path, "page.py")
+
+
+# --- The examples of CONTRIBUTING.md ------------------------------------------------------------
+
+
+def example(text: str) -> str:
+    """Return the one Python block of CONTRIBUTING.md that holds ``text``."""
+    page = blocks("CONTRIBUTING.md")
+    (found,) = (block.code for block in page if block.language == "python" and text in block.code)
+    return found
+
+
+def test_the_example_of_a_loss_is_its_twin_in_numpy():
+    names = dict(vars(losses))  # it has no imports: it stands in this module
+    exec("from __future__ import annotations\n" + example("class Smoothed"), names)
+    loss = names["Smoothed"]()
+    for scale in (1.0, 1000.0):
+        check(loss, scale)
+    by_hand = 0.9 * 1000 + 0.1 * (1000 - 500)  # the label's class, and the mean of both classes
+    assert loss.per_image(np.array([[1000.0, 0.0]]), np.array([1]))[0] == by_hand
+
+
+@pytest.mark.slow
+def test_the_examples_work_in_the_package(tmp_path):
+    """As a reader of the page writes them: into a copy of the package."""
+    package = tmp_path / "bit_paddle"
+    shutil.copytree(ROOT / "bit_paddle", package, ignore=shutil.ignore_patterns("__pycache__"))
+    readers, registry = package / "data/readers", package / "data/readers/registry.py"
+    (readers / "squares.py").write_text(example("def open_squares"))
+    insert(registry, "from bit_paddle.data.spec import", example("readers.squares import"))
+    insert(registry, '    "oxford_flowers102"', example('"squares": Reader('))
+    path = package / "models/losses.py"
+    line = next(line for line in path.read_text().splitlines() if line.startswith("LOSSES"))
+    insert(path, line, example("class Smoothed") + "\n\n" + example("LOSSES: dict"))
+    path.write_text(path.read_text().replace(line + "\n", ""))
+    words = ["--model", "BiT-Mini", "--dataset", "squares", "--loss", "smoothed"]
+    words += ["--steps", "2", "--batch", "8", "--precrop", "40", "--crop", "32"]
+    words += ["--name", "squares"]
+    given = [["plan", *words], ["train", *words]]
+    given += [["evaluate", "--model", "bit_logs/squares", "--dataset", "squares"]]
+    run(tmp_path, "-c", RUN, json.dumps(given), package=tmp_path)
+    assert "smoothed" in (tmp_path / "bit_logs/squares/config.yaml").read_text()
+
+
+def insert(path: Path, before: str, text: str) -> None:
+    """Insert ``text`` before the one place where ``before`` stands in a file."""
+    content = path.read_text()
+    assert content.count(before) == 1
+    path.write_text(content.replace(before, text + before))
+
+
+# --- The packages to install --------------------------------------------------------------------
+
+
+def test_the_page_about_exports_installs_what_their_errors_name():
+    extras = {found.extra for found in FORMATS.values()} - {""}
+    for extra in extras:
+        command = install_hint(extra).split(" in the folder")[0]
+        assert f"`{command}`" in PAGES["docs/models-and-weights.md"]

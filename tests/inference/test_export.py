@@ -457,7 +457,7 @@ def test_a_missing_package_names_the_extra(small, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "installed", lambda package: False)
     words = ["--model", str(small[1].path), "--output", str(tmp_path / "out"), "--format"]
     for format, extra in (("onnx", "onnx"), ("huggingface", "export")):
-        with pytest.raises(ConfigError, match=rf"pip install '.\[{extra}\]'"):
+        with pytest.raises(ConfigError, match=rf"pip install -e '.\[{extra}\]'"):
             export.main([*words, format])
 
 

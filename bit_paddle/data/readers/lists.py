@@ -27,9 +27,9 @@ Row = tuple[str, str, str]  # path, label, "list:line"
 def open_list(spec: DataSpec) -> Parts:
     """Open the ``train`` and ``val`` lists (.csv, .tsv, .txt) in --datadir, or the list --datadir.
 
-    In a .txt list the last word of a line is the label. Paths are relative to the list's folder.
-    Labels are names, or numbers from 0 on, which ``spec.classes`` may name. Without a validation
-    list a part of the training images is held out.
+    In a .txt list the last word of a line is the label. Paths are relative to --datadir, or to the
+    folder of the list --datadir. Labels are names, or numbers from 0 on, which ``spec.classes`` may
+    name. Without a validation list a part of the training images is held out.
     """
     root = spec.folder
     if root.is_file():

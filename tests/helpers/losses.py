@@ -1,0 +1,22 @@
+"""What every loss must fulfil."""
+
+import numpy as np
+import paddle
+
+from bit_paddle.models.losses import Loss
+
+
+def check(loss: Loss, scale: float) -> None:
+    """Compare Paddle's loss with its NumPy twin, in float64, on logits of about ``scale``."""
+    random = np.random.default_rng(0)
+    logits = scale * random.normal(size=(6, 5))
+    labels = random.integers(0, 5, 6)
+    twin = loss.per_image(logits, labels)
+    assert twin.shape == (6,) and np.isfinite(twin).all() and (twin >= 0).all()
+    found = loss(paddle.to_tensor(logits), labels)
+    assert found.shape == [] and found.dtype == paddle.float64
+    np.testing.assert_allclose(float(found), twin.mean(), rtol=1e-12)
+    probabilities = loss.probabilities(logits)
+    assert probabilities.shape == (6, 5)
+    assert (probabilities >= 0).all() and (probabilities <= 1).all()
+    assert loss.about.strip() and "\n" not in loss.about
