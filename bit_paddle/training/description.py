@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from bit_paddle.data import loader
 from bit_paddle.models import published
 from bit_paddle.recipes import hyperrule
+from bit_paddle.system.text import plural
 
 if TYPE_CHECKING:
     from bit_paddle.config.settings import Settings
@@ -137,8 +138,9 @@ def _schedule(plan: Plan) -> str:
     elif settings.steps is not None:
         length = " (--steps; the rule's proportions)"
     return (
-        f"{schedule.steps:,} steps{length}: warm-up {schedule.warmup}, a tenth after each of "
-        f"{', '.join(map(str, schedule.drops))}; base learning rate {settings.base_lr:g}"
+        f"{schedule.steps:,} steps{length}: warm-up of {plural(schedule.warmup, 'step')} to "
+        f"learning rate {settings.base_lr:g}, divided by 10 after steps "
+        f"{', '.join(map(str, schedule.drops))}"
     )
 
 

@@ -22,6 +22,7 @@ from bit_paddle.recipes.recipe import SIDES
 from bit_paddle.runs import folder
 from bit_paddle.system import environment
 from bit_paddle.system.fetch import ask
+from bit_paddle.system.text import plural
 from bit_paddle.training import description
 
 
@@ -92,8 +93,8 @@ class Plan:
         if self.skipped:
             more = f" and {len(self.skipped) - 5:,} more" if len(self.skipped) > 5 else ""
             notes.append(
-                f"{len(self.skipped):,} images cannot be read and are skipped "
-                f"(--on_bad_image skip): {'; '.join(self.skipped[:5])}{more}"
+                f"{plural(len(self.skipped), 'unreadable image')} skipped (--on_bad_image skip): "
+                f"{'; '.join(self.skipped[:5])}{more}"
             )
         return notes
 

@@ -580,7 +580,7 @@ def test_an_image_that_breaks_in_mid_run_costs_no_steps(image_folder, tmp_path):
     assert done.returncode == 2 and "val/blue/2.jpg: cannot be decoded" in done.stderr
     assert create_model(tmp_path / "run/checkpoints/step-00000003.npz").num_classes == 3
     done = run_train(*arguments, "--name", "skip", "--on_bad_image", "skip")
-    assert done.returncode == 0 and "1 images cannot be read and are left out" in done.stdout
+    assert done.returncode == 0 and "1 unreadable image skipped" in done.stdout
     assert "val/blue/2.jpg" in (tmp_path / "skip/skipped.txt").read_text()
     assert "(15 images)" in done.stdout
 
