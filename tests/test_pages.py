@@ -27,6 +27,7 @@ from conftest import ROOT
 from helpers.losses import check
 from PIL import Image
 
+from bit_paddle import __version__
 from bit_paddle.__main__ import COMMANDS
 from bit_paddle.errors import install_hint
 from bit_paddle.inference.formats import FORMATS
@@ -431,6 +432,11 @@ def insert(path: Path, before: str, text: str) -> None:
 
 
 # --- The packages to install --------------------------------------------------------------------
+
+
+def test_the_version_is_the_same_everywhere():
+    assert re.search(r"^## ([\d.]+)", PAGES["CHANGELOG.md"], re.M)[1] == __version__
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_the_page_about_exports_installs_what_their_errors_name():
