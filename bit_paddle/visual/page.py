@@ -219,9 +219,9 @@ def confusion(analysis: Analysis) -> str:
 
 def _caption(image: JudgedImage, classes: Sequence[str]) -> tuple[str, str]:
     """Return the prediction, and for a mistake the right class and the file's name."""
-    prediction = f"{classes[image.prediction]}, {image.probability:.0%} sure"
+    prediction = f"predicted {classes[image.prediction]} ({image.probability:.0%})"
     right = image.prediction == image.label
-    return prediction, "" if right else f"is {classes[image.label]}; {image.name}"
+    return prediction, "" if right else f"true: {classes[image.label]}; {image.name}"
 
 
 def _figure(pair: sheet.Pair, texts: tuple[str, str]) -> str:
