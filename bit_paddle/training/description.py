@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from bit_paddle import __version__
 from bit_paddle.data import loader
 from bit_paddle.models import published
 from bit_paddle.recipes import hyperrule
+from bit_paddle.system import environment
 from bit_paddle.system.text import plural
 
 if TYPE_CHECKING:
@@ -22,6 +24,15 @@ _PRECISION = {
     "bf16": f"bf16: {_HALF}",
     "fp16": f"fp16: {_HALF}, loss scaled",
 }
+
+
+def headline(batch: int, where: str, amp: str, processes: int, batch_split: int) -> str:
+    """Return the line of a run's log with versions, device, processors and micro-batches."""
+    line = f"bit_paddle {__version__}, {where}, {environment.cpu_count()} processors"
+    if processes > 1:
+        line += f" for each of {processes}"
+    line += f"; {batch} images per step, in {plural(processes * batch_split, 'part')}"
+    return line if amp == "off" else f"{line}, in {amp}"
 
 
 def aligned(rows: Iterable[tuple[str, str]]) -> str:

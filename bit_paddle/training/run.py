@@ -25,10 +25,18 @@ from bit_paddle.models import published, weights
 from bit_paddle.models.native import build
 from bit_paddle.runs import checkpoints, folder, snapshot
 from bit_paddle.runs.logbook import Logbook
-from bit_paddle.system import device, environment, files, processes
+from bit_paddle.system import device, files, processes
 from bit_paddle.system.progress import progress_bar
 from bit_paddle.system.signals import Interrupt, Interrupted
-from bit_paddle.training import distributed, memory, profiling, start, step, validation
+from bit_paddle.training import (
+    description,
+    distributed,
+    memory,
+    profiling,
+    start,
+    step,
+    validation,
+)
 from bit_paddle.training.plan import Plan
 
 
@@ -85,7 +93,9 @@ class TrainingRun:
             log.say("note: --shard has no effect with one process")
         evaluated = min(self.progress.evaluated, plan.schedule.steps - 1)  # the last is repeated
         log.rewind(self.progress.step, evaluated)
-        log.say(f"{self._headline(device_name)}\noperators: {operators_name}")
+        where = f"Paddle {paddle.__version__} on {device_name}"
+        log.say(description.headline(settings.batch, where, amp, self.world_size, self.batch_split))
+        log.say(f"operators: {operators_name}")
         self._begun, self._tally = self.progress.step, None
         self._saver, self._profile = None, None
         if processes.rank() == 0:
@@ -97,18 +107,6 @@ class TrainingRun:
             if settings.profile:
                 self._profile = profiling.Profile(settings.profile, log)
         self._batches = self._training_batches()
-
-    def _headline(self, device_name: str) -> str:
-        """Return the line with versions, device, processors and micro-batches, for the log."""
-        parts = self.world_size * self.batch_split
-        return (
-            f"bit_paddle {__version__}, Paddle {paddle.__version__} on {device_name}, "
-            f"{environment.cpu_count()} processors"
-            + (f" for each of {self.world_size}" if self.world_size > 1 else "")
-            + f"; {self.plan.settings.batch} images per step, in {parts} "
-            + ("part" if parts == 1 else "parts")
-            + (f", in {self.amp}" if self.amp != "off" else "")
-        )
 
     def _training_batches(self) -> Generator[loader.Batch, None, None]:
         plan, settings = self.plan, self.plan.settings
