@@ -80,7 +80,7 @@ class TrainingRun:
             begun = start.begin(plan, amp, log)
             self.model, self.optimizer, self.sums = begun.model, begun.optimizer, begun.sums
             self.progress = begun.progress
-        with log.timed("choosing or compiling operators"):
+        with log.timed("preparing operators"):
             operators, operators_name = build.choose(device_name, amp, log.say)
             self.model.compute_with(operators)
         with log.timed("trying micro-batches"):
