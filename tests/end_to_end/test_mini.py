@@ -88,6 +88,7 @@ def test_the_quickstart_in_short(tmp_path):
 @pytest.mark.skipif(
     not (SHARED / "data" / "make_cifar10.py").exists(), reason="needs ../shared/data"
 )
+@pytest.mark.slow
 def test_its_accuracy_is_the_catalogues(tmp_path):
     script = SHARED / "data" / "make_cifar10.py"
     subprocess.run([sys.executable, script, tmp_path], check=True, capture_output=True)
