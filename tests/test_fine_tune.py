@@ -48,6 +48,7 @@ def assert_same_model(one, other):
     assert one.keys() == other.keys() and all(np.array_equal(one[key], other[key]) for key in one)
 
 
+@pytest.mark.slow
 def test_is_the_run_of_the_command(fine_tune, image_folder, tmp_path):
     handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
     run = fine_tune(name="ours", eval_every=2)
@@ -118,6 +119,7 @@ def test_a_long_run_is_not_silent(fine_tune, capsys, monkeypatch):
     assert "step 2 of 4: loss" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_two_runs_in_threads_do_not_disturb_each_other(fine_tune):
     """Signals are left alone there: Python allows no handlers outside of the main thread."""
     alone = [fine_tune(name=f"alone-{seed}", seed=seed) for seed in (0, 1)]

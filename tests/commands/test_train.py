@@ -545,6 +545,7 @@ def outcome(image_folder, tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, value in CHANGES.items() if value is not None])
 def test_every_setting_changes_something(name, outcome):
     """Those without a value here have tests of their own, here or in test_catalog."""

@@ -77,6 +77,7 @@ def test_half_precision_stays_within_the_noise_that_its_rounding_explains(amp, p
     assert found.max() > 0.05 * noise.max() and np.median(found) > 0.05 * np.median(noise)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("amp", HALF)
 def test_recompute_changes_nothing_in_half_precision_either(amp):
     """Also over micro-batches, which add up their gradients in float32."""
