@@ -74,6 +74,7 @@ def need(format):
         pytest.importorskip(package)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", formats.FORMATS)
 def test_an_export_computes_the_same(format, network, tmp_path):
     need(format)

@@ -80,6 +80,7 @@ def test_parameters_are_those_of_a_checkpoint(name, classes):
     assert architecture.kernels == sum(map(math.prod, kernels))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, crop, classes",
     [
