@@ -6,6 +6,7 @@ it. Importing this module does not load Paddle.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from paddle import Tensor
 
 
-class Loss:
+class Loss(ABC):
     """A loss of logits [N, K] and labels [N], one per image.
 
     A call returns the mean over the images, a Paddle tensor [] with gradients. `per_image` computes
@@ -26,17 +27,17 @@ class Loss:
     about: str  # one line, for --help
     head_bias = 0.0  # the initial bias of a new head
 
+    @abstractmethod
     def __call__(self, logits: Tensor, labels: np.ndarray) -> Tensor:
         """Return the mean loss over the images."""
-        raise NotImplementedError
 
+    @abstractmethod
     def per_image(self, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Return the losses [N] of float64 ``logits``; infinite logits give NaN or infinity."""
-        raise NotImplementedError
 
+    @abstractmethod
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Return the class probabilities [N, K] of float64 ``logits``."""
-        raise NotImplementedError
 
 
 class Softmax(Loss):

@@ -44,7 +44,7 @@ def test_inner_events_take_their_time_from_outer_ones():
 @pytest.mark.slow
 @pytest.mark.parametrize("steps, profiled", [(6, 2), (4, 1), (3, 0)])
 def test_a_run_with_a_profile(steps, profiled, tmp_path):
-    """Two steps after the first three, or what there is of them; training goes on either way.
+    """Two steps after the first three are profiled, or fewer; training continues in each case.
 
     In processes of their own, as Paddle profiles once in each.
     """
