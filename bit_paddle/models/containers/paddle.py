@@ -19,6 +19,7 @@ from bit_paddle.models.containers.symbols import (
     Calls,
     Opaque,
     Span,
+    description,
     float32_of,
     shape_of,
 )
@@ -34,7 +35,7 @@ def _tuple(items: Any = ()) -> tuple:
     return items
 
 
-_CALLS: Calls = {**NUMPY, "builtins tuple": _tuple, "__builtin__ tuple": _tuple}
+_CALLS: Calls = {**NUMPY, "builtins.tuple": _tuple, "__builtin__.tuple": _tuple}
 
 
 class _Joined:
@@ -93,12 +94,9 @@ class PdparamsFile(Container):
         """Fill ``arrays``, after a check that the file holds the bytes of every array."""
         found, self.wrapper = state_dict.find(value, lambda value: _array(value) is not None)
         if not found:
-            kind = (
-                value.name.replace(" ", ".") if isinstance(value, Opaque) else type(value).__name__
-            )
             raise CheckpointError(
-                f"{self.path}: expected a pickled state dict of Paddle, found an object ({kind}) "
-                "without arrays by name. Save the weights with "
+                f"{self.path}: expected a pickled state dict of Paddle, found an object of "
+                f"class {description(value)} without arrays by name. Save the weights with "
                 'paddle.save(model.state_dict(), "weights.pdparams")'
             )
         if _SPLIT in found:
@@ -134,10 +132,11 @@ class PdparamsFile(Container):
                 length = math.prod(piece.shape) * flat.itemsize
                 self._fill(piece, target[:length])
                 target = target[length:]
-        shaped = flat.reshape(array.shape, order="F" if pieces[0].fortran else "C")
-        if flat.dtype.name == "uint16":
-            return float32_of(shaped)
-        return shaped.astype(flat.dtype.newbyteorder("="), copy=False)
+            fortran = isinstance(array, Array) and array.fortran
+            shaped = flat.reshape(array.shape, order="F" if fortran else "C")
+            if flat.dtype.name == "uint16":
+                return float32_of(shaped)
+            return shaped.astype(flat.dtype.newbyteorder("="), copy=False)
 
     def _fill(self, array: Array, target: memoryview) -> None:
         data = array.data
@@ -181,13 +180,13 @@ def _check_bytes(array: Array) -> None:
 def _with_joined(found: dict[str, Any]) -> dict[str, Any]:
     """Put the arrays that were split in the place of their pieces."""
     found = dict(found)
-    for name, how in found.pop(_SPLIT).items():
-        if not isinstance(how, dict) or not isinstance(how.get("slices"), list):
-            raise ValueError(f"{name} is described in an unknown way")
-        pieces = [found.pop(piece, None) for piece in how["slices"]]
-        if not pieces or not all(
-            isinstance(p, Array) and _array(p) and len(p.shape) == 1 for p in pieces
-        ):
-            raise ValueError(f"{name} lacks a piece")
-        found[name] = _Joined(how["OriginShape"], pieces)
+    split = found.pop(_SPLIT)
+    for name, how in split.items() if isinstance(split, dict) else ():
+        keys = how.get("slices") if isinstance(how, dict) else None
+        if type(keys) is not list or not keys or not all(type(key) is str for key in keys):
+            raise ValueError(f"{name} is split in an unknown way")
+        pieces = [found.pop(key, None) for key in keys]
+        if not all(isinstance(piece, Array) and _array(piece) for piece in pieces):
+            raise ValueError(f"a piece of {name} is missing")
+        found[name] = _Joined(how.get("OriginShape"), pieces)
     return found

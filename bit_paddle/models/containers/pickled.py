@@ -25,7 +25,7 @@ from bit_paddle.models.containers.symbols import Array, Calls, Dtype, Global, Op
 MOST_STEPS = 1_000_000  # a training checkpoint of ResNet-152 with its optimizer needs about 60,000
 LONGEST_TEXT = 1024  # bytes
 
-_BROKEN = (
+BROKEN = (
     ValueError,
     IndexError,
     KeyError,
@@ -137,12 +137,16 @@ class _Machine:
         return values
 
     def call(self, function: Any, arguments: Any) -> Any:
+        if isinstance(function, Opaque):
+            return function
         if not isinstance(function, Global):
-            return function if isinstance(function, Opaque) else Opaque("a value")
-        if function.name not in self.calls or not isinstance(arguments, tuple):
-            return Opaque(function.name)
-        self.spend(sum(len(value) for value in arguments if isinstance(value, (tuple, list, dict))))
-        return self.calls[function.name](*arguments)
+            raise ValueError("a call of something that is no function")
+        stand_in = self.calls.get(str(function))
+        if stand_in is None or type(arguments) is not tuple:
+            return Opaque(function)
+        copied = sum(len(value) for value in arguments if isinstance(value, (tuple, list, dict)))
+        self.spend(len(arguments) + copied)
+        return stand_in(*arguments)
 
     # --- The stack and the memo ---
 
@@ -168,6 +172,8 @@ class _Machine:
         self.stack.append(self.stack[-1])
 
     def do_put(self, index: int) -> None:
+        if not 0 <= index < 2**32:  # longer numbers can all have the same hash
+            raise ValueError("a value's number is too large")
         self.memo[index] = self.stack[-1]
 
     do_binput = do_long_binput = do_put
@@ -211,7 +217,7 @@ class _Machine:
         self.set_items(values)
 
     def do_empty_set(self, _: None) -> None:
-        self.stack.append(Opaque("builtins set"))
+        self.stack.append(Opaque(Global("builtins", "set")))
 
     def do_frozenset(self, _: None) -> None:
         self.pop_marked()
@@ -246,22 +252,23 @@ class _Machine:
     # --- Classes, functions and objects ---
 
     def do_global(self, name: str) -> None:
-        self.stack.append(Global(name))
+        self.stack.append(Global(*name.split(" ", 1)))
 
     def do_stack_global(self, _: None) -> None:
         module, name = self.pop(2)
-        if not isinstance(module, str) or not isinstance(name, str):
+        if type(module) is not str or type(name) is not str:
             raise ValueError("a class without a name")
-        self.stack.append(Global(f"{module} {name}"))
+        self.stack.append(Global(module, name))
 
-    def do_ext1(self, code: int) -> None:
-        self.stack.append(Opaque("an extension"))
+    def do_ext1(self, _: int) -> None:
+        self.stack.append(Opaque(Global("copyreg", "extension")))
 
     do_ext2 = do_ext4 = do_ext1
 
     def do_inst(self, name: str) -> None:
-        self.pop_marked()
-        self.stack.append(Opaque(name))
+        arguments = tuple(self.pop_marked())
+        self.do_global(name)
+        self.stack.append(self.call(self.stack.pop(), arguments))
 
     def do_obj(self, _: None) -> None:
         function, *arguments = self.pop_marked()
@@ -311,7 +318,7 @@ def reading(path: Path, what: str) -> Iterator[None]:
         yield
     except CheckpointError:
         raise
-    except _BROKEN as error:
+    except BROKEN as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{path}: {what} is damaged ({reason}); download or copy the file again"

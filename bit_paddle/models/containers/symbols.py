@@ -8,7 +8,7 @@ from typing import Any, Callable, NamedTuple, Union
 
 import numpy as np
 
-Calls = Mapping[str, Callable[..., Any]]  # "module name" of a function -> what stands for it
+Calls = Mapping[str, Callable[..., Any]]  # "module.function" -> what stands for it
 
 _DTYPE = re.compile(r"f[248]|i[1248]|u[1248]|b1|c8|c16")
 
@@ -27,19 +27,27 @@ Bytes = Union[Span, str]  # a short text holds the bytes as Latin-1
 class Global:
     """A class or function that a pickle names. It is never imported."""
 
-    __slots__ = ("name",)
+    __slots__ = ("_module", "_name")
 
-    def __init__(self, name: str):
-        self.name = name  # "module name"
+    def __init__(self, module: str, name: str):
+        self._module, self._name = module, name  # joined when asked for, which saves memory
+
+    def __str__(self) -> str:
+        return f"{self._module}.{self._name}"
 
 
 class Opaque:
     """An object that stays unknown, such as the settings of a training run."""
 
-    __slots__ = ("name",)
+    __slots__ = ("kind",)
 
-    def __init__(self, name: str):
-        self.name = name  # "module name" of its class, or of the function that makes it
+    def __init__(self, kind: Global):
+        self.kind = kind  # its class, or the function that makes it
+
+
+def description(value: object) -> str:
+    """Return the class of a value, for messages."""
+    return ascii(str(value.kind))[1:-1] if isinstance(value, Opaque) else type(value).__name__
 
 
 class Dtype:
@@ -52,8 +60,10 @@ class Dtype:
         self.numpy = np.dtype(code) if plain else None
 
     def build(self, state: tuple) -> None:
-        if self.numpy and state[1] != "|":
-            self.numpy = self.numpy.newbyteorder({"<": "<", ">": ">"}[state[1]])
+        order = state[1]
+        if type(order) is not str or order not in ("<", ">", "|"):
+            raise ValueError("a dtype of unknown byte order")
+        self.numpy = self.numpy and self.numpy.newbyteorder(order)
 
 
 class Array:
@@ -74,10 +84,10 @@ class Array:
 
 def shape_of(value: object) -> tuple[int, ...]:
     """Return ``value`` if it can be the shape of an array. Raises ValueError."""
-    if not isinstance(value, tuple) or len(value) > 32:
+    if type(value) is not tuple or len(value) > 32:
         raise ValueError("an array without a shape")
     if not all(type(size) is int and 0 <= size < 2**62 for size in value):
-        raise ValueError("a shape that does not consist of sizes")
+        raise ValueError("a size that is no whole number from 0 to 2**62")
     return value
 
 
@@ -93,14 +103,14 @@ def _encode(text: object, encoding: object) -> object:
 
 
 NUMPY: Calls = {
-    "collections OrderedDict": _ordered_dict,
-    "collections defaultdict": lambda *_: {},
-    "_codecs encode": _encode,
-    "builtins bytes": lambda: "",
-    "__builtin__ bytes": lambda: "",
-    "numpy dtype": Dtype,
-    "numpy.core.multiarray _reconstruct": Array,
-    "numpy._core.multiarray _reconstruct": Array,
+    "collections.OrderedDict": _ordered_dict,
+    "collections.defaultdict": lambda *_: {},
+    "_codecs.encode": _encode,
+    "builtins.bytes": lambda: "",
+    "__builtin__.bytes": lambda: "",
+    "numpy.dtype": Dtype,
+    "numpy.core.multiarray._reconstruct": Array,
+    "numpy._core.multiarray._reconstruct": Array,
 }
 
 

@@ -15,8 +15,8 @@ import numpy as np
 from bit_paddle.errors import CheckpointError
 from bit_paddle.models.containers import state_dict
 from bit_paddle.models.containers.base import Container, Stored
-from bit_paddle.models.containers.pickled import interpret, reading
-from bit_paddle.models.containers.symbols import NUMPY, Opaque, float32_of
+from bit_paddle.models.containers.pickled import BROKEN, interpret, reading
+from bit_paddle.models.containers.symbols import NUMPY, Opaque, description, float32_of
 from bit_paddle.models.containers.torch_symbols import (
     CALLS,
     Storage,
@@ -107,7 +107,7 @@ class _Zip:
         _read_into(self.stream, target)
 
 
-class _Stream:
+class _Legacy:
     """The format before PyTorch 1.6: five pickles, and then the storages one after another."""
 
     def __init__(self, path: Path, stream: BinaryIO, size: int):
@@ -177,10 +177,9 @@ class TorchFile(Container):
                         f"{HOW_TO_SAVE}"
                     )
                 self._stream.seek(0)
-                kind = _Stream if start.startswith(b"\x80") else _Zip
-                self._content = kind(
-                    self.path, self._stream, os.fstat(self._stream.fileno()).st_size
-                )
+                size = os.fstat(self._stream.fileno()).st_size
+                kind = _Legacy if start.startswith(b"\x80") else _Zip
+                self._content = kind(self.path, self._stream, size)
             self._list()
         except BaseException:
             self.close()
@@ -192,10 +191,12 @@ class TorchFile(Container):
         with open(path, "rb") as stream:
             start = stream.read(257 + 5)
         if start.startswith(b"PK\3\4"):
+            if b"/data.pkl" in start:  # a file that was cut short has no list of members
+                return True
             try:
                 with zipfile.ZipFile(path) as archive:
                     return any(name.endswith("/data.pkl") for name in archive.namelist())
-            except (zipfile.BadZipFile, ValueError, OSError):
+            except BROKEN:
                 return False
         return (start.startswith(b"\x80") and _MAGIC in start[:40]) or _is_tar(start)
 
@@ -204,12 +205,9 @@ class TorchFile(Container):
         value = self._content.value
         found, self.wrapper = state_dict.find(value, lambda value: isinstance(value, Tensor))
         if not found:
-            kind = (
-                value.name.replace(" ", ".") if isinstance(value, Opaque) else type(value).__name__
-            )
             raise CheckpointError(
-                f"{self.path}: expected a state dict, found an object ({kind}) without arrays by "
-                f"name. In PyTorch, {HOW_TO_SAVE}"
+                f"{self.path}: expected a state dict, found an object of class "
+                f"{description(value)} without arrays by name. In PyTorch, {HOW_TO_SAVE}"
             )
         self._tensors, self.arrays = {}, {}
         for name, value in state_dict.without_prefixes(found).items():
@@ -227,15 +225,12 @@ class TorchFile(Container):
         dtype = numpy_dtype(tensor.dtype)
         with reading(self.path, name):
             flat = np.empty(length // dtype.itemsize, dtype)
-            if length:
-                self._content.fill(tensor.storage, start, memoryview(flat.view(np.uint8)))
-        strides = [stride * dtype.itemsize for stride in tensor.strides]
-        array = (
-            np.lib.stride_tricks.as_strided(flat, tensor.shape, strides)
-            if length
-            else (flat.reshape(tensor.shape))
-        )
-        return float32_of(array) if tensor.dtype == "bfloat16" else array
+            if not length:
+                return flat.reshape(tensor.shape)
+            self._content.fill(tensor.storage, start, memoryview(flat.view(np.uint8)))
+            strides = [stride * dtype.itemsize for stride in tensor.strides]
+            array = np.lib.stride_tricks.as_strided(flat, tensor.shape, strides)
+            return float32_of(array) if tensor.dtype == "bfloat16" else array
 
     def close(self) -> None:
         self._stream.close()

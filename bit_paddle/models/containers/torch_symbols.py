@@ -23,6 +23,7 @@ _STORAGES = {
     "ComplexDouble": "complex128",
     "ComplexFloat": "complex64",
 }
+OPAQUE = Opaque(Global("torch", "Tensor"))  # a quantized, sparse or conjugated one, for example
 _DTYPES = {*_STORAGES.values(), "uint16", "uint32", "uint64"}
 
 
@@ -73,11 +74,11 @@ def persistent_value(key: object) -> Storage | Opaque:
     """Return what a persistent id stands for: a storage, or in old files a class with its code."""
     if type(key) is not tuple or not 2 <= len(key) <= 6 or not isinstance(key[1], Global):
         raise ValueError("an unknown reference to a storage")
-    module, _, name = key[1].name.partition(" ")
+    module, _, name = str(key[1]).rpartition(".")
     known = module in ("torch", "torch.cuda", "torch.storage") and name.endswith("Storage")
     is_view = any(part is not None for part in key[5:])  # of another storage: before PyTorch 0.4
     if key[0] != "storage" or len(key) < 5 or not known or is_view:
-        return Opaque(key[1].name)
+        return Opaque(key[1])
     if type(key[2]) is not str:
         raise ValueError("a storage without a key")
     return Storage(key[2], _STORAGES.get(name[: -len("Storage")]), *shape_of((key[4],)))
@@ -86,7 +87,7 @@ def persistent_value(key: object) -> Storage | Opaque:
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> Tensor | Opaque:
     """Stand for ``_rebuild_tensor_v2``. ``rest[2]`` notes "conjugated" or "negated", if given."""
     if not isinstance(storage, Storage) or storage.dtype is None or any(rest[2:]):
-        return Opaque("torch Tensor")
+        return OPAQUE
     return Tensor(storage, storage.dtype, offset, shape, strides)
 
 
@@ -94,30 +95,30 @@ def _typed_tensor(
     storage: Any, offset: Any, shape: Any, strides: Any, _: Any, __: Any, dtype: Any, *rest: Any
 ) -> Tensor | Opaque:
     """Stand for ``_rebuild_tensor_v3``, whose storage is one of bytes."""
-    name = dtype.name.partition(" ")[2] if isinstance(dtype, Global) else None
+    name = str(dtype)[len("torch.") :] if isinstance(dtype, Global) else None
     if not isinstance(storage, Storage) or name not in _DTYPES or any(rest):
-        return Opaque("torch Tensor")
+        return OPAQUE
     return Tensor(storage, name, offset, shape, strides)
 
 
 def _of_type(function: Any, kind: Any, arguments: Any, _: Any) -> Tensor | Opaque:
     """Stand for ``_rebuild_from_type_v2``: a tensor with attributes, or of a class of its own."""
-    build = _TENSORS.get(function.name) if isinstance(function, Global) else None
-    plain = isinstance(kind, Global) and kind.name in ("torch Tensor", "torch._tensor Tensor")
+    build = _TENSORS.get(str(function)) if isinstance(function, Global) else None
+    plain = isinstance(kind, Global) and str(kind) in ("torch.Tensor", "torch._tensor.Tensor")
     if build is None or not plain or type(arguments) is not tuple:
-        return Opaque("torch Tensor")
+        return OPAQUE
     return build(*arguments)
 
 
 _TENSORS: Calls = {
-    "torch._utils _rebuild_tensor": _tensor,
-    "torch._utils _rebuild_tensor_v2": _tensor,
-    "torch._utils _rebuild_tensor_v3": _typed_tensor,
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor_v3": _typed_tensor,
 }
 CALLS: Calls = {
     **NUMPY,
     **_TENSORS,
-    "torch._tensor _rebuild_from_type_v2": _of_type,
-    "torch._utils _rebuild_parameter": lambda tensor, *_: tensor,
-    "torch._utils _rebuild_parameter_with_state": lambda tensor, *_: tensor,
+    "torch._tensor._rebuild_from_type_v2": _of_type,
+    "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
+    "torch._utils._rebuild_parameter_with_state": lambda tensor, *_: tensor,
 }
