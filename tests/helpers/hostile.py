@@ -1,4 +1,4 @@
-"""Damaged and hostile files, and what reading them may do: raise the package's error, or nothing."""
+"""Damaged and hostile files: reading them raises the package's error, or reads them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import random
 import time
 import tracemalloc
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -92,21 +93,29 @@ def read_all(kind: type, path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
+@contextmanager
+def memory(limit: float) -> Iterator[None]:
+    """Assert that a block needs less than ``limit`` bytes."""
+    tracemalloc.start()
+    try:
+        yield
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < limit, f"{peak:,} bytes"
+
+
 def survives(kind: type, path: Path, megabytes: float = 4, seconds: float = 20) -> str:
     """Read a hostile file: "read", or the message of its `CheckpointError`; nothing else.
 
     It may need ``megabytes`` of memory and ``seconds`` of time.
     """
     begin = time.monotonic()
-    tracemalloc.start()
-    try:
-        read_all(kind, path)
-        outcome = "read"
-    except CheckpointError as error:
-        outcome = str(error)
-    finally:
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-    assert peak < megabytes * 2**20, f"{peak:,} bytes"
+    with memory(megabytes * 2**20):
+        try:
+            read_all(kind, path)
+            outcome = "read"
+        except CheckpointError as error:
+            outcome = str(error)
     assert time.monotonic() - begin < seconds
     return outcome
