@@ -21,9 +21,12 @@ from bit_paddle.models.architecture import Architecture
 from bit_paddle.models.containers.base import Container
 from bit_paddle.models.containers.folder import ModelFolder
 from bit_paddle.models.containers.npz import NpzFile
+from bit_paddle.models.containers.paddle import PdparamsFile
 from bit_paddle.models.containers.safetensors import SafetensorsFile
+from bit_paddle.models.containers.torch import TorchFile
 
-KINDS: tuple[type[SafetensorsFile] | type[NpzFile], ...] = (SafetensorsFile, NpzFile)
+# PyTorch's before those of which its files are a special case: zip archives, and pickles
+KINDS = (SafetensorsFile, TorchFile, NpzFile, PdparamsFile)
 
 _ALSO = (".safetensors", ".pth", ".pth.tar", ".bin", ".pdparams")
 

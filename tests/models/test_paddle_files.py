@@ -7,12 +7,14 @@ from collections import OrderedDict
 
 import numpy as np
 import pytest
+from conftest import arrays_of
 from helpers import pickles
 from helpers.hostile import DEEP, LAUGHS, attacks, memory, mutations, read_all, survives
 from helpers.pickles import Called, Named, pickled
 from helpers.places import GOLDEN
 
 from bit_paddle.errors import CheckpointError
+from bit_paddle.models.checkpoint import CheckpointFile
 from bit_paddle.models.containers.paddle import PdparamsFile
 from bit_paddle.models.containers.torch import TorchFile
 
@@ -66,6 +68,22 @@ def test_every_array_of_paddle(kind, start):
 def test_a_tensor_alone_is_refused(start):
     with pytest.raises(CheckpointError, match=r"found an object of class tuple.*paddle\.save"):
         PdparamsFile(start.with_name(f"{start.name}_tensor.pdparams"))
+
+
+def test_a_model(tmp_path):
+    """The parameters of this package's own network, as Paddle saves them."""
+    import paddle
+
+    from bit_paddle import create_model
+
+    arrays = arrays_of(14, 1, 10, 0)
+    np.savez(tmp_path / "a.npz", **arrays)
+    paddle.save(create_model(tmp_path / "a.npz").state_dict(), str(tmp_path / "a.pdparams"))
+    with CheckpointFile(tmp_path / "a.pdparams") as file:
+        file.check(file.architecture(), 10)
+        assert file.shapes.keys() == arrays.keys()
+        for key, array in arrays.items():
+            assert file.array(key).tobytes() == array.tobytes()
 
 
 # --- Arrays -------------------------------------------------------------------------------------

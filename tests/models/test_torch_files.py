@@ -9,12 +9,15 @@ from collections import OrderedDict
 
 import numpy as np
 import pytest
+from conftest import arrays_of
 from helpers import pickles
 from helpers.hostile import DEEP, LAUGHS, attacks, mutations, read_all, survives
 from helpers.pickles import Called, Named, Storage, tensor, write_legacy, write_zip
 from helpers.places import GOLDEN
 
 from bit_paddle.errors import CheckpointError
+from bit_paddle.models import names
+from bit_paddle.models.checkpoint import CheckpointFile
 from bit_paddle.models.containers import pickled
 from bit_paddle.models.containers import torch as torch_files
 from bit_paddle.models.containers.torch import TorchFile
@@ -120,6 +123,24 @@ def test_bfloat16_becomes_float32(write, tmp_path):
     half = (expected.view(np.uint32) >> 16).astype(np.uint16)
     path = write(tmp_path / "a.pth", {"x": tensor(half, Storage(half, "BFloat16"))})
     assert_same_bits(read_all(TorchFile, path)["x"], expected)
+
+
+@formats
+def test_a_model(write, tmp_path):
+    """A network in timm's names, saved by DataParallel, and by the authors' loop."""
+    arrays = arrays_of(14, 1, 10, 0)
+    state = {
+        f"module.{names.timm_name(key)}": tensor(
+            array.transpose(3, 2, 0, 1).copy() if array.ndim == 4 else array
+        )
+        for key, array in arrays.items()
+    }
+    path = write(tmp_path / "a.pth.tar", {"step": 3, "model": state, "optim": {"lr": 0.1}})
+    with CheckpointFile(path) as file:
+        file.check(file.architecture(), 10)
+        assert file.shapes.keys() == arrays.keys()
+        for key, array in arrays.items():
+            assert_same_bits(file.array(key), array)
 
 
 # --- Which dictionary ---------------------------------------------------------------------------

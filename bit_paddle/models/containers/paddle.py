@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import math
 import os
+from pathlib import Path
 from typing import Any, Union
 
 import numpy as np
@@ -80,8 +81,8 @@ class PdparamsFile(Container):
             self.close()
             raise
 
-    @classmethod
-    def matches(cls, path: str | os.PathLike) -> bool:
+    @staticmethod
+    def matches(path: Path) -> bool:
         """Return whether a file is a pickle of the protocols that Paddle writes.
 
         So are PyTorch's old files: ask `TorchFile` first.

@@ -4,40 +4,28 @@ No module is imported, and nothing from the file is called. The few functions th
 need are replaced by functions of this package (`Calls`). Everything else becomes `Opaque`.
 The opcodes are described in Python's module `pickletools`, which decodes their arguments.
 
-Long texts and bytes stay in the file: the value is their place there (`Span`). Other values need
-about 100 bytes per opcode, and `MOST_STEPS` limits the opcodes. Values can contain themselves;
-whoever walks them must limit the depth.
+Long texts and bytes stay in the file: the value is their place there (`Span`). Every other value
+needs one step or more, and at most 200 bytes per step. Values can contain themselves: code that
+walks through them must limit the depth.
 """
 
 from __future__ import annotations
 
 import pickletools
 import struct
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Callable
 
 from bit_paddle.errors import CheckpointError
+from bit_paddle.models.containers import npz
 from bit_paddle.models.containers.symbols import Array, Calls, Dtype, Global, Opaque, Span
 
 MOST_STEPS = 1_000_000  # a training checkpoint of ResNet-152 with its optimizer needs about 60,000
 LONGEST_TEXT = 1024  # bytes
 
-BROKEN = (
-    ValueError,
-    IndexError,
-    KeyError,
-    TypeError,
-    OverflowError,
-    MemoryError,
-    EOFError,
-    OSError,
-    struct.error,
-    zipfile.BadZipFile,
-    NotImplementedError,
-)  # errors that a damaged pickle or zip file can raise
+BROKEN = (*npz.BROKEN, IndexError, KeyError, struct.error)  # what damaged pickles can raise, too
 
 
 class _Passed(bytes):
@@ -319,7 +307,6 @@ def reading(path: Path, what: str) -> Iterator[None]:
     except CheckpointError:
         raise
     except BROKEN as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"{path}: {what} is damaged ({reason}); download or copy the file again"
+            f"{path}: {what} is damaged ({npz.reason(error)}); download or copy the file again"
         ) from error

@@ -27,9 +27,8 @@ from bit_paddle.models.containers.torch_symbols import (
 
 HOW_TO_SAVE = 'save its weights with torch.save(model.state_dict(), "weights.pth")'
 
-_MAGIC = (
-    b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the pickle of 0x1950a86a20f9469cfc6c, without its start
-)
+_NUMBER = 0x1950A86A20F9469CFC6C  # the first pickle of the older format
+_MAGIC = b"\x8a\n" + _NUMBER.to_bytes(10, "little") + b"."  # as pickled, without the protocol
 _TAR_MEMBERS = {b"sys_info", b"pickle", b"tensors", b"storages"}
 _LONGEST_PICKLE = 2**26  # bytes; it holds names and shapes alone
 _CHUNK = 2**20
@@ -121,7 +120,7 @@ class _Legacy:
             return value
 
         magic, protocol, system = (interpret(stream, size, NUMPY) for _ in range(3))
-        if magic != 0x1950A86A20F9469CFC6C or protocol != 1001:
+        if magic != _NUMBER or protocol != 1001:
             raise ValueError("its protocol is not 1001")
         if not isinstance(system, dict) or system.get("little_endian") is not True:
             raise CheckpointError(f"{path}: not written on a little-endian machine")
@@ -185,13 +184,14 @@ class TorchFile(Container):
             self.close()
             raise
 
-    @classmethod
-    def matches(cls, path: str | os.PathLike) -> bool:
+    @staticmethod
+    def matches(path: Path) -> bool:
         """Return whether a file is one by PyTorch, TorchScript and the oldest format included."""
         with open(path, "rb") as stream:
             start = stream.read(257 + 5)
         if start.startswith(b"PK\3\4"):
-            if b"/data.pkl" in start:  # a file that was cut short has no list of members
+            name = start[30 : 30 + int.from_bytes(start[26:28], "little")]
+            if name.endswith(b"/data.pkl"):  # a file that was cut short has no list of members
                 return True
             try:
                 with zipfile.ZipFile(path) as archive:
