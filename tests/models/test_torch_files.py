@@ -449,7 +449,6 @@ def test_cut_short_at_every_length(write, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:invalid escape sequence")
 @pytest.mark.parametrize("name", ["torch_zip2.pth", "torch_stream2.pth", "torch_training.pth.tar"])
 def test_500_mutations(name, tmp_path):
     outcomes = []

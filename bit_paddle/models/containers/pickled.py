@@ -50,7 +50,10 @@ class _Stream:
 
     def readline(self) -> bytes:
         self.last = Span(self.tell(), 0)
-        return self._stream.readline(LONGEST_TEXT)
+        line = self._stream.readline(LONGEST_TEXT)
+        if b"\\" in line:  # Python warns of unknown escapes; names have none
+            raise ValueError("a name with a backslash")
+        return line
 
     def read(self, length: int) -> bytes:
         self.last = Span(self.tell(), length)

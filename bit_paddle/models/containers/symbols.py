@@ -117,5 +117,5 @@ NUMPY: Calls = {
 def float32_of(bfloat16: np.ndarray) -> np.ndarray:
     """Return bfloat16 numbers, given as uint16 in any byte order, as float32 numbers."""
     numbers = bfloat16.astype(np.uint32)
-    numbers <<= 16
+    numbers <<= np.uint32(16)  # a number of the same type, for arrays without axes in NumPy 1
     return numbers.view(np.float32)
