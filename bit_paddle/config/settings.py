@@ -21,7 +21,7 @@ from bit_paddle.config.types import (
     text,
     whole,
 )
-from bit_paddle.models import losses
+from bit_paddle.models import losses, published
 from bit_paddle.recipes import hyperrule, upstream
 from bit_paddle.recipes.recipe import RECIPES, Recipe
 from bit_paddle.system import environment, files
@@ -36,6 +36,11 @@ def _auto_or_whole(word: str) -> int | str:
 def _interval(word: str) -> str:
     interval(word)
     return word  # as written, so that config.yaml shows the user's own spelling
+
+
+def _model(word: str) -> str:
+    """Return the catalogue's name for a published model, so that all spellings are one run."""
+    return published.canonical(text(word))
 
 
 def _setting(
@@ -68,7 +73,7 @@ class Settings:
     """All settings of a run. The field names are also the flags and the YAML keys."""
 
     model: str = _what(
-        text,
+        Kind(_model, text.metavar),
         "model to train: a published name (BiT-M-R50x1; bit_paddle.catalog lists them), an .npz "
         "file, or the folder of a complete run; with --from_scratch also R<layers>x<width>",
     )
@@ -328,8 +333,10 @@ def differences(before: Mapping[str, Any], now: Settings) -> list[str]:
 
     A data set may move to another folder (its images are compared elsewhere), and the split of a
     batch only changes rounding. Settings that ``before`` lacks are ignored: an older version wrote
-    it.
+    it, and kept a model's name as it was typed.
     """
+    if "model" in before:
+        before = {**before, "model": published.canonical(str(before["model"]))}
     return [
         f"{name}: {before[name]} -> {getattr(now, name)}"
         for name, item in FIELDS.items()
