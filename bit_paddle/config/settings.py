@@ -13,7 +13,8 @@ import yaml
 from bit_paddle.config.types import (
     Kind,
     fraction,
-    interval,
+    interval_text,
+    model_name,
     not_negative,
     one_of,
     positive,
@@ -31,16 +32,6 @@ AUTO = "auto"
 
 def _auto_or_whole(word: str) -> int | str:
     return AUTO if word == AUTO else whole(1)(word)
-
-
-def _interval(word: str) -> str:
-    interval(word)
-    return word  # as written, so that config.yaml shows the user's own spelling
-
-
-def _model(word: str) -> str:
-    """Return the catalogue's name for a published model, so that all spellings are one run."""
-    return published.canonical(text(word))
 
 
 def _setting(
@@ -73,7 +64,7 @@ class Settings:
     """All settings of a run. The field names are also the flags and the YAML keys."""
 
     model: str = _what(
-        Kind(_model, text.metavar),
+        model_name,
         "model to train: a published name (BiT-M-R50x1; bit_paddle.catalog lists them), an .npz "
         "file, or the folder of a complete run; with --from_scratch also R<layers>x<width>",
     )
@@ -239,7 +230,7 @@ class Settings:
     eval_every: int | None = _run(whole(1), "validation interval in steps; also at the end", None)
     save: bool = _run(switch, "no checkpoints, and no model at the end", True)
     save_every: str = _run(
-        Kind(_interval, "N"),
+        interval_text,
         "interval between checkpoints, in steps (500) or minutes (10m). Checkpoints are written "
         "while training continues, one at a time",
         "10m",
