@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 import bit_paddle as bit
 from bit_paddle import catalog, export, predict, train
@@ -359,3 +360,12 @@ def test_another_spelling_resumes_the_run(image_folder, tmp_path, monkeypatch):
 def test_the_name_of_a_folder_has_no_separator():
     for model in ("hf:owner/name@main", "google/bit-50"):
         assert "/" not in folder.default_name(Settings(model=model, dataset="digits"))
+
+
+def test_the_page_tells_the_same():
+    page = (ROOT / "docs/models-and-weights.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([^`]+)` (\| .*`.*\|)$", page.split("## Names")[1], re.M)[:7]
+    assert [name for name, _ in rows][-1] == "R152x2_T_384"
+    for name, others in rows:
+        for other in re.findall("`([^`]+)`", others):
+            assert find(other).name == name
