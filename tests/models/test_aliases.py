@@ -18,7 +18,7 @@ from bit_paddle.models.published import ALIASES, CATALOG, NETWORKS, find, lookup
 from bit_paddle.runs import folder
 
 #: timm's names and its deprecated names, as timm 1.0.31 lists them, and the file that timm's older
-#: versions loaded for each (the addresses in timm 0.6.12's resnetv2.py).
+#: versions loaded for each (`url` in timm 0.6.12's resnetv2.py).
 TIMM = {
     "resnetv2_50x1_bit.goog_in21k_ft_in1k": ("resnetv2_50x1_bitm", "BiT-M-R50x1-ILSVRC2012"),
     "resnetv2_50x3_bit.goog_in21k_ft_in1k": ("resnetv2_50x3_bitm", "BiT-M-R50x3-ILSVRC2012"),
