@@ -20,12 +20,17 @@ from bit_paddle.models import facts, names, npz
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.models.containers.base import Container
 from bit_paddle.models.containers.folder import ModelFolder
+from bit_paddle.models.containers.keras import KerasFile
 from bit_paddle.models.containers.npz import NpzFile
 from bit_paddle.models.containers.safetensors import SafetensorsFile
 
-KINDS: tuple[type[SafetensorsFile] | type[NpzFile], ...] = (SafetensorsFile, NpzFile)
+KINDS: tuple[type[SafetensorsFile] | type[NpzFile] | type[KerasFile], ...] = (
+    SafetensorsFile,
+    NpzFile,
+    KerasFile,
+)
 
-_ALSO = (".safetensors", ".pth", ".pth.tar", ".bin", ".pdparams")
+_ALSO = (".safetensors", ".pth", ".pth.tar", ".bin", ".pdparams", ".h5 of Keras 2")
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 

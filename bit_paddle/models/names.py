@@ -5,6 +5,8 @@ of these libraries are translated to it, and back where the package writes them:
 
 - ``resnet/block1/unit01/a/standardized_conv2d/kernel``: the published files, written from
   TensorFlow; in some of them with numbered layers (``standardized_conv2d_7``);
+- ``block1/unit01/a/standardized_conv2d/kernel``, ``head/dense/kernel``: the authors' TensorFlow 2
+  code (bit_tf2/models.py), whose head is [C, K];
 - ``block1/unit01/conv1/kernel``: trees of the JAX code, whose GroupNorm arrays are [1, 1, 1, C] and
   whose head is [C, K];
 - ``block1.unit01.a.conv.weight``: this package's parameters, as ``.pdparams`` holds them;
@@ -47,7 +49,7 @@ _FROM_JAX = _compiled(
     (r"/gn2/", "/b/group_norm/"),
     (r"/gn3/", "/c/group_norm/"),
     (r"^norm-pre-head/", "group_norm/"),
-    (r"^(conv_)?head/(?=kernel|bias)", "head/conv2d/"),
+    (r"^(conv_)?head/(dense/)?(?=kernel|bias)", "head/conv2d/"),
     (r"group_norm/scale$", "group_norm/gamma"),
     (r"group_norm/bias$", "group_norm/beta"),
 )

@@ -47,14 +47,14 @@ def _weights(file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:
         root = _object(root, "model_weights")
     if "layer_names" not in getattr(root, "attrs", ()):
         raise CheckpointError(
-            "an HDF5 file, but not weights of Keras 2: it has no layer_names. Keras 3 (.weights.h5 "
-            "and .keras) numbers arrays and does not name them; save the weights with TensorFlow "
-            "2.1 to 2.3, as the code of BiT does"
+            "is an HDF5 file without layer_names, so that it is not Keras 2's. Keras 3 writes such "
+            "files (.weights.h5), whose arrays have numbers instead of names: they cannot be read"
         )
     for layer in _names(root, "layer_names"):
         group = _object(root, layer)
         for weight in _names(group, "weight_names"):
-            yield f"{layer}/{weight.rpartition(f'{layer}/')[2]}", _object(group, weight)
+            name = weight.rpartition(f"{layer}/")[2].rpartition(":")[0]
+            yield f"{layer}/{name}", _object(group, weight)
 
 
 def _describe(name: str, array: Any) -> dict[str, Any]:
@@ -105,7 +105,3 @@ def main() -> None:
         answer = {"error": f"is damaged ({reason}); download or copy it again"}
     print(json.dumps(answer), flush=True)
     os._exit(0)  # closing a damaged file may crash, too
-
-
-if __name__ == "__main__":
-    main()

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 import bit_paddle
-from bit_paddle.errors import CheckpointError, ConfigError, MissingFileError, install_hint
+from bit_paddle.errors import CheckpointError, ConfigError, install_hint
 from bit_paddle.models.containers.base import Container, Stored
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -28,24 +28,16 @@ _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _SECONDS = 60  # the list of weights takes less than a second
 
 
-def matches(path: str | os.PathLike) -> bool:
-    """Return whether the file begins with the signature of HDF5."""
-    with open(path, "rb") as stream:
-        return stream.read(len(_SIGNATURE)) == _SIGNATURE
-
-
 class KerasFile(Container):
-    """An open ``.h5`` file of Keras 2: names such as ``block1/unit01/a/group_norm/gamma:0``.
+    """An open ``.h5`` file of Keras 2: names such as ``block1/unit01/a/group_norm/gamma``.
 
     A name begins with its layer, whichever version of TensorFlow wrote the file. Kernels are HWIO,
-    and the head is [C, K]. Errors: `MissingFileError`; `ConfigError` without h5py;
-    `CheckpointError` for a file that is damaged, is not of Keras 2, or refers to other files.
+    and the head is [C, K]. Errors: `ConfigError` without h5py; `CheckpointError` for a file that is
+    damaged, is not of Keras 2, or refers to other files.
     """
 
     def __init__(self, path: str | os.PathLike):
         super().__init__(path)
-        if not self.path.is_file():
-            raise MissingFileError(f"{path}: no such checkpoint file")
         if importlib.util.find_spec("h5py") is None:
             raise ConfigError(f"{path}: needs h5py: {install_hint('keras')}")
         self._places = _list(self.path)
@@ -63,8 +55,13 @@ class KerasFile(Container):
                 )
         self._stream = open(self.path, "rb")
 
+    @staticmethod
+    def matches(path: Path) -> bool:
+        """Return whether a file begins with the signature of HDF5."""
+        with open(path, "rb") as stream:
+            return stream.read(len(_SIGNATURE)) == _SIGNATURE
+
     def read(self, name: str) -> np.ndarray:
-        """Return an array in the shape of the file; see `Container.read`."""
         place = self._places[name]
         dtype, count = np.dtype(place["dtype"]), math.prod(place["shape"])
         self._stream.seek(place["offset"])
@@ -74,17 +71,16 @@ class KerasFile(Container):
         return array.astype(dtype.newbyteorder("="), copy=False).reshape(place["shape"])
 
     def close(self) -> None:
-        """Close the file."""
         self._stream.close()
 
 
 def _list(path: Path) -> dict[str, dict[str, Any]]:
     """Return what `hdf5.index` returns, from a process that may crash or hang."""
-    command = [sys.executable, "-m", "bit_paddle.models.containers.hdf5", os.path.abspath(path)]
-    paths = [str(Path(bit_paddle.__file__).parents[1]), os.environ.get("PYTHONPATH")]
-    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    program = "from bit_paddle.models.containers import hdf5; hdf5.main()"
+    command = [sys.executable, "-c", program, os.path.abspath(path)]
+    home = Path(bit_paddle.__file__).parents[1]  # -c imports from the current folder first
     try:
-        done = subprocess.run(command, capture_output=True, timeout=_SECONDS, env=environ)
+        done = subprocess.run(command, capture_output=True, timeout=_SECONDS, cwd=home)
         answer = json.loads(done.stdout)
     except (subprocess.TimeoutExpired, ValueError):
         raise CheckpointError(
