@@ -67,7 +67,7 @@ class CheckpointFile:
         self._container = open_container(self.path)
         try:
             self._names: dict[str, str] = {}  # published key -> name in the file
-            for name in self._container.arrays:
+            for name in names.weights_among(self._container.arrays):
                 key = names.published_key(name)
                 if key in self._names:
                     raise CheckpointError(
