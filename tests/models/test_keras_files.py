@@ -114,14 +114,21 @@ def test_other_numbers(dtype, tmp_path):
         assert file.arrays["dense/kernel"] == ((2, 3), np.dtype(dtype).name)
 
 
-def keras_file(folder, values=None, **options):
+def test_names_without_a_number(tmp_path):
+    """As Keras 3 writes them into whole models in the older format."""
+    path = keras_file(tmp_path, np.zeros(3, np.float32), weight="kernel")
+    with keras.KerasFile(path) as file:
+        assert list(file.arrays) == ["dense/kernel"]
+
+
+def keras_file(folder, values=None, weight="dense/kernel:0", **options):
     path = folder / "dense.h5"
     with h5py.File(path, "w") as file:
         file.attrs["layer_names"] = [b"dense"]
         group = file.create_group("dense")
-        group.attrs["weight_names"] = [b"dense/kernel:0"]
+        group.attrs["weight_names"] = [weight.encode()]
         if values is not None or options:
-            group.create_dataset("dense/kernel:0", data=values, **options)
+            group.create_dataset(weight, data=values, **options)
     return path
 
 

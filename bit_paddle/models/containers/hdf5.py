@@ -53,7 +53,7 @@ def _weights(file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:
     for layer in _names(root, "layer_names"):
         group = _object(root, layer)
         for weight in _names(group, "weight_names"):
-            name = weight.rpartition(f"{layer}/")[2].rpartition(":")[0]
+            name = weight.rpartition(f"{layer}/")[2].partition(":")[0]  # "kernel:0"
             yield f"{layer}/{name}", _object(group, weight)
 
 
