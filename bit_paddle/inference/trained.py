@@ -12,7 +12,7 @@ import numpy as np
 
 from bit_paddle.errors import CheckpointError, ConfigError, DownloadError
 from bit_paddle.inference import paddle_inference
-from bit_paddle.models import losses, npz, published
+from bit_paddle.models import losses, mirrors, npz, published
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.models.losses import LOSSES
 from bit_paddle.models.published import Preprocessing
@@ -152,7 +152,7 @@ def _lemmas(file: str, count: int) -> list[str] | None:
 
     try:
         path = fetch.cache_dir() / file
-        fetch.fetch(published.download_url(file), path, fault_of=fault_of)
+        mirrors.fetch_published(file, path, fault_of)
     except DownloadError as error:
         print(f"warning: classes are shown as numbers: {error}", file=sys.stderr)
         return None

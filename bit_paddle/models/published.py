@@ -13,16 +13,23 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bit_paddle.errors import ConfigError, MissingFileError, did_you_mean
+from bit_paddle.errors import (
+    CheckpointError,
+    ConfigError,
+    DownloadError,
+    MissingFileError,
+    did_you_mean,
+)
+from bit_paddle.models import hub, mirrors, npz
 from bit_paddle.models.architecture import UNITS, Architecture
-from bit_paddle.system.fetch import cache_dir, fetch
-
-BASE_URL = "https://storage.googleapis.com/bit_models/"  # BIT_PADDLE_BASE_URL replaces it
+from bit_paddle.system.fetch import ServerFault, cache_dir
 
 LEMMAS = {
     "ilsvrc2012": "ilsvrc2012_wordnet_lemmas.txt",
@@ -67,10 +74,11 @@ class Entry:
     accuracy: float | None = None
     aliases: tuple[str, ...] = ()
     packaged: bool = False  # shipped in this package, in float16
+    hub: str | None = None  # the repository of the Hugging Face hub with the same weights
 
     @property
     def url(self) -> str:
-        return download_url(self.file)
+        return mirrors.addresses(self.file)[0]
 
     @property
     def parameters(self) -> int:
@@ -179,15 +187,18 @@ def _entries() -> Iterator[Entry]:
         yield plain(f"BiT-S-{name}", 1000, "ilsvrc2012", _UPSTREAM)
     for name in networks:
         timm = f"resnetv2_{name[1:]}_bit.goog_in21k"
-        yield plain(f"BiT-M-{name}", 21843, "imagenet21k", _UPSTREAM, aliases=(timm,))
+        more = {"aliases": (timm,), "hub": f"timm/{timm}"}
+        yield plain(f"BiT-M-{name}", 21843, "imagenet21k", _UPSTREAM, **more)
     for name in networks:
         timm = f"resnetv2_{name[1:]}_bit.goog_in21k_ft_in1k"
         accuracy = _ILSVRC_ACCURACY[name]
-        yield plain(f"BiT-M-{name}-ILSVRC2012", 1000, "ilsvrc2012", _LARGE, accuracy, (timm,))
+        more = {"aliases": (timm,), "hub": f"timm/{timm}"}
+        yield plain(f"BiT-M-{name}-ILSVRC2012", 1000, "ilsvrc2012", _LARGE, accuracy, **more)
     yield plain("BiT-M-R50x1-CIFAR10", 10, "cifar10", _SMALL)
     for name, _, classes, data, preprocessing, accuracy, timm in _DISTILLATION:
-        aliases = (f"resnetv2_{timm}",) if timm else ()
-        yield plain(name, classes, data, preprocessing, accuracy, aliases, folder="distill/")
+        timm = f"resnetv2_{timm}"
+        more = {"aliases": (timm,), "hub": f"timm/{timm}"} if ".goog" in timm else {}
+        yield plain(name, classes, data, preprocessing, accuracy, folder="distill/", **more)
     for name in VTAB_MODELS:
         for run in VTAB_RUNS:
             for task in VTAB_TASKS:
@@ -203,11 +214,6 @@ def _entries() -> Iterator[Entry]:
 CATALOG = {entry.name: entry for entry in _entries()}
 
 ALIASES = {alias: entry.name for entry in CATALOG.values() for alias in entry.aliases}
-
-
-def download_url(file: str) -> str:
-    """Return the URL of a published file."""
-    return (os.environ.get("BIT_PADDLE_BASE_URL") or BASE_URL).rstrip("/") + "/" + file
 
 
 def find(name: str) -> Entry:
@@ -265,27 +271,75 @@ def locate(entry: Entry, directory: str | os.PathLike | None = None) -> Path:
     """Return the path of a published checkpoint's file, which may still have to be downloaded.
 
     The file is in ``directory``. Without that, it is in the working folder if it exists there, else
-    in the cache folder. A file that is shipped with this package is in the package.
+    in the cache folder. A file that is shipped with this package is in the package. If the file is
+    missing, but the same weights are in the cache of the Hugging Face hub, their path is returned.
     """
     name = Path(entry.file).name
     if entry.packaged:
         return Path(__file__).parents[1] / "pretrained" / name
     if directory is not None:
-        return Path(directory) / name
-    return Path(name) if Path(name).is_file() else cache_dir() / name
+        path = Path(directory) / name
+    else:
+        path = Path(name) if Path(name).is_file() else cache_dir() / name
+    if entry.hub is not None and not path.is_file():
+        folder = hub.locate(hub.Repository.parse(entry.hub))
+        return hub.weights_in(folder) if folder else path
+    return path
 
 
 def obtain(entry: Entry, directory: str | os.PathLike | None = None) -> Path:
     """Return the file of a published checkpoint; download it if it is missing.
 
+    It comes from the first server, else from a mirror (see `mirrors`), else from the repository of
+    the Hugging Face hub that has the same weights; a line on standard error tells the latter.
     Raises `DownloadError`.
     """
     path = locate(entry, directory)
-    return path if entry.packaged else fetch(entry.url, path, fault_of=fault_of_npz)
+    if path.exists():
+        return path
+    try:
+        return mirrors.fetch_published(entry.file, path, partial(fault_of_npz, entry))
+    except ServerFault as fault:
+        if entry.hub is None:
+            raise
+        return _from_hub(hub.Repository.parse(entry.hub), fault)
 
 
-def fault_of_npz(path: Path) -> str | None:
-    """Return a fault of an ``.npz`` file's first bytes (it is a web page, for example), or None."""
+def _from_hub(repository: hub.Repository, fault: ServerFault) -> Path:
+    """Return the weights of ``repository``, which are asked for because of ``fault``."""
+    if not hub.is_installed():
+        raise DownloadError(f"{fault}. {repository} has the same weights: {hub.HINT}") from fault
+    print(f"{fault}; the same weights are taken from {repository}", file=sys.stderr)
+    try:
+        return hub.weights_in(hub.download(repository))
+    except (ConfigError, DownloadError) as error:
+        raise DownloadError(f"{fault}\n  {error}") from error
+
+
+def check_reachable(entry: Entry) -> None:
+    """Raise `DownloadError` if no server answers that has the weights of ``entry``."""
+    try:
+        mirrors.check_reachable(entry.file)
+    except ServerFault:
+        if entry.hub is None or not hub.is_installed():
+            raise
+        hub.check_reachable(hub.Repository.parse(entry.hub))
+
+
+def fault_of_npz(entry: Entry, path: Path) -> str | None:
+    """Return a fault of a file that should be the ``.npz`` file of ``entry``, or None.
+
+    Names, shapes and the archive's checksum of every array are checked.
+    """
     with open(path, "rb") as stream:
         start = stream.read(20)
-    return None if start.startswith(b"PK") else f"it is not an .npz file, it starts with {start!r}"
+    if not start.startswith(b"PK"):  # a web page, for example
+        return f"it is not an .npz file, it starts with {start!r}"
+    try:
+        with npz.CheckpointFile(path) as file:
+            file.check(entry.architecture, entry.classes)
+            for key in file.shapes:
+                file.array(key)
+    except CheckpointError as error:
+        return str(error).splitlines()[0]
+    return None
