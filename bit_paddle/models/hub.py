@@ -264,30 +264,26 @@ def _shards(index: Path) -> list[str]:
 def _transfer(repository: Repository, path: Path, size: int, sha256: str | None) -> None:
     """Download the file ``path`` of the cache, if it is missing or wrong."""
     api, cache = _api(), _cache()
-    was_there = path.is_file()
-    if not was_there:
-        cache.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(cache).free
-        if size > free:
-            raise DownloadError(
-                f"{cache}: too little space: {path.name} needs {size / 1e9:.2f} GB, "
-                f"{free / 1e9:.2f} GB are free"
-            )
-    found = hub_errors.translated(
-        lambda: api.hf_hub_download(
-            repository.id, path.name, revision=repository.revision, cache_dir=cache
-        ),
-        f"{repository}: {path.name}",
-    )
-    if Path(found) != path:
-        raise ServerFault(f"{repository}: has changed during the download; run the command again")
-    if _is_verified(path, sha256):
-        return
-    for file in (path.resolve(), path):
-        file.unlink(missing_ok=True)
-    if was_there:  # left by a transfer that was killed before its verification, for example
-        _transfer(repository, path, size, sha256)
-        return
+    cache.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(cache).free
+    if not path.is_file() and size > free:
+        raise DownloadError(
+            f"{cache}: too little space: {path.name} needs {size / 1e9:.2f} GB, "
+            f"{free / 1e9:.2f} GB are free"
+        )
+    for _ in range(2):  # the first file may be older, or resumed from an older part
+        found = hub_errors.translated(
+            lambda: api.hf_hub_download(
+                repository.id, path.name, revision=repository.revision, cache_dir=cache
+            ),
+            f"{repository}: {path.name}",
+        )
+        if Path(found) != path:
+            raise ServerFault(f"{repository}: has changed during the download; try it again")
+        if _is_verified(path, sha256):
+            return
+        for file in (path.resolve(), path):
+            file.unlink(missing_ok=True)
     raise ServerFault(
         f"{repository}: {path.name} does not have the sha256 that the hub names for it; it was "
         "removed. Something on the way changes files (a proxy, or a mirror in HF_ENDPOINT?)"

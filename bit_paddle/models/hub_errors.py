@@ -11,7 +11,7 @@ import time
 from typing import Any, Callable
 
 from bit_paddle.errors import BitPaddleError, ConfigError, DownloadError
-from bit_paddle.system.fetch import FIRST_PAUSE, ServerFault, Unreachable
+from bit_paddle.system.fetch import FIRST_PAUSE, ServerFault, Unreachable, root_cause
 
 ATTEMPTS = 4  # huggingface_hub makes attempts of its own within each
 
@@ -125,7 +125,7 @@ def _translation(error: BaseException, title: str, wait: float | None) -> BitPad
         return DownloadError(f"{title}: HF_HUB_OFFLINE forbids to ask the hub")
     if _of_the_disk(error):
         return DownloadError(f"{title}: the cache cannot be written ({error})")
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(root_cause(error).split()) or type(error).__name__
     if _is_unreachable(error):
         return Unreachable(
             f"{title}: the hub cannot be reached ({text}); HF_ENDPOINT names a mirror of the hub, "

@@ -140,12 +140,12 @@ def _ask_in_turn(urls: list[str], attempt: Callable[[str], Path], advice: str) -
 
 
 def _line(url: str, fault: Exception) -> str:
-    return str(fault) if isinstance(fault, ServerFault) else f"{url}: {_root_cause(fault)}"
+    return str(fault) if isinstance(fault, ServerFault) else f"{url}: {root_cause(fault)}"
 
 
 def _unreachable(url: str, error: Exception, advice: str = "") -> Unreachable:
     return Unreachable(
-        f"{url}: cannot be reached ({_root_cause(error)}); is there a network, or a proxy "
+        f"{url}: cannot be reached ({root_cause(error)}); is there a network, or a proxy "
         f"to name in HTTPS_PROXY?{advice.lstrip('.')}"
     )
 
@@ -263,7 +263,8 @@ def _never_answered(error: BaseException, slow: bool) -> bool:
     return isinstance(reason, kinds)
 
 
-def _root_cause(error: BaseException) -> str:
+def root_cause(error: BaseException) -> str:
+    """Return the words of `requests` or httpx for a failure, without the wrapping."""
     reason = getattr(error.args[0], "reason", error) if error.args else error
     return str(reason).split(": ", 1)[-1]
 
