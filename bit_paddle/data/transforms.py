@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from bit_paddle.data.preprocessing import Preprocessing
+
 
 def resized(image: Image.Image, side: int) -> list[np.ndarray]:
     """Return RGB ``image`` as its three bands [side, side]."""
@@ -65,13 +67,14 @@ def inception_view(
     return training_view(_bands(view), 0, 0, flip, out)
 
 
-def evaluation_view(image: Image.Image, crop: int, resize: int | None = None) -> np.ndarray:
-    """Return ``image`` squashed to ``crop``, or its centre after the shorter side is ``resize``."""
-    if resize is None:
-        return np.stack(resized(image, crop))
-    scale = resize / min(image.size)
-    width, height = (max(resize, round(side * scale)) for side in image.size)
-    pixels = np.stack(_bands(image.resize((width, height), Image.Resampling.BILINEAR)))
+def evaluation_view(image: Image.Image, view: Preprocessing) -> np.ndarray:
+    """Return RGB ``image`` as ``view`` wants it, uint8 [3, crop, crop]."""
+    resampling, crop = Image.Resampling[view.filter.upper()], view.crop
+    if view.resize is None:
+        return np.stack(_bands(image.resize((crop, crop), resampling)))
+    scale = view.resize / min(image.size)
+    width, height = (max(view.resize, round(side * scale)) for side in image.size)
+    pixels = np.stack(_bands(image.resize((width, height), resampling)))
     top, left = (height - crop) // 2, (width - crop) // 2
     return pixels[:, top : top + crop, left : left + crop]
 

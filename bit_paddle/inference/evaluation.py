@@ -14,11 +14,11 @@ import numpy as np
 from bit_paddle import errors
 from bit_paddle.data import check, loader
 from bit_paddle.data.images import Images
+from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.data.readers import registry
 from bit_paddle.inference.metrics import Tally
 from bit_paddle.inference.model import TrainedModel
 from bit_paddle.inference.trained import TrainedFile, required_preprocessing
-from bit_paddle.models.published import Preprocessing
 from bit_paddle.system import progress
 
 SPLITS = ("val", "train", "all")
@@ -111,8 +111,7 @@ def measure(
     outputs = match_classes(model.file, classes)
     names = model.file.classes or list(classes)
     batches = itertools.chain.from_iterable(
-        loader.evaluation_batches(images, view.crop, batch, workers, view.resize)
-        for images in parts
+        loader.evaluation_batches(images, view, batch, workers) for images in parts
     )
     tally = Tally()
     confusion = np.zeros((len(names), len(names)), np.int64)
@@ -131,10 +130,11 @@ def measure(
 def match_classes(file: TrainedFile, classes: Sequence[str]) -> np.ndarray:
     """Return the index of the model's output for each of the data's ``classes``, int64 [K].
 
-    The classes of a model of `bit_paddle.train` are matched by name. The outputs of other models
-    must have the order of the data's classes. Raises `ConfigError` if the two do not match.
+    The classes of a model of `bit_paddle.train` are matched by name, and those of other models too
+    if they have all the names of the data. Otherwise their outputs must have the order of the
+    data's classes. Raises `ConfigError` if the two do not match.
     """
-    if file.trained_here:
+    if file.trained_here or set(classes) <= set(file.classes or ()):
         outputs = {name: output for output, name in enumerate(file.classes)}
         unknown = [name for name in classes if name not in outputs]
         if unknown:

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.errors import ConfigError, DifferenceError
 from bit_paddle.inference import paddle_inference
 from bit_paddle.inference.paddle_inference import Run
 from bit_paddle.inference.trained import TrainedFile, required_preprocessing, write_notes
-from bit_paddle.models import npz, published
+from bit_paddle.models import npz
 from bit_paddle.models.architecture import GROUPS
+from bit_paddle.models.checkpoint import CheckpointFile
+from bit_paddle.models.names import huggingface_name, parameter_name, timm_name
 
 if TYPE_CHECKING:
     from paddle import Tensor, nn
@@ -28,41 +30,6 @@ if TYPE_CHECKING:
 
 
 _ONNX_BYTES = 2**31 - 1  # limit of a protocol buffer
-
-
-# --- Names --------------------------------------------------------------------------------------
-
-
-def timm_name(key: str) -> str:
-    """Return the name in timm's ``resnetv2_*_bit`` of the parameter with a published key.
-
-    ``resnet/block1/unit01/a/group_norm/gamma`` is ``stages.0.blocks.0.norm1.weight``.
-    Source: timm/models/resnetv2.py.
-    """
-    name = npz.parameter_name(key)
-    unit = re.match(r"block(\d)\.unit(\d+)\.", name)
-    if unit:
-        layer = name[unit.end() :].replace("proj.", "downsample.")
-        layer = re.sub(r"^([abc])\.(conv|norm)", lambda m: m[2] + str(" abc".index(m[1])), layer)
-        return f"stages.{int(unit[1]) - 1}.blocks.{int(unit[2]) - 1}.{layer}"
-    return name.replace("root_block.", "stem.").replace("head.", "head.fc.")
-
-
-def huggingface_name(key: str) -> str:
-    """Return the name in transformers' ``BitForImageClassification`` for a published key.
-
-    ``resnet/block1/unit01/a/group_norm/gamma`` is ``bit.encoder.stages.0.layers.0.norm1.weight``.
-    Source: transformers/models/bit/modeling_bit.py.
-    """
-    name = timm_name(key)
-    for pattern, replacement in (
-        (r"^stages\.(\d)\.blocks\.", r"bit.encoder.stages.\1.layers."),
-        (r"^stem\.conv\.", "bit.embedder.convolution."),
-        (r"^norm\.", "bit.norm."),
-        (r"^head\.fc\.", "classifier.1."),
-    ):
-        name = re.sub(pattern, replacement, name)
-    return name
 
 
 # --- The formats ---------------------------------------------------------------------------------
@@ -86,6 +53,7 @@ def write_pdparams(model: ResNetV2, trained: TrainedFile, path: Path) -> None:
 
 
 def read_pdparams(path: Path, model: ResNetV2) -> Run:
+    """Return the model as Paddle itself loads it."""
     import paddle
 
     from bit_paddle.models.resnetv2 import ResNetV2
@@ -99,18 +67,16 @@ def write_npz(model: ResNetV2, trained: TrainedFile, path: Path) -> None:
     """Write the published layout, which the reference code reads, with the checkpoint's notes."""
     from bit_paddle.models.weights import save_npz
 
-    with npz.CheckpointFile(trained.path) as file:
+    with CheckpointFile(trained.path) as file:
         notes = file.notes()
     save_npz(model, path, notes)
 
 
-def read_npz(path: Path, model: ResNetV2) -> Run:
-    from bit_paddle.models.resnetv2 import ResNetV2
-    from bit_paddle.models.weights import load_npz
+def read_weights(path: Path, model: ResNetV2) -> Run:
+    """Return the model as this package loads it from a file or folder of weights."""
+    from bit_paddle.models.weights import create_model
 
-    fresh = ResNetV2(model.architecture, model.num_classes)
-    load_npz(fresh, path)
-    return as_run(_unchanged(fresh, model))
+    return as_run(_unchanged(create_model(path), model))
 
 
 def write_onnx(model: ResNetV2, trained: TrainedFile, path: Path) -> None:
@@ -145,10 +111,6 @@ def write_timm(model: ResNetV2, trained: TrainedFile, path: Path) -> None:
     _save_safetensors(model, timm_name, path)
 
 
-def read_timm(path: Path, model: ResNetV2) -> Run:
-    return _load_safetensors(path, timm_name, model)
-
-
 def write_huggingface(model: ResNetV2, trained: TrainedFile, path: Path) -> None:
     """Write a folder for ``BitForImageClassification`` and ``BitImageProcessor.from_pretrained``.
 
@@ -165,10 +127,6 @@ def write_huggingface(model: ResNetV2, trained: TrainedFile, path: Path) -> None
     _save_safetensors(model, huggingface_name, path / "model.safetensors")
 
 
-def read_huggingface(path: Path, model: ResNetV2) -> Run:
-    return _load_safetensors(path / "model.safetensors", huggingface_name, model)
-
-
 class Format(NamedTuple):
     """A format: description, writer, reader, required packages and the extra that has them."""
 
@@ -179,8 +137,6 @@ class Format(NamedTuple):
     extra: str = ""
 
 
-_SAFETENSORS = (("safetensors",), "export")
-
 FORMATS = {
     "paddle": Format(
         "a folder with Paddle's inference model; its kernels are already standardized",
@@ -190,7 +146,7 @@ FORMATS = {
     "pdparams": Format(
         "the parameters as Paddle saves them, not standardized", write_pdparams, read_pdparams
     ),
-    "npz": Format("the layout of the published checkpoints", write_npz, read_npz),
+    "npz": Format("the layout of the published checkpoints", write_npz, read_weights),
     "onnx": Format(
         "an ONNX file; its kernels are already standardized",
         write_onnx,
@@ -198,14 +154,11 @@ FORMATS = {
         ("onnx",),
         "onnx",
     ),
-    "safetensors-timm": Format(
-        "a .safetensors file with timm's names", write_timm, read_timm, *_SAFETENSORS
-    ),
+    "safetensors-timm": Format("a .safetensors file with timm's names", write_timm, read_weights),
     "huggingface": Format(
         "a folder that transformers' BitForImageClassification reads",
         write_huggingface,
-        read_huggingface,
-        *_SAFETENSORS,
+        read_weights,
     ),
 }
 
@@ -252,7 +205,7 @@ def huggingface_config(model: ResNetV2, classes: Sequence[str] | None) -> dict[s
     }
 
 
-def huggingface_preprocessing(preprocessing: published.Preprocessing) -> dict[str, Any]:
+def huggingface_preprocessing(preprocessing: Preprocessing) -> dict[str, Any]:
     """Return the ``preprocessor_config.json`` of ``BitImageProcessor``."""
     square = {"height": preprocessing.crop, "width": preprocessing.crop}
     squash = preprocessing.resize is None
@@ -279,7 +232,7 @@ def _save_safetensors(model: ResNetV2, name_of: Callable[[str], str], path: Path
     parameters = dict(model.named_parameters())
     arrays = {}
     for key, _ in npz.shapes(model.architecture, model.num_classes):
-        array = parameters[npz.parameter_name(key)].numpy()
+        array = parameters[parameter_name(key)].numpy()
         if key == npz.HEAD_KERNEL:  # [C, K] -> [K, C]; in timm a 1x1 convolution
             array = np.ascontiguousarray(array.T)
             array = array[:, :, None, None] if name_of is timm_name else array
@@ -291,22 +244,6 @@ def _save_safetensors(model: ResNetV2, name_of: Callable[[str], str], path: Path
     except SafetensorError as error:
         raise OSError(str(error)) from error
     path.chmod(mode)
-
-
-def _load_safetensors(path: Path, name_of: Callable[[str], str], model: ResNetV2) -> Run:
-    from safetensors.numpy import load_file
-
-    from bit_paddle.models.resnetv2 import ResNetV2
-
-    arrays = load_file(path)
-    fresh = ResNetV2(model.architecture, model.num_classes)
-    parameters = dict(fresh.named_parameters())
-    for key, _ in npz.shapes(model.architecture, model.num_classes):
-        array, parameter = arrays[name_of(key)], parameters[npz.parameter_name(key)]
-        if key == npz.HEAD_KERNEL:
-            array = np.ascontiguousarray(array.reshape(array.shape[:2]).T)
-        parameter.set_value(array)
-    return as_run(_unchanged(fresh, model))
 
 
 # --- Reading back -------------------------------------------------------------------------------

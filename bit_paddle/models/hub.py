@@ -9,12 +9,11 @@ nothing but the cache is used. The variables count at each call.
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import re
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +26,7 @@ from bit_paddle.errors import (
     install_hint,
 )
 from bit_paddle.models import hub_errors
+from bit_paddle.models.containers import folder as containers
 from bit_paddle.system import files
 from bit_paddle.system.checksums import wrong_sum
 from bit_paddle.system.fetch import ServerFault, cache_dir
@@ -38,13 +38,6 @@ HINT = f"the package huggingface_hub is needed: {install_hint('hub')}"
 ENDPOINT = "https://huggingface.co"
 
 _DESCRIPTIONS = ("config.json", "preprocessor_config.json")
-
-_WEIGHTS = (  # the first that a repository has is taken; an index lists the files of the weights
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
 
 
 class Repository(NamedTuple):
@@ -101,7 +94,7 @@ def locate(repository: Repository) -> Path | None:
     present = {path.name for path in folder.iterdir() if path.is_file()}
     try:
         needed = _wanted(repository, present)
-        needed += _shards(folder / needed[-1])
+        needed += [shard.name for shard in containers.shards(folder / needed[-1])]
     except (ConfigError, CheckpointError):
         return None
     right = present.issuperset(needed) and all(_is_verified(folder / name) for name in needed)
@@ -110,9 +103,8 @@ def locate(repository: Repository) -> Path | None:
 
 def weights_in(folder: Path) -> Path:
     """Return the file of a repository's weights, or ``folder`` if they are in several files."""
-    present = [path.name for path in folder.iterdir()]
-    weights = _wanted(None, present)[-1]
-    return folder if weights.endswith(".json") else folder / weights
+    weights = containers.weights_in(folder)
+    return folder if weights is None or containers.shards(weights) else weights
 
 
 def check_reachable(repository: Repository) -> None:
@@ -155,11 +147,27 @@ def download(repository: Repository) -> Path:
     wanted = _wanted(repository, sizes)
     for name in wanted:
         _transfer(repository, folder / name, sizes[name], sums.get(name))
-    for name in _shards(folder / wanted[-1]):
-        if name not in sizes:
-            raise CheckpointError(f"{repository}: {wanted[-1]} names {name}, which is not there")
-        _transfer(repository, folder / name, sizes[name], sums.get(name))
+    for shard in containers.shards(folder / wanted[-1]):
+        if shard.name not in sizes:
+            raise CheckpointError(f"{repository}: {wanted[-1]} names {shard.name}, but has it not")
+        _transfer(repository, shard, sizes[shard.name], sums.get(shard.name))
     return folder
+
+
+def instead(address: str | None, fault: ServerFault, call: Callable[[Repository], Any]) -> Any:
+    """Return ``call(repository)`` for a repository with the weights of a file that has a ``fault``.
+
+    ``address`` None means that there is no such repository. Raises `DownloadError`.
+    """
+    if address is None:
+        raise fault
+    repository = Repository.parse(address)
+    if not is_installed():
+        raise DownloadError(f"{fault}. {repository} has the same weights: {HINT}") from fault
+    try:
+        return call(repository)
+    except (ConfigError, DownloadError) as error:
+        raise DownloadError(f"{fault}\n  {error}") from error
 
 
 def upload(folder: Path, name: str, private: bool = False) -> str:
@@ -197,8 +205,13 @@ def _api() -> Any:
     if not is_installed():
         raise ConfigError(HINT)
     from huggingface_hub import HfApi
+    from huggingface_hub.utils import disable_progress_bars
 
     from bit_paddle import __version__
+    from bit_paddle.system.progress import bars_are_shown
+
+    if not bars_are_shown():  # those of uploads do not look for a terminal themselves
+        disable_progress_bars()
 
     endpoint = os.environ.get("HF_ENDPOINT", "").strip().rstrip("/") or ENDPOINT
     if not re.match(r"https?://[^/]", endpoint):
@@ -232,10 +245,10 @@ def _listing(repository: Repository) -> tuple[str, dict[str, int], dict[str, str
     return info.sha, {name: file.size or 0 for name, file in named.items()}, sums
 
 
-def _wanted(repository: Repository | None, names: Iterable[str]) -> list[str]:
+def _wanted(repository: Repository, names: Iterable[str]) -> list[str]:
     """Return the files that a model needs of a repository's files ``names``, weights last."""
     names = sorted(names)
-    weights = next((name for name in _WEIGHTS if name in names), None)
+    weights = next((name for name in containers.WEIGHTS if name in names), None)
     if weights is None:
         weights, *more = [name for name in names if name.endswith(".npz")] or [None]
         if weights is None or more:
@@ -246,25 +259,13 @@ def _wanted(repository: Repository | None, names: Iterable[str]) -> list[str]:
     return [name for name in _DESCRIPTIONS if name in names] + [weights]
 
 
-def _shards(index: Path) -> list[str]:
-    """Return the files that an index of weights lists; [] if the file is no index."""
-    if not index.name.endswith(".index.json"):
-        return []
-    try:
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{index}: is no index of weights ({error!r})") from error
-    ending = "." + index.name.split(".")[1]
-    for shard in shards:
-        if not re.fullmatch(rf"\w[\w.-]*{re.escape(ending)}", shard):
-            raise CheckpointError(f"{index}: lists {shard!r}, which is no {ending} file beside it")
-    return shards
-
-
 def _transfer(repository: Repository, path: Path, size: int, sha256: str | None) -> None:
     """Download the file ``path`` of the cache, if it is missing or wrong."""
     api, cache = _api(), _cache()
-    cache.mkdir(parents=True, exist_ok=True)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DownloadError(f"{cache}: cannot be written ({error.strerror})") from error
     free = shutil.disk_usage(cache).free
     if not path.is_file() and size > free:
         raise DownloadError(

@@ -16,19 +16,15 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bit_paddle.errors import (
-    CheckpointError,
-    ConfigError,
-    DownloadError,
-    MissingFileError,
-    did_you_mean,
-)
-from bit_paddle.models import hub, mirrors, npz
+from bit_paddle.data.preprocessing import Preprocessing
+from bit_paddle.errors import ConfigError, MissingFileError, did_you_mean
+from bit_paddle.models import aliases, hub, mirrors
 from bit_paddle.models.architecture import UNITS, Architecture
+from bit_paddle.models.checkpoint import fault_of
+from bit_paddle.models.containers.folder import WEIGHTS, weights_in
 from bit_paddle.system.fetch import ServerFault, cache_dir
 
 LEMMAS = {
@@ -45,23 +41,6 @@ NETWORKS = ("R50x1", "R50x3", "R101x1", "R101x3", "R152x2", "R152x4")  # the pub
 
 
 @dataclass(frozen=True)
-class Preprocessing:
-    """How an image becomes a square of ``crop`` pixels, by Pillow's antialiased bilinear filter.
-
-    ``resize`` None squashes the image, as BiT does. A number of pixels scales the shorter side to
-    that, and then crops the centre.
-    """
-
-    crop: int
-    resize: int | None = None
-
-    def __str__(self) -> str:
-        return (
-            f"squash {self.crop}" if self.resize is None else f"{self.resize}, centre {self.crop}"
-        )
-
-
-@dataclass(frozen=True)
 class Entry:
     """One published file. ``data`` is the data set that its head was last trained on."""
 
@@ -72,13 +51,22 @@ class Entry:
     data: str
     preprocessing: Preprocessing
     accuracy: float | None = None
-    aliases: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()  # names in other libraries, timm's present name first
     packaged: bool = False  # shipped in this package, in float16
-    hub: str | None = None  # the repository of the Hugging Face hub with the same weights
 
     @property
     def url(self) -> str:
         return mirrors.addresses(self.file)[0]
+
+    @property
+    def hub(self) -> str | None:
+        """The repository of the Hugging Face hub with the same weights, or None."""
+        timm = next((name for name in self.aliases if "_bit.goog" in name), None)
+        return timm and f"timm/{timm}"
+
+    def fault_of(self, path: Path) -> str | None:
+        """Return what is wrong with a file that should hold this model, or None."""
+        return fault_of(path, self.architecture, self.classes)
 
     @property
     def parameters(self) -> int:
@@ -139,45 +127,30 @@ _ILSVRC_ACCURACY = {
     "R152x4": 84.936,
 }
 
-_DISTILLATION = (  # file, architecture, classes, data, preprocessing, accuracy, timm's name
-    ("R50x1_224", "R50x1", 1000, "ilsvrc2012", _UPSTREAM, 82.8, "50x1_bit.goog_distilled_in1k"),
-    ("R50x1_160", "R50x1", 1000, "ilsvrc2012", Preprocessing(160, resize=183), 80.5, None),
-    (
-        "R152x2_T_224",
-        "R152x2",
-        1000,
-        "ilsvrc2012",
-        _UPSTREAM,
-        83.0,
-        "152x2_bit.goog_teacher_in21k_ft_in1k",
-    ),
-    (
-        "R152x2_T_384",
-        "R152x2",
-        1000,
-        "ilsvrc2012",
-        Preprocessing(384, resize=384),
-        84.3,
-        "152x2_bit.goog_teacher_in21k_ft_in1k_384",
-    ),
-    ("R152x2_T_flowers128", "R152x2", 102, "oxford_flowers102", _SMALL, None, None),
-    ("R152x2_T_pet128", "R152x2", 37, "oxford_iiit_pet", _SMALL, None, None),
-    ("R152x2_T_food128", "R152x2", 101, "food101", _SMALL, None, None),
-    ("R152x2_T_sun128", "R152x2", 397, "sun397", _SMALL, None, None),
+_DISTILLATION = (  # name, classes, data, preprocessing, accuracy
+    ("R50x1_224", 1000, "ilsvrc2012", _UPSTREAM, 82.8),
+    ("R50x1_160", 1000, "ilsvrc2012", Preprocessing(160, resize=183), 80.5),
+    ("R152x2_T_224", 1000, "ilsvrc2012", _UPSTREAM, 83.0),
+    ("R152x2_T_384", 1000, "ilsvrc2012", Preprocessing(384, resize=384), 84.3),
+    ("R152x2_T_flowers128", 102, "oxford_flowers102", _SMALL),
+    ("R152x2_T_pet128", 37, "oxford_iiit_pet", _SMALL),
+    ("R152x2_T_food128", 101, "food101", _SMALL),
+    ("R152x2_T_sun128", 397, "sun397", _SMALL),
 )
 
 
 def _entries() -> Iterator[Entry]:
     networks = {name: Architecture.parse(name) for name in NETWORKS}
+    others = aliases.other_names(NETWORKS)
 
-    def plain(name: str, *rest: Any, folder: str = "", **more: Any) -> Entry:
+    def plain(name: str, classes: int, *rest: Any, folder: str = "") -> Entry:
         return Entry(
             name,
             networks[re.search(r"R\d+x\d", name)[0]],
-            rest[0],
+            classes,
             f"{folder}{name}.npz",
-            *rest[1:],
-            **more,
+            *rest,
+            aliases=others.get(name, ()),
         )
 
     mini = Architecture(UNITS[26], 0.5)
@@ -186,19 +159,13 @@ def _entries() -> Iterator[Entry]:
     for name in networks:
         yield plain(f"BiT-S-{name}", 1000, "ilsvrc2012", _UPSTREAM)
     for name in networks:
-        timm = f"resnetv2_{name[1:]}_bit.goog_in21k"
-        more = {"aliases": (timm,), "hub": f"timm/{timm}"}
-        yield plain(f"BiT-M-{name}", 21843, "imagenet21k", _UPSTREAM, **more)
+        yield plain(f"BiT-M-{name}", 21843, "imagenet21k", _UPSTREAM)
     for name in networks:
-        timm = f"resnetv2_{name[1:]}_bit.goog_in21k_ft_in1k"
         accuracy = _ILSVRC_ACCURACY[name]
-        more = {"aliases": (timm,), "hub": f"timm/{timm}"}
-        yield plain(f"BiT-M-{name}-ILSVRC2012", 1000, "ilsvrc2012", _LARGE, accuracy, **more)
+        yield plain(f"BiT-M-{name}-ILSVRC2012", 1000, "ilsvrc2012", _LARGE, accuracy)
     yield plain("BiT-M-R50x1-CIFAR10", 10, "cifar10", _SMALL)
-    for name, _, classes, data, preprocessing, accuracy, timm in _DISTILLATION:
-        timm = f"resnetv2_{timm}"
-        more = {"aliases": (timm,), "hub": f"timm/{timm}"} if ".goog" in timm else {}
-        yield plain(name, classes, data, preprocessing, accuracy, folder="distill/", **more)
+    for name, *rest in _DISTILLATION:
+        yield plain(name, *rest, folder="distill/")
     for name in VTAB_MODELS:
         for run in VTAB_RUNS:
             for task in VTAB_TASKS:
@@ -215,27 +182,69 @@ CATALOG = {entry.name: entry for entry in _entries()}
 
 ALIASES = {alias: entry.name for entry in CATALOG.values() for alias in entry.aliases}
 
+_FOLDED = {
+    aliases.fold(name): entry.name
+    for entry in CATALOG.values()
+    for name in (*entry.aliases, entry.name)
+}
+
+
+def lookup(name: str) -> Entry | None:
+    """Return the entry with this name in the catalogue or in another library, or None.
+
+    If no name is exactly ``name``, then addresses, versions, endings of files and upper case do not
+    count; see `models.aliases`.
+    """
+    name = ALIASES.get(name, name)
+    return CATALOG.get(name if name in CATALOG else _FOLDED.get(aliases.fold(name), ""))
+
 
 def find(name: str) -> Entry:
-    """Return the entry with this name, or timm's; the `ConfigError` suggests similar names."""
-    name = ALIASES.get(name, name)
-    if name in CATALOG:
-        return CATALOG[name]
-    if name.startswith("BiT-L"):
+    """Return the entry that `lookup` finds; the `ConfigError` suggests similar names."""
+    entry = lookup(name)
+    if entry is not None:
+        return entry
+    if re.match(r"bit[-/]l\b", aliases.fold(name)):
         raise ConfigError(
             f"{name}: BiT-L was pre-trained on JFT-300M, which is not public, and was "
             "never released; the largest published model is BiT-M-R152x4"
         )
-    raise ConfigError(f"unknown model {name!r}: {did_you_mean(name, [*CATALOG, *ALIASES])}")
+    near = nearest(name)
+    advice = f"did you mean {' or '.join(near)}?" if near else did_you_mean(name, CATALOG)
+    raise ConfigError(f"unknown model {name!r}: {advice}")
+
+
+def nearest(name: str) -> list[str]:
+    """Return up to four names that are similar to the wrong ``name``, the nearest first."""
+    entries = [aliases.Known(entry.name, entry.data, entry.aliases) for entry in CATALOG.values()]
+    return aliases.nearest(name, entries)
+
+
+def canonical(model: str) -> str:
+    """Return the catalogue's name of a published model in any spelling; else ``model`` itself."""
+    entry = None if is_path(model) else lookup(model)
+    return model if entry is None else entry.name
+
+
+def known(path: Path, origin: str | None = None) -> Entry | None:
+    """Return the published checkpoint that a file is by its name, or by ``origin``, timm's name."""
+    return CATALOG.get(path.stem) or CATALOG.get(ALIASES.get(origin or "", ""))
+
+
+ENDINGS = (".npz", ".safetensors", ".pth", ".pth.tar", ".pt", ".bin", ".pdparams")
 
 
 def is_path(model: str) -> bool:
-    """Return whether ``model`` is the path of a file, not a name."""
-    return model.endswith(".npz") or os.sep in model
+    """Return whether ``model`` is the path of a file, not a name.
+
+    A name such as google/bit-50 or BiT-M-R50x1.npz is a path only if that file or folder exists.
+    """
+    is_written_so = model.endswith(ENDINGS) or os.sep in model
+    return is_written_so and (lookup(model) is None or Path(model).exists())
 
 
 def resolve(model: str, pretrained: bool = True) -> Path | Entry | Architecture:
-    """Return the checkpoint file, the published entry or the architecture called ``model``.
+    """Return the file or folder, the published entry or the architecture called ``model``.
 
     The folder of a complete run stands for the model in it. An architecture (``R<layers>x<width>``)
     has no weights, so it is an error with ``pretrained``. Errors: `ConfigError`, `MissingFileError`
@@ -243,16 +252,17 @@ def resolve(model: str, pretrained: bool = True) -> Path | Entry | Architecture:
     """
     if is_path(model):
         path = Path(model)
-        if path.is_dir() and not (path / MODEL).is_file():
+        if (path / MODEL).is_file():
+            return path / MODEL
+        if path.is_dir() and not weights_in(path):
             checkpoints = sorted(path.glob("checkpoints/step-*.npz")) or sorted(path.glob("*.npz"))
             newest = f"; to use the newest checkpoint give {checkpoints[-1]}" if checkpoints else ""
             raise MissingFileError(
-                f"{model}: is a folder without {MODEL}; expected the folder of a complete run, or "
-                f"an .npz file{newest}"
+                f"{model}: is a folder without {MODEL}; expected the folder of a complete run, a "
+                f"folder of transformers or timm ({', '.join(WEIGHTS)}), or a file{newest}"
             )
-        path = path / MODEL if path.is_dir() else path
-        if not path.is_file():
-            raise MissingFileError(f"{model}: no such checkpoint file")
+        if not path.exists():
+            raise MissingFileError(f"{model}: no such checkpoint file{_hub_advice(model)}")
         return path
     architecture = Architecture.parse(model)
     if architecture is None:
@@ -265,6 +275,17 @@ def resolve(model: str, pretrained: bool = True) -> Path | Entry | Architecture:
             "with --from_scratch"
         )
     return architecture
+
+
+def _hub_advice(model: str) -> str:
+    """Return the advice for a missing file whose name could be a repository, OWNER/NAME."""
+    address = r"(?:hf[-_]hub:|https://huggingface\.co/)?"
+    match = re.fullmatch(address + r"(\w[\w.-]*/[\w.-]+(?:@[\w.-]+)?)", model)
+    if match is None or model.endswith(ENDINGS):
+        return ""
+    near = nearest(model) if re.search(r"bit[-_/]|_bit", model.lower()) else []
+    also = f" (or did you mean {near[0]}?)" if near else ""
+    return f"; for a repository of the Hugging Face hub write hf:{match[1]}{also}"
 
 
 def locate(entry: Entry, directory: str | os.PathLike | None = None) -> Path:
@@ -298,48 +319,20 @@ def obtain(entry: Entry, directory: str | os.PathLike | None = None) -> Path:
     if path.exists():
         return path
     try:
-        return mirrors.fetch_published(entry.file, path, partial(fault_of_npz, entry))
-    except ServerFault as fault:
-        if entry.hub is None:
-            raise
-        return _from_hub(hub.Repository.parse(entry.hub), fault)
+        return mirrors.fetch_published(entry.file, path, entry.fault_of)
+    except ServerFault as error:
+        fault = error
 
-
-def _from_hub(repository: hub.Repository, fault: ServerFault) -> Path:
-    """Return the weights of ``repository``, which are asked for because of ``fault``."""
-    if not hub.is_installed():
-        raise DownloadError(f"{fault}. {repository} has the same weights: {hub.HINT}") from fault
-    print(f"{fault}; the same weights are taken from {repository}", file=sys.stderr)
-    try:
+    def from_hub(repository: hub.Repository) -> Path:
+        print(f"{fault}; the same weights are taken from {repository}", file=sys.stderr)
         return hub.weights_in(hub.download(repository))
-    except (ConfigError, DownloadError) as error:
-        raise DownloadError(f"{fault}\n  {error}") from error
+
+    return hub.instead(entry.hub, fault, from_hub)
 
 
 def check_reachable(entry: Entry) -> None:
     """Raise `DownloadError` if no server answers that has the weights of ``entry``."""
     try:
         mirrors.check_reachable(entry.file)
-    except ServerFault:
-        if entry.hub is None or not hub.is_installed():
-            raise
-        hub.check_reachable(hub.Repository.parse(entry.hub))
-
-
-def fault_of_npz(entry: Entry, path: Path) -> str | None:
-    """Return a fault of a file that should be the ``.npz`` file of ``entry``, or None.
-
-    Names, shapes and the archive's checksum of every array are checked.
-    """
-    with open(path, "rb") as stream:
-        start = stream.read(20)
-    if not start.startswith(b"PK"):  # a web page, for example
-        return f"it is not an .npz file, it starts with {start!r}"
-    try:
-        with npz.CheckpointFile(path) as file:
-            file.check(entry.architecture, entry.classes)
-            for key in file.shapes:
-                file.array(key)
-    except CheckpointError as error:
-        return str(error).splitlines()[0]
-    return None
+    except ServerFault as fault:
+        hub.instead(entry.hub, fault, hub.check_reachable)

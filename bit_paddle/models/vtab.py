@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import shutil
 import threading
 from collections.abc import Sequence
@@ -104,7 +103,7 @@ def fetch_all(
             mirrors.fetch_published(
                 entry.file,
                 published.locate(entry, folder),
-                functools.partial(published.fault_of_npz, entry),
+                entry.fault_of,
                 progress,
             )
         finally:
@@ -137,7 +136,7 @@ def verify(entries: Sequence[Entry], folder: Path, jobs: int) -> dict[str, str |
         path = published.locate(entry, folder)
         if not path.is_file():
             return "missing"
-        if fault := published.fault_of_npz(entry, path):
+        if fault := entry.fault_of(path):
             return fault
         try:
             return checksums.wrong_sum(path, mirrors.expected(entry.file))

@@ -14,6 +14,7 @@ import fcntl
 import json
 import math
 import os
+import re
 import shutil
 import socket
 import time
@@ -27,6 +28,7 @@ from bit_paddle.config.settings import Settings, differences, load_yaml
 from bit_paddle.data import spec as specs
 from bit_paddle.errors import BitPaddleError, CheckpointError, ConfigError, MissingFileError
 from bit_paddle.models import published
+from bit_paddle.models.containers.folder import WEIGHTS
 from bit_paddle.runs import logbook
 from bit_paddle.runs.checkpoints import (
     CHECKPOINTS,
@@ -77,7 +79,9 @@ def default_name(settings: Settings) -> str:
     if settings.repeats > 1:
         few += f"-x{settings.repeats}"
     model = settings.model
-    return f"{model_name(Path(model)) if published.is_path(model) else model}-{data}{few}"
+    is_path = published.is_path(model)
+    name = model_name(Path(model)) if is_path else re.sub(r"[/:]+", "-", model)
+    return f"{name}-{data}{few}"
 
 
 def model_name(path: Path) -> str:
@@ -85,7 +89,10 @@ def model_name(path: Path) -> str:
     run = path.resolve().parent
     if run.name == CHECKPOINTS:
         return f"{run.parent.name}-{path.stem}"
-    return run.name if path.name == published.MODEL else path.name.replace(".npz", "")
+    if path.name in (published.MODEL, *WEIGHTS):
+        return run.name
+    ending = next((ending for ending in published.ENDINGS if path.name.endswith(ending)), "")
+    return path.name[: len(path.name) - len(ending)]
 
 
 @contextmanager

@@ -24,7 +24,7 @@ class _Server(http.server.ThreadingHTTPServer):
     def __init__(self, hub: Hub, handler: type):
         super().__init__(("127.0.0.1", 0), handler)
         self.hub = hub
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     @property
     def address(self) -> str:
@@ -39,7 +39,7 @@ class Hub:
 
     ``access`` {OWNER/NAME: "gated" or "private"} asks for `TOKEN`. ``faults`` are taken off one a
     request of the hub, ``cdn_faults`` one a GET of the CDN: a status, a (status, headers), "drop",
-    "wrong bytes" (of the right length), "html".
+    "wrong bytes" (of the right length), "html", "slow" (stops for ten seconds in the middle).
     """
 
     def __init__(self, repositories: dict[str, dict[str, bytes]]):
@@ -167,7 +167,7 @@ class HubHandler(_Handler):
             name = f"{asked['organization']}/{asked['name']}"
             status = 409 if name in hub.repositories else 200
             hub.repositories.setdefault(name, {})
-            if asked.get("private"):
+            if asked.get("private") or asked.get("visibility") == "private":  # 1.x or 2.x
                 hub.access[name] = "private"
             self.answer(status, {"url": f"{hub.address}/{name}", "id": name})
         elif "/preupload/" in path:
@@ -225,7 +225,7 @@ class CdnHandler(_Handler):
         headers = {"Content_Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
         if fault == "wrong bytes":
             body = bytes(len(body))
-        if fault != "drop":
+        if fault not in ("drop", "slow"):
             self.answer(206 if start else 200, body, **headers if start else {})
             return
         self.send_response(206 if start else 200)
@@ -235,7 +235,7 @@ class CdnHandler(_Handler):
         self.end_headers()
         self.wfile.write(body[: len(body) // 2])
         self.wfile.flush()
-        time.sleep(0.05)
+        time.sleep(0.05 if fault == "drop" else 10)
         self.close_connection = True
         self.connection.close()
 

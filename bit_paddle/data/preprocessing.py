@@ -1,0 +1,54 @@
+"""How a model wants its images: `Preprocessing`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from bit_paddle.errors import ConfigError, did_you_mean
+
+_MOST = 1 << 14  # pixels of a side
+
+FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by Pillow's numbers
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes a square of ``crop`` pixels, by one of Pillow's `FILTERS`.
+
+    ``resize`` None squashes the image, as BiT does. A number of pixels scales the shorter side to
+    that, and then crops the centre. A pixel from 0 to 1 becomes (pixel - ``mean``) / ``std``, with
+    one number for each of red, green and blue; BiT's own is -1 to 1.
+    Raises `ConfigError` for numbers that make no image.
+    """
+
+    crop: int
+    resize: int | None = None
+    filter: str = "bilinear"
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):  # lists, where they were read from JSON
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        crop, side = self.crop, self.crop if self.resize is None else self.resize
+        if not (isinstance(crop, int) and isinstance(side, int) and 0 < crop <= side <= _MOST):
+            raise ConfigError(
+                f"a crop of {crop!r} pixels from {side!r}: expected whole numbers up to {_MOST:,}, "
+                "and no crop that is larger than the image"
+            )
+        if self.filter not in FILTERS:
+            raise ConfigError(f"filter {self.filter!r}: {did_you_mean(self.filter, FILTERS)}")
+        if not all(map(math.isfinite, self.mean + self.std)) or min(self.std) <= 0:
+            raise ConfigError(f"mean {self.mean}, std {self.std}: expected finite numbers, std > 0")
+
+    @property
+    def is_scaled_as_bit(self) -> bool:
+        """Whether pixels become -1 to 1, as the network's own input does it."""
+        return set(self.mean) == set(self.std) == {0.5}
+
+    def __str__(self) -> str:
+        text = (
+            f"squash {self.crop}" if self.resize is None else f"{self.resize}, centre {self.crop}"
+        )
+        return text if self.filter == "bilinear" else f"{text}, {self.filter}"
