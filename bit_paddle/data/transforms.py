@@ -66,11 +66,15 @@ def inception_view(
 
 
 def evaluation_view(image: Image.Image, crop: int, resize: int | None = None) -> np.ndarray:
-    """Return ``image`` squashed to ``crop``, or its centre after the shorter side is ``resize``."""
+    """Return ``image`` squashed to ``crop``, or its centre after the shorter side is ``resize``.
+
+    The longer side is rounded down, as torchvision's Resize and transformers do. (TensorFlow's code
+    for BiT rounds it to the nearest.) The centre is transformers' and TensorFlow's: if the rest is
+    odd, one pixel more is cut off at the right and at the bottom.
+    """
     if resize is None:
         return np.stack(resized(image, crop))
-    scale = resize / min(image.size)
-    width, height = (max(resize, round(side * scale)) for side in image.size)
+    width, height = (resize * side // min(image.size) for side in image.size)
     pixels = np.stack(_bands(image.resize((width, height), Image.Resampling.BILINEAR)))
     top, left = (height - crop) // 2, (width - crop) // 2
     return pixels[:, top : top + crop, left : left + crop]
