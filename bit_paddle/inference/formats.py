@@ -1,6 +1,6 @@
 """The formats of exported models; each can be written and loaded back.
 
-A loaded export is a function of images, so that `verify` can compare its outputs with the model's.
+A loaded export computes `activations`, so that `verify` can compare them with the model's.
 """
 
 from __future__ import annotations
@@ -15,15 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from bit_paddle.errors import ConfigError, DifferenceError
-from bit_paddle.inference import paddle_inference
-from bit_paddle.inference.paddle_inference import Run
+from bit_paddle.inference import activations, paddle_inference
+from bit_paddle.inference.activations import Head, Inspect
 from bit_paddle.inference.trained import TrainedFile, required_preprocessing, write_notes
 from bit_paddle.models import npz, published
 from bit_paddle.models.architecture import GROUPS
 
 if TYPE_CHECKING:
-    from paddle import Tensor, nn
-
     from bit_paddle.models.resnetv2 import ResNetV2
 
 
@@ -74,8 +72,8 @@ def write_paddle(model: ResNetV2, trained: TrainedFile, path: Path) -> None:
     write_notes(trained, path)
 
 
-def read_paddle(path: Path, model: ResNetV2) -> Run:
-    return paddle_inference.open_folder(path)
+def read_paddle(path: Path, model: ResNetV2, head: Head | None) -> Inspect:
+    return paddle_inference.inspect(path, model, head)
 
 
 def write_pdparams(model: ResNetV2, trained: TrainedFile, path: Path) -> None:
@@ -85,14 +83,14 @@ def write_pdparams(model: ResNetV2, trained: TrainedFile, path: Path) -> None:
     paddle.save(model.state_dict(), str(path))
 
 
-def read_pdparams(path: Path, model: ResNetV2) -> Run:
+def read_pdparams(path: Path, model: ResNetV2, head: Head | None) -> Inspect:
     import paddle
 
     from bit_paddle.models.resnetv2 import ResNetV2
 
     fresh = ResNetV2(model.architecture, model.num_classes)
     fresh.set_state_dict(paddle.load(str(path)))
-    return as_run(_unchanged(fresh, model))
+    return _inspect(fresh, model, head)
 
 
 def write_npz(model: ResNetV2, trained: TrainedFile, path: Path) -> None:
@@ -104,13 +102,13 @@ def write_npz(model: ResNetV2, trained: TrainedFile, path: Path) -> None:
     save_npz(model, path, notes)
 
 
-def read_npz(path: Path, model: ResNetV2) -> Run:
+def read_npz(path: Path, model: ResNetV2, head: Head | None) -> Inspect:
     from bit_paddle.models.resnetv2 import ResNetV2
     from bit_paddle.models.weights import load_npz
 
     fresh = ResNetV2(model.architecture, model.num_classes)
     load_npz(fresh, path)
-    return as_run(_unchanged(fresh, model))
+    return _inspect(fresh, model, head)
 
 
 def write_onnx(model: ResNetV2, trained: TrainedFile, path: Path) -> None:
@@ -130,14 +128,11 @@ def write_onnx(model: ResNetV2, trained: TrainedFile, path: Path) -> None:
     path.write_bytes(proto.SerializeToString())
 
 
-def read_onnx(path: Path, model: ResNetV2) -> Run | None:
+def read_onnx(path: Path, model: ResNetV2, head: Head | None) -> Inspect | None:
     """Return the model, or None without onnxruntime: then only onnx has checked the file."""
-    if not installed("onnxruntime"):
-        return None
-    import onnxruntime
+    from bit_paddle.inference import onnx
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda images: session.run(None, {"images": images})[0]
+    return onnx.inspect(path, model, head) if installed("onnxruntime") else None
 
 
 def write_timm(model: ResNetV2, trained: TrainedFile, path: Path) -> None:
@@ -145,8 +140,8 @@ def write_timm(model: ResNetV2, trained: TrainedFile, path: Path) -> None:
     _save_safetensors(model, timm_name, path)
 
 
-def read_timm(path: Path, model: ResNetV2) -> Run:
-    return _load_safetensors(path, timm_name, model)
+def read_timm(path: Path, model: ResNetV2, head: Head | None) -> Inspect:
+    return _load_safetensors(path, timm_name, model, head)
 
 
 def write_huggingface(model: ResNetV2, trained: TrainedFile, path: Path) -> None:
@@ -165,8 +160,8 @@ def write_huggingface(model: ResNetV2, trained: TrainedFile, path: Path) -> None
     _save_safetensors(model, huggingface_name, path / "model.safetensors")
 
 
-def read_huggingface(path: Path, model: ResNetV2) -> Run:
-    return _load_safetensors(path / "model.safetensors", huggingface_name, model)
+def read_huggingface(path: Path, model: ResNetV2, head: Head | None) -> Inspect:
+    return _load_safetensors(path / "model.safetensors", huggingface_name, model, head)
 
 
 class Format(NamedTuple):
@@ -174,7 +169,7 @@ class Format(NamedTuple):
 
     about: str
     write: Callable[[ResNetV2, TrainedFile, Path], None]
-    read: Callable[[Path, ResNetV2], Run | None]
+    read: Callable[[Path, ResNetV2, Head | None], Inspect | None]
     packages: tuple[str, ...] = ()
     extra: str = ""
 
@@ -293,7 +288,9 @@ def _save_safetensors(model: ResNetV2, name_of: Callable[[str], str], path: Path
     path.chmod(mode)
 
 
-def _load_safetensors(path: Path, name_of: Callable[[str], str], model: ResNetV2) -> Run:
+def _load_safetensors(
+    path: Path, name_of: Callable[[str], str], model: ResNetV2, head: Head | None
+) -> Inspect:
     from safetensors.numpy import load_file
 
     from bit_paddle.models.resnetv2 import ResNetV2
@@ -306,29 +303,21 @@ def _load_safetensors(path: Path, name_of: Callable[[str], str], model: ResNetV2
         if key == npz.HEAD_KERNEL:
             array = np.ascontiguousarray(array.reshape(array.shape[:2]).T)
         parameter.set_value(array)
-    return as_run(_unchanged(fresh, model))
+    return _inspect(fresh, model, head)
 
 
 # --- Reading back -------------------------------------------------------------------------------
 
 
-def as_run(layer: Callable[[Tensor], Tensor] | nn.Layer) -> Run:
-    """Return ``layer`` as a function of NumPy arrays, without gradients."""
-    import paddle
+def _inspect(fresh: ResNetV2, model: ResNetV2, head: Head | None) -> Inspect:
+    """Return the activations of ``fresh``, loaded from an export, if its parameters are ``model``'s.
 
-    def run(images: np.ndarray) -> np.ndarray:
-        with paddle.no_grad():
-            return layer(paddle.to_tensor(images)).numpy()
-
-    return run
-
-
-def _unchanged(fresh: ResNetV2, model: ResNetV2) -> ResNetV2:
-    """Return ``fresh``, loaded from an export, if its parameters equal those of ``model``."""
+    Raises `DifferenceError` if a bit differs.
+    """
     for (name, loaded), expected in zip(fresh.named_parameters(), model.parameters()):
         if not np.array_equal(loaded.numpy(), expected.numpy()):
             raise DifferenceError(f"exported {name} differs from the model's; nothing was written")
-    return fresh
+    return activations.of_model(fresh, head)
 
 
 def installed(package: str) -> bool:
