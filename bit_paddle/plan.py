@@ -23,8 +23,9 @@ from bit_paddle.config.types import positive, whole
 from bit_paddle.data import spec as specs
 from bit_paddle.data.readers import registry
 from bit_paddle.data.readers.registry import Known
-from bit_paddle.models import npz, published
+from bit_paddle.models import published
 from bit_paddle.models.architecture import Architecture
+from bit_paddle.models.checkpoint import CheckpointFile
 from bit_paddle.recipes.recipe import SIDES
 from bit_paddle.training.estimate import GIB, Task, describe
 from bit_paddle.training.plan import make_plan, resolution_of, resolution_reason, schedule_of
@@ -99,7 +100,7 @@ def _find_or_hint(dataset: str, **overrides: Any) -> object:
 def _architecture(settings: Settings) -> Architecture:
     model = published.resolve(settings.model, pretrained=not settings.from_scratch)
     if isinstance(model, Path):
-        with npz.CheckpointFile(model) as file:
+        with CheckpointFile(model) as file:
             return file.architecture()
     return model.architecture if isinstance(model, published.Entry) else model
 

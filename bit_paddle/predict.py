@@ -48,9 +48,7 @@ def main(arguments: Sequence[str]) -> int:
         view = required_preprocessing(file)
         model = TrainedModel(file, flags.device, flags.amp, head=not flags.features)
         compute = model.function(head=not flags.features)
-        batches = loader.evaluation_batches(
-            images, view.crop, flags.batch, flags.workers, view.resize
-        )
+        batches = loader.evaluation_batches(images, view, flags.batch, flags.workers)
         outputs = _outputs(compute, batches, images)
         if flags.features:
             rows = write_features(flags.features, outputs, file.features, names)

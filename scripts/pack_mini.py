@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from bit_paddle.models import npz, published
+from bit_paddle.models.checkpoint import CheckpointFile
 
 KEPT = ("bit_paddle", "versions", "classes", "crop", "resize", "steps", "amp")  # of the notes
 
@@ -24,7 +25,7 @@ def main() -> None:
     entry = published.find(published.MINI)
     target = published.locate(entry)
     target.parent.mkdir(exist_ok=True)
-    with npz.CheckpointFile(flags.run / "model.npz") as file:
+    with CheckpointFile(flags.run / "model.npz") as file:
         file.check(entry.architecture, entry.classes)
         arrays = {key: file.array(key) for key, _ in npz.shapes(entry.architecture, entry.classes)}
         notes = {key: value for key, value in file.notes().items() if key in KEPT}

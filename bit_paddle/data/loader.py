@@ -19,6 +19,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from bit_paddle.data.images import Images
+from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.data.transforms import evaluation_view, inception_view, resized, training_view
 from bit_paddle.recipes.hyperrule import Resolution
 
@@ -192,26 +193,25 @@ def training_batches(
 
 def evaluation_batches(
     images: Images,
-    crop: int,
+    view: Preprocessing,
     batch: int,
     workers: int,
-    resize: int | None = None,
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[MicroBatch]:
     """Yield ``images`` in order, ``batch`` at a time; the last batch may be smaller.
 
     Yields only the share of ``rank`` among ``world_size`` processes; shares do not overlap.
-    ``crop`` and ``resize`` are those of `transforms.evaluation_view`.
+    ``view`` is the preprocessing of the images.
     """
 
-    def view(index: int, out: np.ndarray) -> None:
-        out[:] = evaluation_view(images.image(index), crop, resize)
+    def write(index: int, out: np.ndarray) -> None:
+        out[:] = evaluation_view(images.image(index), view)
 
     share = np.array_split(np.arange(len(images)), world_size)[rank]
     parts = (share[start : start + batch] for start in range(0, len(share), batch))
-    jobs = ((part, [partial(view, index) for index in part]) for part in parts)
-    with closing(_made(jobs, crop, workers, ahead=2)) as stream:
+    jobs = ((part, [partial(write, index) for index in part]) for part in parts)
+    with closing(_made(jobs, view.crop, workers, ahead=2)) as stream:
         for part, pixels in stream:
             yield MicroBatch(pixels, images.labels[part], part)
 

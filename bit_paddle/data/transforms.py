@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from bit_paddle.data.preprocessing import Preprocessing
+
 
 def resized(image: Image.Image, side: int) -> list[np.ndarray]:
     """Return RGB ``image`` as its three bands [side, side]."""
@@ -65,18 +67,19 @@ def inception_view(
     return training_view(_bands(view), 0, 0, flip, out)
 
 
-def evaluation_view(image: Image.Image, crop: int, resize: int | None = None) -> np.ndarray:
-    """Return ``image`` squashed to ``crop``, or its centre after the shorter side is ``resize``.
+def evaluation_view(image: Image.Image, view: Preprocessing) -> np.ndarray:
+    """Return RGB ``image`` as ``view`` wants it, uint8 [3, crop, crop].
 
     The longer side is rounded down, as torchvision's Resize and transformers do. (TensorFlow's code
-    for BiT rounds it to the nearest.) The centre is transformers' and TensorFlow's: if the rest is
-    odd, one pixel more is cut off at the right and at the bottom.
+    for BiT rounds it to the nearest.)
     """
-    if resize is None:
-        return np.stack(resized(image, crop))
-    width, height = (resize * side // min(image.size) for side in image.size)
-    pixels = np.stack(_bands(image.resize((width, height), Image.Resampling.BILINEAR)))
-    top, left = (height - crop) // 2, (width - crop) // 2
+    resampling, crop = Image.Resampling[view.filter.upper()], view.crop
+    if view.resize is None:
+        return np.stack(_bands(image.resize((crop, crop), resampling)))
+    width, height = (view.resize * side // min(image.size) for side in image.size)
+    pixels = np.stack(_bands(image.resize((width, height), resampling)))
+    half = round if view.centre == "even" else int
+    top, left = half((height - crop) / 2), half((width - crop) / 2)
     return pixels[:, top : top + crop, left : left + crop]
 
 

@@ -14,11 +14,11 @@ import numpy as np
 from bit_paddle import errors
 from bit_paddle.data import check, loader
 from bit_paddle.data.images import Images
+from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.data.readers import registry
 from bit_paddle.inference.metrics import Tally
 from bit_paddle.inference.model import TrainedModel
 from bit_paddle.inference.trained import TrainedFile, required_preprocessing
-from bit_paddle.models.published import Preprocessing
 from bit_paddle.system import progress
 
 SPLITS = ("val", "train", "all")
@@ -111,8 +111,7 @@ def measure(
     outputs = match_classes(model.file, classes)
     names = model.file.classes or list(classes)
     batches = itertools.chain.from_iterable(
-        loader.evaluation_batches(images, view.crop, batch, workers, view.resize)
-        for images in parts
+        loader.evaluation_batches(images, view, batch, workers) for images in parts
     )
     tally = Tally()
     confusion = np.zeros((len(names), len(names)), np.int64)

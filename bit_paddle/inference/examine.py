@@ -15,11 +15,12 @@ import paddle
 
 from bit_paddle.data import check, loader
 from bit_paddle.data.images import Images
+from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.data.readers import registry
 from bit_paddle.data.transforms import evaluation_view
 from bit_paddle.errors import CheckpointError
 from bit_paddle.inference import predictor
-from bit_paddle.inference.trained import Preprocessing, find_trained, required_preprocessing
+from bit_paddle.inference.trained import find_trained, required_preprocessing
 from bit_paddle.models import weights
 from bit_paddle.models.native import build, plain
 from bit_paddle.models.resnetv2 import ResNetV2
@@ -79,7 +80,7 @@ def analyze(run: RunHistory, model: Path, count: int, batch: int = 64) -> Analys
     names = trained.classes or images.classes
     confusion = np.zeros((len(names), len(names)), np.int64)
     predictions: list[tuple[float, int, int, int]] = []  # probability, image, label, prediction
-    batches = loader.evaluation_batches(images, view.crop, batch, settings.workers, view.resize)
+    batches = loader.evaluation_batches(images, view, batch, settings.workers)
     with progress.progress_bar(desc=run.name, unit="img", total=len(images)) as bar:
         for part in batches:
             logits = predictor.infer(network, part.images)
@@ -113,7 +114,7 @@ def _judged(
     item: tuple[float, int, int, int],
 ) -> JudgedImage:
     probability, index, label, prediction = item
-    pixels = evaluation_view(images.image(index), view.crop, view.resize)
+    pixels = evaluation_view(images.image(index), view)
     maps = activation_map(network, pixels[None], prediction)
     name = Path(str(images.name(index))).name
     return JudgedImage(name, label, prediction, probability, pixels.transpose(1, 2, 0), maps)

@@ -7,60 +7,27 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from bit_paddle.data.preprocessing import FILTERS, Preprocessing
 from bit_paddle.errors import ConfigError, DifferenceError
 from bit_paddle.inference import activations, paddle_inference
 from bit_paddle.inference.activations import Head, Inspect
 from bit_paddle.inference.trained import TrainedFile, required_preprocessing, write_notes
-from bit_paddle.models import npz, published
+from bit_paddle.models import npz
 from bit_paddle.models.architecture import GROUPS
+from bit_paddle.models.checkpoint import CheckpointFile
+from bit_paddle.models.names import huggingface_name, parameter_name, timm_name
 
 if TYPE_CHECKING:
     from bit_paddle.models.resnetv2 import ResNetV2
 
 
 _ONNX_BYTES = 2**31 - 1  # limit of a protocol buffer
-
-
-# --- Names --------------------------------------------------------------------------------------
-
-
-def timm_name(key: str) -> str:
-    """Return the name in timm's ``resnetv2_*_bit`` of the parameter with a published key.
-
-    ``resnet/block1/unit01/a/group_norm/gamma`` is ``stages.0.blocks.0.norm1.weight``.
-    Source: timm/models/resnetv2.py.
-    """
-    name = npz.parameter_name(key)
-    unit = re.match(r"block(\d)\.unit(\d+)\.", name)
-    if unit:
-        layer = name[unit.end() :].replace("proj.", "downsample.")
-        layer = re.sub(r"^([abc])\.(conv|norm)", lambda m: m[2] + str(" abc".index(m[1])), layer)
-        return f"stages.{int(unit[1]) - 1}.blocks.{int(unit[2]) - 1}.{layer}"
-    return name.replace("root_block.", "stem.").replace("head.", "head.fc.")
-
-
-def huggingface_name(key: str) -> str:
-    """Return the name in transformers' ``BitForImageClassification`` for a published key.
-
-    ``resnet/block1/unit01/a/group_norm/gamma`` is ``bit.encoder.stages.0.layers.0.norm1.weight``.
-    Source: transformers/models/bit/modeling_bit.py.
-    """
-    name = timm_name(key)
-    for pattern, replacement in (
-        (r"^stages\.(\d)\.blocks\.", r"bit.encoder.stages.\1.layers."),
-        (r"^stem\.conv\.", "bit.embedder.convolution."),
-        (r"^norm\.", "bit.norm."),
-        (r"^head\.fc\.", "classifier.1."),
-    ):
-        name = re.sub(pattern, replacement, name)
-    return name
 
 
 # --- The formats ---------------------------------------------------------------------------------
@@ -84,6 +51,7 @@ def write_pdparams(model: ResNetV2, trained: TrainedFile, path: Path) -> None:
 
 
 def read_pdparams(path: Path, model: ResNetV2, head: Head | None) -> Inspect:
+    """Return the model as Paddle itself loads it."""
     import paddle
 
     from bit_paddle.models.resnetv2 import ResNetV2
@@ -97,18 +65,16 @@ def write_npz(model: ResNetV2, trained: TrainedFile, path: Path) -> None:
     """Write the published layout, which the reference code reads, with the checkpoint's notes."""
     from bit_paddle.models.weights import save_npz
 
-    with npz.CheckpointFile(trained.path) as file:
+    with CheckpointFile(trained.path) as file:
         notes = file.notes()
     save_npz(model, path, notes)
 
 
-def read_npz(path: Path, model: ResNetV2, head: Head | None) -> Inspect:
-    from bit_paddle.models.resnetv2 import ResNetV2
-    from bit_paddle.models.weights import load_npz
+def read_weights(path: Path, model: ResNetV2, head: Head | None) -> Inspect:
+    """Return the model as this package loads it from a file or folder of weights."""
+    from bit_paddle.models.weights import create_model
 
-    fresh = ResNetV2(model.architecture, model.num_classes)
-    load_npz(fresh, path)
-    return _inspect(fresh, model, head)
+    return _inspect(create_model(path), model, head)
 
 
 def write_onnx(model: ResNetV2, trained: TrainedFile, path: Path) -> None:
@@ -140,10 +106,6 @@ def write_timm(model: ResNetV2, trained: TrainedFile, path: Path) -> None:
     _save_safetensors(model, timm_name, path)
 
 
-def read_timm(path: Path, model: ResNetV2, head: Head | None) -> Inspect:
-    return _load_safetensors(path, timm_name, model, head)
-
-
 def write_huggingface(model: ResNetV2, trained: TrainedFile, path: Path) -> None:
     """Write a folder for ``BitForImageClassification`` and ``BitImageProcessor.from_pretrained``.
 
@@ -158,10 +120,6 @@ def write_huggingface(model: ResNetV2, trained: TrainedFile, path: Path) -> None
         text = json.dumps(content, indent=2, ensure_ascii=False)
         (path / name).write_text(text + "\n", encoding="utf-8")
     _save_safetensors(model, huggingface_name, path / "model.safetensors")
-
-
-def read_huggingface(path: Path, model: ResNetV2, head: Head | None) -> Inspect:
-    return _load_safetensors(path / "model.safetensors", huggingface_name, model, head)
 
 
 class Format(NamedTuple):
@@ -185,7 +143,7 @@ FORMATS = {
     "pdparams": Format(
         "the parameters as Paddle saves them, not standardized", write_pdparams, read_pdparams
     ),
-    "npz": Format("the layout of the published checkpoints", write_npz, read_npz),
+    "npz": Format("the layout of the published checkpoints", write_npz, read_weights),
     "onnx": Format(
         "an ONNX file; its kernels are already standardized",
         write_onnx,
@@ -194,12 +152,12 @@ FORMATS = {
         "onnx",
     ),
     "safetensors-timm": Format(
-        "a .safetensors file with timm's names", write_timm, read_timm, *_SAFETENSORS
+        "a .safetensors file with timm's names", write_timm, read_weights, *_SAFETENSORS
     ),
     "huggingface": Format(
         "a folder that transformers' BitForImageClassification reads",
         write_huggingface,
-        read_huggingface,
+        read_weights,
         *_SAFETENSORS,
     ),
 }
@@ -247,7 +205,7 @@ def huggingface_config(model: ResNetV2, classes: Sequence[str] | None) -> dict[s
     }
 
 
-def huggingface_preprocessing(preprocessing: published.Preprocessing) -> dict[str, Any]:
+def huggingface_preprocessing(preprocessing: Preprocessing) -> dict[str, Any]:
     """Return the ``preprocessor_config.json`` of ``BitImageProcessor``."""
     square = {"height": preprocessing.crop, "width": preprocessing.crop}
     squash = preprocessing.resize is None
@@ -256,14 +214,14 @@ def huggingface_preprocessing(preprocessing: published.Preprocessing) -> dict[st
         "do_convert_rgb": True,
         "do_resize": True,
         "size": square if squash else {"shortest_edge": preprocessing.resize},
-        "resample": 2,  # bilinear
+        "resample": FILTERS.index(preprocessing.filter),
         "do_center_crop": not squash,
         "crop_size": square,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": [0.5] * 3,
-        "image_std": [0.5] * 3,
+        "image_mean": list(preprocessing.mean),
+        "image_std": list(preprocessing.std),
     }
 
 
@@ -274,7 +232,7 @@ def _save_safetensors(model: ResNetV2, name_of: Callable[[str], str], path: Path
     parameters = dict(model.named_parameters())
     arrays = {}
     for key, _ in npz.shapes(model.architecture, model.num_classes):
-        array = parameters[npz.parameter_name(key)].numpy()
+        array = parameters[parameter_name(key)].numpy()
         if key == npz.HEAD_KERNEL:  # [C, K] -> [K, C]; in timm a 1x1 convolution
             array = np.ascontiguousarray(array.T)
             array = array[:, :, None, None] if name_of is timm_name else array
@@ -288,29 +246,11 @@ def _save_safetensors(model: ResNetV2, name_of: Callable[[str], str], path: Path
     path.chmod(mode)
 
 
-def _load_safetensors(
-    path: Path, name_of: Callable[[str], str], model: ResNetV2, head: Head | None
-) -> Inspect:
-    from safetensors.numpy import load_file
-
-    from bit_paddle.models.resnetv2 import ResNetV2
-
-    arrays = load_file(path)
-    fresh = ResNetV2(model.architecture, model.num_classes)
-    parameters = dict(fresh.named_parameters())
-    for key, _ in npz.shapes(model.architecture, model.num_classes):
-        array, parameter = arrays[name_of(key)], parameters[npz.parameter_name(key)]
-        if key == npz.HEAD_KERNEL:
-            array = np.ascontiguousarray(array.reshape(array.shape[:2]).T)
-        parameter.set_value(array)
-    return _inspect(fresh, model, head)
-
-
 # --- Reading back -------------------------------------------------------------------------------
 
 
 def _inspect(fresh: ResNetV2, model: ResNetV2, head: Head | None) -> Inspect:
-    """Return the activations of ``fresh``, loaded from an export, if its parameters are ``model``'s.
+    """Return the activations of ``fresh``, loaded from an export, if it has the model's parameters.
 
     Raises `DifferenceError` if a bit differs.
     """

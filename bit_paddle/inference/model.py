@@ -63,10 +63,12 @@ class TrainedModel:
         view = self.file.preprocessing
         if view is None:
             return "unknown: load the model with crop=, the side of the images in pixels"
-        side = f"{view.crop} x {view.crop} pixels"
+        side, scaling = f"{view.crop} x {view.crop} pixels", view.filter
+        if not view.is_scaled_as_bit:
+            scaling += f", mean {view.mean}, std {view.std}"
         if view.resize is None:
-            return f"RGB, resized to {side}, any shape is squashed (bilinear)"
-        return f"RGB, shorter side resized to {view.resize} pixels (bilinear), centre of {side}"
+            return f"RGB, resized to {side}, any shape is squashed ({scaling})"
+        return f"RGB, shorter side resized to {view.resize} pixels ({scaling}), centre of {side}"
 
     # --- Predictions ----------------------------------------------------------------------------
 
@@ -90,7 +92,7 @@ class TrainedModel:
         `numpy.stack` makes a batch of several images.
         """
         view = required_preprocessing(self.file)
-        return evaluation_view(inputs.read_image(image), view.crop, view.resize)
+        return evaluation_view(inputs.read_image(image), view)
 
     def logits(self, images: Any) -> np.ndarray:
         """Return the outputs of the head, float32 [N, K]; N is 1 for one image.
@@ -144,7 +146,7 @@ class TrainedModel:
         workers = min(8, environment.cpu_count()) if len(source) > 1 else 0
         results = [np.zeros((0, width), np.float32)]
         with progress.progress_bar(desc="images", unit="img", total=len(source), delay=1) as bar:
-            for batch in loader.evaluation_batches(source, view.crop, BATCH, workers, view.resize):
+            for batch in loader.evaluation_batches(source, view, BATCH, workers):
                 results.append(compute(batch.images))
                 bar.update(len(batch.labels))
         return np.concatenate(results)

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
+from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.errors import CheckpointError, ConfigError, DownloadError
 from bit_paddle.inference import paddle_inference
-from bit_paddle.models import losses, npz, published
+from bit_paddle.models import losses, published
 from bit_paddle.models.architecture import Architecture
+from bit_paddle.models.checkpoint import CheckpointFile
 from bit_paddle.models.losses import LOSSES
-from bit_paddle.models.published import Preprocessing
 from bit_paddle.system import fetch
 
 
@@ -58,27 +59,28 @@ def find_trained(
     preprocessing and class names. For published models the name determines both; class names are
     downloaded only with ``names``. ``crop`` squashes images to that side in pixels and replaces the
     known preprocessing; other files need it. Errors: those of `published.resolve`,
-    `published.obtain` and `npz.CheckpointFile`.
+    `published.obtain` and `CheckpointFile`.
     """
     source = resolve_trained(model)
-    if isinstance(source, Path) and source.is_dir():
+    if isinstance(source, Path) and paddle_inference.is_exported(source):
         return _read_notes(source, crop)
-    if isinstance(source, published.Entry):
-        entry, path = source, published.obtain(source, directory)
-    else:
-        entry, path = published.CATALOG.get(source.stem), source
-    with npz.CheckpointFile(path) as file:
+    path = source if isinstance(source, Path) else published.obtain(source, directory)
+    with CheckpointFile(path) as file:
         file.check(file.architecture(), file.classes)
-        outputs, architecture, notes = file.classes, file.architecture(), file.notes()
-    classes = notes.get("classes")
+        outputs, architecture, facts = file.classes, file.architecture(), file.facts
+        notes = file.notes()
+    classes, preprocessing, loss = facts.classes, facts.preprocessing, facts.loss
+    if isinstance(source, published.Entry):  # the same facts, wherever its weights came from
+        entry, classes, preprocessing = source, None, None
+    else:
+        entry = published.known(path, facts.origin)
     if "crop" in notes:
         preprocessing = Preprocessing(notes["crop"], notes.get("resize"))
+        classes = notes.get("classes")
     elif entry is not None:
-        preprocessing = entry.preprocessing
+        preprocessing = preprocessing or entry.preprocessing
         if names and entry.data in published.LEMMAS and outputs == entry.classes:
-            classes = _lemmas(published.LEMMAS[entry.data], outputs)
-    else:
-        preprocessing = None
+            classes = classes or _lemmas(published.LEMMAS[entry.data], outputs)
     if crop is not None:
         preprocessing = Preprocessing(crop)
     if classes is not None and len(classes) != outputs:
@@ -86,8 +88,9 @@ def find_trained(
             f"{path}: its head has {outputs} outputs, but the file names {len(classes)} classes"
         )
     settings = notes.get("settings")
-    loss = settings.get("loss") if isinstance(settings, dict) else None
-    loss = loss if loss in losses.LOSSES else losses.DEFAULT  # such as none, or a later version's
+    if isinstance(settings, dict):
+        loss = settings.get("loss")
+    loss = loss if loss in LOSSES else losses.DEFAULT  # such as none, or a later version's
     if entry is not None and entry.data == "imagenet21k" and outputs == entry.classes:
         loss = "sigmoid"  # the loss of the authors: an image may show several classes
     return TrainedFile(

@@ -18,8 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.errors import ConfigError, MissingFileError, did_you_mean
 from bit_paddle.models.architecture import UNITS, Architecture
+from bit_paddle.models.containers.folder import WEIGHTS, weights_in
 from bit_paddle.system.fetch import cache_dir, fetch
 
 BASE_URL = "https://storage.googleapis.com/bit_models/"  # BIT_PADDLE_BASE_URL replaces it
@@ -35,23 +37,6 @@ MODEL = "model.npz"  # the model in the folder of a complete run
 MINI = "BiT-Mini"  # this project's own model, shipped in the package
 
 NETWORKS = ("R50x1", "R50x3", "R101x1", "R101x3", "R152x2", "R152x4")  # the published ones
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How an image becomes a square of ``crop`` pixels, by Pillow's antialiased bilinear filter.
-
-    ``resize`` None squashes the image, as BiT does. A number of pixels scales the shorter side to
-    that, and then crops the centre.
-    """
-
-    crop: int
-    resize: int | None = None
-
-    def __str__(self) -> str:
-        return (
-            f"squash {self.crop}" if self.resize is None else f"{self.resize}, centre {self.crop}"
-        )
 
 
 @dataclass(frozen=True)
@@ -223,13 +208,21 @@ def find(name: str) -> Entry:
     raise ConfigError(f"unknown model {name!r}: {did_you_mean(name, [*CATALOG, *ALIASES])}")
 
 
+def known(path: Path, origin: str | None = None) -> Entry | None:
+    """Return the published checkpoint that a file is by its name, or by ``origin``, timm's name."""
+    return CATALOG.get(path.stem) or CATALOG.get(ALIASES.get(origin or "", ""))
+
+
+ENDINGS = (".npz", ".safetensors", ".pth", ".pth.tar", ".pt", ".bin", ".pdparams")
+
+
 def is_path(model: str) -> bool:
     """Return whether ``model`` is the path of a file, not a name."""
-    return model.endswith(".npz") or os.sep in model
+    return model.endswith(ENDINGS) or os.sep in model
 
 
 def resolve(model: str, pretrained: bool = True) -> Path | Entry | Architecture:
-    """Return the checkpoint file, the published entry or the architecture called ``model``.
+    """Return the file or folder, the published entry or the architecture called ``model``.
 
     The folder of a complete run stands for the model in it. An architecture (``R<layers>x<width>``)
     has no weights, so it is an error with ``pretrained``. Errors: `ConfigError`, `MissingFileError`
@@ -237,15 +230,16 @@ def resolve(model: str, pretrained: bool = True) -> Path | Entry | Architecture:
     """
     if is_path(model):
         path = Path(model)
-        if path.is_dir() and not (path / MODEL).is_file():
+        if (path / MODEL).is_file():
+            return path / MODEL
+        if path.is_dir() and not weights_in(path):
             checkpoints = sorted(path.glob("checkpoints/step-*.npz")) or sorted(path.glob("*.npz"))
             newest = f"; to use the newest checkpoint give {checkpoints[-1]}" if checkpoints else ""
             raise MissingFileError(
-                f"{model}: is a folder without {MODEL}; expected the folder of a complete run, or "
-                f"an .npz file{newest}"
+                f"{model}: is a folder without {MODEL}; expected the folder of a complete run, a "
+                f"folder of transformers or timm ({', '.join(WEIGHTS)}), or a file{newest}"
             )
-        path = path / MODEL if path.is_dir() else path
-        if not path.is_file():
+        if not path.exists():
             raise MissingFileError(f"{model}: no such checkpoint file")
         return path
     architecture = Architecture.parse(model)

@@ -11,7 +11,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from bit_paddle import errors
-from bit_paddle.models import npz, published
+from bit_paddle.models import published
+from bit_paddle.models.checkpoint import CheckpointFile
 from bit_paddle.models.published import Entry
 from bit_paddle.system import fetch as fetching
 
@@ -133,7 +134,7 @@ def verify(entries: Sequence[Entry], folder: Path, jobs: int) -> dict[str, str |
         if not path.is_file():
             return "missing"
         try:
-            with npz.CheckpointFile(path) as file:
+            with CheckpointFile(path) as file:
                 file.check(entry.architecture, entry.classes)
                 for key in file.shapes:
                     file.array(key)

@@ -15,6 +15,8 @@ from paddle import Tensor
 
 from bit_paddle.errors import CheckpointError, ConfigError
 from bit_paddle.models import npz, published
+from bit_paddle.models.checkpoint import CheckpointFile
+from bit_paddle.models.names import parameter_name
 from bit_paddle.models.resnetv2 import ResNetV2
 from bit_paddle.system.progress import progress_bar
 
@@ -46,7 +48,8 @@ def create_model(
     if isinstance(source, published.Entry) and pretrained:
         source = published.obtain(source, directory)
     if isinstance(source, Path):
-        with npz.CheckpointFile(source) as file:
+        with CheckpointFile(source) as file:
+            file.check(file.architecture(), file.classes)  # before memory is taken for its shapes
             classes = file.classes if num_classes is None else num_classes
             model = ResNetV2(file.architecture(), classes)
             fill(model, file, head="load" if num_classes is None else "zero")
@@ -76,7 +79,7 @@ def load_npz(model: ResNetV2, path: str | os.PathLike, head: str = "load") -> No
     ignores it. The whole file is checked before the first parameter changes. Errors:
     `MissingFileError`, `CheckpointError`, `ConfigError` (another ``head``).
     """
-    with npz.CheckpointFile(path) as file:
+    with CheckpointFile(path) as file:
         fill(model, file, head)
 
 
@@ -89,7 +92,7 @@ def save_npz(model: ResNetV2, path: str | os.PathLike, notes: dict[str, Any] | N
     npz.write(path, _published_arrays(model), notes)
 
 
-def fill(model: ResNetV2, file: npz.CheckpointFile, head: str) -> None:
+def fill(model: ResNetV2, file: CheckpointFile, head: str) -> None:
     """Fill ``model`` from an open checkpoint, as `load_npz` does."""
     if head not in ("load", "zero"):
         raise ConfigError(f"head={head!r}: expected 'load' or 'zero'")
@@ -104,7 +107,7 @@ def fill(model: ResNetV2, file: npz.CheckpointFile, head: str) -> None:
         raise
     parameters = dict(model.named_parameters())
     for key in keys(model, "loading"):
-        parameter = parameters[npz.parameter_name(key)]
+        parameter = parameters[parameter_name(key)]
         if key in HEAD and not load_head:
             array = np.zeros(parameter.shape, np.float32)
         else:
@@ -117,7 +120,7 @@ def fill(model: ResNetV2, file: npz.CheckpointFile, head: str) -> None:
 def _published_arrays(model: ResNetV2) -> Iterator[tuple[str, np.ndarray]]:
     parameters = dict(model.named_parameters())
     for key in keys(model, "saving"):
-        parameter = parameters[npz.parameter_name(key)]
+        parameter = parameters[parameter_name(key)]
         if dtype_of(parameter) not in ("float32", "float64"):
             parameter = parameter.astype("float32")
         yield key, from_paddle(key, parameter.numpy())

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bit_paddle.errors import BitPaddleError, CheckpointError
-from bit_paddle.models import npz
+from bit_paddle.models.checkpoint import CheckpointFile
 from bit_paddle.runs.logbook import METRICS, Logbook
 from bit_paddle.system import files
 
@@ -76,7 +76,7 @@ def checkpoint_files(folder: Path) -> list[Path]:
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint's notes. Raises `MissingFileError` or `CheckpointError`."""
-    with npz.CheckpointFile(path) as file:
+    with CheckpointFile(path) as file:
         notes = file.notes()
     values = notes.get("progress")
     types = {name: type(item.default) for name, item in Progress.__dataclass_fields__.items()}

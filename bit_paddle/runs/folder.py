@@ -27,6 +27,7 @@ from bit_paddle.config.settings import Settings, differences, load_yaml
 from bit_paddle.data import spec as specs
 from bit_paddle.errors import BitPaddleError, CheckpointError, ConfigError, MissingFileError
 from bit_paddle.models import published
+from bit_paddle.models.containers.folder import WEIGHTS
 from bit_paddle.runs import logbook
 from bit_paddle.runs.checkpoints import (
     CHECKPOINTS,
@@ -85,7 +86,10 @@ def model_name(path: Path) -> str:
     run = path.resolve().parent
     if run.name == CHECKPOINTS:
         return f"{run.parent.name}-{path.stem}"
-    return run.name if path.name == published.MODEL else path.name.replace(".npz", "")
+    if path.name in (published.MODEL, *WEIGHTS):
+        return run.name
+    ending = next((ending for ending in published.ENDINGS if path.name.endswith(ending)), "")
+    return path.name[: len(path.name) - len(ending)]
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from paddle import Tensor
 
 from bit_paddle.errors import CheckpointError
 from bit_paddle.models import npz
+from bit_paddle.models.checkpoint import CheckpointFile
+from bit_paddle.models.names import parameter_name
 from bit_paddle.models.resnetv2 import ResNetV2
 from bit_paddle.models.weights import dtype_of, fill, from_paddle, keys, to_paddle
 
@@ -33,8 +35,8 @@ def snapshot(model: ResNetV2, velocities: Iterable[Tensor | None]) -> Snapshot:
     pairs = zip(parameters, velocities)
     copies = {name: velocity.numpy() for name, velocity in pairs if velocity is not None}
     keys = [key for key, _ in npz.shapes(model.architecture, model.num_classes)]
-    return [(key, parameters[npz.parameter_name(key)].numpy()) for key in keys] + [
-        (MOMENTUM + key, copies[npz.parameter_name(key)]) for key in keys if copies
+    return [(key, parameters[parameter_name(key)].numpy()) for key in keys] + [
+        (MOMENTUM + key, copies[parameter_name(key)]) for key in keys if copies
     ]
 
 
@@ -55,14 +57,14 @@ def restore(model: ResNetV2, optimizer: Optimizer, path: str | os.PathLike) -> N
     Raises `CheckpointError` if anything in the file is damaged or missing; some of the weights may
     have been replaced then.
     """
-    with npz.CheckpointFile(path) as file:
+    with CheckpointFile(path) as file:
         fill(model, file, head="load")
         if not file.notes().get("momentum"):
             return
         velocities = {}
         parameters = dict(model.named_parameters())
         for key in keys(model, "loading momentum"):
-            parameter = parameters[npz.parameter_name(key)]
+            parameter = parameters[parameter_name(key)]
             array = to_paddle(key, file.array(MOMENTUM + key))
             if list(array.shape) != parameter.shape or array.dtype.kind != "f":
                 raise CheckpointError(
@@ -70,5 +72,5 @@ def restore(model: ResNetV2, optimizer: Optimizer, path: str | os.PathLike) -> N
                     f"{parameter.shape}"
                 )
             array = np.ascontiguousarray(array, dtype=dtype_of(parameter))
-            velocities[npz.parameter_name(key)] = paddle.to_tensor(array)
+            velocities[parameter_name(key)] = paddle.to_tensor(array)
     optimizer.load_velocities(velocities[name] for name in parameters)

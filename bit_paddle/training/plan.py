@@ -15,8 +15,9 @@ import numpy as np
 from bit_paddle.config.settings import AUTO, Settings
 from bit_paddle.data import check, fewshot
 from bit_paddle.data.readers import registry
-from bit_paddle.models import cost, npz, published
+from bit_paddle.models import cost, published
 from bit_paddle.models.architecture import Architecture
+from bit_paddle.models.checkpoint import CheckpointFile
 from bit_paddle.recipes import hyperrule
 from bit_paddle.recipes.recipe import SIDES
 from bit_paddle.runs import folder
@@ -151,7 +152,7 @@ def make_plan(settings: Settings, start: folder.Start | None = None, fetch: bool
     checkpoint = model if isinstance(model, Path) else None
     if isinstance(model, published.Entry) and not settings.from_scratch:
         checkpoint = published.locate(model, settings.bit_pretrained_dir)
-    if checkpoint is not None and checkpoint.is_file():
+    if checkpoint is not None and checkpoint.exists():
         architecture = _checked(checkpoint)
     elif checkpoint is not None and fetch and not model.packaged:
         ask(model.url)  # reports a server that does not answer before the data are read
@@ -178,7 +179,7 @@ def make_plan(settings: Settings, start: folder.Start | None = None, fetch: bool
     size = by_area[len(by_area) // 2]
     sides = SIDES[data.resolution] if data.resolution else size
     crops = _first(settings.random_crop, data.random_crop)
-    if checkpoint is not None and not checkpoint.is_file() and fetch:
+    if checkpoint is not None and not checkpoint.exists() and fetch:
         checkpoint = published.obtain(model, settings.bit_pretrained_dir)
         architecture = _checked(checkpoint)
     return Plan(
@@ -261,7 +262,7 @@ _COUNTED = {"object", "objects", "item", "items", "count", "people", "things", "
 
 def _checked(checkpoint: Path) -> Architecture:
     """Return the architecture of a checkpoint file, after a check of all its arrays."""
-    with npz.CheckpointFile(checkpoint) as file:
+    with CheckpointFile(checkpoint) as file:
         architecture = file.architecture()
         file.check(architecture, file.classes)
     return architecture

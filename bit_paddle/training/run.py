@@ -21,6 +21,7 @@ from bit_paddle import __version__, errors
 from bit_paddle.config import types as argtypes
 from bit_paddle.config.settings import to_dict
 from bit_paddle.data import loader
+from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.models import published, weights
 from bit_paddle.models.native import build
 from bit_paddle.runs import checkpoints, folder, snapshot
@@ -222,10 +223,9 @@ class TrainingRun:
         micro_batch = -(-plan.settings.batch // (self.batch_split * self.world_size))
         batches = loader.evaluation_batches(
             plan.data.val,
-            plan.resolution.crop,
+            Preprocessing(plan.resolution.crop, plan.resize),
             micro_batch,
             plan.settings.workers,
-            plan.resize,
             processes.rank(),
             self.world_size,
         )

@@ -121,7 +121,7 @@ def _create(plan: Plan, classes: int) -> resnetv2.ResNetV2:
         model = resnetv2.ResNetV2(plan.architecture, classes)
         model.reset_parameters(settings.seed)
     else:
-        if not path.is_file():  # a run that was to resume, of whose checkpoints none is whole
+        if not path.exists():  # a run that was to resume, of whose checkpoints none is whole
             path = published.obtain(published.find(settings.model), settings.bit_pretrained_dir)
         model = weights.create_model(path, classes)
     bias = LOSSES[settings.loss].head_bias

@@ -54,6 +54,7 @@ from bit_paddle.data.readers import registry  # noqa: E402
 from bit_paddle.errors import BitPaddleError, CheckpointError  # noqa: E402
 from bit_paddle.models import npz  # noqa: E402
 from bit_paddle.models.architecture import Architecture  # noqa: E402
+from bit_paddle.models.checkpoint import CheckpointFile  # noqa: E402
 from bit_paddle.runs import checkpoints, logbook  # noqa: E402
 from bit_paddle.runs.folder import RESULT  # noqa: E402
 from bit_paddle.system import fetch  # noqa: E402
@@ -590,7 +591,7 @@ def flips(bench: Bench, count: int = 200, processes: bool = True) -> list[Row]:
     reference, _, _ = bench.reference(bench.run("").flags)
     content = checkpoints.checkpoint_files(reference.folder)[0].read_bytes()
     path, dice = bench.folder / "damaged.npz", random.Random(f"{bench.seed} flips")
-    model = resnetv2.ResNetV2(Architecture.parse("R14x0.5"), npz.CheckpointFile(
+    model = resnetv2.ResNetV2(Architecture.parse("R14x0.5"), CheckpointFile(
         reference.folder / "model.npz").classes)  # fmt: skip
 
     def read() -> tuple[Any, ...]:
@@ -718,7 +719,7 @@ def loaders(folder: Path) -> dict[str, tuple[bytes, Callable[[bytes, int], objec
 
     def read_checkpoint(content: bytes, number: int) -> None:
         path.write_bytes(content)
-        with npz.CheckpointFile(path) as file:
+        with CheckpointFile(path) as file:
             with suppress(BitPaddleError):  # read the arrays even if their shapes are wrong
                 file.check(small, 2)
             for key in file.shapes:

@@ -19,9 +19,11 @@ from PIL import Image
 from bit_paddle import create_model
 from bit_paddle.config.settings import FIELDS, Settings
 from bit_paddle.data import loader
+from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.data.readers import registry
 from bit_paddle.errors import NonFiniteError
-from bit_paddle.models import cost, npz
+from bit_paddle.models import cost
+from bit_paddle.models.checkpoint import CheckpointFile
 from bit_paddle.runs import logbook
 from bit_paddle.system.signals import Interrupt, Interrupted
 from bit_paddle.training import run as training_run
@@ -82,7 +84,7 @@ def test_a_whole_run(small_checkpoint, image_folder, tmp_path):
         pytest.approx(line["loss"], abs=1e-4) for line in steps
     ]
     # The model is what was measured: loaded again, it gives the same figures.
-    with npz.CheckpointFile(folder / "model.npz") as file:
+    with CheckpointFile(folder / "model.npz") as file:
         notes = file.notes()
         assert (
             notes["classes"] == ["amber", "blue", "coral"]
@@ -93,7 +95,7 @@ def test_a_whole_run(small_checkpoint, image_folder, tmp_path):
 
     val = registry.open_dataset("folder", str(image_folder)).val
     tally = validation.evaluate(
-        create_model(folder / "model.npz"), loader.evaluation_batches(val, 32, 4, 0)
+        create_model(folder / "model.npz"), loader.evaluation_batches(val, Preprocessing(32), 4, 0)
     )
     assert (tally.top1, tally.images) == (evaluations[-1]["top1"], 15)
     assert tally.loss == pytest.approx(evaluations[-1]["loss"], rel=1e-5)

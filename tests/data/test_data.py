@@ -18,6 +18,7 @@ from PIL import Image
 
 from bit_paddle.data import fewshot, loader
 from bit_paddle.data.images import ArrayImages, FileImages
+from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.data.readers import cifar, registry
 from bit_paddle.errors import ConfigError, DataError, DownloadError, MissingFileError
 from bit_paddle.recipes.hyperrule import Resolution
@@ -346,6 +347,7 @@ SHARE = """
 import hashlib, sys
 import numpy as np
 from bit_paddle.data import loader
+from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.data.readers import registry
 from bit_paddle.recipes.hyperrule import Resolution
 images = registry.open_dataset("folder", sys.argv[1]).train
@@ -362,7 +364,8 @@ for _ in range(6):
             print(index, part.partner_labels[k], hashlib.sha1(pixels).hexdigest(), batch.lam)
     print("step")
 print("evaluation")
-for part in loader.evaluation_batches(images, 32, 5, 1, rank=rank, world_size=world_size):
+view = Preprocessing(32)
+for part in loader.evaluation_batches(images, view, 5, 1, rank=rank, world_size=world_size):
     print(*part.indices, hashlib.sha1(part.images.tobytes()).hexdigest())
 """
 
@@ -439,7 +442,7 @@ def test_crops_and_flips_are_uniform():
 def test_no_flip_and_no_crop(noise):
     """What remains is the resized image, as validation has it."""
     (step,) = steps_of(noise, 1, batch=23, split=1, flip=False, resolution=(16, 16))
-    whole = next(loader.evaluation_batches(noise, 16, 23, 0)).images
+    whole = next(loader.evaluation_batches(noise, Preprocessing(16), 23, 0)).images
     assert np.array_equal(step[0].images, whole[step[0].indices])
 
 
@@ -453,7 +456,7 @@ def test_images_are_kept_if_all_fit(noise, memory, decoded):
 
 @pytest.mark.parametrize("workers", [0, 3])
 def test_evaluation_covers_every_image_in_order(noise, workers):
-    batches = list(loader.evaluation_batches(noise, 8, 5, workers))
+    batches = list(loader.evaluation_batches(noise, Preprocessing(8), 5, workers))
     assert [len(batch.labels) for batch in batches] == [5, 5, 5, 5, 3]
     assert np.concatenate([batch.indices for batch in batches]).tolist() == list(range(23))
     assert np.array_equal(batches[4].images[2], noise.pixels[22].transpose(2, 0, 1))

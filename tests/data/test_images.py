@@ -14,6 +14,7 @@ from PIL import Image, ImageFile
 
 from bit_paddle.data import transforms
 from bit_paddle.data.images import FileImages
+from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.errors import DataError, MissingFileError
 
 BILINEAR = Image.Resampling.BILINEAR
@@ -275,7 +276,7 @@ def test_views_are_those_of_pillow(kind, crop, tmp_path):
     found, plain = images_of(path).image(0), Image.fromarray(expected)
 
     squashed = np.asarray(plain.resize((crop, crop), BILINEAR)).transpose(2, 0, 1)
-    assert np.array_equal(transforms.evaluation_view(found, crop), squashed)
+    assert np.array_equal(transforms.evaluation_view(found, Preprocessing(crop)), squashed)
 
     side = crop + 11
     larger, pixels = plain.resize((side, side), BILINEAR), transforms.resized(found, side)

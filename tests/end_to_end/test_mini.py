@@ -10,9 +10,11 @@ from conftest import ROOT, SHARED, run_train
 
 from bit_paddle import create_model, evaluate
 from bit_paddle.data import fewshot, transforms
+from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.data.readers import registry
 from bit_paddle.inference import predictor, trained
 from bit_paddle.models import npz
+from bit_paddle.models.checkpoint import CheckpointFile
 from bit_paddle.models.published import MINI, find, obtain
 
 ENTRY = find(MINI)
@@ -29,7 +31,7 @@ def test_the_file():
     assert ENTRY.parameters <= 4_000_000 and ENTRY.bytes <= path.stat().st_size <= 8_000_000
     with np.load(path) as file:
         kinds = {key: file[key].dtype.kind + str(file[key].dtype.itemsize) for key in file.files}
-    with npz.CheckpointFile(path) as file:
+    with CheckpointFile(path) as file:
         file.check(ENTRY.architecture, ENTRY.classes)
         notes = file.notes()
     published = [key for key, _ in npz.shapes(ENTRY.architecture, ENTRY.classes)]
@@ -56,7 +58,9 @@ def test_its_features_are_worth_more_than_random_ones():
         model.eval()
 
         def features(images, indices):
-            views = [transforms.evaluation_view(images.image(k), 64, 64) for k in indices]
+            views = [
+                transforms.evaluation_view(images.image(k), Preprocessing(64, 64)) for k in indices
+            ]
             parts = np.array_split(np.stack(views), 8)
             found = np.concatenate([predictor.infer(model, part) for part in parts])
             return found / np.linalg.norm(found, axis=1, keepdims=True)

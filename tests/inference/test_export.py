@@ -14,12 +14,13 @@ import pytest
 from conftest import ROOT
 
 from bit_paddle import errors, export, save_npz
+from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.errors import ConfigError, DifferenceError, WriteError
 from bit_paddle.inference import activations, formats, paddle_inference, verify
 from bit_paddle.inference.trained import find_trained
 from bit_paddle.models import npz
 from bit_paddle.models.architecture import Architecture
-from bit_paddle.models.published import Preprocessing
+from bit_paddle.models.checkpoint import CheckpointFile
 from bit_paddle.models.resnetv2 import ResNetV2
 
 NETWORKS = {
@@ -193,7 +194,7 @@ def test_pdparams_are_the_raw_parameters(small, tmp_path):
 def test_npz_is_the_published_layout_with_its_notes(small, tmp_path):
     model, trained = small
     verify.export(model, trained, "npz", tmp_path / "x.npz")
-    with npz.CheckpointFile(tmp_path / "x.npz") as file:
+    with CheckpointFile(tmp_path / "x.npz") as file:
         assert file.notes() == {"crop": 160, "classes": CLASSES}
     with np.load(tmp_path / "x.npz") as found, np.load(trained.path) as expected:
         assert set(found.files) == set(expected.files)
@@ -414,7 +415,7 @@ def zero_head(model):
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory):
-    """(model, its source) before its first step: the head is zero, its bias that of pre-training."""
+    """(model, its source) before its first step: a head of zeros, the bias of pre-training."""
     model = zero_head(make((1, 2, 1, 1), 0.5, 3))
     model.head.bias.set_value(np.full(3, -10, np.float32))
     path = tmp_path_factory.mktemp("export") / "fresh.npz"

@@ -15,6 +15,7 @@ from servers import Server
 
 from bit_paddle import create_model, save_npz
 from bit_paddle.data import transforms
+from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.errors import CheckpointError, ConfigError
 from bit_paddle.inference import trained
 from bit_paddle.models import npz, published
@@ -75,7 +76,13 @@ def test_evaluate(colour_model, image_folder, tmp_path):
     best = logits_of(colour_model, images).argmax(axis=1)
     summary = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert summary["top1"] == np.mean(best == labels) and summary["images"] == 15
-    assert summary["preprocessing"] == {"crop": 32, "resize": None}
+    assert summary["preprocessing"] == {
+        "crop": 32,
+        "resize": None,
+        "filter": "bilinear",
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+    }
     assert f"top-1 {summary['top1']:.2%}" in done.stdout
     header, *rows = csv.reader(open(tmp_path / "out" / "confusion.csv"))
     assert header == ["class", "amber", "blue", "coral"]
@@ -277,7 +284,7 @@ def test_predict_features(colour_model, image_folder, tmp_path):
     images = sorted((image_folder / "val").rglob("*.png"))
     assert found["names"].tolist() == [str(path) for path in images]
     assert found["features"].shape == (15, 1024) and found["features"].dtype == np.float32
-    view = transforms.evaluation_view(Image.open(images[7]).convert("RGB"), 32)
+    view = transforms.evaluation_view(Image.open(images[7]).convert("RGB"), Preprocessing(32))
     with paddle.no_grad():
         expected = create_model(colour_model, 0)(
             paddle.to_tensor(view[None] / np.float32(127.5) - np.float32(1))
@@ -427,7 +434,7 @@ def test_predict_mistakes(arguments, words, colour_model):
 def test_source_of_our_own(colour_model):
     found = trained.find_trained(str(colour_model))
     assert found.classes == ["amber", "blue", "coral"] and found.trained_here
-    assert found.preprocessing == published.Preprocessing(32) and found.class_name(2) == "coral"
+    assert found.preprocessing == Preprocessing(32) and found.class_name(2) == "coral"
 
 
 def test_source_of_an_unknown_file(small_checkpoint):
@@ -436,7 +443,7 @@ def test_source_of_an_unknown_file(small_checkpoint):
     with pytest.raises(ConfigError, match="--crop"):
         trained.required_preprocessing(found)
     found = trained.find_trained(str(small_checkpoint), crop=64)
-    assert trained.required_preprocessing(found) == published.Preprocessing(64)
+    assert trained.required_preprocessing(found) == Preprocessing(64)
 
 
 def test_source_with_too_few_names(small_checkpoint, tmp_path):
@@ -475,5 +482,5 @@ def test_centre_crop_view(size):
     )
     left, top = (large.width - 224) // 2, (large.height - 224) // 2
     expected = np.asarray(large.crop((left, top, left + 224, top + 224))).transpose(2, 0, 1)
-    found = transforms.evaluation_view(image, 224, 256)
+    found = transforms.evaluation_view(image, Preprocessing(224, 256))
     assert found.shape == (3, 224, 224) and np.array_equal(found, expected)

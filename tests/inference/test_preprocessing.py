@@ -9,11 +9,15 @@ import pytest
 from PIL import Image
 
 from bit_paddle.data import transforms
+from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.inference import formats
-from bit_paddle.models.published import Preprocessing
 
 SIZES = [(400, 711), (711, 400), (333, 500), (97, 130), (64, 64), (2000, 65), (65, 2000)]
 VIEWS = [(224, 256), (64, 64), (160, 183), (128, None)]
+FOREIGN = [  # of other models: bicubic, with ImageNet's mean and deviation
+    (224, 256, "bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    (96, None, "lanczos"),
+]
 
 # (width, height), (crop, resize): sha256 of the pixels and the first pixels of their middle row, as
 # BitImageProcessorPil of transformers 5.24.0 with Pillow 13.0.0 gave them for `picture`
@@ -66,7 +70,7 @@ def photos():
 
 @pytest.mark.parametrize("size, view", RECORDED)
 def test_the_pixels_are_those_that_transformers_made(size, view):
-    pixels = np.ascontiguousarray(transforms.evaluation_view(picture(*size), *view))
+    pixels = np.ascontiguousarray(transforms.evaluation_view(picture(*size), Preprocessing(*view)))
     digest, row = RECORDED[size, view]
     assert pixels.shape == (3, view[0], view[0]) and pixels.dtype == np.uint8
     assert pixels[0, view[0] // 2, : len(row)].tolist() == row
@@ -74,12 +78,13 @@ def test_the_pixels_are_those_that_transformers_made(size, view):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("view", [*VIEWS, *FOREIGN])
 def test_the_real_processor_makes_our_pixels(view, tmp_path):
     """Pillow's processor makes the same pixels; torchvision's differ by 2 of 255 or less."""
     pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    config = formats.huggingface_preprocessing(Preprocessing(*view))
+    view = Preprocessing(*view)
+    config = formats.huggingface_preprocessing(view)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
     (tmp_path / "config.json").write_text('{"model_type": "bit"}')
 
@@ -88,9 +93,36 @@ def test_the_real_processor_makes_our_pixels(view, tmp_path):
         exact = transformers.AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
         default = transformers.AutoImageProcessor.from_pretrained(tmp_path)
     for image in [*photos(), *(picture(*size) for size in SIZES)]:
-        ours = transforms.evaluation_view(image, *view)
-        expected = ours.astype(np.float32) / 127.5 - 1  # as `device.to_device` scales them
+        ours = transforms.evaluation_view(image, view)
+        expected = (ours / 255 - np.reshape(view.mean, (3, 1, 1))) / np.reshape(view.std, (3, 1, 1))
         found = exact(image, return_tensors="np")["pixel_values"][0]
         assert found.shape == expected.shape and np.abs(found - expected).max() < 1e-6
         found = default(image, return_tensors="np")["pixel_values"][0]
-        assert np.abs(found - expected).max() < 2.01 / 127.5
+        assert np.abs(found - expected).max() * min(view.std) < 2.01 / 255
+
+
+def test_half_a_pixel():
+    """transformers rounds it down, torchvision to an even number: 1.5 and 2.5 to 2."""
+    for rest, down, even in ((0, 0, 0), (1, 0, 0), (2, 1, 1), (3, 1, 2), (5, 2, 2), (7, 3, 4)):
+        columns = np.arange(64 + rest, dtype=np.uint8)
+        image = Image.fromarray(np.broadcast_to(columns[None, :, None], (64, 64 + rest, 3)).copy())
+        for centre, left in (("down", down), ("even", even)):
+            view = Preprocessing(64, resize=64, centre=centre)
+            assert transforms.evaluation_view(image, view)[0, 0, 0] == left
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("view", VIEWS)
+def test_timm_makes_our_pixels(view):
+    timm_data = pytest.importorskip("timm.data")
+    crop, resize = view
+    mode = {"crop_mode": "squash"} if resize is None else {}
+    share = crop / (resize or crop)
+    half = (0.5,) * 3
+    transform = timm_data.create_transform(
+        (3, crop, crop), interpolation="bilinear", mean=half, std=half, crop_pct=share, **mode
+    )
+    view = Preprocessing(*view, centre="even")
+    for image in [*photos(), *(picture(*size) for size in SIZES)]:
+        expected = transforms.evaluation_view(image, view) / 127.5 - 1
+        assert np.abs(transform(image).numpy() - expected).max() < 1e-6

@@ -17,6 +17,8 @@ from bit_paddle import create_model, load_npz, save_npz
 from bit_paddle.errors import CheckpointError, MissingFileError, WriteError
 from bit_paddle.models import npz
 from bit_paddle.models.architecture import Architecture
+from bit_paddle.models.checkpoint import CheckpointFile
+from bit_paddle.models.names import parameter_name
 from bit_paddle.models.resnetv2 import ResNetV2
 
 R14 = Architecture((1, 1, 1, 1), 1)
@@ -77,7 +79,7 @@ def test_layouts(layout, arrays, tmp_path):
     for key, value in arrays.items():
         if layout == "float16":
             value = value.astype(np.float16).astype(np.float32)
-        found = parameters[npz.parameter_name(key)].numpy()
+        found = parameters[parameter_name(key)].numpy()
         if found.ndim == 4:
             found = found.transpose(2, 3, 1, 0)
         assert np.array_equal(found.reshape(value.shape), value), key
@@ -209,7 +211,7 @@ def test_save_writes_what_the_reference_reads(arrays, small_checkpoint, tmp_path
         assert set(written.files) == set(arrays) | {npz.NOTES}
         for key, value in arrays.items():
             assert written[key].dtype == np.float32 and np.array_equal(written[key], value), key
-    with npz.CheckpointFile(path) as file:
+    with CheckpointFile(path) as file:
         assert file.notes() == {"classes": ["a", "ü"]}
         assert file.classes == 10
     assert [entry.name for entry in tmp_path.iterdir()] == ["out.npz"]

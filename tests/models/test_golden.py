@@ -10,7 +10,7 @@ import pytest
 from conftest import Golden, golden_sample, in_checkpoint_layout, update
 
 from bit_paddle.data.loader import MicroBatch
-from bit_paddle.models import npz
+from bit_paddle.models.names import parameter_name
 from bit_paddle.recipes import hyperrule
 from bit_paddle.training.optimizer import Momentum
 
@@ -62,7 +62,7 @@ def test_gradient(micro_batches, dtype, tmp_path):
     assert loss == pytest.approx(golden["loss"], rel={"float64": 1e-13, "float32": 1e-5}[dtype])
     assert len(gradients) == len(golden.arrays)
     for key in golden.arrays:
-        flat = in_checkpoint_layout(key, gradients[npz.parameter_name(key)]).astype(np.float64)
+        flat = in_checkpoint_layout(key, gradients[parameter_name(key)]).astype(np.float64)
         sample = golden[f"grad_sample/{key}"]
         assert np.abs(golden_sample(flat) - sample).max() <= bar * np.abs(sample).max(), key
         assert np.linalg.norm(flat) == pytest.approx(golden[f"grad_norm/{key}"], rel=bar), key
@@ -99,9 +99,7 @@ def test_trajectory(name, dtype, tmp_path):
     np.testing.assert_allclose(losses, means, rtol=bar)
     parameters = dict(model.named_parameters())
     for key in golden.arrays:
-        flat = in_checkpoint_layout(key, parameters[npz.parameter_name(key)].numpy()).astype(
-            np.float64
-        )
+        flat = in_checkpoint_layout(key, parameters[parameter_name(key)].numpy()).astype(np.float64)
         sample = golden[f"final_sample/{key}"]
         assert np.abs(golden_sample(flat) - sample).max() <= bar * np.abs(sample).max(), key
         assert np.linalg.norm(flat) == pytest.approx(golden[f"final_norm/{key}"], rel=bar), key

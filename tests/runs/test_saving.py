@@ -17,6 +17,7 @@ from bit_paddle.data import loader
 from bit_paddle.errors import CheckpointError, WriteError
 from bit_paddle.inference.trained import find_trained
 from bit_paddle.models import npz
+from bit_paddle.models.checkpoint import CheckpointFile
 from bit_paddle.runs import checkpoints, logbook, snapshot
 from bit_paddle.training.optimizer import Momentum
 
@@ -249,7 +250,7 @@ def test_a_full_disk(saver_of, tmp_path):
     assert "cannot be written (File too large)" in saver.failure
     assert names(tmp_path) == ["best.npz", "step-00000001.npz"]  # and nothing half written
     for name in names(tmp_path):
-        with npz.CheckpointFile(tmp_path / checkpoints.CHECKPOINTS / name) as file:
+        with CheckpointFile(tmp_path / checkpoints.CHECKPOINTS / name) as file:
             assert np.array_equal(file.array("resnet/x"), arrays[0][1])
     saver.save(3, write, best=True)
     saver.close()

@@ -20,8 +20,9 @@ from bit_paddle import create_model, save_npz
 from bit_paddle.config import settings
 from bit_paddle.data.loader import MicroBatch
 from bit_paddle.errors import OutOfMemoryError
-from bit_paddle.models import cost, npz
+from bit_paddle.models import cost
 from bit_paddle.models.architecture import Architecture
+from bit_paddle.models.checkpoint import CheckpointFile
 from bit_paddle.models.native import plain
 from bit_paddle.models.resnetv2 import StdConv2D
 from bit_paddle.runs import logbook
@@ -339,7 +340,7 @@ def checkpoints(folder):
     """Return {step: notes} of a run's checkpoints, in order."""
     found = {}
     for path in sorted((folder / "checkpoints").glob("step-*.npz")):
-        with npz.CheckpointFile(path) as file:
+        with CheckpointFile(path) as file:
             found[file.notes()["steps"]] = file.notes()
     return found
 

@@ -19,6 +19,7 @@ from bit_paddle.data.readers import registry
 from bit_paddle.errors import GradientOverflow, NonFiniteError
 from bit_paddle.inference import predictor
 from bit_paddle.models import npz
+from bit_paddle.models.checkpoint import CheckpointFile
 from bit_paddle.models.native.plain import standardize
 from bit_paddle.models.resnetv2 import AMP, GroupNormReLU, StdConv2D
 from bit_paddle.runs import checkpoints, snapshot
@@ -285,7 +286,7 @@ def result_of(folder):
 
 
 def read(path):
-    with npz.CheckpointFile(path) as file, np.load(path) as arrays:
+    with CheckpointFile(path) as file, np.load(path) as arrays:
         return {key: arrays[key] for key in arrays.files if key != npz.NOTES}, file.notes()
 
 

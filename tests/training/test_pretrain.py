@@ -16,13 +16,13 @@ from bit_paddle import create_model
 from bit_paddle import pretrain as pretraining
 from bit_paddle.config import parsing
 from bit_paddle.config.settings import to_yaml
+from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.data.readers import registry
 from bit_paddle.data.transforms import inception_box, inception_view
 from bit_paddle.errors import ConfigError
 from bit_paddle.inference.metrics import Tally
 from bit_paddle.inference.trained import TrainedFile, find_trained
 from bit_paddle.models import losses
-from bit_paddle.models.published import Preprocessing
 from bit_paddle.recipes import upstream
 from bit_paddle.training import plan
 from bit_paddle.training.optimizer import Momentum

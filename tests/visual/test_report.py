@@ -9,6 +9,7 @@ from conftest import run_here, run_train
 from PIL import Image
 
 from bit_paddle import create_model
+from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.data.transforms import evaluation_view
 from bit_paddle.errors import MissingFileError
 from bit_paddle.inference import examine, predictor
@@ -50,7 +51,7 @@ def logits_of(run_folder, images):
     paths = sorted((images / "val").rglob("*.png"), key=lambda path: (path.parent.name, path.name))
     rows = []
     for path in paths:
-        view = evaluation_view(Image.open(path).convert("RGB"), 32)
+        view = evaluation_view(Image.open(path).convert("RGB"), Preprocessing(32))
         rows.append(predictor.infer(model, view[None])[0])
     return np.array(rows), np.array([CLASSES.index(path.parent.name) for path in paths]), model
 
@@ -138,7 +139,7 @@ def test_what_is_examined(run_folder, images):
 def test_an_activation_map_adds_up_to_the_logit(run_folder, images):
     logits, _, model = logits_of(run_folder, images)
     path = sorted((images / "val" / CLASSES[0]).glob("*.png"))[0]
-    view = evaluation_view(Image.open(path).convert("RGB"), 96)[None]  # 3 x 3 places
+    view = evaluation_view(Image.open(path).convert("RGB"), Preprocessing(96))[None]  # 3 x 3 places
     whole = predictor.infer(model, view)[0]
     for output in range(3):
         found = examine.activation_map(model, view, output)

@@ -11,6 +11,7 @@ import paddle.distributed
 
 from bit_paddle.data import loader
 from bit_paddle.data.images import ArrayImages
+from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.data.readers import registry
 from bit_paddle.models.weights import create_model
 from bit_paddle.recipes.hyperrule import Resolution
@@ -103,7 +104,8 @@ for title, images, batch, precrop, split, steps, shard in [
     arrays[f"{title}/loss"] = np.array(losses)
     arrays.update({f"{title}/{name}": array for name, array in weights.items()})
 tally = validation.evaluate(
-    model, loader.evaluation_batches(noise(1001, 5), 32, 64, 0, rank=rank, world_size=size)
+    model,
+    loader.evaluation_batches(noise(1001, 5), Preprocessing(32), 64, 0, rank=rank, world_size=size),
 )
 told["tally"] = [tally.images, tally.top1_count, tally.top5_count, tally.loss]
 (out / f"{size}.{rank}.json").write_text(json.dumps(told))

@@ -40,6 +40,7 @@ class Container(ABC):
         """Return the notes of this package in the file; {} for other files."""
         return {}
 
+    @abstractmethod
     def close(self) -> None:
         """Close the file."""
 

@@ -1,0 +1,41 @@
+"""How a model wants its images: `Preprocessing`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by Pillow's numbers
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes a square of ``crop`` pixels, by one of Pillow's `FILTERS`.
+
+    ``resize`` None squashes the image, as BiT does. A number of pixels scales the shorter side to
+    that, and then crops the centre. ``centre`` decides if the rest is odd: its half is rounded
+    "down" (TensorFlow, transformers) or to an "even" number (torchvision, timm). A pixel from 0 to
+    1 becomes (pixel - ``mean``) / ``std``, with one number for each of red, green and blue; BiT's
+    own is -1 to 1.
+    """
+
+    crop: int
+    resize: int | None = None
+    filter: str = "bilinear"
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    centre: str = "down"
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):  # lists, where they were read from JSON
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    @property
+    def is_scaled_as_bit(self) -> bool:
+        """Whether pixels become -1 to 1, as the network's own input does it."""
+        return set(self.mean) == set(self.std) == {0.5}
+
+    def __str__(self) -> str:
+        text = (
+            f"squash {self.crop}" if self.resize is None else f"{self.resize}, centre {self.crop}"
+        )
+        return text if self.filter == "bilinear" else f"{text}, {self.filter}"
