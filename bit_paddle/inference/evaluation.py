@@ -130,10 +130,11 @@ def measure(
 def match_classes(file: TrainedFile, classes: Sequence[str]) -> np.ndarray:
     """Return the index of the model's output for each of the data's ``classes``, int64 [K].
 
-    The classes of a model of `bit_paddle.train` are matched by name. The outputs of other models
-    must have the order of the data's classes. Raises `ConfigError` if the two do not match.
+    The classes of a model of `bit_paddle.train` are matched by name, and those of other models too
+    if they have all the names of the data. Otherwise their outputs must have the order of the
+    data's classes. Raises `ConfigError` if the two do not match.
     """
-    if file.trained_here:
+    if file.trained_here or set(classes) <= set(file.classes or ()):
         outputs = {name: output for output, name in enumerate(file.classes)}
         unknown = [name for name in classes if name not in outputs]
         if unknown:

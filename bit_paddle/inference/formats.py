@@ -132,8 +132,6 @@ class Format(NamedTuple):
     extra: str = ""
 
 
-_SAFETENSORS = (("safetensors",), "export")
-
 FORMATS = {
     "paddle": Format(
         "a folder with Paddle's inference model; its kernels are already standardized",
@@ -151,14 +149,11 @@ FORMATS = {
         ("onnx",),
         "onnx",
     ),
-    "safetensors-timm": Format(
-        "a .safetensors file with timm's names", write_timm, read_weights, *_SAFETENSORS
-    ),
+    "safetensors-timm": Format("a .safetensors file with timm's names", write_timm, read_weights),
     "huggingface": Format(
         "a folder that transformers' BitForImageClassification reads",
         write_huggingface,
         read_weights,
-        *_SAFETENSORS,
     ),
 }
 

@@ -11,6 +11,7 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
+from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.errors import ConfigError
 from bit_paddle.inference import paddle_inference
 from bit_paddle.inference.trained import TrainedFile
@@ -36,11 +37,33 @@ class Functions(NamedTuple):
 def load(file: TrainedFile, device: str = "auto", amp: str = "off", head: bool = True) -> Functions:
     """Return the functions of the model in ``file`` on ``device``, in the precision ``amp``.
 
-    Without ``head`` there are features only, and the head takes no memory.
+    Without ``head`` there are features only, and the head takes no memory. Images uint8 are scaled
+    as the model's preprocessing wants it; others are scaled already.
     Errors: `ConfigError` if this machine or an exported folder does not support them.
     """
     if paddle_inference.is_exported(file.path):
-        return _load_exported(file, device, amp)
+        functions = _load_exported(file, device, amp)
+    else:
+        functions = _load_weights(file, device, amp, head)
+    view = file.preprocessing
+    if view is None or view.is_scaled_as_bit:
+        return functions
+    return Functions(*(function and _scaled(function, view) for function in functions))
+
+
+def _scaled(function: Function, view: Preprocessing) -> Function:
+    """Return ``function`` of images uint8, which are scaled by the mean and std of ``view``."""
+    mean, std = (np.array(values, np.float32)[:, None, None] for values in (view.mean, view.std))
+
+    def scaled(images: np.ndarray) -> np.ndarray:
+        if images.dtype == np.uint8:
+            images = (images.astype(np.float32) / np.float32(255) - mean) / std
+        return function(images)
+
+    return scaled
+
+
+def _load_weights(file: TrainedFile, device: str, amp: str, head: bool) -> Functions:
     device = select_device(device)
     amp = amp_for(device, amp)
     model = weights.create_model(file.path, None if head else 0)
