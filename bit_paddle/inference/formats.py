@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -114,7 +114,7 @@ def write_huggingface(model: ResNetV2, trained: TrainedFile, path: Path) -> None
     preprocessing = required_preprocessing(trained)
     path.mkdir()
     for name, content in (
-        ("config.json", huggingface_config(model, trained.classes)),
+        ("config.json", huggingface_config(model, trained)),
         ("preprocessor_config.json", huggingface_preprocessing(preprocessing)),
     ):
         text = json.dumps(content, indent=2, ensure_ascii=False)
@@ -176,10 +176,11 @@ def folded(model: ResNetV2) -> ResNetV2:
 # --- Other libraries' files ---------------------------------------------------------------------
 
 
-def huggingface_config(model: ResNetV2, classes: Sequence[str] | None) -> dict[str, Any]:
+def huggingface_config(model: ResNetV2, trained: TrainedFile) -> dict[str, Any]:
     """Return the ``config.json`` of transformers' BiT for the architecture of ``model``."""
     architecture = model.architecture
-    names = classes or [f"LABEL_{index}" for index in range(model.num_classes)]
+    several = {"problem_type": "multi_label_classification"} if trained.loss == "sigmoid" else {}
+    names = trained.classes or [f"LABEL_{index}" for index in range(model.num_classes)]
     return {
         "model_type": "bit",
         "architectures": ["BitForImageClassification"],
@@ -197,6 +198,7 @@ def huggingface_config(model: ResNetV2, classes: Sequence[str] | None) -> dict[s
         "width_factor": 1,  # must be an integer, so the sizes above contain the width
         "id2label": dict(enumerate(names)),
         "label2id": {name: index for index, name in enumerate(names)},
+        **several,
     }
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from bit_paddle.errors import BitPaddleError, DifferenceError, WriteError
-from bit_paddle.inference import activations
+from bit_paddle.inference import activations, card
 from bit_paddle.inference.activations import Activations, Head, Inspect
 from bit_paddle.inference.formats import FORMATS
 from bit_paddle.inference.trained import TrainedFile
@@ -56,6 +56,8 @@ class Verified(NamedTuple):
         text = "the 4 stages, the features and the outputs"
         if self.random_head:
             text = f"{text} (also with random numbers in the head, because the head is zero)"
+        if self.difference == 0:
+            return f"{text} equal the model's"
         text = f"{text} differ from the model's by at most {self.difference:.1e} (relative)"
         if self.inexact is None:
             return text
@@ -123,13 +125,18 @@ def _in_float64(model: ResNetV2) -> ResNetV2:
 
 
 def export(
-    model: ResNetV2, trained: TrainedFile, format: str, output: str | os.PathLike
+    model: ResNetV2,
+    trained: TrainedFile,
+    format: str,
+    output: str | os.PathLike,
+    address: str | None = None,
 ) -> Verified | None:
     """Write ``model`` to ``output`` and verify it; return the differences that `verify` found.
 
-    ``trained`` is the model's checkpoint. The result is None if the export could not be run,
-    because onnxruntime is missing. ``output`` exists only if it is complete and verified. Errors:
-    `ConfigError` if the format cannot hold the model, `DifferenceError`, `WriteError`.
+    ``trained`` is the model's checkpoint. A folder for Hugging Face gets a model card, in which it
+    is called ``address`` (None: the name of ``output``). The result is None if the export could not
+    be run, because onnxruntime is missing. ``output`` exists only if it is complete and verified.
+    Errors: `ConfigError` if the format cannot hold the model, `DifferenceError`, `WriteError`.
     """
     output = Path(output)
     partial = output.with_name(f"{output.name}.{os.getpid()}.part")
@@ -139,6 +146,8 @@ def export(
         write(model, trained, partial)
         inspect = read(partial, model, head)
         verified = None if inspect is None else verify(inspect, model, head)
+        if format == "huggingface" and verified is not None:
+            card.write(partial, trained, model.architecture, verified, address or output.name)
         os.rename(partial, output)
     except (OSError, RuntimeError) as error:  # Paddle raises RuntimeError for a full disk
         if isinstance(error, BitPaddleError) and not isinstance(error, WriteError):

@@ -82,6 +82,7 @@ def test_evaluate(colour_model, image_folder, tmp_path):
         "filter": "bilinear",
         "mean": [0.5] * 3,
         "std": [0.5] * 3,
+        "centre": "down",
     }
     assert f"top-1 {summary['top1']:.2%}" in done.stdout
     header, *rows = csv.reader(open(tmp_path / "out" / "confusion.csv"))
