@@ -1,6 +1,6 @@
 """Big Transfer (BiT) in PaddlePaddle: the published networks, fine-tuned as published.
 
-``fine_tune``, ``load``, ``evaluate`` and ``list_models`` are in `bit_paddle.api`,
+``fine_tune``, ``load``, ``evaluate``, ``export`` and ``list_models`` are in `bit_paddle.api`,
 ``create_model``, ``load_npz`` and ``save_npz`` in `bit_paddle.models.weights`. They are imported at
 their first use, and Paddle with them: importing the package is quick.
 """
@@ -19,15 +19,16 @@ _HOMES = {
     **dict.fromkeys(("create_model", "load_npz", "save_npz"), "bit_paddle.models.weights"),
 }
 
-# `evaluate` is also the command's module, which can be called; see there.
-__all__ = ["__version__", "evaluate", *_HOMES]
+_CALLABLE = ("evaluate", "export")  # also the commands' modules; see `api.make_callable`
+
+__all__ = ["__version__", *_CALLABLE, *_HOMES]
 
 environment.prepare()  # here because it must come before Paddle is imported, by whomever
 
 
 def __getattr__(name: str) -> Any:
-    if name == "evaluate":
-        return importlib.import_module("bit_paddle.evaluate")
+    if name in _CALLABLE:
+        return importlib.import_module(f"bit_paddle.{name}")
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'bit_paddle' has no attribute {name!r}")
