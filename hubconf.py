@@ -17,7 +17,7 @@ def bit(name: str, num_classes: int | None = None, pretrained: bool = False):
 
     ``num_classes`` None keeps the published head (an architecture has none), a number gives a new
     head of zeros, 0 gives features. Images are [N, 3, H, W], RGB in [-1, 1].
-    ``python -m bit_paddle.catalog`` lists the published names.
+    ``python -m bit_paddle.catalog`` lists the published names, and those in other libraries.
     """
     if num_classes is None and _Architecture.parse(name) is not None:
         num_classes = 0

@@ -332,11 +332,18 @@ def export(
 def list_models(pattern: str = "*") -> list[str]:
     """Return the published names that match a shell pattern, in the order of the catalog.
 
-    The pattern is case-sensitive. Without a match the list is empty.
+    If no name of the catalog matches, then the matching names of other libraries (timm, Hugging
+    Face, TensorFlow Hub) are returned. Each works wherever a model is named. The pattern is
+    case-sensitive. Without a match the list is empty.
 
         bit_paddle.list_models("BiT-M-R50x1*")  # ["BiT-M-R50x1", "BiT-M-R50x1-ILSVRC2012", …]
+        bit_paddle.list_models("timm/*")        # ["timm/resnetv2_50x1_bit.goog_in21k", …]
     """
-    return [name for name in published.CATALOG if fnmatch.fnmatchcase(name, pattern)]
+    for names in (published.CATALOG, published.ALIASES):
+        found = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+        if found:
+            return found
+    return []
 
 
 def make_callable(module: str, function: Callable) -> None:

@@ -8,12 +8,19 @@ from collections.abc import Iterable, Sequence
 
 from bit_paddle.config.parsing import Parser
 from bit_paddle.errors import ConfigError, did_you_mean, run_command
-from bit_paddle.models.published import ALIASES, CATALOG
+from bit_paddle.models.published import ALIASES, CATALOG, lookup
+
+NAMES_WIDTH = 42  # of the column of other names: then a line has at most 150 characters
 
 
 def table(words: Iterable[str] = ()) -> str:
-    """Return the rows that contain all of ``words``, in any case, as aligned lines."""
-    rows = [("name", "classes", "of", "GB", "preprocessing", "top-1", "timm's name")]
+    """Return the rows that contain all of ``words``, in any case, as aligned lines.
+
+    All names of a checkpoint in other libraries are searched. The last column shows those that
+    contain a word first, and as many as fit.
+    """
+    words = [word.lower() for word in words]
+    rows = [("name", "classes", "of", "GB", "preprocessing", "top-1", "names in other libraries")]
     for entry in CATALOG.values():
         row = (
             entry.name,
@@ -22,10 +29,10 @@ def table(words: Iterable[str] = ()) -> str:
             f"{entry.bytes / 1e9:.2f}",
             str(entry.preprocessing),
             f"{entry.accuracy:.1f}" if entry.accuracy else "",
-            " ".join(entry.aliases),
         )
-        if all(word.lower() in " ".join(row).lower() for word in words):
-            rows.append(row)
+        text = " ".join((*row, *entry.aliases)).lower()
+        if all(word in text or lookup(word) is entry for word in words):
+            rows.append((*row, _some(entry.aliases, words)))
     widths = [max(map(len, column)) for column in zip(*rows)]
     right = (1, 3, 5)  # numbers
     return "\n".join(
@@ -35,6 +42,16 @@ def table(words: Iterable[str] = ()) -> str:
         ).rstrip()
         for row in rows
     )
+
+
+def _some(names: Iterable[str], words: Sequence[str]) -> str:
+    """Return the ``names`` that fit in `NAMES_WIDTH`; names with most of ``words`` come first."""
+    shown = ""
+    for name in sorted(names, key=lambda name: -sum(word in name.lower() for word in words)):
+        longer = f"{shown}, {name}" if shown else name
+        if len(longer) <= NAMES_WIDTH or name.lower() in words:
+            shown = longer
+    return shown
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -55,7 +72,10 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
     parser = Parser("python -m bit_paddle.catalog", description=__doc__)
     parser.add_argument(
-        "words", nargs="*", help="words that a model's row must contain (default: all models)"
+        "words",
+        nargs="*",
+        help="words that a model's row, or a name of the model in another library, must contain "
+        "(default: all models)",
     )
     return parser
 

@@ -13,7 +13,8 @@ import yaml
 from bit_paddle.config.types import (
     Kind,
     fraction,
-    interval,
+    interval_text,
+    model_name,
     not_negative,
     one_of,
     positive,
@@ -21,7 +22,7 @@ from bit_paddle.config.types import (
     text,
     whole,
 )
-from bit_paddle.models import losses
+from bit_paddle.models import losses, published
 from bit_paddle.recipes import hyperrule, upstream
 from bit_paddle.recipes.recipe import RECIPES, Recipe
 from bit_paddle.system import environment, files
@@ -31,11 +32,6 @@ AUTO = "auto"
 
 def _auto_or_whole(word: str) -> int | str:
     return AUTO if word == AUTO else whole(1)(word)
-
-
-def _interval(word: str) -> str:
-    interval(word)
-    return word  # as written, so that config.yaml shows the user's own spelling
 
 
 def _setting(
@@ -68,7 +64,7 @@ class Settings:
     """All settings of a run. The field names are also the flags and the YAML keys."""
 
     model: str = _what(
-        text,
+        model_name,
         "model to train: a published name (BiT-M-R50x1; bit_paddle.catalog lists them), an .npz "
         "file, or the folder of a complete run; with --from_scratch also R<layers>x<width>",
     )
@@ -234,7 +230,7 @@ class Settings:
     eval_every: int | None = _run(whole(1), "validation interval in steps; also at the end", None)
     save: bool = _run(switch, "no checkpoints, and no model at the end", True)
     save_every: str = _run(
-        Kind(_interval, "N"),
+        interval_text,
         "interval between checkpoints, in steps (500) or minutes (10m). Checkpoints are written "
         "while training continues, one at a time",
         "10m",
@@ -328,8 +324,10 @@ def differences(before: Mapping[str, Any], now: Settings) -> list[str]:
 
     A data set may move to another folder (its images are compared elsewhere), and the split of a
     batch only changes rounding. Settings that ``before`` lacks are ignored: an older version wrote
-    it.
+    it, and kept a model's name as it was typed.
     """
+    if "model" in before:
+        before = {**before, "model": published.canonical(str(before["model"]))}
     return [
         f"{name}: {before[name]} -> {getattr(now, name)}"
         for name, item in FIELDS.items()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bit_paddle.errors import did_you_mean
+from bit_paddle.models import published
 
 
 class BadValue(ValueError, argparse.ArgumentTypeError):
@@ -104,3 +105,14 @@ def interval(word: str) -> tuple[float, float]:
         return whole(1)(word), math.inf
     except BadValue:
         raise BadValue(f"is {word!r}, expected steps such as 500, or minutes such as 10m") from None
+
+
+def _interval_text(word: str) -> str:
+    interval(word)
+    return word  # as written, so that config.yaml shows the user's own spelling
+
+
+interval_text = Kind(_interval_text, "N")
+
+# The catalogue's name for a published model, so that all its spellings are one run.
+model_name = Kind(lambda word: published.canonical(text(word)), "WORD")

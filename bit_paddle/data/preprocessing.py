@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+from bit_paddle.errors import ConfigError, did_you_mean
+
+_MOST = 1 << 14  # pixels of a side
 
 FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by Pillow's numbers
 
@@ -15,7 +20,7 @@ class Preprocessing:
     that, and then crops the centre. ``centre`` decides if the rest is odd: its half is rounded
     "down" (TensorFlow, transformers) or to an "even" number (torchvision, timm). A pixel from 0 to
     1 becomes (pixel - ``mean``) / ``std``, with one number for each of red, green and blue; BiT's
-    own is -1 to 1.
+    own is -1 to 1. Raises `ConfigError` for numbers that make no image.
     """
 
     crop: int
@@ -28,6 +33,16 @@ class Preprocessing:
     def __post_init__(self) -> None:
         for name in ("mean", "std"):  # lists, where they were read from JSON
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        crop, side = self.crop, self.crop if self.resize is None else self.resize
+        if not (isinstance(crop, int) and isinstance(side, int) and 0 < crop <= side <= _MOST):
+            raise ConfigError(
+                f"a crop of {crop!r} pixels from {side!r}: expected whole numbers up to {_MOST:,}, "
+                "and no crop that is larger than the image"
+            )
+        if self.filter not in FILTERS:
+            raise ConfigError(f"filter {self.filter!r}: {did_you_mean(self.filter, FILTERS)}")
+        if not all(map(math.isfinite, self.mean + self.std)) or min(self.std) <= 0:
+            raise ConfigError(f"mean {self.mean}, std {self.std}: expected finite numbers, std > 0")
 
     @property
     def is_scaled_as_bit(self) -> bool:

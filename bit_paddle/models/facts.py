@@ -51,8 +51,11 @@ def beside(path: Path) -> Facts:
         return Facts(_labels(config), view, "sigmoid" if sigmoid else None)
     except _Unlike as error:
         raise CheckpointError(f"{config_path}: {error}") from None
-    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+    except _MALFORMED as error:
         raise CheckpointError(f"{path}: {CONFIG} or {PROCESSOR} is malformed ({error})") from error
+
+
+_MALFORMED = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 
 
 class _Unlike(Exception):

@@ -20,6 +20,7 @@ from typing import Any
 
 from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.errors import ConfigError, MissingFileError, did_you_mean
+from bit_paddle.models import aliases
 from bit_paddle.models.architecture import UNITS, Architecture
 from bit_paddle.models.containers.folder import WEIGHTS, weights_in
 from bit_paddle.system.fetch import cache_dir, fetch
@@ -50,7 +51,7 @@ class Entry:
     data: str
     preprocessing: Preprocessing
     accuracy: float | None = None
-    aliases: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()  # names in other libraries, timm's present name first
     packaged: bool = False  # shipped in this package, in float16
 
     @property
@@ -116,45 +117,30 @@ _ILSVRC_ACCURACY = {
     "R152x4": 84.936,
 }
 
-_DISTILLATION = (  # file, architecture, classes, data, preprocessing, accuracy, timm's name
-    ("R50x1_224", "R50x1", 1000, "ilsvrc2012", _UPSTREAM, 82.8, "50x1_bit.goog_distilled_in1k"),
-    ("R50x1_160", "R50x1", 1000, "ilsvrc2012", Preprocessing(160, resize=183), 80.5, None),
-    (
-        "R152x2_T_224",
-        "R152x2",
-        1000,
-        "ilsvrc2012",
-        _UPSTREAM,
-        83.0,
-        "152x2_bit.goog_teacher_in21k_ft_in1k",
-    ),
-    (
-        "R152x2_T_384",
-        "R152x2",
-        1000,
-        "ilsvrc2012",
-        Preprocessing(384, resize=384),
-        84.3,
-        "152x2_bit.goog_teacher_in21k_ft_in1k_384",
-    ),
-    ("R152x2_T_flowers128", "R152x2", 102, "oxford_flowers102", _SMALL, None, None),
-    ("R152x2_T_pet128", "R152x2", 37, "oxford_iiit_pet", _SMALL, None, None),
-    ("R152x2_T_food128", "R152x2", 101, "food101", _SMALL, None, None),
-    ("R152x2_T_sun128", "R152x2", 397, "sun397", _SMALL, None, None),
+_DISTILLATION = (  # name, classes, data, preprocessing, accuracy
+    ("R50x1_224", 1000, "ilsvrc2012", _UPSTREAM, 82.8),
+    ("R50x1_160", 1000, "ilsvrc2012", Preprocessing(160, resize=183), 80.5),
+    ("R152x2_T_224", 1000, "ilsvrc2012", _UPSTREAM, 83.0),
+    ("R152x2_T_384", 1000, "ilsvrc2012", Preprocessing(384, resize=384), 84.3),
+    ("R152x2_T_flowers128", 102, "oxford_flowers102", _SMALL),
+    ("R152x2_T_pet128", 37, "oxford_iiit_pet", _SMALL),
+    ("R152x2_T_food128", 101, "food101", _SMALL),
+    ("R152x2_T_sun128", 397, "sun397", _SMALL),
 )
 
 
 def _entries() -> Iterator[Entry]:
     networks = {name: Architecture.parse(name) for name in NETWORKS}
+    others = aliases.other_names(NETWORKS)
 
-    def plain(name: str, *rest: Any, folder: str = "", **more: Any) -> Entry:
+    def plain(name: str, classes: int, *rest: Any, folder: str = "") -> Entry:
         return Entry(
             name,
             networks[re.search(r"R\d+x\d", name)[0]],
-            rest[0],
+            classes,
             f"{folder}{name}.npz",
-            *rest[1:],
-            **more,
+            *rest,
+            aliases=others.get(name, ()),
         )
 
     mini = Architecture(UNITS[26], 0.5)
@@ -163,16 +149,13 @@ def _entries() -> Iterator[Entry]:
     for name in networks:
         yield plain(f"BiT-S-{name}", 1000, "ilsvrc2012", _UPSTREAM)
     for name in networks:
-        timm = f"resnetv2_{name[1:]}_bit.goog_in21k"
-        yield plain(f"BiT-M-{name}", 21843, "imagenet21k", _UPSTREAM, aliases=(timm,))
+        yield plain(f"BiT-M-{name}", 21843, "imagenet21k", _UPSTREAM)
     for name in networks:
-        timm = f"resnetv2_{name[1:]}_bit.goog_in21k_ft_in1k"
         accuracy = _ILSVRC_ACCURACY[name]
-        yield plain(f"BiT-M-{name}-ILSVRC2012", 1000, "ilsvrc2012", _LARGE, accuracy, (timm,))
+        yield plain(f"BiT-M-{name}-ILSVRC2012", 1000, "ilsvrc2012", _LARGE, accuracy)
     yield plain("BiT-M-R50x1-CIFAR10", 10, "cifar10", _SMALL)
-    for name, _, classes, data, preprocessing, accuracy, timm in _DISTILLATION:
-        aliases = (f"resnetv2_{timm}",) if timm else ()
-        yield plain(name, classes, data, preprocessing, accuracy, aliases, folder="distill/")
+    for name, *rest in _DISTILLATION:
+        yield plain(name, *rest, folder="distill/")
     for name in VTAB_MODELS:
         for run in VTAB_RUNS:
             for task in VTAB_TASKS:
@@ -189,23 +172,53 @@ CATALOG = {entry.name: entry for entry in _entries()}
 
 ALIASES = {alias: entry.name for entry in CATALOG.values() for alias in entry.aliases}
 
+_FOLDED = {
+    aliases.fold(name): entry.name
+    for entry in CATALOG.values()
+    for name in (*entry.aliases, entry.name)
+}
+
 
 def download_url(file: str) -> str:
     """Return the URL of a published file."""
     return (os.environ.get("BIT_PADDLE_BASE_URL") or BASE_URL).rstrip("/") + "/" + file
 
 
-def find(name: str) -> Entry:
-    """Return the entry with this name, or timm's; the `ConfigError` suggests similar names."""
+def lookup(name: str) -> Entry | None:
+    """Return the entry with this name in the catalogue or in another library, or None.
+
+    If no name is exactly ``name``, then addresses, versions, endings of files and upper case do not
+    count; see `models.aliases`.
+    """
     name = ALIASES.get(name, name)
-    if name in CATALOG:
-        return CATALOG[name]
-    if name.startswith("BiT-L"):
+    return CATALOG.get(name if name in CATALOG else _FOLDED.get(aliases.fold(name), ""))
+
+
+def find(name: str) -> Entry:
+    """Return the entry that `lookup` finds; the `ConfigError` suggests similar names."""
+    entry = lookup(name)
+    if entry is not None:
+        return entry
+    if re.match(r"bit[-/]l\b", aliases.fold(name)):
         raise ConfigError(
             f"{name}: BiT-L was pre-trained on JFT-300M, which is not public, and was "
             "never released; the largest published model is BiT-M-R152x4"
         )
-    raise ConfigError(f"unknown model {name!r}: {did_you_mean(name, [*CATALOG, *ALIASES])}")
+    near = nearest(name)
+    advice = f"did you mean {' or '.join(near)}?" if near else did_you_mean(name, CATALOG)
+    raise ConfigError(f"unknown model {name!r}: {advice}")
+
+
+def nearest(name: str) -> list[str]:
+    """Return up to four names that are similar to the wrong ``name``, the nearest first."""
+    entries = [aliases.Known(entry.name, entry.data, entry.aliases) for entry in CATALOG.values()]
+    return aliases.nearest(name, entries)
+
+
+def canonical(model: str) -> str:
+    """Return the catalogue's name of a published model in any spelling; else ``model`` itself."""
+    entry = None if is_path(model) else lookup(model)
+    return model if entry is None else entry.name
 
 
 def known(path: Path, origin: str | None = None) -> Entry | None:
@@ -217,8 +230,12 @@ ENDINGS = (".npz", ".safetensors", ".pth", ".pth.tar", ".pt", ".bin", ".pdparams
 
 
 def is_path(model: str) -> bool:
-    """Return whether ``model`` is the path of a file, not a name."""
-    return model.endswith(ENDINGS) or os.sep in model
+    """Return whether ``model`` is the path of a file, not a name.
+
+    A name such as google/bit-50 or BiT-M-R50x1.npz is a path only if that file or folder exists.
+    """
+    is_written_so = model.endswith(ENDINGS) or os.sep in model
+    return is_written_so and (lookup(model) is None or Path(model).exists())
 
 
 def resolve(model: str, pretrained: bool = True) -> Path | Entry | Architecture:
@@ -240,7 +257,7 @@ def resolve(model: str, pretrained: bool = True) -> Path | Entry | Architecture:
                 f"folder of transformers or timm ({', '.join(WEIGHTS)}), or a file{newest}"
             )
         if not path.exists():
-            raise MissingFileError(f"{model}: no such checkpoint file")
+            raise MissingFileError(f"{model}: no such checkpoint file{_hub_advice(model)}")
         return path
     architecture = Architecture.parse(model)
     if architecture is None:
@@ -253,6 +270,17 @@ def resolve(model: str, pretrained: bool = True) -> Path | Entry | Architecture:
             "with --from_scratch"
         )
     return architecture
+
+
+def _hub_advice(model: str) -> str:
+    """Return the advice for a missing file whose name could be a repository, OWNER/NAME."""
+    address = r"(?:hf[-_]hub:|https://huggingface\.co/)?"
+    match = re.fullmatch(address + r"(\w[\w.-]*/[\w.-]+(?:@[\w.-]+)?)", model)
+    if match is None or model.endswith(ENDINGS):
+        return ""
+    near = nearest(model) if re.search(r"bit[-_/]|_bit", model.lower()) else []
+    also = f" (or did you mean {near[0]}?)" if near else ""
+    return f"; for a repository of the Hugging Face hub write hf:{match[1]}{also}"
 
 
 def locate(entry: Entry, directory: str | os.PathLike | None = None) -> Path:

@@ -14,6 +14,7 @@ import fcntl
 import json
 import math
 import os
+import re
 import shutil
 import socket
 import time
@@ -78,7 +79,9 @@ def default_name(settings: Settings) -> str:
     if settings.repeats > 1:
         few += f"-x{settings.repeats}"
     model = settings.model
-    return f"{model_name(Path(model)) if published.is_path(model) else model}-{data}{few}"
+    is_path = published.is_path(model)
+    name = model_name(Path(model)) if is_path else re.sub(r"[/:]+", "-", model)
+    return f"{name}-{data}{few}"
 
 
 def model_name(path: Path) -> str:

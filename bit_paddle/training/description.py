@@ -102,7 +102,7 @@ def _weights(plan: Plan) -> str:
         return f"{newest.path}: the run resumes after step {newest.progress.step}"
     if plan.checkpoint is None:
         return f"random, by seed {plan.settings.seed}"
-    if plan.checkpoint.is_file():
+    if plan.checkpoint.exists():
         return str(plan.checkpoint)
     entry = published.find(plan.settings.model)
     return f"{plan.checkpoint}, not downloaded yet: {entry.bytes / 1e9:.2f} GB from {entry.url}"

@@ -15,7 +15,7 @@ import numpy as np
 from bit_paddle.config.settings import AUTO, Settings
 from bit_paddle.data import check, fewshot
 from bit_paddle.data.readers import registry
-from bit_paddle.models import cost, published
+from bit_paddle.models import cost, facts, published
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.models.checkpoint import CheckpointFile
 from bit_paddle.recipes import hyperrule
@@ -90,6 +90,7 @@ class Plan:
             *self.data.notes,
             *self.settings.recipe.notes(len(self.subset), self.settings.batch),
             *suspicions(self.data.train.classes, self.flip, self.crops),
+            *_scaling(self.checkpoint),
         ]
         if self.skipped:
             more = f" and {len(self.skipped) - 5:,} more" if len(self.skipped) > 5 else ""
@@ -258,6 +259,19 @@ _NUMBERS = {
 }
 
 _COUNTED = {"object", "objects", "item", "items", "count", "people", "things", "pieces"}
+
+
+def _scaling(checkpoint: Path | None) -> list[str]:
+    """Return a note if a checkpoint of another library was trained on pixels scaled otherwise."""
+    view = None
+    if checkpoint is not None and checkpoint.exists():
+        view = facts.beside(checkpoint).preprocessing
+    if view is None or view.is_scaled_as_bit:
+        return []
+    return [
+        f"{checkpoint} was trained on pixels scaled by mean {view.mean} and std {view.std}; "
+        "fine-tuning scales them to -1 to 1, as BiT does, and adapts the network to that"
+    ]
 
 
 def _checked(checkpoint: Path) -> Architecture:

@@ -78,7 +78,7 @@ def _shards(index: Path) -> list[Path]:
         raise CheckpointError(f"{index}: has no weight_map with the names of files")
     shards = sorted({str(name) for name in names.values()})
     for name in shards:
-        if Path(name).name != name or name.endswith(_INDEX):
+        if name in ("", "..") or Path(name).name != name or name.endswith(_INDEX):
             raise CheckpointError(
                 f"{index}: names the file {name!r}; expected files in its own folder"
             )
