@@ -9,6 +9,8 @@ from bit_paddle.errors import ConfigError, did_you_mean
 
 _MOST = 1 << 14  # pixels of a side
 
+CENTRES = ("down", "even")
+
 FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by Pillow's numbers
 
 
@@ -41,6 +43,8 @@ class Preprocessing:
             )
         if self.filter not in FILTERS:
             raise ConfigError(f"filter {self.filter!r}: {did_you_mean(self.filter, FILTERS)}")
+        if self.centre not in CENTRES:
+            raise ConfigError(f"centre {self.centre!r}: {did_you_mean(self.centre, CENTRES)}")
         if not all(map(math.isfinite, self.mean + self.std)) or min(self.std) <= 0:
             raise ConfigError(f"mean {self.mean}, std {self.std}: expected finite numbers, std > 0")
 
