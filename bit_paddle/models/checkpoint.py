@@ -179,3 +179,18 @@ class CheckpointFile:
         """Return the published key, with the name in the file if that is another one."""
         name = self._names[key]
         return key if names.published_key(name) == name else f"{key} ({name} in the file)"
+
+
+def fault_of(path: Path, architecture: Architecture, classes: int) -> str | None:
+    """Return what is wrong with a file that should hold ``architecture``, or None.
+
+    Names, shapes and the archive's checksum of every array are checked.
+    """
+    try:
+        with CheckpointFile(path) as file:
+            file.check(architecture, classes)
+            for key in file.shapes:
+                file.array(key)
+    except CheckpointError as error:
+        return str(error).splitlines()[0]
+    return None
