@@ -272,7 +272,7 @@ def _use(trained: TrainedFile, network: Architecture, address: str) -> Iterator[
     text = (
         f"The preprocessing is: {TrainedModel(trained).preprocessing}. "
         'With `backend="pil"` the processor makes the same pixels as bit_paddle. Without it, and '
-        "with torchvision installed, they differ by up to 2 of 255."
+        "with torchvision installed, they differ slightly."
     )
     if view is not None and view.resize is not None and view.centre == "even":
         text += (

@@ -98,6 +98,8 @@ def test_the_real_processor_makes_our_pixels(view, tmp_path):
         found = exact(image, return_tensors="np")["pixel_values"][0]
         assert found.shape == expected.shape and np.abs(found - expected).max() < 1e-6
         found = default(image, return_tensors="np")["pixel_values"][0]
+        if view.filter == "lanczos":  # which torchvision has not always
+            continue
         assert np.abs(found - expected).max() * min(view.std) < 2.01 / 255
 
 
