@@ -8,6 +8,9 @@ their first use, and Paddle with them: importing the package is quick.
 from __future__ import annotations
 
 import importlib
+import sys
+import types
+from collections.abc import Callable
 from typing import Any
 
 from bit_paddle.system import environment
@@ -19,7 +22,7 @@ _HOMES = {
     **dict.fromkeys(("create_model", "load_npz", "save_npz"), "bit_paddle.models.weights"),
 }
 
-_CALLABLE = ("evaluate", "export")  # also the commands' modules; see `api.make_callable`
+_CALLABLE = ("evaluate", "export")  # also the commands' modules, see `_make_callable`
 
 __all__ = ["__version__", *_CALLABLE, *_HOMES]
 
@@ -36,3 +39,19 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+def _make_callable(module: str, function: Callable) -> None:
+    """Make the module of a command callable, as its function of the same name in the package.
+
+    Every import of this submodule sets the package's attribute to the module. So the module and the
+    function must be one object.
+    """
+
+    class CallableModule(types.ModuleType):
+        def __call__(self, *arguments: Any, **options: Any) -> Any:
+            return function(*arguments, **options)
+
+        __call__.__doc__ = function.__doc__
+
+    sys.modules[module].__class__ = CallableModule

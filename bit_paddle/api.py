@@ -15,10 +15,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import signal
-import sys
 import traceback
-import types
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,10 +28,10 @@ from bit_paddle.config.settings import FIELDS
 from bit_paddle.data import spec as specs
 from bit_paddle.data.readers import registry
 from bit_paddle.errors import BitPaddleError, ConfigError
-from bit_paddle.inference import evaluation, paddle_inference, trained, verify
+from bit_paddle.inference import evaluation, exporting, trained
 from bit_paddle.inference.evaluation import Evaluation
+from bit_paddle.inference.exporting import Exported
 from bit_paddle.inference.model import BATCH, TrainedModel
-from bit_paddle.inference.verify import Exported
 from bit_paddle.models import published
 from bit_paddle.runs import checkpoints, history
 from bit_paddle.runs.steps import Steps
@@ -294,39 +291,12 @@ def export(
         done = bit_paddle.export("bit_logs/pets", "onnx", "pets.onnx")
         done.verified.difference  # the largest relative difference that was found
     """
-    faults = verify.faults_of(format, output, push, private)
-    try:
-        address = model.file.path if isinstance(model, TrainedModel) else _address(model)
-        trained.resolve_trained(os.fspath(address))
-    except BitPaddleError as fault:
-        faults.append(f"--model: {fault}")
-    if faults:
-        raise ConfigError(
-            faults[0] if len(faults) == 1 else f"{len(faults)} faults\n  " + "\n  ".join(faults)
-        )
-    for_hub = format == "huggingface"
-    if isinstance(model, TrainedModel):
-        file = model.file
-    else:
-        file = trained.find_trained(_address(model), directory, crop, names=for_hub)
-    if for_hub:
-        trained.required_preprocessing(file)
-    paddle_inference.hush()
-    import paddle
-
-    from bit_paddle.models.weights import create_model
-
-    device = paddle.get_device()
-    paddle.set_device("cpu")  # full float32, and more memory than a GPU
-    try:
-        network = create_model(file.path)
-        network.eval()
-        verified = verify.export(network, file, format, output, push)
-    finally:
-        paddle.set_device(device)
-    path = Path(output)
-    where = verify.upload(path, push, private) if push else None
-    return Exported(path, network.architecture.name, verified, where)
+    file = model.file if isinstance(model, TrainedModel) else None
+    address = os.fspath(model.file.path) if isinstance(model, TrainedModel) else _address(model)
+    exporting.check(address, format, output, push, private)
+    if file is None:
+        file = trained.find_trained(address, directory, crop, names=format == "huggingface")
+    return exporting.export(file, format, output, push, private)
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -344,22 +314,6 @@ def list_models(pattern: str = "*") -> list[str]:
         if found:
             return found
     return []
-
-
-def make_callable(module: str, function: Callable) -> None:
-    """Make the module of a command callable, as its function of the same name in the package.
-
-    Every import of this submodule sets the package's attribute to the module. So the module and the
-    function must be one object.
-    """
-
-    class CallableModule(types.ModuleType):
-        def __call__(self, *arguments: Any, **options: Any) -> Any:
-            return function(*arguments, **options)
-
-        __call__.__doc__ = function.__doc__
-
-    sys.modules[module].__class__ = CallableModule
 
 
 def _address(model: str | os.PathLike) -> str:

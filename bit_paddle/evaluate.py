@@ -14,7 +14,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from bit_paddle import api, errors
+from bit_paddle import _make_callable, api, errors
 from bit_paddle.config import parsing, settings
 from bit_paddle.config.types import fraction
 from bit_paddle.data import check
@@ -134,7 +134,7 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-api.make_callable(__name__, api.evaluate)
+_make_callable(__name__, api.evaluate)
 
 if __name__ == "__main__":
     sys.exit(errors.run_command(main, sys.argv[1:]))

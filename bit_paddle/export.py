@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from bit_paddle import api, errors
+from bit_paddle import _make_callable, api, errors
 from bit_paddle.config import parsing, settings
 from bit_paddle.config.types import whole
 from bit_paddle.inference.formats import FORMATS
@@ -111,7 +111,7 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-api.make_callable(__name__, api.export)
+_make_callable(__name__, api.export)
 
 if __name__ == "__main__":
     sys.exit(errors.run_command(main, sys.argv[1:]))

@@ -7,7 +7,6 @@ a head of zeros is compared with random numbers in the head, see `activations`.
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -16,19 +15,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from bit_paddle.errors import (
-    BitPaddleError,
-    ConfigError,
-    DifferenceError,
-    WriteError,
-    did_you_mean,
-    install_hint,
-)
-from bit_paddle.inference import activations, card, formats
+from bit_paddle.errors import BitPaddleError, DifferenceError, WriteError
+from bit_paddle.inference import activations, card
 from bit_paddle.inference.activations import Activations, Head, Inspect
 from bit_paddle.inference.formats import FORMATS
 from bit_paddle.inference.trained import TrainedFile
-from bit_paddle.models import hub
 
 if TYPE_CHECKING:
     from bit_paddle.models.resnetv2 import ResNetV2
@@ -130,64 +121,7 @@ def _in_float64(model: ResNetV2) -> ResNetV2:
     return exact.to(dtype="float64")
 
 
-# --- The command --------------------------------------------------------------------------------
-
-
-class Exported(NamedTuple):
-    """A finished export.
-
-    ``verified`` is None if it could not be run, because onnxruntime is missing. ``address`` is that
-    on the hub, or None if the export was not uploaded.
-    """
-
-    path: Path
-    architecture: str  # R50x1, for example
-    verified: Verified | None
-    address: str | None = None
-
-
-def faults_of(
-    format: str, output: str | os.PathLike, push: str | None = None, private: bool = False
-) -> list[str]:
-    """Return the faults of an export's flags, before any work."""
-    faults = []
-    if format not in FORMATS:
-        faults.append(f"--format: is {format!r}: {did_you_mean(format, FORMATS)}")
-    else:
-        chosen = FORMATS[format]
-        faults += [
-            f"--format {format}: needs {package}: {install_hint(chosen.extra)}"
-            for package in chosen.packages
-            if not formats.installed(package)
-        ]
-    path = Path(output)
-    if os.path.lexists(path):
-        faults.append(f"--output: {path} exists; remove it, or choose another name")
-    elif not path.parent.is_dir():
-        faults.append(f"--output: {path.parent} is not a folder")
-    if push is None:
-        return [*faults, "--private: needs --push"] if private else faults
-    if format != "huggingface":
-        faults.append(f"--push: needs --format huggingface, found {format}")
-    try:
-        hub.Repository.parse(push)
-    except ConfigError as fault:
-        faults.append(f"--push: {fault}")
-    return faults if hub.is_installed() else [*faults, f"--push: {hub.HINT}"]
-
-
-def upload(folder: Path, name: str, private: bool = False) -> str:
-    """Upload a verified folder; return its address.
-
-    The error of a failed upload says how to try it again. Errors: those of `hub.upload`.
-    """
-    try:
-        return hub.upload(folder, name, private)
-    except BitPaddleError as error:
-        words = ["hf", "upload", name, str(folder), *(["--private"] if private else [])]
-        raise type(error)(
-            f"{error}\n{folder} is complete and stays. To upload it again: {shlex.join(words)}"
-        ) from error
+# --- The export ---------------------------------------------------------------------------------
 
 
 def export(

@@ -15,7 +15,7 @@ import bit_paddle as bit
 from bit_paddle import errors, save_npz
 from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.errors import ConfigError
-from bit_paddle.inference import card, verify
+from bit_paddle.inference import card, exporting, verify
 from bit_paddle.inference.trained import find_trained
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.models.resnetv2 import ResNetV2
@@ -292,7 +292,7 @@ def test_wrong_flags_are_found_before_any_work(tmp_path, monkeypatch):
         bit.export("BiT-Mini", "huggingface", output, private=True)
     with pytest.raises(ConfigError, match="--push: needs --format huggingface, found npz"):
         bit.export("BiT-Mini", "npz", output, push="me/mini")
-    monkeypatch.setattr(verify.hub, "is_installed", lambda: False)
+    monkeypatch.setattr(exporting.hub, "is_installed", lambda: False)
     with pytest.raises(ConfigError, match="--push: the package huggingface_hub is needed"):
         bit.export("BiT-Mini", "huggingface", output, push="me/mini")
     assert os.listdir(tmp_path) == []
