@@ -143,6 +143,18 @@ def test_a_model(write, tmp_path):
             assert_same_bits(file.array(key), array)
 
 
+@formats
+@pytest.mark.parametrize("kind, dtype", [("QInt32", "int32"), ("QUInt8", "uint8")])
+def test_quantized_storages_before_others(write, kind, dtype, tmp_path):
+    """Their length counts where the next storage begins, in the older format."""
+    function = Named("torch._utils", "_rebuild_qtensor")
+    quantized = Called(function, Storage(np.zeros(30, dtype), kind), 0, (30,), (1,))
+    path = write(tmp_path / "a.pth", {"v": quantized, "w": tensor(np.float32([5, 6]))})
+    with TorchFile(path) as file:
+        assert file.arrays["v"].dtype == "object"
+        np.testing.assert_array_equal(file.read("w"), [5, 6])
+
+
 # --- Which dictionary ---------------------------------------------------------------------------
 
 ONE, TWO = {"w": tensor(np.float32([1]))}, {"w": tensor(np.float32([2]))}
