@@ -121,8 +121,13 @@ def test_dtypes(write, dtype, tmp_path):
 def test_bfloat16_becomes_float32(write, tmp_path):
     expected = np.float32([1, -2.5, 0, np.inf])
     half = (expected.view(np.uint32) >> 16).astype(np.uint16)
-    path = write(tmp_path / "a.pth", {"x": tensor(half, Storage(half, "BFloat16"))})
-    assert_same_bits(read_all(TorchFile, path)["x"], expected)
+    none = half[:0]
+    values = {
+        name: tensor(part, Storage(part, "BFloat16")) for name, part in (("x", half), ("y", none))
+    }
+    found = read_all(TorchFile, write(tmp_path / "a.pth", values))
+    assert_same_bits(found["x"], expected)
+    assert_same_bits(found["y"], expected[:0])
 
 
 @formats
