@@ -419,6 +419,40 @@ def test_neither_server_nor_hub(dead_server, monkeypatch):
             call(ENTRY)
 
 
+@pytest.mark.slow
+def test_commands_take_a_published_model_from_the_hub(server, monkeypatch, tmp_path, image_folder):
+    """A classifier of 102 MB: class names are numbers, as their server is dead too."""
+    from bit_paddle import create_model
+    from bit_paddle.inference import formats
+
+    monkeypatch.setenv("BIT_PADDLE_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("BIT_PADDLE_NATIVE", "0")
+    npz.write(tmp_path / "x.npz", arrays_of(50, 1, 1000, 0).items())
+    formats.write_timm(create_model(tmp_path / "x.npz"), None, tmp_path / "x.safetensors")
+    entry = published.find("BiT-M-R50x1-ILSVRC2012")
+    content = (tmp_path / "x.safetensors").read_bytes()
+    server.repositories[entry.hub] = {"model.safetensors": content, "config.json": b"{}"}
+    words = ["predict", image_folder / "val" / "blue", "--model", entry.name, "--crop", 32]
+    done = run(words)
+    assert done.returncode == 0, done.stderr
+    assert f"the same weights are taken from hf:{entry.hub}" in done.stderr
+    assert "warning: classes are shown as numbers" in done.stderr
+    server.close()
+    words = ["plan", "--model", entry.name, "--dataset", "folder", "--datadir", image_folder]
+    done = run(words)
+    assert done.returncode == 0, done.stderr
+    assert str(hub.locate(Repository.parse(entry.hub)) / "model.safetensors") in done.stdout
+
+
+def run(words):
+    return subprocess.run(
+        [sys.executable, "-m", "bit_paddle", *map(str, words)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+
+
 def test_which_published_models_are_on_the_hub():
     """Those that timm has: 12 of BiT-M, 3 of the distillation paper."""
     on_hub = {name: entry.hub for name, entry in published.CATALOG.items() if entry.hub}
