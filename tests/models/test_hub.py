@@ -438,7 +438,7 @@ def test_commands_take_a_published_model_from_the_hub(server, monkeypatch, tmp_p
     assert f"the same weights are taken from hf:{entry.hub}" in done.stderr
     assert "warning: classes are shown as numbers" in done.stderr
     server.close()
-    words = ["plan", "--model", entry.name, "--dataset", "folder", "--datadir", image_folder]
+    words = ["train", *words[2:4], "--dataset", "folder", "--datadir", image_folder, "--dry-run"]
     done = run(words)
     assert done.returncode == 0, done.stderr
     assert str(hub.locate(Repository.parse(entry.hub)) / "model.safetensors") in done.stdout
