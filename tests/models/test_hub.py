@@ -260,6 +260,36 @@ def test_faults_that_stay(faults, words, server):
     assert hub.locate(NET) is None
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *([], {}, 3, {"id": "x"}, {"id": "x", "sha": "../../.."}, {"id": "x", "siblings": 3}),
+        {"id": "x", "sha": "0" * 40, "siblings": [{"size": 3}]},
+        {"id": "x", "sha": "0" * 40, "siblings": [{"rfilename": 3}]},
+        {"id": "x", "sha": "0" * 40, "siblings": [{"rfilename": "config.json", "size": "x"}]},
+        {"id": "x", "sha": "0" * 40, "siblings": [{"rfilename": "x.npz", "lfs": {"size": 3}}]},
+        {
+            "id": "x",
+            "sha": "0" * 40,
+            "siblings": [{"rfilename": "x.npz", "lfs": dict.fromkeys(("sha256", "size"), "x")}],
+        },
+    ],
+)
+def test_malformed_listing(answer, server):
+    server.faults = [json.dumps(answer).encode()]
+    with pytest.raises(DownloadError, match="the answer is not that of a hub"):
+        hub.download(NET)
+    assert hub.locate(NET) is None
+
+
+def test_names_that_leave_the_folder(server, tmp_path):
+    """Of a repository's files none but plain names is taken."""
+    names = ["../x.npz", "/tmp/x.npz", "a/../../x.npz", "\\x.npz", "\0x.npz", ".npz"]
+    server.repositories["timm/net"] = dict.fromkeys(names, b"x")
+    with pytest.raises(ConfigError, match="found no files"):
+        hub.download(NET)
+
+
 def test_nobody_answers(server, monkeypatch, capsys):
     """Variables count at each call, as in a notebook that sets a mirror after a failure."""
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
