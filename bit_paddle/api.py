@@ -28,8 +28,9 @@ from bit_paddle.config.settings import FIELDS
 from bit_paddle.data import spec as specs
 from bit_paddle.data.readers import registry
 from bit_paddle.errors import BitPaddleError, ConfigError
-from bit_paddle.inference import evaluation, trained
+from bit_paddle.inference import evaluation, exporting, trained
 from bit_paddle.inference.evaluation import Evaluation
+from bit_paddle.inference.exporting import Exported
 from bit_paddle.inference.model import BATCH, TrainedModel
 from bit_paddle.models import published
 from bit_paddle.runs import checkpoints, history
@@ -37,7 +38,17 @@ from bit_paddle.runs.steps import Steps
 from bit_paddle.system import environment
 from bit_paddle.training import launch
 
-__all__ = ["Evaluation", "Run", "TrainedModel", "evaluate", "fine_tune", "list_models", "load"]
+__all__ = [
+    "Evaluation",
+    "Exported",
+    "Run",
+    "TrainedModel",
+    "evaluate",
+    "export",
+    "fine_tune",
+    "list_models",
+    "load",
+]
 
 
 def fine_tune(
@@ -254,6 +265,38 @@ def evaluate(
         file = trained.find_trained(_address(model), directory, crop)
         model = TrainedModel(file, device, amp)
     return evaluation.measure(model, classes, parts, batch, workers)
+
+
+def export(
+    model: TrainedModel | str | os.PathLike,
+    format: str,
+    output: str | os.PathLike,
+    *,
+    push: str | None = None,
+    private: bool = False,
+    crop: int | None = None,
+    directory: str | os.PathLike | None = None,
+) -> Exported:
+    """Write a model in another format, load it back and compare it; return what was found.
+
+    ``model`` is a result of `load` or an argument of it (with ``crop`` and ``directory``).
+    ``format`` is one of those that ``bit_paddle export --help`` lists. ``output`` is the file or
+    folder to write; it must not exist. It gets its name only after the comparison. ``push``
+    uploads the folder of the format "huggingface" to the repository OWNER/NAME, which is visible
+    to everyone unless it is ``private``.
+
+    Errors: `ConfigError` (one for all wrong arguments), `MissingFileError`, `CheckpointError`,
+    `DownloadError`, `DifferenceError`, `WriteError`.
+
+        done = bit_paddle.export("bit_logs/pets", "onnx", "pets.onnx")
+        done.verified.difference  # the largest relative difference that was found
+    """
+    file = model.file if isinstance(model, TrainedModel) else None
+    address = os.fspath(model.file.path) if isinstance(model, TrainedModel) else _address(model)
+    exporting.check(address, format, output, push, private)
+    if file is None:
+        file = trained.find_trained(address, directory, crop, names=format == "huggingface")
+    return exporting.export(file, format, output, push, private)
 
 
 def list_models(pattern: str = "*") -> list[str]:

@@ -9,14 +9,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import types
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from bit_paddle import api, errors
+from bit_paddle import _make_callable, api, errors
 from bit_paddle.config import parsing, settings
 from bit_paddle.config.types import fraction
 from bit_paddle.data import check
@@ -136,20 +134,7 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-class _CallableModule(types.ModuleType):
-    """Makes this module callable, as the function `bit_paddle.evaluate`.
-
-    Every import of this submodule sets the package's attribute ``evaluate`` to the module. So the
-    module and the function must be one object.
-    """
-
-    def __call__(self, *arguments: Any, **options: Any) -> Evaluation:
-        return api.evaluate(*arguments, **options)
-
-    __call__.__doc__ = api.evaluate.__doc__
-
-
-sys.modules[__name__].__class__ = _CallableModule
+_make_callable(__name__, api.evaluate)
 
 if __name__ == "__main__":
     sys.exit(errors.run_command(main, sys.argv[1:]))

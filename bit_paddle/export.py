@@ -7,20 +7,14 @@ name of ``--output``.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from bit_paddle import errors
+from bit_paddle import _make_callable, api, errors
 from bit_paddle.config import parsing, settings
 from bit_paddle.config.types import whole
-from bit_paddle.errors import BitPaddleError, ConfigError, did_you_mean
-from bit_paddle.inference import paddle_inference
-from bit_paddle.inference.formats import FORMATS, installed
-from bit_paddle.inference.trained import find_trained, required_preprocessing
-from bit_paddle.inference.verify import IMAGES, export
-from bit_paddle.models import published
+from bit_paddle.inference.formats import FORMATS
+from bit_paddle.inference.verify import IMAGES
 
 _EPILOG = """\
 formats:
@@ -44,25 +38,19 @@ examples:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command with ``arguments``; return its exit status. Errors: `bit_paddle.errors`."""
-    flags = _parse(arguments)
-    output = Path(flags.output)
-    wants_names = flags.format == "huggingface"
-    trained = find_trained(flags.model, flags.bit_pretrained_dir, flags.crop, wants_names)
-    if flags.format == "huggingface":
-        required_preprocessing(trained)
-    paddle_inference.hush()
-
-    import paddle
-
-    from bit_paddle.models.weights import create_model
-
-    paddle.set_device("cpu")  # full float32, and more memory than a GPU
-    model = create_model(trained.path)
-    model.eval()
-    verified = export(model, trained, flags.format, output)
+    flags = parser().parse_args(arguments)
+    output, network, verified, address = api.export(
+        flags.model,
+        flags.format,
+        flags.output,
+        push=flags.push,
+        private=flags.private,
+        crop=flags.crop,
+        directory=flags.bit_pretrained_dir,
+    )
     files = [path for path in output.rglob("*") if path.is_file()] if output.is_dir() else [output]
     size = sum(path.stat().st_size for path in files)
-    print(f"{output}: {model.architecture.name} as {flags.format}, {size / 1e6:.1f} MB")
+    print(f"{output}: {network} as {flags.format}, {size / 1e6:.1f} MB")
     if output.is_dir():
         print("\n".join(f"  {path.name}" for path in sorted(files)))
     sizes = " and ".join(f"{height} x {width}" for *_, height, width in IMAGES)
@@ -70,6 +58,8 @@ def main(arguments: Sequence[str]) -> int:
         print("only checked by onnx; not run, because onnxruntime is not installed")
     else:
         print(f"loaded back and run on images of {sizes} pixels: {verified}")
+    if address is not None:
+        print(f"uploaded to {address}")
     return 0
 
 
@@ -109,37 +99,19 @@ def parser() -> argparse.ArgumentParser:
         help="for huggingface: side in pixels to which images are resized (default: that of the "
         "checkpoint)",
     )
+    parser.add_argument(
+        "--push",
+        metavar="OWNER/NAME",
+        help="for huggingface: upload the verified folder to this repository of the Hugging Face "
+        "hub; log in with `hf auth login`, or set HF_TOKEN",
+    )
+    parser.add_argument(
+        "--private", action="store_true", help="with --push: only you can see a new repository"
+    )
     return parser
 
 
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Return the flags; raise one `ConfigError` that lists every fault."""
-    flags = parser().parse_args(arguments)
-    faults = []
-    if flags.format not in FORMATS:
-        faults.append(f"--format: is {flags.format!r}: {did_you_mean(flags.format, FORMATS)}")
-    else:
-        chosen = FORMATS[flags.format]
-        faults += [
-            f"--format {flags.format}: needs {package}: {errors.install_hint(chosen.extra)}"
-            for package in chosen.packages
-            if not installed(package)
-        ]
-    output = Path(flags.output)
-    if os.path.lexists(output):
-        faults.append(f"--output: {output} exists; remove it, or choose another name")
-    elif not output.parent.is_dir():
-        faults.append(f"--output: {output.parent} is not a folder")
-    try:
-        published.resolve(flags.model)
-    except BitPaddleError as fault:
-        faults.append(f"--model: {fault}")
-    if faults:
-        raise ConfigError(
-            faults[0] if len(faults) == 1 else f"{len(faults)} faults\n  " + "\n  ".join(faults)
-        )
-    return flags
-
+_make_callable(__name__, api.export)
 
 if __name__ == "__main__":
     sys.exit(errors.run_command(main, sys.argv[1:]))

@@ -15,7 +15,8 @@ if [ ! -d "$venv" ]; then
     echo "Installing Paddle and the other packages: several minutes"
     "$python" -m venv "$venv"
 fi
-"$venv/bin/pip" install --quiet --disable-pip-version-check --editable ".[digits,onnx,native,dev]" \
+"$venv/bin/pip" install --quiet --disable-pip-version-check --editable \
+    ".[digits,hub,keras,onnx,native,dev]" \
     "paddlepaddle${PADDLE:+==$PADDLE}"
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .

@@ -92,6 +92,9 @@ def cache_of_tests(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(home.parent))
         patch.setenv("BIT_PADDLE_HOME", str(home))
+        patch.setenv("HF_HOME", str(home.parent / "huggingface"))
+        patch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody answers there
+        patch.setenv("HF_HUB_DISABLE_XET", "1")  # no server of the tests speaks that protocol
         yield
 
 

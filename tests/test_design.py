@@ -196,6 +196,7 @@ def test_answers_without_paddle(arguments, status, words, image_folder, tmp_path
                 "PATH": "",
                 "HOME": str(tmp_path),
                 "BIT_PADDLE_BASE_URL": "http://127.0.0.1:9",
+                "HF_ENDPOINT": "http://127.0.0.1:9",
                 "NO_PROXY": "*",
             },
         )

@@ -9,6 +9,8 @@ from bit_paddle.errors import ConfigError, did_you_mean
 
 _MOST = 1 << 14  # pixels of a side
 
+CENTRES = ("down", "even")
+
 FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by Pillow's numbers
 
 
@@ -17,9 +19,10 @@ class Preprocessing:
     """How an image becomes a square of ``crop`` pixels, by one of Pillow's `FILTERS`.
 
     ``resize`` None squashes the image, as BiT does. A number of pixels scales the shorter side to
-    that, and then crops the centre. A pixel from 0 to 1 becomes (pixel - ``mean``) / ``std``, with
-    one number for each of red, green and blue; BiT's own is -1 to 1.
-    Raises `ConfigError` for numbers that make no image.
+    that, and then crops the centre. ``centre`` decides if the rest is odd: its half is rounded
+    "down" (TensorFlow, transformers) or to an "even" number (torchvision, timm). A pixel from 0 to
+    1 becomes (pixel - ``mean``) / ``std``, with one number for each of red, green and blue; BiT's
+    own is -1 to 1. Raises `ConfigError` for numbers that make no image.
     """
 
     crop: int
@@ -27,6 +30,7 @@ class Preprocessing:
     filter: str = "bilinear"
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    centre: str = "down"
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):  # lists, where they were read from JSON
@@ -39,6 +43,8 @@ class Preprocessing:
             )
         if self.filter not in FILTERS:
             raise ConfigError(f"filter {self.filter!r}: {did_you_mean(self.filter, FILTERS)}")
+        if self.centre not in CENTRES:
+            raise ConfigError(f"centre {self.centre!r}: {did_you_mean(self.centre, CENTRES)}")
         if not all(map(math.isfinite, self.mean + self.std)) or min(self.std) <= 0:
             raise ConfigError(f"mean {self.mean}, std {self.std}: expected finite numbers, std > 0")
 

@@ -68,14 +68,18 @@ def inception_view(
 
 
 def evaluation_view(image: Image.Image, view: Preprocessing) -> np.ndarray:
-    """Return RGB ``image`` as ``view`` wants it, uint8 [3, crop, crop]."""
+    """Return RGB ``image`` as ``view`` wants it, uint8 [3, crop, crop].
+
+    The longer side is rounded down, as torchvision's Resize and transformers do. (TensorFlow's code
+    for BiT rounds it to the nearest.)
+    """
     resampling, crop = Image.Resampling[view.filter.upper()], view.crop
     if view.resize is None:
         return np.stack(_bands(image.resize((crop, crop), resampling)))
-    scale = view.resize / min(image.size)
-    width, height = (max(view.resize, round(side * scale)) for side in image.size)
+    width, height = (view.resize * side // min(image.size) for side in image.size)
     pixels = np.stack(_bands(image.resize((width, height), resampling)))
-    top, left = (height - crop) // 2, (width - crop) // 2
+    half = round if view.centre == "even" else int
+    top, left = half((height - crop) / 2), half((width - crop) / 2)
     return pixels[:, top : top + crop, left : left + crop]
 
 

@@ -1,22 +1,22 @@
 """The formats of exported models; each can be written and loaded back.
 
-A loaded export is a function of images, so that `verify` can compare its outputs with the model's.
+A loaded export computes `activations`, so that `verify` can compare them with the model's.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from bit_paddle.data.preprocessing import Preprocessing
+from bit_paddle.data.preprocessing import FILTERS, Preprocessing
 from bit_paddle.errors import ConfigError, DifferenceError
-from bit_paddle.inference import paddle_inference
-from bit_paddle.inference.paddle_inference import Run
+from bit_paddle.inference import activations, paddle_inference
+from bit_paddle.inference.activations import Head, Inspect
 from bit_paddle.inference.trained import TrainedFile, required_preprocessing, write_notes
 from bit_paddle.models import npz
 from bit_paddle.models.architecture import GROUPS
@@ -24,8 +24,6 @@ from bit_paddle.models.checkpoint import CheckpointFile
 from bit_paddle.models.names import huggingface_name, parameter_name, timm_name
 
 if TYPE_CHECKING:
-    from paddle import Tensor, nn
-
     from bit_paddle.models.resnetv2 import ResNetV2
 
 
@@ -41,8 +39,8 @@ def write_paddle(model: ResNetV2, trained: TrainedFile, path: Path) -> None:
     write_notes(trained, path)
 
 
-def read_paddle(path: Path, model: ResNetV2) -> Run:
-    return paddle_inference.open_folder(path)
+def read_paddle(path: Path, model: ResNetV2, head: Head | None) -> Inspect:
+    return paddle_inference.inspect(path, model, head)
 
 
 def write_pdparams(model: ResNetV2, trained: TrainedFile, path: Path) -> None:
@@ -52,7 +50,7 @@ def write_pdparams(model: ResNetV2, trained: TrainedFile, path: Path) -> None:
     paddle.save(model.state_dict(), str(path))
 
 
-def read_pdparams(path: Path, model: ResNetV2) -> Run:
+def read_pdparams(path: Path, model: ResNetV2, head: Head | None) -> Inspect:
     """Return the model as Paddle itself loads it."""
     import paddle
 
@@ -60,7 +58,7 @@ def read_pdparams(path: Path, model: ResNetV2) -> Run:
 
     fresh = ResNetV2(model.architecture, model.num_classes)
     fresh.set_state_dict(paddle.load(str(path)))
-    return as_run(_unchanged(fresh, model))
+    return _inspect(fresh, model, head)
 
 
 def write_npz(model: ResNetV2, trained: TrainedFile, path: Path) -> None:
@@ -72,11 +70,11 @@ def write_npz(model: ResNetV2, trained: TrainedFile, path: Path) -> None:
     save_npz(model, path, notes)
 
 
-def read_weights(path: Path, model: ResNetV2) -> Run:
+def read_weights(path: Path, model: ResNetV2, head: Head | None) -> Inspect:
     """Return the model as this package loads it from a file or folder of weights."""
     from bit_paddle.models.weights import create_model
 
-    return as_run(_unchanged(create_model(path), model))
+    return _inspect(create_model(path), model, head)
 
 
 def write_onnx(model: ResNetV2, trained: TrainedFile, path: Path) -> None:
@@ -96,14 +94,11 @@ def write_onnx(model: ResNetV2, trained: TrainedFile, path: Path) -> None:
     path.write_bytes(proto.SerializeToString())
 
 
-def read_onnx(path: Path, model: ResNetV2) -> Run | None:
+def read_onnx(path: Path, model: ResNetV2, head: Head | None) -> Inspect | None:
     """Return the model, or None without onnxruntime: then only onnx has checked the file."""
-    if not installed("onnxruntime"):
-        return None
-    import onnxruntime
+    from bit_paddle.inference import onnx
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda images: session.run(None, {"images": images})[0]
+    return onnx.inspect(path, model, head) if installed("onnxruntime") else None
 
 
 def write_timm(model: ResNetV2, trained: TrainedFile, path: Path) -> None:
@@ -119,7 +114,7 @@ def write_huggingface(model: ResNetV2, trained: TrainedFile, path: Path) -> None
     preprocessing = required_preprocessing(trained)
     path.mkdir()
     for name, content in (
-        ("config.json", huggingface_config(model, trained.classes)),
+        ("config.json", huggingface_config(model, trained)),
         ("preprocessor_config.json", huggingface_preprocessing(preprocessing)),
     ):
         text = json.dumps(content, indent=2, ensure_ascii=False)
@@ -132,7 +127,7 @@ class Format(NamedTuple):
 
     about: str
     write: Callable[[ResNetV2, TrainedFile, Path], None]
-    read: Callable[[Path, ResNetV2], Run | None]
+    read: Callable[[Path, ResNetV2, Head | None], Inspect | None]
     packages: tuple[str, ...] = ()
     extra: str = ""
 
@@ -181,10 +176,11 @@ def folded(model: ResNetV2) -> ResNetV2:
 # --- Other libraries' files ---------------------------------------------------------------------
 
 
-def huggingface_config(model: ResNetV2, classes: Sequence[str] | None) -> dict[str, Any]:
+def huggingface_config(model: ResNetV2, trained: TrainedFile) -> dict[str, Any]:
     """Return the ``config.json`` of transformers' BiT for the architecture of ``model``."""
     architecture = model.architecture
-    names = classes or [f"LABEL_{index}" for index in range(model.num_classes)]
+    several = {"problem_type": "multi_label_classification"} if trained.loss == "sigmoid" else {}
+    names = trained.classes or [f"LABEL_{index}" for index in range(model.num_classes)]
     return {
         "model_type": "bit",
         "architectures": ["BitForImageClassification"],
@@ -202,6 +198,7 @@ def huggingface_config(model: ResNetV2, classes: Sequence[str] | None) -> dict[s
         "width_factor": 1,  # must be an integer, so the sizes above contain the width
         "id2label": dict(enumerate(names)),
         "label2id": {name: index for index, name in enumerate(names)},
+        **several,
     }
 
 
@@ -214,14 +211,14 @@ def huggingface_preprocessing(preprocessing: Preprocessing) -> dict[str, Any]:
         "do_convert_rgb": True,
         "do_resize": True,
         "size": square if squash else {"shortest_edge": preprocessing.resize},
-        "resample": 2,  # bilinear
+        "resample": FILTERS.index(preprocessing.filter),
         "do_center_crop": not squash,
         "crop_size": square,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": [0.5] * 3,
-        "image_std": [0.5] * 3,
+        "image_mean": list(preprocessing.mean),
+        "image_std": list(preprocessing.std),
     }
 
 
@@ -249,23 +246,15 @@ def _save_safetensors(model: ResNetV2, name_of: Callable[[str], str], path: Path
 # --- Reading back -------------------------------------------------------------------------------
 
 
-def as_run(layer: Callable[[Tensor], Tensor] | nn.Layer) -> Run:
-    """Return ``layer`` as a function of NumPy arrays, without gradients."""
-    import paddle
+def _inspect(fresh: ResNetV2, model: ResNetV2, head: Head | None) -> Inspect:
+    """Return the activations of ``fresh``, loaded from an export, if it has the model's parameters.
 
-    def run(images: np.ndarray) -> np.ndarray:
-        with paddle.no_grad():
-            return layer(paddle.to_tensor(images)).numpy()
-
-    return run
-
-
-def _unchanged(fresh: ResNetV2, model: ResNetV2) -> ResNetV2:
-    """Return ``fresh``, loaded from an export, if its parameters equal those of ``model``."""
+    Raises `DifferenceError` if a bit differs.
+    """
     for (name, loaded), expected in zip(fresh.named_parameters(), model.parameters()):
         if not np.array_equal(loaded.numpy(), expected.numpy()):
             raise DifferenceError(f"exported {name} differs from the model's; nothing was written")
-    return fresh
+    return activations.of_model(fresh, head)
 
 
 def installed(package: str) -> bool:

@@ -6,10 +6,14 @@ and the value of the padding from uninitialized memory (paddle2onnx issue 1646).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bit_paddle.inference import activations
+from bit_paddle.inference.activations import Activations, Head, Inspect
 from bit_paddle.models.architecture import GROUPS
 
 if TYPE_CHECKING:
@@ -33,8 +37,8 @@ def onnx_model(model: ResNetV2) -> Any:
         value = (standardize(value) if name.endswith("conv.weight") else value).numpy()
         return constant(name, value.reshape(shape or value.shape))
 
-    def node(operator: str, *inputs: str, **attributes: Any) -> str:
-        output = f"{operator}_{len(nodes)}"
+    def node(operator: str, *inputs: str, output: str = "", **attributes: Any) -> str:
+        output = output or f"{operator}_{len(nodes)}"
         nodes.append(helper.make_node(operator, inputs, [output], **attributes))
         return output
 
@@ -71,10 +75,11 @@ def onnx_model(model: ResNetV2) -> Any:
             x = conv(activated, f"{name}a.")
             x = conv(norm_relu(x, f"{name}b."), f"{name}b.", stride, padding=1)
             x = conv(norm_relu(x, f"{name}c."), f"{name}c.")
-            x = node("Add", x, shortcut)
-    x = node("ReduceMean", norm_relu(x, ""), axes=[2, 3], keepdims=0)
+            end = activations.STAGES[block - 1] if unit == units else ""
+            x = node("Add", x, shortcut, output=end)
+    x = node("ReduceMean", norm_relu(x, ""), output="features", axes=[2, 3], keepdims=0)
     if model.num_classes:
-        x = node("Gemm", x, parameter("head.weight"), parameter("head.bias"))
+        x = node("Gemm", x, parameter("head.weight"), parameter("head.bias"), output="logits")
 
     kind, outputs = TensorProto.FLOAT, model.num_classes or model.architecture.features
     graph = helper.make_graph(
@@ -86,3 +91,52 @@ def onnx_model(model: ResNetV2) -> Any:
     )
     opset = helper.make_opsetid("", 17)
     return helper.make_model(graph, opset_imports=[opset], ir_version=8, producer_name="bit_paddle")
+
+
+def inspect(path: Path, model: ResNetV2, head: Head | None) -> Inspect:
+    """Return the function that computes the activations of the ONNX file by onnxruntime.
+
+    The output is that of the file as it is. The other activations are added as outputs in memory.
+    Raises `DifferenceError` if the head in the file is not the model's.
+    """
+
+    def inspect_batches(batches: Sequence[np.ndarray]) -> list[Activations]:
+        keys = [activations.OUTPUT]
+        result = [dict(zip(keys, found)) for found in _run(str(path), None, batches)]
+        keys = [*activations.STAGES, activations.FEATURES]
+        names, keys = list(keys), [*keys, *([activations.RANDOM] if head else [])]
+        names += ["logits"] if head else []
+        for activation, found in zip(
+            result, _run(_widened(path, names, model, head), names, batches)
+        ):
+            activation.update(zip(keys, found))
+        return result
+
+    return inspect_batches
+
+
+def _run(
+    source: str | bytes, names: list[str] | None, batches: Sequence[np.ndarray]
+) -> list[list[np.ndarray]]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
+    return [session.run(names, {"images": batch}) for batch in batches]
+
+
+def _widened(path: Path, names: Sequence[str], model: ResNetV2, head: Head | None) -> bytes:
+    """Return the file's graph with the outputs ``names``, and with ``head`` if there is one."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    proto = onnx.load(path)
+    if model.num_classes:
+        stored = {constant.name: constant for constant in proto.graph.initializer}
+        arrays = [stored["head.weight"], stored["head.bias"]]
+        activations.require_same_head(tuple(map(numpy_helper.to_array, arrays)), model)
+        for constant, array in zip(arrays, head or ()):
+            constant.CopyFrom(numpy_helper.from_array(array, constant.name))
+    del proto.graph.output[:]
+    kind = onnx.TensorProto.FLOAT
+    proto.graph.output.extend(helper.make_tensor_value_info(name, kind, None) for name in names)
+    return proto.SerializeToString()

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bit_paddle.errors import CheckpointError
+from bit_paddle.inference import activations
+from bit_paddle.inference.activations import Activations, Head, Inspect
 from bit_paddle.system import environment
 
 if TYPE_CHECKING:
@@ -80,6 +83,77 @@ def open_folder(path: Path, bf16: bool = False) -> Run:
         return outputs.copy_to_cpu()
 
     return run
+
+
+def inspect(path: Path, model: ResNetV2, head: Head | None) -> Inspect:
+    """Return the function that computes the activations of the export in ``path``.
+
+    Paddle Inference computes the output, as it does for users. It gives no intermediate results, so
+    Paddle's executor runs the same program and weights for these. Raises `DifferenceError` if the
+    head in the folder is not the model's.
+    """
+    import paddle
+
+    run = open_folder(path)
+    scope = paddle.static.Scope()
+    with _static_mode(scope):
+        executor = paddle.static.Executor(paddle.CPUPlace())
+        program, _, _ = paddle.static.load_inference_model(str(path / _NAME), executor)
+        sums, features, names = _nodes(program)
+        if model.num_classes:
+            tensors = [scope.find_var(name).get_tensor() for name in names]
+            activations.require_same_head(tuple(map(np.array, tensors)), model)
+            for tensor, array in zip(tensors, head or ()):
+                tensor.set(array, paddle.CPUPlace())
+    ends = [sums[last - 1] for last in accumulate(model.architecture.units)]
+    keys = [*activations.STAGES, activations.FEATURES, *([activations.RANDOM] if head else [])]
+    wanted = [*ends, features, *(sums[-1:] if head else [])]
+
+    def inspect_batches(batches: Sequence[np.ndarray]) -> list[Activations]:
+        result = []
+        for batch in batches:
+            with _static_mode(scope):
+                found = executor.run(program, feed={"images": batch}, fetch_list=wanted)
+            result.append({**dict(zip(keys, found)), activations.OUTPUT: run(batch)})
+        return result
+
+    return inspect_batches
+
+
+def _nodes(program: Any) -> tuple[list[Any], Any, list[str]]:
+    """Return the sums and the features in a program, and the names of its head's parameters.
+
+    Sums and features are what the executor can fetch. The sums are those of the units, then that of
+    the head.
+    """
+    block = program.global_block()
+    operators = list(block.ops)
+    if hasattr(operators[0], "type"):  # Paddle 2
+        sums, means, products = (
+            [operator for operator in operators if operator.type == kind]
+            for kind in ("elementwise_add", "reduce_mean", "matmul_v2")
+        )
+        names = [op.input_arg_names[1] for op in [*products, *(sums[-1:] if products else [])]]
+        return [op.output_arg_names[0] for op in sums], means[0].output_arg_names[0], names
+    sums, means, products = (
+        [operator for operator in operators if operator.name() == f"pd_op.{kind}"]
+        for kind in ("add", "mean", "matmul")
+    )
+    names = [op.operand_source(1).name for op in [*products, *(sums[-1:] if products else [])]]
+    block.remove_op(operators[-1])  # it fetches the output, and would be fetched twice
+    return [op.result(0) for op in sums], means[0].result(0), names
+
+
+@contextmanager
+def _static_mode(scope: Any) -> Iterator[None]:
+    import paddle
+
+    paddle.enable_static()
+    try:
+        with paddle.static.scope_guard(scope):
+            yield
+    finally:
+        paddle.disable_static()
 
 
 @contextmanager

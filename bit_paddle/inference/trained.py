@@ -13,7 +13,7 @@ import numpy as np
 from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.errors import CheckpointError, ConfigError, DownloadError
 from bit_paddle.inference import paddle_inference
-from bit_paddle.models import losses, published
+from bit_paddle.models import losses, mirrors, published
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.models.checkpoint import CheckpointFile
 from bit_paddle.models.losses import LOSSES
@@ -157,7 +157,7 @@ def _lemmas(file: str, count: int) -> list[str] | None:
 
     try:
         path = fetch.cache_dir() / file
-        fetch.fetch(published.download_url(file), path, fault_of=fault_of)
+        mirrors.fetch_published(file, path, fault_of)
     except DownloadError as error:
         print(f"warning: classes are shown as numbers: {error}", file=sys.stderr)
         return None

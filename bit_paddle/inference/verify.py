@@ -1,10 +1,14 @@
-"""Verify an exported model: load it back and compare its outputs with the model's."""
+"""Verify an exported model: load it back and compare what it computes with the model.
+
+The outputs of the four stages, the features and the outputs are compared. An export of a model with
+a head of zeros is compared with random numbers in the head, see `activations`.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -12,15 +16,16 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from bit_paddle.errors import BitPaddleError, DifferenceError, WriteError
-from bit_paddle.inference.formats import FORMATS, as_run
-from bit_paddle.inference.paddle_inference import Run
+from bit_paddle.inference import activations, card
+from bit_paddle.inference.activations import Activations, Head, Inspect
+from bit_paddle.inference.formats import FORMATS
 from bit_paddle.inference.trained import TrainedFile
 
 if TYPE_CHECKING:
     from bit_paddle.models.resnetv2 import ResNetV2
 
 
-LIMIT = 1e-5  # relative difference between the export's outputs and the model's
+LIMIT = 1e-5  # relative difference between the export's activations and the model's
 
 IMAGES = ((2, 3, 64, 64), (1, 3, 97, 130))  # shapes of the compared batches
 
@@ -28,26 +33,32 @@ IMAGES = ((2, 3, 64, 64), (1, 3, 97, 130))  # shapes of the compared batches
 # --- Verification -------------------------------------------------------------------------------
 
 
-def relative_difference(outputs: np.ndarray, expected: np.ndarray) -> float:
+def relative_difference(found: np.ndarray, expected: np.ndarray) -> float:
     """Return the largest difference, divided by the largest absolute value of ``expected``.
 
-    It is infinite for different shapes, and NaN if any output is.
+    It is infinite for different shapes, and NaN if any number is.
     """
-    if outputs.shape != expected.shape:
+    if found.shape != expected.shape:
         return np.inf
     scale = np.abs(expected).max()
-    return float(np.abs(outputs - expected).max() / (scale if scale != 0 else 1))
+    return float(np.abs(found - expected).max() / (scale if scale != 0 else 1))
 
 
 class Verified(NamedTuple):
     """The largest relative differences; the last two are None if the first is within `LIMIT`."""
 
     difference: float  # between the export and the model
+    random_head: bool = False  # whether the head is zero, so that random numbers took its place
     inexact: float | None = None  # between the export and the model in float64
     rounding: float | None = None  # between the model and the model in float64
 
     def __str__(self) -> str:
-        text = f"the outputs differ from the model's by at most {self.difference:.1e} (relative)"
+        text = "the 4 stages, the features and the outputs"
+        if self.random_head:
+            text = f"{text} (also with random numbers in the head, because the head is zero)"
+        if self.difference == 0:
+            return f"{text} equal the model's"
+        text = f"{text} differ from the model's by at most {self.difference:.1e} (relative)"
         if self.inexact is None:
             return text
         return (
@@ -56,32 +67,50 @@ class Verified(NamedTuple):
         )
 
 
-def verify(run: Run, model: ResNetV2) -> Verified:
-    """Compare the outputs of ``run`` and ``model`` for two image sizes; return the differences.
+def verify(inspect: Inspect, model: ResNetV2, head: Head | None) -> Verified:
+    """Compare the activations of an export and of ``model`` for two image sizes.
 
-    The relative difference may be up to `LIMIT`. Deep networks round more than that in float32:
-    then the export may differ from the outputs in float64 by twice as much as the model does.
-    Raises `DifferenceError` beyond that.
+    ``head`` is `activations.random_head` of the model. The relative difference of each activation
+    may be up to `LIMIT`. Deep networks round more than that in float32: then the export may differ
+    from the activations in float64 by twice as much as the model does. Raises `DifferenceError`
+    beyond that.
     """
     random = np.random.default_rng(0)
     batches = [random.uniform(-1, 1, shape).astype(np.float32) for shape in IMAGES]
-    outputs = [run(batch) for batch in batches]
-    expected = [as_run(model)(batch) for batch in batches]
-    difference = _largest(outputs, expected)
+    found = inspect(batches)
+    expected = activations.of_model(model, head)(batches)
+    differences = _differences(found, expected)
+    difference = _largest(differences.values())
     if difference <= LIMIT:
-        return Verified(difference)
-    exact = [as_run(_in_float64(model))(batch.astype(np.float64)) for batch in batches]
-    result = Verified(difference, _largest(outputs, exact), _largest(expected, exact))
-    if not result.inexact <= max(LIMIT, 2 * result.rounding):
-        raise DifferenceError(
-            f"the export's outputs differ from the model's by {difference:.1e} (relative), more "
-            f"than {LIMIT:g} and more than rounding in float32 explains; nothing was written"
+        return Verified(difference, head is not None)
+    double = [batch.astype(np.float64) for batch in batches]
+    exact = activations.of_model(_in_float64(model), head)(double)
+    inexact, rounding = _differences(found, exact), _differences(expected, exact)
+    for name in expected[0]:
+        if not (differences[name] <= LIMIT or inexact[name] <= max(LIMIT, 2 * rounding[name])):
+            raise DifferenceError(
+                f"{name}: the export differs from the model by {differences[name]:.1e} "
+                f"(relative), more than {LIMIT:g} and more than rounding in float32 explains; "
+                "nothing was written"
+            )
+    return Verified(
+        difference, head is not None, _largest(inexact.values()), _largest(rounding.values())
+    )
+
+
+def _differences(found: Sequence[Activations], expected: Sequence[Activations]) -> dict[str, float]:
+    """Return the largest relative difference of each activation."""
+    return {
+        name: _largest(
+            relative_difference(mine.get(name, np.empty(0)), theirs[name])
+            for mine, theirs in zip(found, expected)
         )
-    return result
+        for name in expected[0]
+    }
 
 
-def _largest(outputs: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
-    return float(np.max(list(map(relative_difference, outputs, expected))))  # NaN if any is NaN
+def _largest(differences: Iterable[float]) -> float:
+    return float(np.max(list(differences)))  # NaN if any is NaN
 
 
 def _in_float64(model: ResNetV2) -> ResNetV2:
@@ -92,25 +121,33 @@ def _in_float64(model: ResNetV2) -> ResNetV2:
     return exact.to(dtype="float64")
 
 
-# --- The command --------------------------------------------------------------------------------
+# --- The export ---------------------------------------------------------------------------------
 
 
 def export(
-    model: ResNetV2, trained: TrainedFile, format: str, output: str | os.PathLike
+    model: ResNetV2,
+    trained: TrainedFile,
+    format: str,
+    output: str | os.PathLike,
+    address: str | None = None,
 ) -> Verified | None:
     """Write ``model`` to ``output`` and verify it; return the differences that `verify` found.
 
-    ``trained`` is the model's checkpoint. The result is None if the export could not be run,
-    because onnxruntime is missing. ``output`` exists only if it is complete and verified. Errors:
-    `ConfigError` if the format cannot hold the model, `DifferenceError`, `WriteError`.
+    ``trained`` is the model's checkpoint. A folder for Hugging Face gets a model card, in which it
+    is called ``address`` (None: the name of ``output``). The result is None if the export could not
+    be run, because onnxruntime is missing. ``output`` exists only if it is complete and verified.
+    Errors: `ConfigError` if the format cannot hold the model, `DifferenceError`, `WriteError`.
     """
     output = Path(output)
     partial = output.with_name(f"{output.name}.{os.getpid()}.part")
     write, read = FORMATS[format].write, FORMATS[format].read
+    head = activations.random_head(model)
     try:
         write(model, trained, partial)
-        run = read(partial, model)
-        verified = None if run is None else verify(run, model)
+        inspect = read(partial, model, head)
+        verified = None if inspect is None else verify(inspect, model, head)
+        if format == "huggingface" and verified is not None:
+            card.write(partial, trained, model.architecture, verified, address or output.name)
         os.rename(partial, output)
     except (OSError, RuntimeError) as error:  # Paddle raises RuntimeError for a full disk
         if isinstance(error, BitPaddleError) and not isinstance(error, WriteError):

@@ -20,12 +20,16 @@ from bit_paddle.models import facts, names, npz
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.models.containers.base import Container
 from bit_paddle.models.containers.folder import ModelFolder
+from bit_paddle.models.containers.keras import KerasFile
 from bit_paddle.models.containers.npz import NpzFile
+from bit_paddle.models.containers.paddle import PdparamsFile
 from bit_paddle.models.containers.safetensors import SafetensorsFile
+from bit_paddle.models.containers.torch import TorchFile
 
-KINDS: tuple[type[SafetensorsFile] | type[NpzFile], ...] = (SafetensorsFile, NpzFile)
+# PyTorch's before those of which its files are a special case: zip archives, and pickles
+KINDS = (SafetensorsFile, TorchFile, NpzFile, PdparamsFile, KerasFile)
 
-_ALSO = (".safetensors", ".pth", ".pth.tar", ".bin", ".pdparams")
+_ALSO = (".safetensors", ".pth", ".pth.tar", ".bin", ".pdparams", ".h5 of Keras 2")
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
@@ -62,7 +66,7 @@ class CheckpointFile:
         self._container = open_container(self.path)
         try:
             self._names: dict[str, str] = {}  # published key -> name in the file
-            for name in self._container.arrays:
+            for name in names.weights_among(self._container.arrays):
                 key = names.published_key(name)
                 if key in self._names:
                     raise CheckpointError(
@@ -179,3 +183,18 @@ class CheckpointFile:
         """Return the published key, with the name in the file if that is another one."""
         name = self._names[key]
         return key if names.published_key(name) == name else f"{key} ({name} in the file)"
+
+
+def fault_of(path: Path, architecture: Architecture, classes: int) -> str | None:
+    """Return what is wrong with a file that should hold ``architecture``, or None.
+
+    Names, shapes and the archive's checksum of every array are checked.
+    """
+    try:
+        with CheckpointFile(path) as file:
+            file.check(architecture, classes)
+            for key in file.shapes:
+                file.array(key)
+    except CheckpointError as error:
+        return str(error).splitlines()[0]
+    return None

@@ -156,4 +156,4 @@ def _of_pretrained_cfg(about: dict[str, Any]) -> Preprocessing | None:
     if height != width or kind not in FILTERS or not (squash or mode == "center"):
         return None
     mean, std = _three(about.get("mean", (0.5,) * 3)), _three(about.get("std", (0.5,) * 3))
-    return Preprocessing(height, None if squash else resize, kind, mean, std)
+    return Preprocessing(height, None if squash else resize, kind, mean, std, centre="even")

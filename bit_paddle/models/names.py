@@ -5,8 +5,11 @@ of these libraries are translated to it, and back where the package writes them:
 
 - ``resnet/block1/unit01/a/standardized_conv2d/kernel``: the published files, written from
   TensorFlow; in some of them with numbered layers (``standardized_conv2d_7``);
+- ``block1/unit01/a/standardized_conv2d/kernel``, ``head/dense/kernel``: the authors' TensorFlow 2
+  code (bit_tf2/models.py), whose head is [C, K];
 - ``block1/unit01/conv1/kernel``: trees of the JAX code, whose GroupNorm arrays are [1, 1, 1, C] and
-  whose head is [C, K];
+  whose head is [C, K]; in checkpoints of big_vision (models/bit_paper.py) below ``params`` or
+  ``opt/target``, beside the optimizer's arrays;
 - ``block1.unit01.a.conv.weight``: this package's parameters, as ``.pdparams`` holds them;
 - ``body.block1.unit01.conv1.weight``: the authors' PyTorch code (bit_pytorch/models.py);
 - ``stages.0.blocks.0.conv1.weight``: timm (timm/models/resnetv2.py);
@@ -18,7 +21,7 @@ Kernels are HWIO in TensorFlow and JAX, and OIHW elsewhere.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -38,6 +41,7 @@ def _translated(name: str, rules: list) -> str:
 # --- To published keys ---------------------------------------------------------------------------
 
 _FROM_JAX = _compiled(
+    (r"^(params|opt/target)/", ""),
     (r"root_block/conv_root/kernel", "root_block/standardized_conv2d/kernel"),
     (r"/conv_proj/kernel", "/a/proj/standardized_conv2d/kernel"),
     (r"/conv1/kernel", "/a/standardized_conv2d/kernel"),
@@ -47,7 +51,7 @@ _FROM_JAX = _compiled(
     (r"/gn2/", "/b/group_norm/"),
     (r"/gn3/", "/c/group_norm/"),
     (r"^norm-pre-head/", "group_norm/"),
-    (r"^(conv_)?head/(?=kernel|bias)", "head/conv2d/"),
+    (r"^(conv_)?head/(dense/)?(?=kernel|bias)", "head/conv2d/"),
     (r"group_norm/scale$", "group_norm/gamma"),
     (r"group_norm/bias$", "group_norm/beta"),
 )
@@ -86,6 +90,15 @@ def published_key(name: str) -> str:
     if "/" in name or "." not in name:
         return "resnet/" + _translated(name, _FROM_JAX)
     return "resnet/" + _translated(_translated(name, _TO_PARAMETER), _FROM_PARAMETER)
+
+
+def weights_among(stored: Iterable[str]) -> list[str]:
+    """Return the names of a model's arrays; checkpoints of big_vision have an optimizer's, too."""
+    stored = list(stored)
+    for tree in ("params/", "opt/target/"):  # of its newer and its older trainer
+        if any(name.startswith(tree) for name in stored):
+            return [name for name in stored if name.startswith(tree)]
+    return stored
 
 
 # --- From published keys -------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +21,11 @@ from typing import Any
 
 from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.errors import ConfigError, MissingFileError, did_you_mean
-from bit_paddle.models import aliases
+from bit_paddle.models import aliases, hub, mirrors
 from bit_paddle.models.architecture import UNITS, Architecture
+from bit_paddle.models.checkpoint import fault_of
 from bit_paddle.models.containers.folder import WEIGHTS, weights_in
-from bit_paddle.system.fetch import cache_dir, fetch
-
-BASE_URL = "https://storage.googleapis.com/bit_models/"  # BIT_PADDLE_BASE_URL replaces it
+from bit_paddle.system.fetch import ServerFault, cache_dir
 
 LEMMAS = {
     "ilsvrc2012": "ilsvrc2012_wordnet_lemmas.txt",
@@ -56,7 +56,17 @@ class Entry:
 
     @property
     def url(self) -> str:
-        return download_url(self.file)
+        return mirrors.addresses(self.file)[0]
+
+    @property
+    def hub(self) -> str | None:
+        """The repository of the Hugging Face hub with the same weights, or None."""
+        timm = next((name for name in self.aliases if "_bit.goog" in name), None)
+        return timm and f"timm/{timm}"
+
+    def fault_of(self, path: Path) -> str | None:
+        """Return what is wrong with a file that should hold this model, or None."""
+        return fault_of(path, self.architecture, self.classes)
 
     @property
     def parameters(self) -> int:
@@ -179,11 +189,6 @@ _FOLDED = {
 }
 
 
-def download_url(file: str) -> str:
-    """Return the URL of a published file."""
-    return (os.environ.get("BIT_PADDLE_BASE_URL") or BASE_URL).rstrip("/") + "/" + file
-
-
 def lookup(name: str) -> Entry | None:
     """Return the entry with this name in the catalogue or in another library, or None.
 
@@ -287,27 +292,47 @@ def locate(entry: Entry, directory: str | os.PathLike | None = None) -> Path:
     """Return the path of a published checkpoint's file, which may still have to be downloaded.
 
     The file is in ``directory``. Without that, it is in the working folder if it exists there, else
-    in the cache folder. A file that is shipped with this package is in the package.
+    in the cache folder. A file that is shipped with this package is in the package. If the file is
+    missing, but the same weights are in the cache of the Hugging Face hub, their path is returned.
     """
     name = Path(entry.file).name
     if entry.packaged:
         return Path(__file__).parents[1] / "pretrained" / name
     if directory is not None:
-        return Path(directory) / name
-    return Path(name) if Path(name).is_file() else cache_dir() / name
+        path = Path(directory) / name
+    else:
+        path = Path(name) if Path(name).is_file() else cache_dir() / name
+    if entry.hub is not None and not path.is_file():
+        folder = hub.locate(hub.Repository.parse(entry.hub))
+        return hub.weights_in(folder) if folder else path
+    return path
 
 
 def obtain(entry: Entry, directory: str | os.PathLike | None = None) -> Path:
     """Return the file of a published checkpoint; download it if it is missing.
 
+    It comes from the first server, else from a mirror (see `mirrors`), else from the repository of
+    the Hugging Face hub that has the same weights; a line on standard error tells the latter.
     Raises `DownloadError`.
     """
     path = locate(entry, directory)
-    return path if entry.packaged else fetch(entry.url, path, fault_of=fault_of_npz)
+    if path.exists():
+        return path
+    try:
+        return mirrors.fetch_published(entry.file, path, entry.fault_of)
+    except ServerFault as error:
+        fault = error
+
+    def from_hub(repository: hub.Repository) -> Path:
+        print(f"{fault}; the same weights are taken from {repository}", file=sys.stderr)
+        return hub.weights_in(hub.download(repository))
+
+    return hub.instead(entry.hub, fault, from_hub)
 
 
-def fault_of_npz(path: Path) -> str | None:
-    """Return a fault of an ``.npz`` file's first bytes (it is a web page, for example), or None."""
-    with open(path, "rb") as stream:
-        start = stream.read(20)
-    return None if start.startswith(b"PK") else f"it is not an .npz file, it starts with {start!r}"
+def check_reachable(entry: Entry) -> None:
+    """Raise `DownloadError` if no server answers that has the weights of ``entry``."""
+    try:
+        mirrors.check_reachable(entry.file)
+    except ServerFault as fault:
+        hub.instead(entry.hub, fault, hub.check_reachable)

@@ -11,9 +11,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from bit_paddle import errors
-from bit_paddle.models import published
-from bit_paddle.models.checkpoint import CheckpointFile
+from bit_paddle.models import mirrors, published
 from bit_paddle.models.published import Entry
+from bit_paddle.system import checksums
 from bit_paddle.system import fetch as fetching
 
 
@@ -37,14 +37,16 @@ def select(models: Sequence[str], runs: Sequence[int], tasks: Sequence[str]) -> 
 def ask_sizes(entries: Sequence[Entry], folder: Path, jobs: int) -> dict[Entry, int]:
     """Return the number of bytes of each file that are still to download.
 
-    The size of a file comes from the server or, if the server does not answer, from the catalog.
+    The size of a file is that of its known checksums, else the first server's or, if that does not
+    answer, the catalog's.
     """
 
     def ask(entry: Entry) -> int:
         partial = fetching.partial_file(published.locate(entry, folder))
         downloaded = partial.stat().st_size if partial.exists() else 0
+        size = mirrors.catalogue().get(entry.file, {}).get("bytes")
         try:
-            size = fetching.ask(entry.url).bytes
+            size = size or fetching.ask(entry.url).bytes
         except errors.DownloadError:
             size = None
         return max(0, (size or entry.bytes) - downloaded)
@@ -98,11 +100,11 @@ def fetch_all(
             counted = done
 
         try:
-            fetching.fetch(
-                entry.url,
+            mirrors.fetch_published(
+                entry.file,
                 published.locate(entry, folder),
-                progress=progress,
-                fault_of=published.fault_of_npz,
+                entry.fault_of,
+                progress,
             )
         finally:
             bar.close()
@@ -126,24 +128,20 @@ def fetch_all(
 def verify(entries: Sequence[Entry], folder: Path, jobs: int) -> dict[str, str | None]:
     """Return {name: fault, or None if there is none}.
 
-    Shapes, the archive's checksums and, if the server answers, its hashes are checked.
+    Shapes and the archive's checksums are checked, and the file's own checksum if the catalogue or
+    the first server tells it.
     """
 
     def check(entry: Entry) -> str | None:
         path = published.locate(entry, folder)
         if not path.is_file():
             return "missing"
+        if fault := entry.fault_of(path):
+            return fault
         try:
-            with CheckpointFile(path) as file:
-                file.check(entry.architecture, entry.classes)
-                for key in file.shapes:
-                    file.array(key)
-        except errors.CheckpointError as error:
-            return str(error).splitlines()[0]
-        try:
-            return fetching.wrong_hash(path, fetching.ask(entry.url).hashes)
+            return checksums.wrong_sum(path, mirrors.expected(entry.file))
         except errors.DownloadError:
-            return None  # offline: only shapes and the archive's checksums are checked
+            return None  # offline
 
     with ThreadPoolExecutor(jobs) as pool:
         checked = pool.map(check, entries)

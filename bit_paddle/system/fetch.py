@@ -6,17 +6,17 @@ downloads only the rest. Proxies come from the environment, as `requests` does i
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import os
 import re
 import shutil
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 from bit_paddle.errors import DownloadError
+from bit_paddle.system.checksums import told_by, wrong_sum
 
 
 def cache_dir() -> Path:
@@ -38,70 +38,123 @@ CONNECT_TIMEOUT, READ_TIMEOUT = 10, 60  # seconds without an answer, and without
 _CHUNK = 1 << 18
 
 
+class ServerFault(DownloadError):
+    """A server cannot be reached, or sends an error or wrong bytes; another may do better."""
+
+
+class Unreachable(ServerFault):
+    """There is no connection to a server."""
+
+
 class _TryAgain(Exception):
     """The transfer broke off, or the server may do better next time."""
 
 
 def fetch(
-    url: str,
+    urls: str | Sequence[str],
     path: str | os.PathLike,
-    md5: str | None = None,
+    expected: Mapping[str, Any] | None = None,
     progress: Callable[[int, int | None], object] | None = None,
     fault_of: Callable[[Path], str | None] = lambda path: None,
     temporary: bool = False,
+    mirrors_only: bool = False,
 ) -> Path:
-    """Return ``path``, downloaded from ``url`` if it is not there yet.
+    """Return ``path``, downloaded from the first of ``urls`` that sends it, if it is not there yet.
 
-    The result is checked against the server's length, against ``md5`` (hexadecimal) and against the
-    server's ``x-goog-hash`` (md5 and crc32c), as far as these are known. Where there is no hash,
-    ``fault_of(path)`` returns what is wrong with the content, or None. If several processes ask for
-    one file, one downloads it and the others wait. ``progress(bytes so far, all bytes or None)``
-    replaces the progress bar; an exception in it ends the transfer. Raises `DownloadError`, and
-    leaves no file at ``path`` then. Unless ``path`` is ``temporary``, the message names it, for a
-    file that the user downloads in another way.
+    The result is checked against the server's length, against what is ``expected`` (as `wrong_sum`
+    has it) and against the server's ``x-goog-hash`` (md5 and crc32c), as far as these are known.
+    Where there is no hash, ``fault_of(path)`` returns what is wrong with the content, or None. All
+    ``urls`` but the first (with ``mirrors_only``, all) are mirrors: what they say about their own
+    file proves nothing. If nothing is ``expected``, ``fault_of`` checks their file, and a warning
+    names the mirror.
+
+    Each server has one attempt before any has a second, up to `ATTEMPTS`. A server has no further
+    attempt if it cannot be reached, has no such file or sends wrong bytes. Standard error tells the
+    fault of a server before another one is asked.
+
+    If several processes ask for one file, one downloads it and the others wait. ``progress(bytes so
+    far, all bytes or None)`` replaces the progress bar; an exception in it ends the transfer.
+    Raises `DownloadError` (a `ServerFault` if other servers might do better), and leaves no file at
+    ``path`` then. Unless ``path`` is ``temporary``, the message names it, for a file that the user
+    downloads in another way.
     """
-    from filelock import FileLock  # both imported here: most commands download nothing
-    from requests import RequestException
+    from filelock import FileLock  # imported here: most commands download nothing
 
     path = Path(path)
     if path.is_file():
         return path
+    urls = [urls] if isinstance(urls, str) else list(urls)
+    advice = "" if temporary else f". A file downloaded elsewhere goes to {path}"
+
+    def attempt(url: str) -> Path:
+        mirror = mirrors_only or url != urls[0]
+        return _attempt(url, path, expected or {}, progress, fault_of, mirror)
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(f".{path.name}.lock")):
-            pause = FIRST_PAUSE
-            for attempt in range(1, ATTEMPTS + 1):
-                if path.is_file():  # another process was faster
-                    return path
-                try:
-                    return _attempt(url, path, md5, progress, fault_of)
-                except (_TryAgain, RequestException) as error:
-                    if attempt == 1 and _never_answered(error):
-                        raise DownloadError(
-                            f"{url}: cannot be reached ({_root_cause(error)}); is there a network, "
-                            "or a proxy to name in HTTPS_PROXY?"
-                            + f" A file downloaded elsewhere goes to {path}"
-                            * (not temporary)
-                        ) from error
-                    if attempt == ATTEMPTS:
-                        raise DownloadError(
-                            f"{url}: gave up after {ATTEMPTS} attempts; the last error: {error}. "
-                            "The same command resumes the download"
-                        ) from error
-                time.sleep(pause)
-                pause *= 2
+            if path.is_file():  # another process was faster
+                return path
+            return _ask_in_turn(urls, attempt, advice)
     except DownloadError:
         raise
     except OSError as error:
         raise DownloadError(f"{path}: cannot be written ({error.strerror or error})") from error
-    raise AssertionError("the loop returns or raises")
+
+
+def _ask_in_turn(urls: list[str], attempt: Callable[[str], Path], advice: str) -> Path:
+    """Return ``attempt(url)`` of the first of ``urls`` that succeeds, as `fetch` describes it."""
+    from requests import RequestException
+
+    remaining, pause = list(urls), FIRST_PAUSE
+    faults: dict[str, Exception] = {}
+    for number in range(1, ATTEMPTS + 1):
+        for url in list(remaining):
+            try:
+                return attempt(url)
+            except ServerFault as error:
+                faults[url] = error
+                remaining.remove(url)
+            except (_TryAgain, RequestException) as error:
+                faults[url] = error
+                if number == 1 and _never_answered(error, slow=len(urls) > 1):
+                    faults[url] = _unreachable(url, error, advice * (len(urls) == 1))
+                    remaining.remove(url)
+            if len(urls) > 1 and remaining:
+                print(f"{_line(url, faults[url])}; another server is asked", file=sys.stderr)
+        if not remaining:
+            break
+        if number < ATTEMPTS:
+            time.sleep(pause)
+            pause *= 2
+    for url in remaining:
+        faults[url] = ServerFault(
+            f"{url}: gave up after {ATTEMPTS} attempts; the last error: {faults[url]}. "
+            "The same command resumes the download"
+        )
+    if len(urls) == 1:
+        raise faults[urls[0]]
+    lines = "".join(f"\n  {faults[url]}" for url in urls)
+    kind = Unreachable if all(isinstance(f, Unreachable) for f in faults.values()) else ServerFault
+    raise kind(f"none of {len(urls)} servers sent the file{advice}{lines}")
+
+
+def _line(url: str, fault: Exception) -> str:
+    return str(fault) if isinstance(fault, ServerFault) else f"{url}: {root_cause(fault)}"
+
+
+def _unreachable(url: str, error: Exception, advice: str = "") -> Unreachable:
+    return Unreachable(
+        f"{url}: cannot be reached ({root_cause(error)}); is there a network, or a proxy "
+        f"to name in HTTPS_PROXY?{advice.lstrip('.')}"
+    )
 
 
 class Answer(NamedTuple):
     """What the server tells about a file without sending it."""
 
     bytes: int | None
-    hashes: dict[str, str]  # as `published_hashes` has them
+    hashes: dict[str, str]  # as `checksums.told_by` has them
 
 
 def ask(url: str) -> Answer:
@@ -116,14 +169,11 @@ def ask(url: str) -> Answer:
             timeout=(CONNECT_TIMEOUT, READ_TIMEOUT),
         )
     except requests.RequestException as error:
-        raise DownloadError(
-            f"{url}: cannot be reached ({_root_cause(error)}); is there a network, or a proxy "
-            "to name in HTTPS_PROXY?"
-        ) from error
+        raise _unreachable(url, error) from error
     if answer.status_code not in (200, 405, 501):  # the latter two: a mirror that has no HEAD
-        raise DownloadError(f"{url}: the server answered {answer.status_code} {answer.reason}")
+        raise ServerFault(f"{url}: the server answered {answer.status_code} {answer.reason}")
     length = answer.headers.get("Content-Length", "") if answer.status_code == 200 else ""
-    return Answer(int(length) if length.isdigit() else None, published_hashes(answer.headers))
+    return Answer(int(length) if length.isdigit() else None, told_by(answer.headers))
 
 
 def partial_file(path: Path) -> Path:
@@ -134,9 +184,10 @@ def partial_file(path: Path) -> Path:
 def _attempt(
     url: str,
     path: Path,
-    md5: str | None,
+    expected: Mapping[str, Any],
     progress: Callable | None,
     fault_of: Callable[[Path], str | None],
+    mirror: bool,
 ) -> Path:
     import requests
 
@@ -150,7 +201,7 @@ def _attempt(
     ) as answer:
         if answer.status_code == 416:  # no more bytes: complete, or another file
             if answer.headers.get("Content-Range") == f"bytes */{start}":
-                _verify(partial, url, md5, answer.headers, resumed=True)
+                _verify(partial, url, expected, answer.headers, fault_of, mirror, resumed=True)
                 os.replace(partial, path)
                 return path
             partial.unlink()
@@ -158,13 +209,15 @@ def _attempt(
         if answer.status_code >= 500 or answer.status_code in (408, 429):
             raise _TryAgain(f"the server answered {answer.status_code} {answer.reason}")
         if answer.status_code not in (200, 206):
-            raise DownloadError(
+            raise ServerFault(
                 f"{url}: the server answered {answer.status_code} {answer.reason}; "
                 "check the address and your proxy"
             )
         if answer.status_code == 200:  # the server ignores Range
             start = 0
         total = _total_length(answer.headers, start, answer.status_code)
+        if None not in (total, expected.get("bytes")) and total != expected["bytes"]:
+            raise ServerFault(f"{url}: has {total:,} bytes, expected {expected['bytes']:,}")
         if total is not None and total - start > shutil.disk_usage(path.parent).free:
             raise DownloadError(
                 f"{path.parent}: too little space: {path.name} needs "
@@ -193,28 +246,27 @@ def _attempt(
             size = stream.tell()
         if total is not None and size != total:
             raise _TryAgain(f"{size:,} of {total:,} bytes arrived")
-        _verify(partial, url, md5, answer.headers, resumed=start > 0)
-        fault = None if md5 or published_hashes(answer.headers) else fault_of(partial)
-        if fault:
-            partial.unlink()
-            raise DownloadError(
-                f"{url}: the server sent something else: {fault}. The file was removed. "
-                "Did a login page or a proxy answer instead?"
-            )
+        _verify(partial, url, expected, answer.headers, fault_of, mirror, resumed=start > 0)
     os.replace(partial, path)
     return path
 
 
-def _never_answered(error: BaseException) -> bool:
-    """Return whether there was no connection at all, so that a new attempt would not help."""
-    from urllib3.exceptions import NewConnectionError, ProxyError
+def _never_answered(error: BaseException, slow: bool) -> bool:
+    """Return whether there was no connection at all, so that a new attempt would not help.
+
+    With ``slow``, a connection that is not made in time counts too.
+    """
+    from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, ProxyError
 
     reason = getattr(error.args[0], "reason", None) if error.args else None
-    return isinstance(reason, (NewConnectionError, ProxyError))
+    kinds = (NewConnectionError, ProxyError, *(ConnectTimeoutError,) * slow)
+    return isinstance(reason, kinds)
 
 
-def _root_cause(error: BaseException) -> str:
-    return str(getattr(error.args[0], "reason", error)).split(": ", 1)[-1]
+def root_cause(error: BaseException) -> str:
+    """Return the words of `requests` or httpx for a failure, without the wrapping."""
+    reason = getattr(error.args[0], "reason", error) if error.args else error
+    return str(reason).split(": ", 1)[-1]
 
 
 def _total_length(headers: dict[str, str], start: int, status: int) -> int | None:
@@ -228,40 +280,37 @@ def _total_length(headers: dict[str, str], start: int, status: int) -> int | Non
     return int(length) if length.isdigit() else None
 
 
-def published_hashes(headers: Mapping[str, str]) -> dict[str, str]:
-    """Return {"md5": …, "crc32c": …} in hexadecimal, as far as ``x-goog-hash`` has them."""
-    pairs = re.findall(r"(md5|crc32c)=([A-Za-z0-9+/=]+)", headers.get("x-goog-hash", ""))
-    return {kind: base64.b64decode(value).hex() for kind, value in pairs}
-
-
-def wrong_hash(path: Path, expected: Mapping[str, str]) -> str | None:
-    """Return which of ``expected``, "md5" and "crc32c", a file does not have, or None."""
-    import crc32c
-
-    md5, crc = hashlib.md5(), 0
-    with open(path, "rb") as stream:
-        for chunk in iter(lambda: stream.read(1 << 20), b""):
-            md5.update(chunk)
-            crc = crc32c.crc32c(chunk, crc)
-    found = {"md5": md5.hexdigest(), "crc32c": f"{crc:08x}"}
-    for kind, value in expected.items():
-        if found[kind] != value:
-            return f"its {kind} is {found[kind]}, expected {value}"
-    return None
-
-
 def _verify(
-    partial: Path, url: str, md5: str | None, headers: Mapping[str, str], resumed: bool
+    partial: Path,
+    url: str,
+    expected: Mapping[str, Any],
+    headers: Mapping[str, str],
+    fault_of: Callable[[Path], str | None],
+    mirror: bool,
+    resumed: bool,
 ) -> None:
-    """Remove ``partial`` and raise if its hash is wrong; a resumed file may mix two versions."""
-    hashes = [published_hashes(headers), {"md5": md5} if md5 else {}]
-    faults = [wrong_hash(partial, some) for some in hashes if some]
-    if any(faults):
+    """Remove ``partial`` and raise if its content is wrong; a resumed file may mix two versions."""
+    told = told_by(headers)
+    fault = next(filter(None, (wrong_sum(partial, some) for some in (told, expected) if some)), "")
+    if fault:
+        fault = (
+            f"what arrived is not what was published, {fault}; it was removed. Something on the "
+            "way changes files (a proxy?), or the published file has changed"
+        )
+    elif not expected and (mirror or not told):
+        fault = fault_of(partial)
+        if fault:
+            fault = (
+                f"the server sent something else: {fault}. The file was removed. "
+                "Did a login page or a proxy answer instead?"
+            )
+    if fault:
         partial.unlink()
         if resumed:
-            raise _TryAgain("the hash of the resumed file is wrong; the download starts again")
-        raise DownloadError(
-            f"{url}: what arrived is not what was published, {next(filter(None, faults))}; "
-            "it was removed. Something on the way changes files (a proxy?), or the published file "
-            "has changed"
+            raise _TryAgain("the resumed file is wrong; the download starts again")
+        raise ServerFault(f"{url}: {fault}")
+    if mirror and not expected:
+        print(
+            f"warning: {url}: no checksum of this file is known, so the mirror had to be trusted",
+            file=sys.stderr,
         )

@@ -22,7 +22,6 @@ from bit_paddle.recipes import hyperrule
 from bit_paddle.recipes.recipe import SIDES
 from bit_paddle.runs import folder
 from bit_paddle.system import environment
-from bit_paddle.system.fetch import ask
 from bit_paddle.system.text import plural
 from bit_paddle.training import description
 
@@ -156,7 +155,7 @@ def make_plan(settings: Settings, start: folder.Start | None = None, fetch: bool
     if checkpoint is not None and checkpoint.exists():
         architecture = _checked(checkpoint)
     elif checkpoint is not None and fetch and not model.packaged:
-        ask(model.url)  # reports a server that does not answer before the data are read
+        published.check_reachable(model)  # before the data are read
     data = registry.open_dataset(
         settings.dataset, settings.datadir, val_fraction=settings.val_fraction
     )

@@ -16,7 +16,7 @@ from conftest import ROOT
 from bit_paddle import errors, export, save_npz
 from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.errors import ConfigError, DifferenceError, WriteError
-from bit_paddle.inference import formats, paddle_inference, verify
+from bit_paddle.inference import activations, formats, paddle_inference, verify
 from bit_paddle.inference.trained import find_trained
 from bit_paddle.models import npz
 from bit_paddle.models.architecture import Architecture
@@ -82,21 +82,23 @@ def test_an_export_computes_the_same(format, network, tmp_path):
     model, trained = network
     verified = verify.export(model, trained, format, tmp_path / "out")
     assert (verified.inexact or verified.difference) < verify.LIMIT
-    run = formats.FORMATS[format].read(tmp_path / "out", model)
+    inspect = formats.FORMATS[format].read(tmp_path / "out", model, None)
     for shape in SIZES:
         expected = outputs(model, shape)
         assert np.abs(expected).max() > 0.1
+        found = outputs(lambda images: inspect([images])[0]["output"], shape)
         # the model itself rounds by up to 1.4e-5 of the largest, where its MKL has AVX-512
-        assert verify.relative_difference(outputs(run, shape), expected) < 2e-5
+        assert verify.relative_difference(found, expected) < 2e-5
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_paddle_loads_the_folder_by_itself(network, tmp_path):
     model, trained = network
     verify.export(model, trained, "paddle", tmp_path / "out")
-    run = formats.as_run(paddle.jit.load(str(tmp_path / "out" / "inference")))
+    loaded = paddle.jit.load(str(tmp_path / "out" / "inference"))
     for shape in SIZES:
-        assert verify.relative_difference(outputs(run, shape), outputs(model, shape)) < 2e-5
+        found = outputs(lambda images: loaded(paddle.to_tensor(images)).numpy(), shape)
+        assert verify.relative_difference(found, outputs(model, shape)) < 2e-5
 
 
 def test_an_exported_folder_computes_in_bfloat16(small, tmp_path):
@@ -302,7 +304,8 @@ def test_huggingface_configuration(network, tmp_path):
     model, trained = network
     verify.export(model, trained, "huggingface", tmp_path / "out")
     read = {path.name: path for path in (tmp_path / "out").iterdir()}
-    assert set(read) == {"config.json", "preprocessor_config.json", "model.safetensors"}
+    files = {"README.md", "config.json", "preprocessor_config.json", "model.safetensors"}
+    assert set(read) == files
     config = json.loads(read["config.json"].read_text(encoding="utf-8"))
     root = model.architecture.root_channels
     assert config["embedding_size"] == root and config["depths"] == list(model.architecture.units)
@@ -364,30 +367,157 @@ def test_a_wrong_export_is_removed(format, small, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def spoiled(inspect, name, spoil):
+    """``inspect`` whose activation ``name`` is changed by ``spoil``."""
+    return lambda batches: [
+        {key: spoil(array) if key == name else array for key, array in found.items()}
+        for found in inspect(batches)
+    ]
+
+
+@pytest.mark.parametrize("name", [*activations.STAGES, "features", "output"])
 @pytest.mark.parametrize(
     "spoil",
     [lambda y: y * np.nan, lambda y: y[:, :1], lambda y: y + 2e-5 * np.abs(y).max()],
     ids=["NaN", "shape", "2e-5"],
 )
-def test_verify_refuses(spoil, small):
+def test_verify_refuses(spoil, name, small):
     model, _ = small
-    run = formats.as_run(model)
-    assert verify.verify(run, model).difference == 0
-    with pytest.raises(DifferenceError):
-        verify.verify(lambda images: spoil(run(images)), model)
+    inspect = activations.of_model(model)
+    assert verify.verify(inspect, model, None).difference == 0
+    with pytest.raises(DifferenceError, match=f"^{name}: the export differs .* by"):
+        verify.verify(spoiled(inspect, name, spoil), model, None)
 
 
 def test_verify_allows_what_float32_explains(small, monkeypatch):
     """An export that is nearer to float64 than the model is passes; twice as far does not."""
     model, _ = small
-    exact = formats.as_run(verify._in_float64(model))
+    exact = activations.of_model(verify._in_float64(model))
+
+    def inspect(batches):
+        return exact([batch.astype(np.float64) for batch in batches])
+
     monkeypatch.setattr(verify, "LIMIT", 1e-9)
-    verified = verify.verify(lambda images: exact(images.astype(np.float64)), model)
+    verified = verify.verify(inspect, model, None)
     assert verified.inexact == 0 and 1e-9 < verified.rounding < 1e-5
     assert verified.difference == pytest.approx(verified.rounding, rel=1e-3)
     assert "float64" in str(verified)
     with pytest.raises(DifferenceError):
-        verify.verify(lambda images: exact(images.astype(np.float64)) * (1 + 1e-5), model)
+        verify.verify(spoiled(inspect, "output", lambda y: y * (1 + 1e-5)), model, None)
+
+
+# --- An export of a head of zeros is compared, too ---
+
+
+def zero_head(model):
+    model.head.weight.set_value(np.zeros(model.head.weight.shape, np.float32))
+    return model
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory):
+    """(model, its source) before its first step: a head of zeros, the bias of pre-training."""
+    model = zero_head(make((1, 2, 1, 1), 0.5, 3))
+    model.head.bias.set_value(np.full(3, -10, np.float32))
+    path = tmp_path_factory.mktemp("export") / "fresh.npz"
+    save_npz(model, path, {"crop": 64})
+    return model, find_trained(str(path))
+
+
+def changed(format, change):
+    """``format``, whose file is written from a copy of the model after ``change``."""
+    entry = formats.FORMATS[format]
+
+    def write(model, trained, path):
+        other = ResNetV2(model.architecture, model.num_classes)
+        other.set_state_dict(model.state_dict())
+        change(other)
+        other.eval()
+        entry.write(other, trained, path)
+
+    return entry._replace(write=write)
+
+
+def change_weight(name):
+    def change(model):
+        parameter = dict(model.named_parameters())[name]
+        values = parameter.numpy().copy()
+        values.flat[values.size // 2] += 0.1
+        parameter.set_value(values)
+
+    return change
+
+
+GRAPHS = ("paddle", "onnx")
+
+
+@pytest.mark.parametrize("format", formats.FORMATS)
+def test_a_head_of_zeros_stays_zero_and_is_compared(format, fresh, tmp_path):
+    need(format)
+    model, trained = fresh
+    verified = verify.export(model, trained, format, tmp_path / "out")
+    assert verified.random_head and "random numbers in the head" in str(verified)
+    inspect = formats.FORMATS[format].read(tmp_path / "out", model, None)
+    (found,) = inspect([np.ones((1, 3, 64, 64), np.float32)])
+    assert (found["output"] == -10).all() and activations.RANDOM not in found
+    head = activations.random_head(model)
+    (found,) = formats.FORMATS[format].read(tmp_path / "out", model, head)(
+        [np.ones((1, 3, 64, 64), np.float32)]
+    )
+    expected = found["features"] @ head[0] + head[1]
+    assert np.abs(expected).max() > 0.1
+    assert verify.relative_difference(found[activations.RANDOM], expected) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "weight, first",
+    [
+        ("root_block.conv.weight", "stage 1"),
+        *((f"block{k}.unit01.b.conv.weight", f"stage {k}") for k in range(1, 5)),
+        ("block2.unit02.c.norm.bias", "stage 2"),
+        ("norm.weight", "features"),
+        ("head.weight", "head.weight"),
+        ("head.bias", "head.bias"),
+    ],
+)
+@pytest.mark.parametrize("format", formats.FORMATS)
+def test_one_wrong_weight_is_refused(format, weight, first, fresh, tmp_path, monkeypatch):
+    need(format)
+    monkeypatch.setitem(formats.FORMATS, format, changed(format, change_weight(weight)))
+    with pytest.raises(DifferenceError) as caught:
+        verify.export(*fresh, format, tmp_path / "out")
+    assert (first if format in GRAPHS else weight) in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("format", formats.FORMATS)
+def test_a_scaled_head_is_refused(format, small, tmp_path, monkeypatch):
+    need(format)
+
+    def scale(model):
+        model.head.weight.set_value(model.head.weight * 1.0001)
+
+    monkeypatch.setitem(formats.FORMATS, format, changed(format, scale))
+    with pytest.raises(DifferenceError, match="head.weight differs"):
+        verify.export(*small, format, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_operator_behind_the_features_is_refused(fresh, tmp_path):
+    """The graph of the head, not its numbers: only random numbers there can tell."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    model, trained = fresh
+    head = activations.random_head(model)
+    verify.export(model, trained, "onnx", tmp_path / "x.onnx")
+    proto = onnx.load(tmp_path / "x.onnx")
+    (gemm,) = (node for node in proto.graph.node if node.op_type == "Gemm")
+    gemm.attribute.append(onnx.helper.make_attribute("alpha", 2.0))
+    onnx.save(proto, tmp_path / "x.onnx")
+    inspect = formats.FORMATS["onnx"].read(tmp_path / "x.onnx", model, head)
+    with pytest.raises(DifferenceError, match="^output of a random head: "):
+        verify.verify(inspect, model, head)
 
 
 def test_an_interrupted_export_leaves_nothing(small, tmp_path, monkeypatch):
@@ -443,7 +573,8 @@ def test_the_command(format, small, tmp_path, capsys):
     assert errors.run_command(export.main, words) == 0
     printed = capsys.readouterr().out
     assert f"R14x0.5 as {format}" in printed and " MB" in printed
-    assert "loaded back" in printed and "0.0e+00" in printed
+    assert "loaded back" in printed
+    assert "the 4 stages, the features and the outputs equal the model's" in printed
     assert (tmp_path / "out").exists()
 
 
@@ -456,7 +587,7 @@ def test_the_command_fails_loudly(small, tmp_path, monkeypatch, capsys):
 
 
 def test_a_missing_package_names_the_extra(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "installed", lambda package: False)
+    monkeypatch.setattr(formats, "installed", lambda package: False)
     words = ["--model", str(small[1].path), "--output", str(tmp_path / "out"), "--format"]
     with pytest.raises(ConfigError, match=r"pip install -e '.\[onnx\]'"):
         export.main([*words, "onnx"])

@@ -82,6 +82,7 @@ def test_evaluate(colour_model, image_folder, tmp_path):
         "filter": "bilinear",
         "mean": [0.5] * 3,
         "std": [0.5] * 3,
+        "centre": "down",
     }
     assert f"top-1 {summary['top1']:.2%}" in done.stdout
     header, *rows = csv.reader(open(tmp_path / "out" / "confusion.csv"))
@@ -477,9 +478,8 @@ def test_centre_crop_view(size):
     image = Image.fromarray(
         np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
     )
-    scale = 256 / min(size)
     large = image.resize(
-        (max(256, round(width * scale)), max(256, round(height * scale))), Image.BILINEAR
+        (int(256 * width / min(size)), int(256 * height / min(size))), Image.BILINEAR
     )
     left, top = (large.width - 224) // 2, (large.height - 224) // 2
     expected = np.asarray(large.crop((left, top, left + 224, top + 224))).transpose(2, 0, 1)

@@ -60,11 +60,24 @@ def jax_tree(arrays, head="conv_head", prefix=""):
     return result
 
 
+def trained(tree, weights, moments):
+    """As big_vision saves its training: the optimizer's arrays have the names of the weights."""
+    return {
+        "chrono/accum_train_time": np.float64(3.0),
+        **{f"{moments}/{name}": np.ones_like(value) for name, value in tree.items()},
+        **{f"{weights}/{name}": value for name, value in tree.items()},
+    }
+
+
 LAYOUTS = {
     "published": lambda arrays: arrays,
     "numbered": numbered,
     "jax": jax_tree,
     "jax, head": lambda arrays: jax_tree(arrays, head="head"),
+    "big_vision": lambda arrays: trained(jax_tree(arrays, head="head"), "params", "opt/0/mu"),
+    "big_vision, old": lambda arrays: trained(
+        jax_tree(arrays, head="head"), "opt/target", "opt/state/param_states"
+    ),
     "float16": lambda arrays: {key: value.astype(np.float16) for key, value in arrays.items()},
 }
 

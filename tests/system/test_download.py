@@ -18,7 +18,7 @@ from bit_paddle.models import published
 from bit_paddle.system import fetch
 
 CONTENT = os.urandom(1 << 20) + b"the end"
-MD5 = hashlib.md5(CONTENT).hexdigest()
+MD5 = {"md5": hashlib.md5(CONTENT).hexdigest()}
 
 
 @pytest.fixture
@@ -34,9 +34,9 @@ def server(monkeypatch):
 
 def test_a_good_server(server, tmp_path):
     path = tmp_path / "new" / "folder" / "file.npz"
-    assert fetch.fetch(server.url, path, md5=MD5) == path
+    assert fetch.fetch(server.url, path, expected=MD5) == path
     assert path.read_bytes() == CONTENT
-    fetch.fetch(server.url, path, md5=MD5)
+    fetch.fetch(server.url, path, expected=MD5)
     assert server.requests == [("/folder/file.npz", None)]  # what is there is not asked for again
     assert not path.with_name("file.npz.part").exists()
 
@@ -54,7 +54,7 @@ def test_a_good_server(server, tmp_path):
 )
 def test_faults_that_pass(server, faults, requests, tmp_path):
     server.faults = list(faults)
-    assert fetch.fetch(server.url, tmp_path / "x", md5=MD5).read_bytes() == CONTENT
+    assert fetch.fetch(server.url, tmp_path / "x", expected=MD5).read_bytes() == CONTENT
     assert len(server.requests) == requests
 
 
@@ -69,18 +69,18 @@ def test_only_the_rest_is_asked_for(server, tmp_path):
 def test_a_silent_server(server, tmp_path, monkeypatch):
     monkeypatch.setattr(fetch, "READ_TIMEOUT", 0.3)
     server.faults = ["silent"]
-    assert fetch.fetch(server.url, tmp_path / "x", md5=MD5).read_bytes() == CONTENT
+    assert fetch.fetch(server.url, tmp_path / "x", expected=MD5).read_bytes() == CONTENT
 
 
 def test_a_partial_file_of_something_longer(server, tmp_path):
     (tmp_path / "x.part").write_bytes(bytes(len(CONTENT) + 5))
-    assert fetch.fetch(server.url, tmp_path / "x", md5=MD5).read_bytes() == CONTENT
+    assert fetch.fetch(server.url, tmp_path / "x", expected=MD5).read_bytes() == CONTENT
 
 
 def test_killed_before_the_renaming(server, tmp_path):
     """All bytes are there: nothing but the verdict is asked for."""
     (tmp_path / "x.part").write_bytes(CONTENT)
-    assert fetch.fetch(server.url, tmp_path / "x", md5=MD5).read_bytes() == CONTENT
+    assert fetch.fetch(server.url, tmp_path / "x", expected=MD5).read_bytes() == CONTENT
     assert sum(server.bytes_sent.values()) == 0
 
 
@@ -111,7 +111,7 @@ def test_progress_is_told_and_can_stop(server, tmp_path):
     with pytest.raises((InterruptedError, DownloadError)):
         fetch.fetch(server.url, tmp_path / "x", progress=progress)
     assert told[-1][1] == len(CONTENT) and 0 < told[0][0] < told[1][0]
-    fetch.fetch(server.url, tmp_path / "x", md5=MD5)
+    fetch.fetch(server.url, tmp_path / "x", expected=MD5)
 
 
 @pytest.mark.parametrize(

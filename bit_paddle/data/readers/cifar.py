@@ -117,7 +117,7 @@ def _find(layout: Layout, datadir: str | None) -> Path:
             f"--datadir {datadir}: holds neither {layout.archive} nor the folder "
             f"{layout.folder}; leave --datadir out to download it"
         )
-    return fetch.fetch(URL + layout.archive, folder / layout.archive, md5=layout.md5)
+    return fetch.fetch(URL + layout.archive, folder / layout.archive, expected={"md5": layout.md5})
 
 
 def _members(layout: Layout, path: Path) -> Callable[[str], dict]:

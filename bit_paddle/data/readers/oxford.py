@@ -167,7 +167,7 @@ def _root(spec: DataSpec, name: str, url: str, parts: Sequence[Part]) -> Path:
         root = fetch.cache_dir() / name
         for part in parts:
             if not part.is_in(root):
-                fetch.fetch(url + part.file, root / part.file, md5=part.md5)
+                fetch.fetch(url + part.file, root / part.file, expected={"md5": part.md5})
     for part in parts:
         if part.folder:
             unpacked(root / part.file, root / part.folder)

@@ -45,7 +45,7 @@ class ModelFolder(Container):
             raise MissingFileError(
                 f"{path}: is a folder without a model; expected {', '.join(WEIGHTS)} or one .npz"
             )
-        paths = _shards(weights) if weights.name.endswith(_INDEX) else [weights]
+        paths = shards(weights) or [weights]
         self._files: list[Container] = []
         self._file_of: dict[str, Container] = {}
         try:
@@ -71,18 +71,20 @@ class ModelFolder(Container):
             file.close()
 
 
-def _shards(index: Path) -> list[Path]:
-    """Return the files that an index names. They must be in its own folder."""
+def shards(index: Path) -> list[Path]:
+    """Return the files that an index names, which must be in its own folder; [] if it is none."""
+    if not index.name.endswith(_INDEX):
+        return []
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise CheckpointError(f"{index}: has no weight_map with the names of files")
-    shards = sorted({str(name) for name in names.values()})
-    for name in shards:
+    files = sorted({str(name) for name in names.values()})
+    for name in files:
         if name in ("", "..") or Path(name).name != name or name.endswith(_INDEX):
             raise CheckpointError(
                 f"{index}: names the file {name!r}; expected files in its own folder"
             )
-    return [index.with_name(name) for name in shards]
+    return [index.with_name(name) for name in files]
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,0 +1,116 @@
+"""The work of ``bit_paddle export`` and `bit_paddle.export`: check, write, verify, upload."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import NamedTuple
+
+from bit_paddle.errors import BitPaddleError, ConfigError, did_you_mean, install_hint
+from bit_paddle.inference import formats, paddle_inference, verify
+from bit_paddle.inference.formats import FORMATS
+from bit_paddle.inference.trained import TrainedFile, required_preprocessing, resolve_trained
+from bit_paddle.inference.verify import Verified
+from bit_paddle.models import hub
+
+
+class Exported(NamedTuple):
+    """A finished export.
+
+    ``verified`` is None if it could not be run, because onnxruntime is missing. ``address`` is that
+    on the hub, or None if the export was not uploaded.
+    """
+
+    path: Path
+    architecture: str  # R50x1, for example
+    verified: Verified | None
+    address: str | None = None
+
+
+def check(
+    model: str,
+    format: str,
+    output: str | os.PathLike,
+    push: str | None = None,
+    private: bool = False,
+) -> None:
+    """Raise one `ConfigError` that lists every fault of an export's flags, before any work."""
+    faults = _faults(format, output, push, private)
+    try:
+        resolve_trained(model)
+    except BitPaddleError as fault:
+        faults.append(f"--model: {fault}")
+    if faults:
+        raise ConfigError(
+            faults[0] if len(faults) == 1 else f"{len(faults)} faults\n  " + "\n  ".join(faults)
+        )
+
+
+def _faults(format: str, output: str | os.PathLike, push: str | None, private: bool) -> list[str]:
+    faults = []
+    if format not in FORMATS:
+        faults.append(f"--format: is {format!r}: {did_you_mean(format, FORMATS)}")
+    else:
+        chosen = FORMATS[format]
+        faults += [
+            f"--format {format}: needs {package}: {install_hint(chosen.extra)}"
+            for package in chosen.packages
+            if not formats.installed(package)
+        ]
+    path = Path(output)
+    if os.path.lexists(path):
+        faults.append(f"--output: {path} exists; remove it, or choose another name")
+    elif not path.parent.is_dir():
+        faults.append(f"--output: {path.parent} is not a folder")
+    if push is None:
+        return [*faults, "--private: needs --push"] if private else faults
+    if format != "huggingface":
+        faults.append(f"--push: needs --format huggingface, found {format}")
+    try:
+        hub.Repository.parse(push)
+    except ConfigError as fault:
+        faults.append(f"--push: {fault}")
+    return faults if hub.is_installed() else [*faults, f"--push: {hub.HINT}"]
+
+
+def export(
+    file: TrainedFile,
+    format: str,
+    output: str | os.PathLike,
+    push: str | None = None,
+    private: bool = False,
+) -> Exported:
+    """Write and verify a model's export, after `check`, and upload it to the repository ``push``.
+
+    Errors: those of `verify.export` and `hub.upload`; `ConfigError` if a folder for Hugging Face
+    needs a preprocessing that is unknown.
+    """
+    if format == "huggingface":
+        required_preprocessing(file)
+    paddle_inference.hush()
+    import paddle
+
+    from bit_paddle.models.weights import create_model
+
+    device = paddle.get_device()
+    paddle.set_device("cpu")  # full float32, and more memory than a GPU
+    try:
+        model = create_model(file.path)
+        model.eval()
+        verified = verify.export(model, file, format, output, push)
+    finally:
+        paddle.set_device(device)
+    address = None if push is None else _upload(Path(output), push, private)
+    return Exported(Path(output), model.architecture.name, verified, address)
+
+
+def _upload(folder: Path, name: str, private: bool = False) -> str:
+    """Upload a verified folder; return its address. The error says how to try it again."""
+    try:
+        return hub.upload(folder, name, private)
+    except BitPaddleError as error:
+        words = ["hf", "upload", name, str(folder), *(["--private"] if private else [])]
+        raise type(error)(
+            f"{error}\n{folder} is complete and stays. To upload it again: {shlex.join(words)}"
+        ) from error
