@@ -59,9 +59,8 @@ FILES = [
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("foreign")
     with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(path, filter="data") if hasattr(
-            tarfile, "data_filter"
-        ) else archive.extractall(path)
+        checked = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+        archive.extractall(path, **checked)
     yield path
     shutil.rmtree(path)  # 115 MB
 
