@@ -84,6 +84,8 @@ def find_trained(
             classes = classes or _lemmas(published.LEMMAS[entry.data], outputs)
     if crop is not None:
         preprocessing = Preprocessing(crop)
+    if not outputs:
+        classes = None  # transformers names them for a model without a head, too
     if classes is not None and len(classes) != outputs:
         raise CheckpointError(
             f"{path}: its head has {outputs} outputs, but the file names {len(classes)} classes"
