@@ -322,7 +322,7 @@ def _address(model: str | os.PathLike) -> str:
         raise ConfigError(f"model: is a {type(model).__name__}, expected a name or a path")
     text = os.fspath(model)
     known = text in published.CATALOG or text in published.ALIASES
-    is_path = isinstance(model, os.PathLike) or (Path(text).exists() and not known)
+    is_path = isinstance(model, os.PathLike) or (os.path.exists(text) and not known)
     return text if not is_path or published.is_path(text) else os.path.join(".", text)
 
 

@@ -132,15 +132,25 @@ def match_classes(file: TrainedFile, classes: Sequence[str]) -> np.ndarray:
 
     The classes of a model of `bit_paddle.train` are matched by name, and those of other models too
     if they have all the names of the data. Otherwise their outputs must have the order of the
-    data's classes. Raises `ConfigError` if the two do not match.
+    data's classes. Raises `ConfigError` if the two do not match, or if a name of the data stands
+    for several outputs: ImageNet has two classes "crane".
     """
-    if file.trained_here or set(classes) <= set(file.classes or ()):
-        outputs = {name: output for output, name in enumerate(file.classes)}
-        unknown = [name for name in classes if name not in outputs]
+    known = file.classes or []
+    if list(classes) == known:
+        return np.arange(len(classes))
+    outputs = {name: output for output, name in enumerate(known)}
+    unknown = [name for name in classes if name not in outputs]
+    if file.trained_here or not unknown:
         if unknown:
             raise errors.ConfigError(
                 f"{file.path}: was not trained on {len(unknown)} classes of the data, the "
                 f"first is {unknown[0]!r}; {errors.did_you_mean(unknown[0], outputs)}"
+            )
+        twice = next((name for name in classes if known.count(name) > 1), None)
+        if twice is not None:
+            raise errors.ConfigError(
+                f"{file.path}: {known.count(twice)} of its outputs are called {twice!r}; the "
+                "data's class of that name could be each of them"
             )
         return np.array([outputs[name] for name in classes])
     if len(classes) != file.outputs:
@@ -148,4 +158,11 @@ def match_classes(file: TrainedFile, classes: Sequence[str]) -> np.ndarray:
             f"{file.path}: its head has {file.outputs} outputs, but the data have "
             f"{len(classes)} classes ({', '.join(classes[:4])} …)"
         )
+    for place, name in enumerate(classes):
+        if name in outputs and known[place] != name:
+            raise errors.ConfigError(
+                f"{file.path}: its output {outputs[name]} is {name!r}, which is class {place} of "
+                f"the data, and it has no class {unknown[0]!r}; expected the names or the order of "
+                "the data's classes"
+            )
     return np.arange(len(classes))

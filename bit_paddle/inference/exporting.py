@@ -93,24 +93,26 @@ def export(
 
     from bit_paddle.models.weights import create_model
 
+    repository = None if push is None else hub.Repository.parse(push)
     device = paddle.get_device()
     paddle.set_device("cpu")  # full float32, and more memory than a GPU
     try:
         model = create_model(file.path)
         model.eval()
-        verified = verify.export(model, file, format, output, push)
+        verified = verify.export(model, file, format, output, repository and repository.id)
     finally:
         paddle.set_device(device)
-    address = None if push is None else _upload(Path(output), push, private)
+    address = repository and _upload(Path(output), repository, private)
     return Exported(Path(output), model.architecture.name, verified, address)
 
 
-def _upload(folder: Path, name: str, private: bool = False) -> str:
+def _upload(folder: Path, repository: hub.Repository, private: bool = False) -> str:
     """Upload a verified folder; return its address. The error says how to try it again."""
     try:
-        return hub.upload(folder, name, private)
+        return hub.upload(folder, str(repository), private)
     except BitPaddleError as error:
-        words = ["hf", "upload", name, str(folder), *(["--private"] if private else [])]
+        words = ["hf", "upload", repository.id, str(folder), *(["--private"] if private else [])]
+        words += ["--revision", repository.revision] * (repository.revision != "main")
         raise type(error)(
             f"{error}\n{folder} is complete and stays. To upload it again: {shlex.join(words)}"
         ) from error

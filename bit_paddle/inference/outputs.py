@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from bit_paddle.errors import printable
 from bit_paddle.inference.trained import TrainedFile
 from bit_paddle.system import files
 from bit_paddle.system.files import csv_line
@@ -49,7 +50,8 @@ def _as_table(results: Iterable[dict], names: Sequence[str]) -> Iterator[str]:
     for result in results:
         for rank, item in enumerate(result["classes"]):
             name = "" if rank else result["image"]
-            yield f"{name:{width}}  {item['probability']:7.2%}  {item['class']}\n"
+            line = f"{name:{width}}  {item['probability']:7.2%}  {item['class']}"
+            yield printable(line) + "\n"
 
 
 def _as_json(results: Iterable[dict], names: Sequence[str]) -> Iterator[str]:

@@ -37,7 +37,7 @@ _PROGRAMS = ("inference.json", "inference.pdmodel")  # written by Paddle 3, by P
 
 def is_exported(path: str | os.PathLike) -> bool:
     """Return whether ``path`` is a folder of ``export --format paddle``."""
-    return Path(path, NOTES).is_file()
+    return os.path.isfile(os.path.join(path, NOTES))
 
 
 def hush() -> None:

@@ -78,6 +78,9 @@ def find_trained(
     if "crop" in notes:
         preprocessing = Preprocessing(notes["crop"], notes.get("resize"))
         classes = notes.get("classes")
+        if not isinstance(classes, (list, type(None))):
+            raise CheckpointError(f"{path}: its notes have classes {classes!r}, expected a list")
+        classes = classes and [str(name) for name in classes]
     elif entry is not None:
         preprocessing = preprocessing or entry.preprocessing
         if names and entry.data in published.LEMMAS and outputs == entry.classes:
@@ -93,7 +96,9 @@ def find_trained(
     settings = notes.get("settings")
     if isinstance(settings, dict):
         loss = settings.get("loss")
-    loss = loss if loss in LOSSES else losses.DEFAULT  # such as none, or a later version's
+    loss = (
+        loss if isinstance(loss, str) and loss in LOSSES else losses.DEFAULT
+    )  # such as none, or a later version's
     if entry is not None and entry.data == "imagenet21k" and outputs == entry.classes:
         loss = "sigmoid"  # the loss of the authors: an image may show several classes
     return TrainedFile(

@@ -38,15 +38,20 @@ FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 def open_container(path: Path) -> Container:
     """Return the open file or folder of arrays at ``path``. Errors: those of `CheckpointFile`."""
-    if path.is_dir():
+    if os.path.isdir(path):
         return ModelFolder(path, open_container)
-    if not path.is_file():
-        raise MissingFileError(f"{path}: no such checkpoint file")
-    for kind in KINDS:
-        if kind.matches(path):
-            return kind(path)
-    with open(path, "rb") as stream:
-        start = stream.read(20)
+    if not os.path.isfile(path):
+        special = "not a regular file, which a model must be"
+        fault = special if os.path.exists(path) else "no such checkpoint file"
+        raise MissingFileError(f"{path}: {fault}")
+    try:
+        kind = next((kind for kind in KINDS if kind.matches(path)), None)
+        with open(path, "rb") as stream:
+            start = stream.read(20)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    if kind is not None:
+        return kind(path)
     raise CheckpointError(
         f"{path}: not a readable .npz file, nor one of {', '.join(_ALSO)}; it starts with "
         f"{start!r}. If it was cut short, download or copy it again; other formats cannot be read"

@@ -6,6 +6,7 @@ A network that computes something else than BiT's is an error, even if its array
 from __future__ import annotations
 
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,18 +36,18 @@ def beside(path: Path) -> Facts:
 
     Raises `CheckpointError` if they describe another network, or cannot be read.
     """
-    if not path.is_dir():
+    if not os.path.isdir(path):
         if path.name not in folder.WEIGHTS:
             return Facts()
         path = path.parent
     config_path, processor = path / CONFIG, path / PROCESSOR
-    config = folder.read_json(config_path) if config_path.is_file() else {}
+    config = folder.read_json(config_path) if os.path.isfile(config_path) else {}
     try:
         if "architecture" in config:
             return _of_timm(config)
         if config:
             _require_bit(config)
-        view = _of_processor(folder.read_json(processor)) if processor.is_file() else None
+        view = _of_processor(folder.read_json(processor)) if os.path.isfile(processor) else None
         sigmoid = config.get("problem_type") == "multi_label_classification"
         return Facts(_labels(config), view, "sigmoid" if sigmoid else None)
     except _Unlike as error:
@@ -145,15 +146,18 @@ def _of_timm(config: dict[str, Any]) -> Facts:
     return Facts(classes, _of_pretrained_cfg(about), None, origin)
 
 
+_TIMM_SCALING = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # its defaults
+
+
 def _of_pretrained_cfg(about: dict[str, Any]) -> Preprocessing | None:
     """Return the preprocessing that timm makes of a ``pretrained_cfg`` to evaluate a model."""
     if "input_size" not in about:
         return None
     _, height, width = about["input_size"]
-    resize = math.floor(height / about.get("crop_pct", 0.875))
-    mode, kind = about.get("crop_mode") or "center", about.get("interpolation", "bilinear")
+    resize = math.floor(height / (about.get("crop_pct") or 0.875))
+    mode, kind = about.get("crop_mode") or "center", about.get("interpolation") or "bicubic"
     squash = mode == "squash" and resize == height
     if height != width or kind not in FILTERS or not (squash or mode == "center"):
         return None
-    mean, std = _three(about.get("mean", (0.5,) * 3)), _three(about.get("std", (0.5,) * 3))
+    mean, std = (_three(about.get(name) or default) for name, default in _TIMM_SCALING.items())
     return Preprocessing(height, None if squash else resize, kind, mean, std, centre="even")

@@ -9,6 +9,7 @@ nothing but the cache is used. The variables count at each call.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ from bit_paddle.errors import (
     DownloadError,
     WriteError,
     install_hint,
+    printable,
 )
 from bit_paddle.models import hub_errors
 from bit_paddle.models.containers import folder as containers
@@ -103,6 +105,12 @@ def locate(repository: Repository) -> Path | None:
     return folder if right else None
 
 
+def repository_of(path: Path) -> Repository | None:
+    """Return the repository to which a file or folder of the cache belongs; None elsewhere."""
+    match = re.search(r"/models--([^/]+?)--([^/]+)/snapshots/", f"{path.absolute()}/")
+    return Repository(*match.groups()) if match else None
+
+
 def weights_in(folder: Path) -> Path:
     """Return the file of a repository's weights, or ``folder`` if they are in several files."""
     weights = containers.weights_in(folder)
@@ -143,7 +151,8 @@ def download(repository: Repository) -> Path:
         folder = locate(repository)
         if folder is None:
             raise
-        print(f"warning: {fault}; the copy in the cache is used: {folder}", file=sys.stderr)
+        text = f"warning: {fault}; the copy in the cache is used: {folder}"
+        print(printable(text), file=sys.stderr)
         return folder
     folder = _storage(repository) / "snapshots" / commit
     wanted = _wanted(repository, sizes)
@@ -214,6 +223,9 @@ def _api() -> Any:
 
     if not bars_are_shown():  # those of uploads do not look for a terminal themselves
         disable_progress_bars()
+
+    for name in ("httpx", "httpx2"):  # Paddle turns all messages on; these show signed addresses
+        logging.getLogger(name).setLevel(logging.WARNING)
 
     endpoint = os.environ.get("HF_ENDPOINT", "").strip().rstrip("/") or ENDPOINT
     if not re.match(r"https?://[^/]", endpoint):

@@ -7,6 +7,7 @@ base class of its own errors is the base class of that package's errors in each 
 from __future__ import annotations
 
 import errno
+import re
 import time
 from typing import Any, Callable
 
@@ -69,7 +70,7 @@ def _wait(error: BaseException, pause: float) -> float | None:
     status = _status(error)
     if status == 429:
         asked = error.response.headers.get("Retry-After", "")
-        return float(asked) if asked.isdigit() else pause
+        return float(asked) if re.fullmatch(r"[0-9]{1,18}", asked) else pause
     if status is not None:
         return pause if status >= 500 or status == 408 else None
     final = (errors.EntryNotFoundError, errors.OfflineModeIsEnabled, *_MALFORMED)

@@ -19,7 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from bit_paddle.errors import ConfigError
+from bit_paddle.errors import ConfigError, printable
 from bit_paddle.system import fetch
 
 BASE_URL = "https://storage.googleapis.com/bit_models/"
@@ -55,7 +55,11 @@ def expected(file: str) -> dict[str, Any]:
 
     Raises `fetch.ServerFault` if the first server has to be asked and does not answer.
     """
-    return catalogue().get(file) or fetch.ask(addresses(file)[0]).hashes
+    if sums := catalogue().get(file):
+        return sums
+    answer = fetch.ask(addresses(file)[0])
+    known = answer.hashes and answer.bytes is not None
+    return {**answer.hashes, "bytes": answer.bytes} if known else answer.hashes
 
 
 def fetch_published(
@@ -73,7 +77,7 @@ def fetch_published(
         try:
             sums = expected(file)
         except fetch.Unreachable as fault:  # it need not be waited for twice
-            print(f"{fault}; another server is asked", file=sys.stderr)
+            print(printable(f"{fault}; another server is asked"), file=sys.stderr)
             urls, mirrors_only = urls[1:], True
         except fetch.ServerFault:
             sums = {}

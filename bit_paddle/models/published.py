@@ -20,19 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from bit_paddle.data.preprocessing import Preprocessing
-from bit_paddle.errors import ConfigError, MissingFileError, did_you_mean
+from bit_paddle.errors import ConfigError, MissingFileError, did_you_mean, printable
 from bit_paddle.models import aliases, hub, mirrors
 from bit_paddle.models.architecture import UNITS, Architecture
-from bit_paddle.models.checkpoint import fault_of
+from bit_paddle.models.checkpoint import CheckpointFile, fault_of
 from bit_paddle.models.containers.folder import WEIGHTS, weights_in
 from bit_paddle.models.hub import Repository
 from bit_paddle.system.fetch import ServerFault, cache_dir
 
-LEMMAS = {
-    "ilsvrc2012": "ilsvrc2012_wordnet_lemmas.txt",
-    "imagenet21k": "imagenet21k_wordnet_lemmas.txt",
-}
-
+LEMMAS = {data: f"{data}_wordnet_lemmas.txt" for data in ("ilsvrc2012", "imagenet21k")}
 
 MODEL = "model.npz"  # the model in the folder of a complete run
 
@@ -228,8 +224,11 @@ def canonical(model: str) -> str:
 
 
 def known(path: Path, origin: str | None = None) -> Entry | None:
-    """Return the published checkpoint that a file is by its name, or by ``origin``, timm's name."""
-    return CATALOG.get(path.stem) or CATALOG.get(ALIASES.get(origin or "", ""))
+    """Return the published checkpoint that a file is by its name, by ``origin``, timm's name, or by
+    the repository of the hub that it comes from.
+    """
+    origin = origin or getattr(hub.repository_of(path), "id", "")
+    return CATALOG.get(path.stem) or CATALOG.get(ALIASES.get(origin, ""))
 
 
 ENDINGS = (".npz", ".safetensors", ".pth", ".pth.tar", ".pt", ".bin", ".pdparams", ".h5")
@@ -243,7 +242,7 @@ def is_path(model: str) -> bool:
     if model.startswith(hub.PREFIX):
         return False
     is_written_so = model.endswith(ENDINGS) or os.sep in model
-    return is_written_so and (lookup(model) is None or Path(model).exists())
+    return is_written_so and (lookup(model) is None or os.path.exists(model))
 
 
 def resolve(model: str, pretrained: bool = True) -> Path | Entry | Repository | Architecture:
@@ -257,16 +256,16 @@ def resolve(model: str, pretrained: bool = True) -> Path | Entry | Repository | 
         return Repository.parse(model)
     if is_path(model):
         path = Path(model)
-        if (path / MODEL).is_file():
+        if os.path.isfile(path / MODEL):
             return path / MODEL
-        if path.is_dir() and not weights_in(path):
+        if os.path.isdir(path) and not weights_in(path):
             checkpoints = sorted(path.glob("checkpoints/step-*.npz")) or sorted(path.glob("*.npz"))
             newest = f"; to use the newest checkpoint give {checkpoints[-1]}" if checkpoints else ""
             raise MissingFileError(
                 f"{model}: is a folder without {MODEL}; expected the folder of a complete run, a "
                 f"folder of transformers or timm ({', '.join(WEIGHTS)}), or a file{newest}"
             )
-        if not path.exists():
+        if not os.path.exists(path):  # False for a name that is too long, too
             raise MissingFileError(f"{model}: no such checkpoint file{_hub_advice(model)}")
         return path
     architecture = Architecture.parse(model)
@@ -309,8 +308,16 @@ def locate(entry: Entry, directory: str | os.PathLike | None = None) -> Path:
         path = Path(name) if Path(name).is_file() else cache_dir() / name
     if entry.hub is not None and not path.is_file():
         folder = hub.locate(Repository.parse(entry.hub))
-        return hub.weights_in(folder) if folder else path
+        return _from_hub(entry, folder) if folder else path
     return path
+
+
+def _from_hub(entry: Entry, folder: Path) -> Path:
+    """Return the weights of ``entry`` in a repository's folder, after a check of their shapes."""
+    weights = hub.weights_in(folder)
+    with CheckpointFile(weights) as file:
+        file.check(entry.architecture, entry.classes)
+    return weights
 
 
 def obtain(source: Entry | Repository, directory: str | os.PathLike | None = None) -> Path:
@@ -331,8 +338,8 @@ def obtain(source: Entry | Repository, directory: str | os.PathLike | None = Non
         fault = error
 
     def from_hub(repository: Repository) -> Path:
-        print(f"{fault}; the same weights are taken from {repository}", file=sys.stderr)
-        return hub.weights_in(hub.download(repository))
+        print(printable(f"{fault}; the same weights are taken from {repository}"), file=sys.stderr)
+        return _from_hub(source, hub.download(repository))
 
     return hub.instead(source.hub, fault, from_hub)
 

@@ -27,7 +27,7 @@ from typing import Any
 from bit_paddle.config.settings import Settings, differences, load_yaml
 from bit_paddle.data import spec as specs
 from bit_paddle.errors import BitPaddleError, CheckpointError, ConfigError, MissingFileError
-from bit_paddle.models import published
+from bit_paddle.models import hub, published
 from bit_paddle.models.containers.folder import WEIGHTS
 from bit_paddle.runs import logbook
 from bit_paddle.runs.checkpoints import (
@@ -85,7 +85,12 @@ def default_name(settings: Settings) -> str:
 
 
 def model_name(path: Path) -> str:
-    """Return a name for the model in a file or folder; a run's model has the name of its run."""
+    """Return a name for the model in a file or folder; a run's model has the name of its run.
+
+    A model in the cache of the Hugging Face hub has the name of its repository.
+    """
+    if repository := hub.repository_of(path):
+        return repository.name
     run = path.resolve().parent
     if run.name == CHECKPOINTS:
         return f"{run.parent.name}-{path.stem}"

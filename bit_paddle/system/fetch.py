@@ -6,6 +6,7 @@ downloads only the rest. Proxies come from the environment, as `requests` does i
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -15,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
-from bit_paddle.errors import DownloadError
+from bit_paddle.errors import DownloadError, printable
 from bit_paddle.system.checksums import told_by, wrong_sum
 
 
@@ -121,7 +122,8 @@ def _ask_in_turn(urls: list[str], attempt: Callable[[str], Path], advice: str) -
                     faults[url] = _unreachable(url, error, advice * (len(urls) == 1))
                     remaining.remove(url)
             if len(urls) > 1 and remaining:
-                print(f"{_line(url, faults[url])}; another server is asked", file=sys.stderr)
+                line = f"{_line(url, faults[url])}; another server is asked"
+                print(printable(line), file=sys.stderr)
         if not remaining:
             break
         if number < ATTEMPTS:
@@ -172,8 +174,8 @@ def ask(url: str) -> Answer:
         raise _unreachable(url, error) from error
     if answer.status_code not in (200, 405, 501):  # the latter two: a mirror that has no HEAD
         raise ServerFault(f"{url}: the server answered {answer.status_code} {answer.reason}")
-    length = answer.headers.get("Content-Length", "") if answer.status_code == 200 else ""
-    return Answer(int(length) if length.isdigit() else None, told_by(answer.headers))
+    length = _length(answer.headers) if answer.status_code == 200 else None
+    return Answer(length, told_by(answer.headers))
 
 
 def partial_file(path: Path) -> Path:
@@ -237,6 +239,11 @@ def _attempt(
             stream.seek(start)
             for chunk in answer.iter_content(_CHUNK):
                 stream.write(chunk)
+                if stream.tell() > expected.get("bytes", math.inf):
+                    partial.unlink()
+                    raise ServerFault(
+                        f"{url}: sends more than the {expected['bytes']:,} bytes of the file"
+                    )
                 bar.update(len(chunk))
                 if progress:
                     progress(stream.tell(), total)
@@ -273,12 +280,18 @@ def root_cause(error: BaseException) -> str:
 def _total_length(headers: dict[str, str], start: int, status: int) -> int | None:
     """Return the length of the whole file, or None if the server does not tell it."""
     if status == 206:
-        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("Content-Range", ""))
+        number = r"[0-9]{1,18}"
+        text = headers.get("Content-Range", "")
+        match = re.fullmatch(rf"bytes ({number})-{number}/({number}|\*)", text)
         if match is None or int(match[1]) != start:
-            raise _TryAgain(f"asked for bytes from {start}, got {headers.get('Content-Range')!r}")
+            raise _TryAgain(f"asked for bytes from {start}, got {text!r}")
         return int(match[2]) if match[2] != "*" else None
-    length = headers.get("Content-Length", "")
-    return int(length) if length.isdigit() else None
+    return _length(headers)
+
+
+def _length(headers: Mapping[str, str]) -> int | None:
+    text = headers.get("Content-Length", "")
+    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
 
 
 def _verify(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from bit_paddle.config.settings import AUTO, Settings
 from bit_paddle.data import check, fewshot
 from bit_paddle.data.readers import registry
+from bit_paddle.errors import CheckpointError, MissingFileError
 from bit_paddle.models import cost, facts, published
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.models.checkpoint import CheckpointFile
@@ -149,9 +151,10 @@ def make_plan(settings: Settings, start: folder.Start | None = None, fetch: bool
         start = folder.Start(Path(settings.logdir, settings.name or folder.default_name(settings)))
     fetch = fetch and not start.checkpoints
     model = published.resolve(settings.model, pretrained=not settings.from_scratch)
+    resumed = _resumed(start) if isinstance(model, Repository) else None
     if isinstance(model, Repository):  # its files alone tell its architecture
-        model = published.obtain(model)
-    architecture = getattr(model, "architecture", model)
+        model = Path(settings.model) if resumed else published.obtain(model)
+    architecture = resumed or getattr(model, "architecture", model)
     checkpoint = model if isinstance(model, Path) else None
     if isinstance(model, published.Entry) and not settings.from_scratch:
         checkpoint = published.locate(model, settings.bit_pretrained_dir)
@@ -274,6 +277,15 @@ def _scaling(checkpoint: Path | None) -> list[str]:
         f"{checkpoint} was trained on pixels scaled by mean {view.mean} and std {view.std}; "
         "fine-tuning scales them to -1 to 1, as BiT does, and adapts the network to that"
     ]
+
+
+def _resumed(start: folder.Start) -> Architecture | None:
+    """Return the architecture in the run's own checkpoints; with these it needs no hub."""
+    for checkpoint in start.checkpoints:
+        if not checkpoint.elsewhere:
+            with suppress(CheckpointError, MissingFileError):
+                return _checked(checkpoint.path)
+    return None
 
 
 def _checked(checkpoint: Path) -> Architecture:

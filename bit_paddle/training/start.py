@@ -122,7 +122,8 @@ def _create(plan: Plan, classes: int) -> resnetv2.ResNetV2:
         model.reset_parameters(settings.seed)
     else:
         if not path.exists():  # a run that was to resume, of whose checkpoints none is whole
-            path = published.obtain(published.find(settings.model), settings.bit_pretrained_dir)
+            source = published.resolve(settings.model)
+            path = published.obtain(source, settings.bit_pretrained_dir)
         model = weights.create_model(path, classes)
     bias = LOSSES[settings.loss].head_bias
     if bias:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ _MOST = 1 << 25  # bytes of a JSON file; the names of 21,843 classes need two mi
 
 def weights_in(folder: Path) -> Path | None:
     """Return the file, or the index of the files, with the weights in ``folder``; None without."""
-    present = [folder / name for name in WEIGHTS if (folder / name).is_file()]
+    present = [folder / name for name in WEIGHTS if os.path.isfile(folder / name)]
     archives = sorted(folder.glob("*.npz"))
     return present[0] if present else archives[0] if len(archives) == 1 else None
 
