@@ -63,6 +63,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             server.bytes_sent["/elsewhere"] = 0
             self.answer(302, Location="/elsewhere")
             return
+        if fault == "endless":
+            self.send_response(200)
+            self.end_headers()
+            while True:  # until the client closes the connection
+                self.wfile.write(bytes(1 << 16))
         if content is None:
             self.answer(404)
             return

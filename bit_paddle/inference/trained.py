@@ -96,9 +96,8 @@ def find_trained(
     settings = notes.get("settings")
     if isinstance(settings, dict):
         loss = settings.get("loss")
-    loss = (
-        loss if isinstance(loss, str) and loss in LOSSES else losses.DEFAULT
-    )  # such as none, or a later version's
+    if not isinstance(loss, str) or loss not in LOSSES:  # such as none, or a later version's
+        loss = losses.DEFAULT
     if entry is not None and entry.data == "imagenet21k" and outputs == entry.classes:
         loss = "sigmoid"  # the loss of the authors: an image may show several classes
     return TrainedFile(

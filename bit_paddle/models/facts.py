@@ -154,7 +154,7 @@ def _of_pretrained_cfg(about: dict[str, Any]) -> Preprocessing | None:
     if "input_size" not in about:
         return None
     _, height, width = about["input_size"]
-    resize = math.floor(height / (about.get("crop_pct") or 0.875))
+    resize = math.floor(height / about.get("crop_pct", 0.875))
     mode, kind = about.get("crop_mode") or "center", about.get("interpolation") or "bicubic"
     squash = mode == "squash" and resize == height
     if height != width or kind not in FILTERS or not (squash or mode == "center"):

@@ -224,9 +224,7 @@ def canonical(model: str) -> str:
 
 
 def known(path: Path, origin: str | None = None) -> Entry | None:
-    """Return the published checkpoint that a file is by its name, by ``origin``, timm's name, or by
-    the repository of the hub that it comes from.
-    """
+    """Return the published checkpoint of a file's name, ``origin`` (timm's name) or repository."""
     origin = origin or getattr(hub.repository_of(path), "id", "")
     return CATALOG.get(path.stem) or CATALOG.get(ALIASES.get(origin, ""))
 

@@ -241,9 +241,7 @@ def _attempt(
                 stream.write(chunk)
                 if stream.tell() > expected.get("bytes", math.inf):
                     partial.unlink()
-                    raise ServerFault(
-                        f"{url}: sends more than the {expected['bytes']:,} bytes of the file"
-                    )
+                    raise ServerFault(f"{url}: sends more than {expected['bytes']:,} bytes")
                 bar.update(len(chunk))
                 if progress:
                     progress(stream.tell(), total)

@@ -111,3 +111,35 @@ def test_a_repository_of_another_network(server):
     server.repositories["me/vit"] = {**server.repositories["me/pets"], "config.json": content}
     with pytest.raises(bit.errors.CheckpointError, match="'vit'; expected 'bit'"):
         bit.load("hf:me/vit")
+
+
+def test_a_run_resumes_without_the_hub(server, image_folder, tmp_path, monkeypatch):
+    flags = {"steps": 2, "precrop": 36, "crop": 32, "batch": 4, "logdir": str(tmp_path)}
+    run = bit.fine_tune(PETS, image_folder, save_every=1, **flags)
+    for name in ("result.json", "model.npz"):  # as if it had been stopped
+        (run.folder / name).unlink()
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "another"))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    again = bit.fine_tune(PETS, image_folder, save_every=1, **flags)
+    assert again.complete and again.folder == run.folder
+
+
+def test_the_name_in_a_model_card_is_the_repository_s(server, tmp_path):
+    bit.export(PETS, "huggingface", tmp_path / "out")
+    assert "\n# pets\n" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_another_network_under_a_published_name(server, monkeypatch, tmp_path):
+    monkeypatch.setenv("BIT_PADDLE_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("BIT_PADDLE_HOME", str(tmp_path))
+    server.repositories["timm/resnetv2_50x1_bit.goog_in21k"] = server.repositories["me/pets"]
+    for _ in range(2):  # the second time from the cache
+        with pytest.raises(bit.errors.CheckpointError, match="not those of R50x1 with 21843"):
+            bit.load("BiT-M-R50x1")
+
+
+def test_requests_are_not_logged(server, capfd):
+    import paddle  # noqa: F401  it turns all messages on
+
+    bit.load(PETS)
+    assert "HTTP Request" not in capfd.readouterr().err

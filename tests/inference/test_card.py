@@ -272,6 +272,12 @@ def test_a_verified_folder_is_uploaded(hub, tmp_path):
     assert 'from_pretrained("me/mini")' in text
 
 
+def test_the_prefix_of_the_hub_is_no_part_of_the_name(hub, tmp_path):
+    bit.export("BiT-Mini", "huggingface", tmp_path / "out", push="hf:me/mini")
+    text = hub.repositories["me/mini"]["README.md"].decode()
+    assert 'bit.load("hf:me/mini")' in text and 'from_pretrained("me/mini")' in text
+
+
 @pytest.mark.slow
 def test_a_failed_upload_leaves_the_folder(hub, tmp_path, capsys):
     hub.faults += [500] * 50

@@ -17,8 +17,9 @@ from bit_paddle import create_model, save_npz
 from bit_paddle.data import transforms
 from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.errors import CheckpointError, ConfigError
-from bit_paddle.inference import trained
+from bit_paddle.inference import evaluation, outputs, trained
 from bit_paddle.models import npz, published
+from bit_paddle.models.architecture import Architecture
 
 
 def run(command, *arguments, **environment):
@@ -485,3 +486,45 @@ def test_centre_crop_view(size):
     expected = np.asarray(large.crop((left, top, left + 224, top + 224))).transpose(2, 0, 1)
     found = transforms.evaluation_view(image, Preprocessing(224, 256))
     assert found.shape == (3, 224, 224) and np.array_equal(found, expected)
+
+
+# --- Names of classes ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "names, data, expected",
+    [
+        (["a", "crane", "crane"], ["a", "crane", "crane"], [0, 1, 2]),
+        (["a", "crane", "b", "crane"], ["b", "a"], [2, 0]),
+        (["a", "crane", "crane"], ["crane"], "2 of its outputs are called 'crane'"),
+        (["dog", "cat"], ["cat", "fox"], "output 1 is 'cat', which is class 0 of the data"),
+        (["cat", "dog"], ["cat", "n02084071"], [0, 1]),
+        (["tench", "shark"], ["n01440764", "n01484850"], [0, 1]),
+    ],
+)
+def test_classes_of_a_foreign_model(names, data, expected):
+    file = trained.TrainedFile("x", len(names), 8, Preprocessing(32), names, False)
+    if isinstance(expected, list):
+        assert evaluation.match_classes(file, data).tolist() == expected
+    else:
+        with pytest.raises(ConfigError, match=expected):
+            evaluation.match_classes(file, data)
+
+
+@pytest.mark.parametrize("classes, expected", [([1, 2, 3], list("123")), (None, None), (5, "5")])
+def test_notes_that_another_program_wrote(classes, expected, tmp_path):
+    arrays = npz.shapes(Architecture.parse("R14x0.5"), 3)
+    notes = {"crop": 32, "classes": classes, "settings": {"loss": ["softmax"]}}
+    path = tmp_path / "x.npz"
+    npz.write(path, ((key, np.zeros(shape, np.float32)) for key, shape in arrays), notes)
+    if isinstance(expected, str):
+        with pytest.raises(CheckpointError, match="its notes have classes 5, expected a list"):
+            trained.find_trained(str(path))
+    else:
+        file = trained.find_trained(str(path))
+        assert file.classes == expected and file.loss == "softmax"
+
+
+def test_a_terminal_does_not_obey_names_of_classes():
+    result = {"image": "a.png", "classes": [{"class": "\x1b[2Jcat", "probability": 1.0}]}
+    assert "".join(outputs.FORMATS["table"]([result], ["a.png"])) == "a.png  100.00%  \\x1b[2Jcat\n"

@@ -1,6 +1,7 @@
 """Checkpoints: every layout, every fault, and the way back to the reference code."""
 
 import io
+import os
 import resource
 import signal
 import subprocess
@@ -13,8 +14,9 @@ import pytest
 from conftest import ROOT, arrays_of
 from helpers.commands import PEAK
 
+import bit_paddle as bit
 from bit_paddle import create_model, load_npz, save_npz
-from bit_paddle.errors import CheckpointError, MissingFileError, WriteError
+from bit_paddle.errors import CheckpointError, ConfigError, MissingFileError, WriteError
 from bit_paddle.models import npz
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.models.checkpoint import CheckpointFile
@@ -301,3 +303,26 @@ print(peak() - before, peak())
     largest = 2048 * 21843 * 4
     assert size > 250e6
     assert peak > largest and grown <= 2.5 * largest + 40e6
+
+
+# --- Paths that are no files ---------------------------------------------------------------------
+
+
+def test_what_is_no_regular_file(tmp_path):
+    os.mkfifo(tmp_path / "fifo.npz")  # reading it would wait for ever
+    for path in (tmp_path / "fifo.npz", "/dev/zero"):
+        with pytest.raises(MissingFileError, match="not a regular file"):
+            bit.load(path)
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a" * 300 + ".npz", "./" + "a" * 5000 + ".pth", "a\0"])
+def test_names_that_no_file_can_have(name):
+    with pytest.raises((ConfigError, MissingFileError)):
+        bit.load(name)
+    with pytest.raises(MissingFileError):
+        CheckpointFile(name)
+
+
+def test_a_file_that_cannot_be_read():
+    with pytest.raises(CheckpointError, match=r"/proc/self/mem: cannot be read \(.*error\)"):
+        CheckpointFile("/proc/self/mem")  # nothing is mapped at its start

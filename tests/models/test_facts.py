@@ -71,18 +71,30 @@ def test_processors_of_transformers(processor, expected, tmp_path):
     assert facts.beside(write(tmp_path, BIT, processor)).preprocessing == expected
 
 
+AS_BIT = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+
+
 @pytest.mark.parametrize(
     ("about", "expected"),
     [
-        ({"input_size": [3, 448, 448], "crop_pct": 1.0}, Preprocessing(448, 448, centre="even")),
-        ({"input_size": [3, 224, 224]}, Preprocessing(224, 256, centre="even")),
         (
-            {"input_size": [3, 160, 160], "crop_pct": 0.9, "interpolation": "bicubic"},
+            {"input_size": [3, 448, 448], "crop_pct": 1.0, "interpolation": "bilinear", **AS_BIT},
+            Preprocessing(448, 448, centre="even"),
+        ),
+        # what timm 1.0.31's PretrainedCfg has for what a file leaves out
+        (
+            {"input_size": [3, 224, 224]},
+            Preprocessing(
+                224, 256, "bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), centre="even"
+            ),
+        ),
+        (
+            {"input_size": [3, 160, 160], "crop_pct": 0.9, **AS_BIT},
             Preprocessing(160, 177, "bicubic", centre="even"),
         ),
         (
-            {"input_size": [3, 96, 96], "crop_pct": 1, "crop_mode": "squash", "mean": [0, 0, 0]},
-            Preprocessing(96, None, mean=(0, 0, 0), centre="even"),
+            {"input_size": [3, 96, 96], "crop_pct": 1, "crop_mode": "squash", **AS_BIT},
+            Preprocessing(96, None, "bicubic", centre="even"),
         ),
         ({"input_size": [3, 96, 96], "crop_pct": 0.9, "crop_mode": "squash"}, None),
         ({"input_size": [3, 96, 96], "crop_mode": "border"}, None),

@@ -343,3 +343,28 @@ def test_each_sum_is_compared(kind, tmp_path):
     assert checksums.wrong_sum(tmp_path / "x", right) is None
     wrong = {**right, kind: 8 if kind == "bytes" else right[kind][::-1]}
     assert "expected" in checksums.wrong_sum(tmp_path / "x", wrong)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_mirror_that_never_ends(known, serve, content, monkeypatch, tmp_path):
+    """The length is the catalogue's, or that of the first server's answer to HEAD."""
+    first, mirror = serve(), serve()
+    first.faults, mirror.faults = [404], ["endless"]
+    use(monkeypatch, first, mirror)
+    if known:
+        know(monkeypatch, content)
+    with pytest.raises(DownloadError, match=f"sends more than {len(content):,} bytes"):
+        published.obtain(ENTRY, tmp_path)
+    assert files_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("told", ["md5=A", "crc32c=A===", "md5=====", ""])
+def test_a_hash_that_is_none_tells_nothing(told):
+    right = "md5=" + "A" * 22 + "=="
+    assert checksums.told_by({"x-goog-hash": told}) == {}
+    assert checksums.told_by({"x-goog-hash": f"{told},{right}"}).keys() == {"md5"}
+
+
+@pytest.mark.parametrize("length", ["\u00b2", "9" * 5000, "-1", ""])
+def test_a_length_that_is_none(length):
+    assert fetch._total_length({"Content-Length": length}, 0, 200) is None
