@@ -133,6 +133,7 @@ class Format(NamedTuple):
     read: Callable[[Path, ResNetV2, Head | None], Inspect | None]
     packages: tuple[str, ...] = ()
     extra: str = ""
+    graph: bool = False
 
 
 FORMATS = {
