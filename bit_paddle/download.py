@@ -19,7 +19,8 @@ PROG = "python -m bit_paddle.download"
 
 _EPILOG = f"""\
 After an interruption the same command resumes every file where it stopped. The exit status is 0 if
-all requested files are present. `python command.py` is the same command.
+all requested files are present. `python command.py` is the same command. BIT_PADDLE_MIRRORS lists
+further servers; a file of theirs is kept only if it is right.
 
 examples:
   {PROG} --dry-run

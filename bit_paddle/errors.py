@@ -93,6 +93,11 @@ def install_hint(extra: str) -> str:
     return f"pip install -e '.[{extra}]' in the folder of bit_paddle's setup.py"
 
 
+def printable(text: str) -> str:
+    """Return ``text`` with control characters escaped, which a terminal would obey."""
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+
+
 def run_command(command: Callable[[list[str]], int], arguments: list[str]) -> int:
     """Run ``command(arguments)`` and return its exit status, turning errors into one message.
 
@@ -114,7 +119,7 @@ def run_command(command: Callable[[list[str]], int], arguments: list[str]) -> in
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
         if isinstance(error, BitPaddleError):
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {printable(str(error))}", file=sys.stderr)
             return error.exit_status
         if isinstance(error, (OSError, MemoryError)):  # a full disk: the message is enough
             print(f"error: {error}", file=sys.stderr)

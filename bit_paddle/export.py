@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from bit_paddle import _make_callable, api, errors
 from bit_paddle.config import parsing, settings
-from bit_paddle.config.types import whole
+from bit_paddle.config.types import MODELS, whole
 from bit_paddle.inference.formats import FORMATS
 from bit_paddle.inference.verify import IMAGES
 
@@ -77,8 +77,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model",
         required=True,
-        help="model to export: a published name (python -m bit_paddle.catalog lists them), an .npz "
-        "file, or the folder of a complete run",
+        help=f"model to export: {MODELS}",
     )
     parser.add_argument(
         "--format",

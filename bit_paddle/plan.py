@@ -26,6 +26,7 @@ from bit_paddle.data.readers.registry import Known
 from bit_paddle.models import published
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.models.checkpoint import CheckpointFile
+from bit_paddle.models.hub import Repository
 from bit_paddle.recipes.recipe import SIDES
 from bit_paddle.training.estimate import GIB, Task, describe
 from bit_paddle.training.plan import make_plan, resolution_of, resolution_reason, schedule_of
@@ -99,6 +100,8 @@ def _find_or_hint(dataset: str, **overrides: Any) -> object:
 
 def _architecture(settings: Settings) -> Architecture:
     model = published.resolve(settings.model, pretrained=not settings.from_scratch)
+    if isinstance(model, Repository):
+        model = published.obtain(model)
     if isinstance(model, Path):
         with CheckpointFile(model) as file:
             return file.architecture()

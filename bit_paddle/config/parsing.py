@@ -14,6 +14,7 @@ from bit_paddle.config import settings
 from bit_paddle.config import types as argtypes
 from bit_paddle.errors import BitPaddleError, ConfigError, did_you_mean
 from bit_paddle.models import published
+from bit_paddle.models.hub import Repository
 from bit_paddle.recipes.recipe import RECIPES
 from bit_paddle.system import environment
 
@@ -227,9 +228,9 @@ def _combined_faults(
     if model is not MISSING:
         try:
             resolved = published.resolve(model, pretrained=not values["from_scratch"])
-            if values["from_scratch"] and isinstance(resolved, Path):
+            if values["from_scratch"] and isinstance(resolved, (Path, Repository)):
                 faults.append(
-                    f"--model: {model} is a checkpoint file, which --from_scratch would not "
+                    f"--model: {model} is a checkpoint, which --from_scratch would not "
                     "read; give an architecture such as R50x1"
                 )
         except BitPaddleError as fault:
@@ -292,9 +293,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         required=True,
-        help="model to run: a published name (python -m bit_paddle.catalog lists them), an .npz "
-        "file, a run's folder, or a folder written by `export --format paddle`, which Paddle "
-        "Inference runs on the CPU",
+        help=f"model to run: {argtypes.MODELS}; also a folder written by `export --format "
+        "paddle`, which Paddle Inference runs on the CPU",
     )
     parser.add_argument(
         "--bit_pretrained_dir", metavar="DIR", help=settings.help_of("bit_pretrained_dir")

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from bit_paddle.config.types import (
+    MODELS,
     Kind,
     fraction,
     interval_text,
@@ -65,8 +66,7 @@ class Settings:
 
     model: str = _what(
         model_name,
-        "model to train: a published name (BiT-M-R50x1; bit_paddle.catalog lists them), an .npz "
-        "file, or the folder of a complete run; with --from_scratch also R<layers>x<width>",
+        f"model to train: {MODELS}; with --from_scratch also R<layers>x<width>",
     )
     dataset: str = _what(
         text,

@@ -114,5 +114,12 @@ def _interval_text(word: str) -> str:
 
 interval_text = Kind(_interval_text, "N")
 
+# What --model takes, in words.
+MODELS = (
+    "a published name (BiT-M-R50x1; bit_paddle.catalog lists them), a file or folder of weights "
+    "(.npz, .safetensors, .pth, .pdparams, .h5), the folder of a complete run, or hf:OWNER/NAME, a "
+    "repository of the Hugging Face hub"
+)
+
 # The catalogue's name for a published model, so that all its spellings are one run.
 model_name = Kind(lambda word: published.canonical(text(word)), "WORD")

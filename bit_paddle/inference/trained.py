@@ -16,6 +16,7 @@ from bit_paddle.inference import paddle_inference
 from bit_paddle.models import losses, mirrors, published
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.models.checkpoint import CheckpointFile
+from bit_paddle.models.hub import Repository
 from bit_paddle.models.losses import LOSSES
 from bit_paddle.system import fetch
 
@@ -107,7 +108,7 @@ def find_trained(
     )
 
 
-def resolve_trained(model: str) -> Path | published.Entry | Architecture:
+def resolve_trained(model: str) -> Path | published.Entry | Repository | Architecture:
     """Return the path of an exported folder, or the result of `published.resolve`."""
     return Path(model) if paddle_inference.is_exported(model) else published.resolve(model)
 

@@ -31,6 +31,8 @@ KINDS = (SafetensorsFile, TorchFile, NpzFile, PdparamsFile, KerasFile)
 
 _ALSO = (".safetensors", ".pth", ".pth.tar", ".bin", ".pdparams", ".h5 of Keras 2")
 
+_MOST = 1000  # lines of a report; R152x4 has 459 arrays
+
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -167,7 +169,8 @@ class CheckpointFile:
         ):
             if keys:
                 report.append(f"  {title} ({len(keys)}):")
-                report.extend(f"    {describe(key)}" for key in sorted(keys))
+                report.extend(f"    {describe(key)}" for key in sorted(keys)[:_MOST])
+                report += ["    …"] * (len(keys) > _MOST)
         if report:
             head = f"{classes} outputs" if classes else "no head"
             raise CheckpointError(

@@ -37,6 +37,8 @@ HINT = f"the package huggingface_hub is needed: {install_hint('hub')}"
 
 ENDPOINT = "https://huggingface.co"
 
+_COMMIT = r"[0-9a-f]{40}"
+
 _DESCRIPTIONS = ("config.json", "preprocessor_config.json")
 
 
@@ -89,7 +91,7 @@ def locate(repository: Repository) -> Path | None:
     with suppress(OSError, ValueError):
         commit = (storage / "refs" / commit).read_text(encoding="utf-8").strip()
     folder = storage / "snapshots" / commit
-    if not re.fullmatch(r"[0-9a-f]{40}", commit) or not folder.is_dir():
+    if not re.fullmatch(_COMMIT, commit) or not folder.is_dir():
         return None
     present = {path.name for path in folder.iterdir() if path.is_file()}
     try:
@@ -125,7 +127,7 @@ def download(repository: Repository) -> Path:
     missing), `DownloadError`.
     """
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-    is_commit = re.fullmatch(r"[0-9a-f]{40}", repository.revision)
+    is_commit = re.fullmatch(_COMMIT, repository.revision)
     if offline or is_commit:
         folder = locate(repository)
         if folder is not None:
@@ -240,9 +242,22 @@ def _listing(repository: Repository) -> tuple[str, dict[str, int], dict[str, str
         ),
         str(repository),
     )
-    named = {file.rfilename: file for file in info.siblings or () if "/" not in file.rfilename}
-    sums = {name: file.lfs.sha256 for name, file in named.items() if file.lfs}
-    return info.sha, {name: file.size or 0 for name, file in named.items()}, sums
+    try:
+        named = {file.rfilename: file for file in info.siblings or () if _is_plain(file.rfilename)}
+        sums = {name: file.lfs.sha256 for name, file in named.items() if file.lfs}
+        sizes = {name: int(file.size or 0) for name, file in named.items()}
+        if not all(re.fullmatch(r"[0-9a-f]{64}", value) for value in sums.values()):
+            raise ValueError("a sha256 is none")
+        if not re.fullmatch(_COMMIT, info.sha):
+            raise ValueError(f"the commit {info.sha!r} is none")
+    except (ValueError, TypeError, AttributeError) as error:
+        raise hub_errors.malformed(str(repository), error) from error
+    return info.sha, sizes, sums
+
+
+def _is_plain(name: str) -> bool:
+    """Return whether a file of a repository is in its main folder, with letters of any system."""
+    return re.fullmatch(r"\w[\w.-]*", name) is not None
 
 
 def _wanted(repository: Repository, names: Iterable[str]) -> list[str]:

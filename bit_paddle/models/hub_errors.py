@@ -17,6 +17,8 @@ ATTEMPTS = 4  # huggingface_hub makes attempts of its own within each
 
 LONGEST_PAUSE = 300  # seconds; the hub counts requests in windows of five minutes
 
+_MALFORMED = (ValueError, TypeError, LookupError, AttributeError)  # an answer that is no hub's
+
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
@@ -34,7 +36,7 @@ def translated(call: Callable[[], Any], title: str, attempts: int = ATTEMPTS) ->
         getattr(errors, "XetDownloadError", OSError),
         OSError,
         RuntimeError,
-        ValueError,
+        *_MALFORMED,
     )
     pause = FIRST_PAUSE
     for attempt in range(1, attempts + 1):
@@ -70,7 +72,7 @@ def _wait(error: BaseException, pause: float) -> float | None:
         return float(asked) if asked.isdigit() else pause
     if status is not None:
         return pause if status >= 500 or status == 408 else None
-    final = (errors.EntryNotFoundError, errors.OfflineModeIsEnabled, ValueError)
+    final = (errors.EntryNotFoundError, errors.OfflineModeIsEnabled, *_MALFORMED)
     if isinstance(error, final) or _is_unreachable(error) or _of_the_disk(error):
         return None
     return pause
@@ -131,9 +133,14 @@ def _translation(error: BaseException, title: str, wait: float | None) -> BitPad
             f"{title}: the hub cannot be reached ({text}); HF_ENDPOINT names a mirror of the hub, "
             "HTTPS_PROXY a proxy"
         )
-    if isinstance(error, ValueError):
-        return ServerFault(
-            f"{title}: the answer is not that of a hub ({text}); is HF_ENDPOINT right, or did a "
-            "login page or a proxy answer?"
-        )
+    if isinstance(error, _MALFORMED):
+        return malformed(title, error)
     return ServerFault(f"{title}: the transfer failed ({text}); the same command tries it again")
+
+
+def malformed(title: str, error: BaseException) -> ServerFault:
+    """Return the error for an answer that huggingface_hub or this package cannot understand."""
+    return ServerFault(
+        f"{title}: the answer is not that of a hub ({root_cause(error)}); is HF_ENDPOINT right, or "
+        "did a login page or a proxy answer?"
+    )

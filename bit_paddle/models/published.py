@@ -25,6 +25,7 @@ from bit_paddle.models import aliases, hub, mirrors
 from bit_paddle.models.architecture import UNITS, Architecture
 from bit_paddle.models.checkpoint import fault_of
 from bit_paddle.models.containers.folder import WEIGHTS, weights_in
+from bit_paddle.models.hub import Repository
 from bit_paddle.system.fetch import ServerFault, cache_dir
 
 LEMMAS = {
@@ -231,7 +232,7 @@ def known(path: Path, origin: str | None = None) -> Entry | None:
     return CATALOG.get(path.stem) or CATALOG.get(ALIASES.get(origin or "", ""))
 
 
-ENDINGS = (".npz", ".safetensors", ".pth", ".pth.tar", ".pt", ".bin", ".pdparams")
+ENDINGS = (".npz", ".safetensors", ".pth", ".pth.tar", ".pt", ".bin", ".pdparams", ".h5")
 
 
 def is_path(model: str) -> bool:
@@ -239,17 +240,21 @@ def is_path(model: str) -> bool:
 
     A name such as google/bit-50 or BiT-M-R50x1.npz is a path only if that file or folder exists.
     """
+    if model.startswith(hub.PREFIX):
+        return False
     is_written_so = model.endswith(ENDINGS) or os.sep in model
     return is_written_so and (lookup(model) is None or Path(model).exists())
 
 
-def resolve(model: str, pretrained: bool = True) -> Path | Entry | Architecture:
-    """Return the file or folder, the published entry or the architecture called ``model``.
+def resolve(model: str, pretrained: bool = True) -> Path | Entry | Repository | Architecture:
+    """Return the file or folder, entry, repository of the hub, or architecture called ``model``.
 
     The folder of a complete run stands for the model in it. An architecture (``R<layers>x<width>``)
     has no weights, so it is an error with ``pretrained``. Errors: `ConfigError`, `MissingFileError`
     (no such file).
     """
+    if model.startswith(hub.PREFIX):
+        return Repository.parse(model)
     if is_path(model):
         path = Path(model)
         if (path / MODEL).is_file():
@@ -303,31 +308,33 @@ def locate(entry: Entry, directory: str | os.PathLike | None = None) -> Path:
     else:
         path = Path(name) if Path(name).is_file() else cache_dir() / name
     if entry.hub is not None and not path.is_file():
-        folder = hub.locate(hub.Repository.parse(entry.hub))
+        folder = hub.locate(Repository.parse(entry.hub))
         return hub.weights_in(folder) if folder else path
     return path
 
 
-def obtain(entry: Entry, directory: str | os.PathLike | None = None) -> Path:
-    """Return the file of a published checkpoint; download it if it is missing.
+def obtain(source: Entry | Repository, directory: str | os.PathLike | None = None) -> Path:
+    """Return a published checkpoint's file or a repository's folder; download what is missing.
 
-    It comes from the first server, else from a mirror (see `mirrors`), else from the repository of
-    the Hugging Face hub that has the same weights; a line on standard error tells the latter.
-    Raises `DownloadError`.
+    A checkpoint comes from the first server, else from a mirror (see `mirrors`), else from the
+    repository of the Hugging Face hub that has the same weights; a line on standard error tells the
+    latter. Raises `DownloadError`.
     """
-    path = locate(entry, directory)
+    if isinstance(source, Repository):
+        return hub.download(source)
+    path = locate(source, directory)
     if path.exists():
         return path
     try:
-        return mirrors.fetch_published(entry.file, path, entry.fault_of)
+        return mirrors.fetch_published(source.file, path, source.fault_of)
     except ServerFault as error:
         fault = error
 
-    def from_hub(repository: hub.Repository) -> Path:
+    def from_hub(repository: Repository) -> Path:
         print(f"{fault}; the same weights are taken from {repository}", file=sys.stderr)
         return hub.weights_in(hub.download(repository))
 
-    return hub.instead(entry.hub, fault, from_hub)
+    return hub.instead(source.hub, fault, from_hub)
 
 
 def check_reachable(entry: Entry) -> None:

@@ -16,6 +16,7 @@ from paddle import Tensor
 from bit_paddle.errors import CheckpointError, ConfigError
 from bit_paddle.models import npz, published
 from bit_paddle.models.checkpoint import CheckpointFile
+from bit_paddle.models.hub import Repository
 from bit_paddle.models.names import parameter_name
 from bit_paddle.models.resnetv2 import ResNetV2
 from bit_paddle.system.progress import progress_bar
@@ -31,13 +32,14 @@ def create_model(
     directory: str | os.PathLike | None = None,
     seed: int = 0,
 ) -> ResNetV2:
-    """Return the network for a published name, for ``R<layers>x<width>``, or for an ``.npz`` file.
+    """Return the network for a published name, ``R<layers>x<width>``, or a file of weights.
 
-    For a file, the architecture and the weights are the file's. For a name, ``pretrained`` loads
-    the published weights, and downloads them into ``directory`` (default: the cache) if they are
-    missing; otherwise the weights are random and depend only on ``seed``. ``num_classes`` None
-    keeps the head of the file, or its published size; a number gives a new head of zeros; 0 gives
-    no head.
+    The file is of any kind that `models.checkpoint` opens; a folder, or ``hf:OWNER/NAME`` of the
+    Hugging Face hub, counts as a file. The architecture and the weights are then the file's. For a
+    name, ``pretrained`` loads the published weights, and downloads them into ``directory``
+    (default: the cache) if they are missing; otherwise the weights are random and depend only on
+    ``seed``. ``num_classes`` None keeps the head of the file, or its published size; a number gives
+    a new head of zeros; 0 gives no head.
 
     Errors: `ConfigError` (an unknown name, a negative number), `MissingFileError`,
     `CheckpointError`, `DownloadError`.
@@ -45,7 +47,7 @@ def create_model(
     if num_classes is not None and num_classes < 0:
         raise ConfigError(f"num_classes: is {num_classes}, expected 0 (features) or more")
     source = published.resolve(_address(name), pretrained)
-    if isinstance(source, published.Entry) and pretrained:
+    if isinstance(source, Repository) or (pretrained and isinstance(source, published.Entry)):
         source = published.obtain(source, directory)
     if isinstance(source, Path):
         with CheckpointFile(source) as file:

@@ -117,7 +117,7 @@ def _ask_in_turn(urls: list[str], attempt: Callable[[str], Path], advice: str) -
                 remaining.remove(url)
             except (_TryAgain, RequestException) as error:
                 faults[url] = error
-                if number == 1 and _never_answered(error, slow=len(urls) > 1):
+                if _never_answered(error, number, alone=len(urls) == 1):
                     faults[url] = _unreachable(url, error, advice * (len(urls) == 1))
                     remaining.remove(url)
             if len(urls) > 1 and remaining:
@@ -251,16 +251,17 @@ def _attempt(
     return path
 
 
-def _never_answered(error: BaseException, slow: bool) -> bool:
+def _never_answered(error: BaseException, number: int, alone: bool) -> bool:
     """Return whether there was no connection at all, so that a new attempt would not help.
 
-    With ``slow``, a connection that is not made in time counts too.
+    A server that is ``alone`` may need more time than `CONNECT_TIMEOUT` once.
     """
     from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, ProxyError
 
     reason = getattr(error.args[0], "reason", None) if error.args else None
-    kinds = (NewConnectionError, ProxyError, *(ConnectTimeoutError,) * slow)
-    return isinstance(reason, kinds)
+    if isinstance(reason, (NewConnectionError, ProxyError)):
+        return number == 1
+    return isinstance(reason, ConnectTimeoutError) and number == (2 if alone else 1)
 
 
 def root_cause(error: BaseException) -> str:

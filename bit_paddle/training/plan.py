@@ -18,6 +18,7 @@ from bit_paddle.data.readers import registry
 from bit_paddle.models import cost, facts, published
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.models.checkpoint import CheckpointFile
+from bit_paddle.models.hub import Repository
 from bit_paddle.recipes import hyperrule
 from bit_paddle.recipes.recipe import SIDES
 from bit_paddle.runs import folder
@@ -148,6 +149,8 @@ def make_plan(settings: Settings, start: folder.Start | None = None, fetch: bool
         start = folder.Start(Path(settings.logdir, settings.name or folder.default_name(settings)))
     fetch = fetch and not start.checkpoints
     model = published.resolve(settings.model, pretrained=not settings.from_scratch)
+    if isinstance(model, Repository):  # its files alone tell its architecture
+        model = published.obtain(model)
     architecture = getattr(model, "architecture", model)
     checkpoint = model if isinstance(model, Path) else None
     if isinstance(model, published.Entry) and not settings.from_scratch:

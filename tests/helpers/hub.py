@@ -38,8 +38,8 @@ class Hub:
     """Has ``repositories`` {OWNER/NAME: {file: bytes}}, each at one commit of its branch main.
 
     ``access`` {OWNER/NAME: "gated" or "private"} asks for `TOKEN`. ``faults`` are taken off one a
-    request of the hub, ``cdn_faults`` one a GET of the CDN: a status, a (status, headers), "drop",
-    "wrong bytes" (of the right length), "html", "slow" (stops for ten seconds in the middle).
+    request of the hub, ``cdn_faults`` one a GET of the CDN: a status, a (status, headers), a body,
+    "drop", "wrong bytes" (of the right length), "html", "slow" (ten seconds without a byte).
     """
 
     def __init__(self, repositories: dict[str, dict[str, bytes]]):
@@ -100,6 +100,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         fault = faults.pop(0) if faults else None
         if fault == "html":
             self.answer(200, b"<html>Please log in</html>")
+        elif isinstance(fault, bytes):
+            self.answer(200, fault)
         elif isinstance(fault, (int, tuple)):
             status, headers = fault if isinstance(fault, tuple) else (fault, {})
             self.answer(status, **headers)

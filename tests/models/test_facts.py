@@ -74,15 +74,15 @@ def test_processors_of_transformers(processor, expected, tmp_path):
 @pytest.mark.parametrize(
     ("about", "expected"),
     [
-        ({"input_size": [3, 448, 448], "crop_pct": 1.0}, Preprocessing(448, 448)),
-        ({"input_size": [3, 224, 224]}, Preprocessing(224, 256)),
+        ({"input_size": [3, 448, 448], "crop_pct": 1.0}, Preprocessing(448, 448, centre="even")),
+        ({"input_size": [3, 224, 224]}, Preprocessing(224, 256, centre="even")),
         (
             {"input_size": [3, 160, 160], "crop_pct": 0.9, "interpolation": "bicubic"},
-            Preprocessing(160, 177, "bicubic"),
+            Preprocessing(160, 177, "bicubic", centre="even"),
         ),
         (
             {"input_size": [3, 96, 96], "crop_pct": 1, "crop_mode": "squash", "mean": [0, 0, 0]},
-            Preprocessing(96, None, mean=(0, 0, 0)),
+            Preprocessing(96, None, mean=(0, 0, 0), centre="even"),
         ),
         ({"input_size": [3, 96, 96], "crop_pct": 0.9, "crop_mode": "squash"}, None),
         ({"input_size": [3, 96, 96], "crop_mode": "border"}, None),

@@ -12,6 +12,7 @@ import zipfile
 import numpy as np
 import pytest
 from conftest import ROOT
+from helpers.commands import run
 from safetensors.numpy import save_file
 
 from bit_paddle import create_model
@@ -268,3 +269,13 @@ def test_nothing_of_a_pickle_runs(arrays, tmp_path):
     with pytest.raises(CheckpointError, match="Python objects, which are never"):
         create_model(tmp_path / "x.npz")
     assert not (tmp_path / "harm").exists()
+
+
+def test_names_do_not_reach_the_terminal_as_commands(arrays, tmp_path):
+    """A name that clears the screen is shown; of very many names the report shows a thousand."""
+    more = {f"\x1b[2J{k:05}": np.zeros(1, np.float32) for k in range(3000)}
+    save_file({**timm(arrays), **more}, tmp_path / "x.safetensors")
+    done = run("predict", ROOT, "--model", tmp_path / "x.safetensors", "--crop", 32)
+    assert done.returncode == 2 and "unexpected (3000)" in done.stderr
+    assert "\\x1b[2J00999" in done.stderr and "\x1b" not in done.stderr
+    assert done.stderr.count("\n") < 1100

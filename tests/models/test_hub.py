@@ -260,6 +260,36 @@ def test_faults_that_stay(faults, words, server):
     assert hub.locate(NET) is None
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *([], {}, 3, {"id": "x"}, {"id": "x", "sha": "../../.."}, {"id": "x", "siblings": 3}),
+        {"id": "x", "sha": "0" * 40, "siblings": [{"size": 3}]},
+        {"id": "x", "sha": "0" * 40, "siblings": [{"rfilename": 3}]},
+        {"id": "x", "sha": "0" * 40, "siblings": [{"rfilename": "config.json", "size": "x"}]},
+        {"id": "x", "sha": "0" * 40, "siblings": [{"rfilename": "x.npz", "lfs": {"size": 3}}]},
+        {
+            "id": "x",
+            "sha": "0" * 40,
+            "siblings": [{"rfilename": "x.npz", "lfs": dict.fromkeys(("sha256", "size"), "x")}],
+        },
+    ],
+)
+def test_malformed_listing(answer, server):
+    server.faults = [json.dumps(answer).encode()]
+    with pytest.raises(DownloadError, match="the answer is not that of a hub"):
+        hub.download(NET)
+    assert hub.locate(NET) is None
+
+
+def test_names_that_leave_the_folder(server, tmp_path):
+    """Of a repository's files none but plain names is taken."""
+    names = ["../x.npz", "/tmp/x.npz", "a/../../x.npz", "\\x.npz", "\0x.npz", ".npz"]
+    server.repositories["timm/net"] = dict.fromkeys(names, b"x")
+    with pytest.raises(ConfigError, match="found no files"):
+        hub.download(NET)
+
+
 def test_nobody_answers(server, monkeypatch, capsys):
     """Variables count at each call, as in a notebook that sets a mirror after a failure."""
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
@@ -417,6 +447,40 @@ def test_neither_server_nor_hub(dead_server, monkeypatch):
     for call in (published.obtain, published.check_reachable):
         with pytest.raises(DownloadError, match="BiT-Test.npz: cannot be.*\n.*hub cannot be reach"):
             call(ENTRY)
+
+
+@pytest.mark.slow
+def test_commands_take_a_published_model_from_the_hub(server, monkeypatch, tmp_path, image_folder):
+    """A classifier of 102 MB: class names are numbers, as their server is dead too."""
+    from bit_paddle import create_model
+    from bit_paddle.inference import formats
+
+    monkeypatch.setenv("BIT_PADDLE_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("BIT_PADDLE_NATIVE", "0")
+    npz.write(tmp_path / "x.npz", arrays_of(50, 1, 1000, 0).items())
+    formats.write_timm(create_model(tmp_path / "x.npz"), None, tmp_path / "x.safetensors")
+    entry = published.find("BiT-M-R50x1-ILSVRC2012")
+    content = (tmp_path / "x.safetensors").read_bytes()
+    server.repositories[entry.hub] = {"model.safetensors": content, "config.json": b"{}"}
+    words = ["predict", image_folder / "val" / "blue", "--model", entry.name, "--crop", 32]
+    done = run(words)
+    assert done.returncode == 0, done.stderr
+    assert f"the same weights are taken from hf:{entry.hub}" in done.stderr
+    assert "warning: classes are shown as numbers" in done.stderr
+    server.close()
+    words = ["train", *words[2:4], "--dataset", "folder", "--datadir", image_folder, "--dry-run"]
+    done = run(words)
+    assert done.returncode == 0, done.stderr
+    assert str(hub.locate(Repository.parse(entry.hub)) / "model.safetensors") in done.stdout
+
+
+def run(words):
+    return subprocess.run(
+        [sys.executable, "-m", "bit_paddle", *map(str, words)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
 
 
 def test_which_published_models_are_on_the_hub():

@@ -121,8 +121,13 @@ def test_dtypes(write, dtype, tmp_path):
 def test_bfloat16_becomes_float32(write, tmp_path):
     expected = np.float32([1, -2.5, 0, np.inf])
     half = (expected.view(np.uint32) >> 16).astype(np.uint16)
-    path = write(tmp_path / "a.pth", {"x": tensor(half, Storage(half, "BFloat16"))})
-    assert_same_bits(read_all(TorchFile, path)["x"], expected)
+    none = half[:0]
+    values = {
+        name: tensor(part, Storage(part, "BFloat16")) for name, part in (("x", half), ("y", none))
+    }
+    found = read_all(TorchFile, write(tmp_path / "a.pth", values))
+    assert_same_bits(found["x"], expected)
+    assert_same_bits(found["y"], expected[:0])
 
 
 @formats
@@ -141,6 +146,18 @@ def test_a_model(write, tmp_path):
         assert file.shapes.keys() == arrays.keys()
         for key, array in arrays.items():
             assert_same_bits(file.array(key), array)
+
+
+@formats
+@pytest.mark.parametrize("kind, dtype", [("QInt32", "int32"), ("QUInt8", "uint8")])
+def test_quantized_storages_before_others(write, kind, dtype, tmp_path):
+    """Their length counts where the next storage begins, in the older format."""
+    function = Named("torch._utils", "_rebuild_qtensor")
+    quantized = Called(function, Storage(np.zeros(30, dtype), kind), 0, (30,), (1,))
+    path = write(tmp_path / "a.pth", {"v": quantized, "w": tensor(np.float32([5, 6]))})
+    with TorchFile(path) as file:
+        assert file.arrays["v"].dtype == "object"
+        np.testing.assert_array_equal(file.read("w"), [5, 6])
 
 
 # --- Which dictionary ---------------------------------------------------------------------------

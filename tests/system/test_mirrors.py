@@ -121,11 +121,9 @@ def test_a_dead_server_is_left_at_once(serve, monkeypatch, tmp_path, content):
     assert time.monotonic() - start < 1
 
 
-@pytest.mark.parametrize("known", [True, False])
-def test_a_server_without_a_connection(known, serve, monkeypatch, tmp_path, content):
-    """It is left after one timeout, whether or not it had to be asked for a checksum."""
-    if known:
-        know(monkeypatch, content)
+@pytest.fixture
+def full_server(monkeypatch):
+    """The address of a server whose connections never come about."""
     monkeypatch.setattr(fetch, "CONNECT_TIMEOUT", 0.4)
     with socket.socket() as full, socket.socket() as one, socket.socket() as two:
         full.bind(("127.0.0.1", 0))
@@ -133,10 +131,27 @@ def test_a_server_without_a_connection(known, serve, monkeypatch, tmp_path, cont
         for waiting in (one, two):
             waiting.setblocking(False)
             waiting.connect_ex(full.getsockname())
-        use(monkeypatch, f"http://127.0.0.1:{full.getsockname()[1]}", serve())
-        start = time.monotonic()
-        assert published.obtain(ENTRY, tmp_path).read_bytes() == content
-        assert 0.3 < time.monotonic() - start < 1.5
+        yield f"http://127.0.0.1:{full.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_server_without_a_connection(known, full_server, serve, monkeypatch, tmp_path, content):
+    """It is left after one timeout, whether or not it had to be asked for a checksum."""
+    if known:
+        know(monkeypatch, content)
+    use(monkeypatch, full_server, serve())
+    start = time.monotonic()
+    assert published.obtain(ENTRY, tmp_path).read_bytes() == content
+    assert 0.3 < time.monotonic() - start < 1.5
+
+
+def test_the_only_server_without_a_connection(full_server, serve, monkeypatch, tmp_path):
+    """It is left after two timeouts, so that the user is told, or the hub is asked."""
+    use(monkeypatch, full_server)
+    start = time.monotonic()
+    with pytest.raises(fetch.Unreachable, match="HTTPS_PROXY.*A file downloaded elsewhere goes to"):
+        published.obtain(ENTRY, tmp_path)
+    assert 0.7 < time.monotonic() - start < 1.5
 
 
 def test_a_server_that_falls_silent(serve, monkeypatch, tmp_path, content, capsys):

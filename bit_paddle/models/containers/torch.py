@@ -61,7 +61,9 @@ class _Zip:
         self.intact: set[str] = set()  # members whose sum is right
         order = self._whole("byteorder") if f"{self.root}byteorder" in self.members else b"little"
         if order != b"little":
-            raise CheckpointError(f"{path}: its byte order is {order!r}; only b'little' is read")
+            raise CheckpointError(
+                f"{path}: its byte order is {order[:20]!r}; only b'little' is read"
+            )
         index = self._whole("data.pkl")
         self.value = interpret(io.BytesIO(index), len(index), CALLS, persistent_value)
 
@@ -225,11 +227,12 @@ class TorchFile(Container):
         dtype = numpy_dtype(tensor.dtype)
         with reading(self.path, name):
             flat = np.empty(length // dtype.itemsize, dtype)
-            if not length:
-                return flat.reshape(tensor.shape)
-            self._content.fill(tensor.storage, start, memoryview(flat.view(np.uint8)))
-            strides = [stride * dtype.itemsize for stride in tensor.strides]
-            array = np.lib.stride_tricks.as_strided(flat, tensor.shape, strides)
+            if length:
+                self._content.fill(tensor.storage, start, memoryview(flat.view(np.uint8)))
+                strides = [stride * dtype.itemsize for stride in tensor.strides]
+                array = np.lib.stride_tricks.as_strided(flat, tensor.shape, strides)
+            else:
+                array = flat.reshape(tensor.shape)
             return float32_of(array) if tensor.dtype == "bfloat16" else array
 
     def close(self) -> None:

@@ -32,15 +32,12 @@ def numpy_dtype(dtype: str) -> np.dtype:
 
 
 class Storage(NamedTuple):
-    """A run of numbers in the file; ``dtype`` is None for bytes and for unknown numbers."""
+    """A run of numbers in the file; ``dtype`` is None for bytes and for quantized numbers."""
 
     key: str
     dtype: str | None
+    itemsize: int
     numbers: int
-
-    @property
-    def itemsize(self) -> int:
-        return numpy_dtype(self.dtype).itemsize if self.dtype else 1
 
 
 class Tensor:
@@ -81,7 +78,10 @@ def persistent_value(key: object) -> Storage | Opaque:
         return Opaque(key[1])
     if type(key[2]) is not str:
         raise ValueError("a storage without a key")
-    return Storage(key[2], _STORAGES.get(name[: -len("Storage")]), *shape_of((key[4],)))
+    kind = name[: -len("Storage")]
+    dtype = _STORAGES.get(kind)
+    itemsize = numpy_dtype(dtype).itemsize if dtype else 4 if kind == "QInt32" else 1
+    return Storage(key[2], dtype, itemsize, *shape_of((key[4],)))
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> Tensor | Opaque:
