@@ -13,7 +13,7 @@ dependencies = ["paddle"]
 
 
 def bit(name: str, num_classes: int | None = None, pretrained: bool = False):
-    """Return the BiT network for a published name, ``R<layers>x<width>``, or an ``.npz`` file.
+    """Return the BiT network for a published name, ``R<layers>x<width>``, or a file of weights.
 
     ``num_classes`` None keeps the published head (an architecture has none), a number gives a new
     head of zeros, 0 gives features. Images are [N, 3, H, W], RGB in [-1, 1].

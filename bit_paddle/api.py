@@ -1,7 +1,7 @@
 """The Python interface: ``import bit_paddle as bit``.
 
     run = bit.fine_tune("BiT-Mini", "my_images/", name="pets")  run.metrics, run.best, run.report()
-    model = bit.load("bit_logs/pets")  a run, a published name, an .npz file, an exported folder
+    model = bit.load("bit_logs/pets")  a run, a name, a file, a folder, "hf:OWNER/NAME"
     model("cat.jpg")                   [("cat", 0.97), …]
     bit.evaluate(model, "my_images/", split="all").top1
     bit.list_models("BiT-M*")
@@ -61,12 +61,12 @@ def fine_tune(
 ) -> Run:
     """Fine-tune a model on images, as ``bit_paddle train`` does; return the run.
 
-    ``model`` is a published name (`list_models`), an ``.npz`` file, the folder of a complete run,
-    or, with ``from_scratch=True``, an architecture such as "R50x1". ``data`` is a folder of images
-    with train/<class>/* and val/<class>/*, or only <class>/*. It may also be the name or YAML file
-    of a data set, as for ``--dataset``; ``datadir`` is then its folder. ``settings`` are the flags
-    of the command by name: ``steps=100, batch=64, flip=False``. ``force`` resumes a run although
-    settings or data have changed.
+    ``model`` is as for `load`, without the exported folders, or, with ``from_scratch=True``, an
+    architecture such as "R50x1". ``data`` is a folder of images with train/<class>/* and
+    val/<class>/*, or only <class>/*. It may also be the name or YAML file of a data set, as for
+    ``--dataset``; ``datadir`` is then its folder. ``settings`` are the flags of the command by
+    name: ``steps=100, batch=64, flip=False``. ``force`` resumes a run although settings or data
+    have changed.
 
     The same call resumes a run that was stopped. On Ctrl-C the run finishes its micro-batch and
     saves a checkpoint, and the call returns; a second Ctrl-C raises KeyboardInterrupt. On other
@@ -199,11 +199,13 @@ def load(
 ) -> TrainedModel:
     """Load a trained model; return it ready for use.
 
-    ``model`` is a run's folder, a published name (`list_models`), an ``.npz`` file, or a folder of
-    ``export --format paddle``. The file of a published name is downloaded into ``directory``
-    (default: the cache) if it is missing. ``device`` is "auto" (a GPU if there is one), "cpu" or
-    "gpu". ``amp`` is "off" (float32), "bf16", "fp16", or "auto" (the best for the device). ``crop``
-    squashes images to that side in pixels and replaces the model's own preprocessing.
+    ``model`` is a run's folder, a published name (`list_models`), a file or folder of weights
+    (``.npz``, ``.safetensors``, ``.pth``, ``.pdparams``, ``.h5``), a folder of ``export --format
+    paddle``, or ``hf:OWNER/NAME``, a repository of the Hugging Face hub. A missing file of a
+    published name is downloaded into ``directory`` (default: the cache). ``device`` is "auto" (a
+    GPU if there is one), "cpu" or "gpu". ``amp`` is "off" (float32), "bf16", "fp16", or "auto" (the
+    best for the device). ``crop`` squashes images to that side in pixels and replaces the model's
+    own preprocessing.
 
     Errors: `ConfigError` (an unknown name, or an unsupported device or precision),
     `MissingFileError`, `CheckpointError`, `DownloadError`.

@@ -57,6 +57,8 @@ def main(arguments: Sequence[str]) -> int:
     if verified is None:
         print("only checked by onnx; not run, because onnxruntime is not installed")
     else:
+        if not FORMATS[flags.format].graph:
+            print("loaded back: every parameter has the same bits")
         print(f"loaded back and run on images of {sizes} pixels: {verified}")
     if address is not None:
         print(f"uploaded to {address}")

@@ -85,11 +85,13 @@ def facts_of(trained: TrainedFile) -> Facts:
     """Return the facts about a checkpoint, from the catalogue, or from the file and its run."""
     with CheckpointFile(trained.path) as file:
         notes, network = file.notes(), file.architecture()
-    entry = published.known(trained.path)
-    if entry is not None and (entry.classes, entry.architecture) == (trained.outputs, network):
+    settings, data, title = notes.get("settings"), notes.get("data"), _title(trained.path)
+    entries = [entry for entry in published.CATALOG.values() if entry.hub == title]
+    entry = next(iter(entries), published.known(trained.path))
+    shape = (trained.outputs, network)
+    if entry is not None and settings is None and (entry.classes, entry.architecture) == shape:
         return _of_published(entry)
-    facts = Facts(runs_folder.model_name(trained.path))
-    settings, data = notes.get("settings"), notes.get("data")
+    facts = Facts(title)
     if isinstance(settings, dict):
         _add_settings(facts, settings)
         _add_run(facts, trained.path, notes.get("steps"))
@@ -97,6 +99,12 @@ def facts_of(trained: TrainedFile) -> Facts:
         kinds = ("training images", "validation images")
         facts.images = {kind: data[kind] for kind in kinds if isinstance(data.get(kind), int)}
     return facts
+
+
+def _title(path: Path) -> str:
+    """Return the name of a model's file or run; of a repository in the hub's cache, OWNER/NAME."""
+    cached = re.search(r"/models--([^/]+)--([^/]+)/snapshots/", path.absolute().as_posix())
+    return f"{cached[1]}/{cached[2]}" if cached else runs_folder.model_name(path)
 
 
 def _of_published(entry: published.Entry) -> Facts:

@@ -123,13 +123,17 @@ def write_huggingface(model: ResNetV2, trained: TrainedFile, path: Path) -> None
 
 
 class Format(NamedTuple):
-    """A format: description, writer, reader, required packages and the extra that has them."""
+    """A format: description, writer, reader, required packages and the extra that has them.
+
+    A ``graph`` has standardized kernels; other formats have the parameters as they are.
+    """
 
     about: str
     write: Callable[[ResNetV2, TrainedFile, Path], None]
     read: Callable[[Path, ResNetV2, Head | None], Inspect | None]
     packages: tuple[str, ...] = ()
     extra: str = ""
+    graph: bool = False
 
 
 FORMATS = {
@@ -137,6 +141,7 @@ FORMATS = {
         "a folder with Paddle's inference model; its kernels are already standardized",
         write_paddle,
         read_paddle,
+        graph=True,
     ),
     "pdparams": Format(
         "the parameters as Paddle saves them, not standardized", write_pdparams, read_pdparams
@@ -148,6 +153,7 @@ FORMATS = {
         read_onnx,
         ("onnx",),
         "onnx",
+        graph=True,
     ),
     "safetensors-timm": Format("a .safetensors file with timm's names", write_timm, read_weights),
     "huggingface": Format(

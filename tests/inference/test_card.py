@@ -136,12 +136,40 @@ def test_a_published_model_tells_its_licence_and_accuracy(tmp_path):
     assert "75.74% top-1 on 10,000 test images" in text and "74.89% to 76.57%" in text
 
 
+def test_a_model_trained_further_is_not_the_published_one(tmp_path):
+    """The name of its file is, and so are its shapes; it has other weights."""
+    model = bit.create_model("BiT-Mini", pretrained=True)
+    settings = {"model": "BiT-Mini", "dataset": "folder", "datadir": "mine"}
+    save_npz(model, tmp_path / "BiT-Mini.npz", {"crop": 64, "settings": settings})
+    text = card_of(tmp_path / "BiT-Mini.npz", tmp_path / "out")
+    assert "top-1" not in text and "license" not in front_matter(text)
+    assert "Data set: mine, 10 classes." in text
+
+
 def test_the_model_index_is_the_hubs(tmp_path):
     hub = pytest.importorskip("huggingface_hub")
     data = hub.ModelCard(card_of("BiT-Mini", tmp_path / "out")).data
     (result,) = data.eval_results
     assert (result.dataset_type, result.metric_value) == ("cifar10", 0.7574)
     assert data.library_name == "transformers" and data.license == "apache-2.0"
+
+
+def test_a_repository_of_the_hub_is_called_by_its_name(tmp_path):
+    bit.export("BiT-Mini", "huggingface", tmp_path / "out")
+    cached = tmp_path / "models--me--my-bit" / "snapshots" / ("0" * 40)
+    cached.parent.mkdir(parents=True)
+    (tmp_path / "out").rename(cached)
+    text = card_of(cached / "model.safetensors", tmp_path / "again")
+    assert "\n# me/my-bit\n" in text and "0000" not in text
+
+
+def test_several_labels_are_marked(tmp_path):
+    notes = {"crop": 64, "classes": ["a", "b"], "settings": {"loss": "sigmoid"}}
+    save_npz(make(2), tmp_path / "x.npz", notes)
+    card_of(tmp_path / "x.npz", tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["problem_type"] == "multi_label_classification"
+    assert find_trained(str(tmp_path / "out")).loss == "sigmoid"
 
 
 def test_a_head_of_zeros_is_told(tmp_path):
@@ -292,6 +320,7 @@ def test_a_failed_upload_leaves_the_folder(hub, tmp_path, capsys):
 
 def test_wrong_flags_are_found_before_any_work(tmp_path, monkeypatch):
     output = tmp_path / "out"
+    monkeypatch.setattr(exporting.hub, "is_installed", lambda: True)
     with pytest.raises(ConfigError, match=r"4 faults(.|\n)*--format(.|\n)*--push: needs --format"):
         bit.export("no such model", "npy", output, push="a/b/c")
     with pytest.raises(ConfigError, match="--private: needs --push"):
