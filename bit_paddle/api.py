@@ -323,9 +323,8 @@ def _address(model: str | os.PathLike) -> str:
     if not isinstance(model, (str, os.PathLike)):
         raise ConfigError(f"model: is a {type(model).__name__}, expected a name or a path")
     text = os.fspath(model)
-    known = text in published.CATALOG or text in published.ALIASES
-    is_path = isinstance(model, os.PathLike) or (os.path.exists(text) and not known)
-    return text if not is_path or published.is_path(text) else os.path.join(".", text)
+    is_path = isinstance(model, os.PathLike) and not published.is_path(text)
+    return os.path.join(".", text) if is_path else text
 
 
 def _data(data: str | os.PathLike, datadir: str | os.PathLike | None) -> tuple[str, str | None]:

@@ -60,6 +60,8 @@ def main(arguments: Sequence[str]) -> int:
         if not FORMATS[flags.format].graph:
             print("loaded back: every parameter has the same bits")
         print(f"loaded back and run on images of {sizes} pixels: {verified}")
+    if not FORMATS[flags.format].has_facts:
+        print("class names and preprocessing are not in this format: keep the source for them")
     if address is not None:
         print(f"uploaded to {address}")
     return 0

@@ -164,7 +164,7 @@ def _parts(
     millions = network.parameters(trained.outputs) / 1e6
     outputs = f"{trained.outputs:,} outputs" if trained.outputs else "features, without a head"
     yield (
-        f"A {network.name} of [Big Transfer](https://arxiv.org/abs/1912.11370) (BiT), "
+        f"An {network.name} of [Big Transfer](https://arxiv.org/abs/1912.11370) (BiT), "
         f"{millions:,.1f} million parameters, {outputs}. bit_paddle {__version__} exported it."
     )
     if facts.data:

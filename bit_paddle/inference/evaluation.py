@@ -20,6 +20,7 @@ from bit_paddle.inference.metrics import Tally
 from bit_paddle.inference.model import TrainedModel
 from bit_paddle.inference.trained import TrainedFile, required_preprocessing
 from bit_paddle.system import progress
+from bit_paddle.system.text import plural
 
 SPLITS = ("val", "train", "all")
 
@@ -156,7 +157,9 @@ def match_classes(file: TrainedFile, classes: Sequence[str]) -> np.ndarray:
     if len(classes) != file.outputs:
         raise errors.ConfigError(
             f"{file.path}: its head has {file.outputs} outputs, but the data have "
-            f"{len(classes)} classes ({', '.join(classes[:4])} …)"
+            f"{plural(len(classes), 'class')} ({', '.join(classes[:4])}"
+            f"{', …' * (len(classes) > 4)}). Classes are paired by name: give the folders the names of "
+            "the model's classes"
         )
     for place, name in enumerate(classes):
         if name in outputs and known[place] != name:
@@ -165,4 +168,8 @@ def match_classes(file: TrainedFile, classes: Sequence[str]) -> np.ndarray:
                 f"the data, and it has no class {unknown[0]!r}; expected the names or the order of "
                 "the data's classes"
             )
+    if known:
+        pairs = [f"{name} = {other}" for name, other in zip(classes, known) if name != other]
+        text = f"{', '.join(pairs[:3])}{', …' if len(pairs) > 3 else ''}"
+        print(errors.printable(f"note: classes are paired by their order: {text}"), file=sys.stderr)
     return np.arange(len(classes))

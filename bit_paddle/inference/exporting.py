@@ -37,6 +37,11 @@ def check(
 ) -> None:
     """Raise one `ConfigError` that lists every fault of an export's flags, before any work."""
     faults = _faults(format, output, push, private)
+    if paddle_inference.is_exported(model):
+        faults.append(
+            f"--model: {model} holds an inference model, whose kernels are standardized; export "
+            "the checkpoint that it came from"
+        )
     try:
         resolve_trained(model)
     except BitPaddleError as fault:

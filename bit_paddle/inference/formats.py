@@ -17,7 +17,7 @@ from bit_paddle.data.preprocessing import FILTERS, Preprocessing
 from bit_paddle.errors import ConfigError, DifferenceError
 from bit_paddle.inference import activations, paddle_inference
 from bit_paddle.inference.activations import Head, Inspect
-from bit_paddle.inference.trained import TrainedFile, required_preprocessing, write_notes
+from bit_paddle.inference.trained import TrainedFile, facts_of, required_preprocessing, write_notes
 from bit_paddle.models import npz
 from bit_paddle.models.architecture import GROUPS
 from bit_paddle.models.checkpoint import CheckpointFile
@@ -67,7 +67,7 @@ def write_npz(model: ResNetV2, trained: TrainedFile, path: Path) -> None:
 
     with CheckpointFile(trained.path) as file:
         notes = file.notes()
-    save_npz(model, path, notes)
+    save_npz(model, path, {**notes, npz.FACTS: facts_of(trained)})
 
 
 def read_weights(path: Path, model: ResNetV2, head: Head | None) -> Inspect:
@@ -126,6 +126,7 @@ class Format(NamedTuple):
     """A format: description, writer, reader, required packages and the extra that has them.
 
     A ``graph`` has standardized kernels; other formats have the parameters as they are.
+    ``has_facts``: class names and preprocessing are part of the export.
     """
 
     about: str
@@ -134,6 +135,7 @@ class Format(NamedTuple):
     packages: tuple[str, ...] = ()
     extra: str = ""
     graph: bool = False
+    has_facts: bool = False
 
 
 FORMATS = {
@@ -142,11 +144,14 @@ FORMATS = {
         write_paddle,
         read_paddle,
         graph=True,
+        has_facts=True,
     ),
     "pdparams": Format(
         "the parameters as Paddle saves them, not standardized", write_pdparams, read_pdparams
     ),
-    "npz": Format("the layout of the published checkpoints", write_npz, read_weights),
+    "npz": Format(
+        "the layout of the published checkpoints", write_npz, read_weights, has_facts=True
+    ),
     "onnx": Format(
         "an ONNX file; its kernels are already standardized",
         write_onnx,
@@ -160,6 +165,7 @@ FORMATS = {
         "a folder that transformers' BitForImageClassification reads",
         write_huggingface,
         read_weights,
+        has_facts=True,
     ),
 }
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.errors import CheckpointError, ConfigError, DownloadError
 from bit_paddle.inference import paddle_inference
-from bit_paddle.models import losses, mirrors, published
+from bit_paddle.models import losses, mirrors, npz, published
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.models.checkpoint import CheckpointFile
 from bit_paddle.models.hub import Repository
@@ -58,9 +59,9 @@ def find_trained(
     ``model`` is a published name, a file, a run's folder or an exported folder. The file of a
     published name is downloaded if it is missing. Files of `bit_paddle.train` contain their
     preprocessing and class names. For published models the name determines both; class names are
-    downloaded only with ``names``. ``crop`` squashes images to that side in pixels and replaces the
-    known preprocessing; other files need it. Errors: those of `published.resolve`,
-    `published.obtain` and `CheckpointFile`.
+    downloaded only with ``names``. ``crop`` squashes images to that side in pixels, instead of the
+    known resize and crop; files without a known preprocessing need it. Errors: those of
+    `published.resolve`, `published.obtain` and `CheckpointFile`.
     """
     source = resolve_trained(model)
     if isinstance(source, Path) and paddle_inference.is_exported(source):
@@ -75,7 +76,9 @@ def find_trained(
         entry, classes, preprocessing = source, None, None
     else:
         entry = published.known(path, facts.origin)
-    if "crop" in notes:
+    if npz.FACTS in notes:
+        classes, preprocessing, loss = _read_facts(path, notes[npz.FACTS])
+    elif "crop" in notes:
         preprocessing = Preprocessing(notes["crop"], notes.get("resize"))
         classes = notes.get("classes")
         if not isinstance(classes, (list, type(None))):
@@ -85,8 +88,7 @@ def find_trained(
         preprocessing = preprocessing or entry.preprocessing
         if names and entry.data in published.LEMMAS and outputs == entry.classes:
             classes = classes or _lemmas(published.LEMMAS[entry.data], outputs)
-    if crop is not None:
-        preprocessing = Preprocessing(crop)
+    preprocessing = _squashed(preprocessing, crop)
     if not outputs:
         classes = None  # transformers names them for a model without a head, too
     if classes is not None and len(classes) != outputs:
@@ -117,6 +119,28 @@ def resolve_trained(model: str) -> Path | published.Entry | Repository | Archite
     return Path(model) if paddle_inference.is_exported(model) else published.resolve(model)
 
 
+def facts_of(file: TrainedFile) -> dict[str, Any]:
+    """Return what `find_trained` reads from the notes of an exported file."""
+    facts = asdict(file)
+    return {name: facts[name] for name in ("classes", "preprocessing", "loss")}
+
+
+def _read_facts(path: Path, facts: Any) -> tuple[list[str] | None, Preprocessing | None, str]:
+    try:
+        view, classes = facts["preprocessing"], facts["classes"]
+        names = None if classes is None else [str(name) for name in list(classes)]
+        return names, Preprocessing(**view) if view else None, str(facts["loss"])
+    except (TypeError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path}: its notes are malformed ({error})") from error
+
+
+def _squashed(view: Preprocessing | None, crop: int | None) -> Preprocessing | None:
+    """Return ``view`` with a square of ``crop`` instead of its own sizes, if ``crop`` is given."""
+    if crop is None:
+        return view
+    return Preprocessing(crop) if view is None else replace(view, crop=crop, resize=None)
+
+
 def write_notes(file: TrainedFile, folder: Path) -> None:
     """Write the facts of ``file`` into the ``folder`` of its export."""
     notes = {name: value for name, value in asdict(file).items() if name != "path"}
@@ -129,7 +153,7 @@ def _read_notes(folder: Path, crop: int | None) -> TrainedFile:
     try:
         notes = json.loads(path.read_text(encoding="utf-8"))
         view = Preprocessing(**notes["preprocessing"]) if notes["preprocessing"] else None
-        notes["preprocessing"] = Preprocessing(crop) if crop else view
+        notes["preprocessing"] = _squashed(view, crop)
         file = TrainedFile(folder, **notes)
         names = file.classes
         if not (isinstance(file.outputs, int) and isinstance(file.features, int)):
@@ -147,8 +171,8 @@ def required_preprocessing(file: TrainedFile) -> Preprocessing:
     """Return the preprocessing of ``file``; raise `ConfigError` if it is unknown."""
     if file.preprocessing is None:
         raise ConfigError(
-            f"{file.path}: neither a published checkpoint nor one of `bit_paddle.train`, so its "
-            "resolution is unknown; set the side of its images with --crop, or crop= in Python"
+            f"{file.path}: holds no image size; give the one that it was trained with, such as "
+            "--crop 224 (crop=224 in Python), or the folder that has its config.json"
         )
     return file.preprocessing
 

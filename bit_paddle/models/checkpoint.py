@@ -31,6 +31,13 @@ KINDS = (SafetensorsFile, TorchFile, NpzFile, PdparamsFile, KerasFile)
 
 _ALSO = (".safetensors", ".pth", ".pth.tar", ".bin", ".pdparams", ".h5 of Keras 2")
 
+_OTHERS = (  # what people give by mistake
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"\x89PNG", "a PNG image"),
+    (b"<", "a web page"),
+    (b"version https://git-lfs", "a pointer of git-lfs: get the file itself with git lfs pull"),
+)
+
 _MOST = 1000  # lines of a report; R152x4 has 459 arrays
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
@@ -52,9 +59,17 @@ def open_container(path: Path) -> Container:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     if kind is not None:
         return kind(path)
+    if not start:
+        raise CheckpointError(f"{path}: is empty; download or copy it again")
+    known = next((about for magic, about in _OTHERS if start.lstrip().startswith(magic)), None)
     raise CheckpointError(
-        f"{path}: not a readable .npz file, nor one of {', '.join(_ALSO)}; it starts with "
-        f"{start!r}. If it was cut short, download or copy it again; other formats cannot be read"
+        f"{path}: not a readable .npz file, nor one of {', '.join(_ALSO)}; it "
+        + (
+            f"is {known}"
+            if known
+            else f"starts with {start!r}. If it was cut short, download or copy it again"
+        )
+        + "; other formats cannot be read"
     )
 
 
@@ -131,8 +146,8 @@ class CheckpointFile:
             examples = ", ".join(list(self._names.values())[:3]) or "nothing"
             raise CheckpointError(
                 f"{self.path}: not a BiT checkpoint. Expected arrays such as "
-                f"{npz.ROOT_KERNEL} [7, 7, 3, C] and units of block1 to block4, in the names of "
-                f"BiT's own code, timm or transformers; found {len(shapes)} arrays: {examples} …"
+                f"{npz.ROOT_KERNEL} [7, 7, 3, C], or stem.conv.weight in timm's names, and units "
+                f"of all four blocks; found {len(shapes)} arrays: {examples} …"
             )
         try:
             return Architecture(tuple(units), root[3] / 64)

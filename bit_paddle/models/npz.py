@@ -19,6 +19,8 @@ from bit_paddle.system import files
 
 NOTES = "bit_paddle/notes"
 
+FACTS = "facts"  # the note of an export: classes, preprocessing and loss of its model
+
 HEAD_KERNEL, HEAD_BIAS = "resnet/head/conv2d/kernel", "resnet/head/conv2d/bias"
 
 ROOT_KERNEL = "resnet/root_block/standardized_conv2d/kernel"

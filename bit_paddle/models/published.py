@@ -235,12 +235,12 @@ ENDINGS = (".npz", ".safetensors", ".pth", ".pth.tar", ".pt", ".bin", ".pdparams
 def is_path(model: str) -> bool:
     """Return whether ``model`` is the path of a file, not a name.
 
-    A name such as google/bit-50 or BiT-M-R50x1.npz is a path only if that file or folder exists.
+    A file or folder that exists is a path, unless it has the catalogue's name of a model.
     """
-    if model.startswith(hub.PREFIX):
+    if model.startswith(hub.PREFIX) or model in CATALOG or Architecture.parse(model):
         return False
     is_written_so = model.endswith(ENDINGS) or os.sep in model
-    return is_written_so and (lookup(model) is None or os.path.exists(model))
+    return os.path.exists(model) or (is_written_so and lookup(model) is None)
 
 
 def resolve(model: str, pretrained: bool = True) -> Path | Entry | Repository | Architecture:
@@ -264,7 +264,7 @@ def resolve(model: str, pretrained: bool = True) -> Path | Entry | Repository | 
                 f"folder of transformers or timm ({', '.join(WEIGHTS)}), or a file{newest}"
             )
         if not os.path.exists(path):  # False for a name that is too long, too
-            raise MissingFileError(f"{model}: no such checkpoint file{_hub_advice(model)}")
+            raise MissingFileError(f"{model}: {_hub_advice(model) or 'no such checkpoint file'}")
         return path
     architecture = Architecture.parse(model)
     if architecture is None:
@@ -281,13 +281,14 @@ def resolve(model: str, pretrained: bool = True) -> Path | Entry | Repository | 
 
 def _hub_advice(model: str) -> str:
     """Return the advice for a missing file whose name could be a repository, OWNER/NAME."""
-    address = r"(?:hf[-_]hub:|https://huggingface\.co/)?"
-    match = re.fullmatch(address + r"(\w[\w.-]*/[\w.-]+(?:@[\w.-]+)?)", model)
+    address = r"(?:hf[-_]hub:|https://huggingface\.co/)?(\w[\w.-]*/[\w.-]+(?:@[\w.-]+)?)"
+    match = re.fullmatch(address, model)
     if match is None or model.endswith(ENDINGS):
         return ""
     near = nearest(model) if re.search(r"bit[-_/]|_bit", model.lower()) else []
     also = f" (or did you mean {near[0]}?)" if near else ""
-    return f"; for a repository of the Hugging Face hub write hf:{match[1]}{also}"
+    advice = f"for a repository of the Hugging Face hub write hf:{match[1]}"
+    return f"neither a file here nor a known name{also}; {advice}"
 
 
 def locate(entry: Entry, directory: str | os.PathLike | None = None) -> Path:
@@ -336,7 +337,7 @@ def obtain(source: Entry | Repository, directory: str | os.PathLike | None = Non
         fault = error
 
     def from_hub(repository: Repository) -> Path:
-        print(printable(f"{fault}; the same weights are taken from {repository}"), file=sys.stderr)
+        print(printable(f"{fault}; now asking {repository}"), file=sys.stderr)
         return _from_hub(source, hub.download(repository))
 
     return hub.instead(source.hub, fault, from_hub)

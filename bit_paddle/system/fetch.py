@@ -34,7 +34,7 @@ ATTEMPTS = 6
 
 FIRST_PAUSE = 1.0  # seconds; doubled after each failed attempt
 
-CONNECT_TIMEOUT, READ_TIMEOUT = 10, 60  # seconds without an answer, and without a byte
+CONNECT_TIMEOUT, READ_TIMEOUT = 10, 20  # seconds without an answer, and without a byte
 
 _CHUNK = 1 << 18
 
@@ -127,6 +127,9 @@ def _ask_in_turn(urls: list[str], attempt: Callable[[str], Path], advice: str) -
         if not remaining:
             break
         if number < ATTEMPTS:
+            if len(urls) == 1:
+                line = f"{_line(urls[0], faults[urls[0]])}; attempt {number + 1} of {ATTEMPTS}"
+                print(printable(f"{line} in {pause:.2g} s"), file=sys.stderr)
             time.sleep(pause)
             pause *= 2
     for url in remaining:
@@ -148,7 +151,7 @@ def _line(url: str, fault: Exception) -> str:
 def _unreachable(url: str, error: Exception, advice: str = "") -> Unreachable:
     return Unreachable(
         f"{url}: cannot be reached ({root_cause(error)}); is there a network, or a proxy "
-        f"to name in HTTPS_PROXY?{advice.lstrip('.')}"
+        f"to name in HTTPS_PROXY? BIT_PADDLE_MIRRORS names other servers.{advice.lstrip('.')}"
     )
 
 
