@@ -20,7 +20,7 @@ from bit_paddle.data import spec as specs
 from bit_paddle.errors import BitPaddleError
 from bit_paddle.inference.model import TrainedModel
 from bit_paddle.inference.trained import TrainedFile
-from bit_paddle.models import published
+from bit_paddle.models import hub, published
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.models.checkpoint import CheckpointFile
 from bit_paddle.runs import checkpoints, history
@@ -86,8 +86,7 @@ def facts_of(trained: TrainedFile) -> Facts:
     with CheckpointFile(trained.path) as file:
         notes, network = file.notes(), file.architecture()
     settings, data, title = notes.get("settings"), notes.get("data"), _title(trained.path)
-    entries = [entry for entry in published.CATALOG.values() if entry.hub == title]
-    entry = next(iter(entries), published.known(trained.path))
+    entry = published.known(trained.path)
     shape = (trained.outputs, network)
     if entry is not None and settings is None and (entry.classes, entry.architecture) == shape:
         return _of_published(entry)
@@ -103,8 +102,8 @@ def facts_of(trained: TrainedFile) -> Facts:
 
 def _title(path: Path) -> str:
     """Return the name of a model's file or run; of a repository in the hub's cache, OWNER/NAME."""
-    cached = re.search(r"/models--([^/]+)--([^/]+)/snapshots/", path.absolute().as_posix())
-    return f"{cached[1]}/{cached[2]}" if cached else runs_folder.model_name(path)
+    repository = hub.repository_of(path)
+    return repository.id if repository else runs_folder.model_name(path)
 
 
 def _of_published(entry: published.Entry) -> Facts:

@@ -126,7 +126,7 @@ def test_a_run_resumes_without_the_hub(server, image_folder, tmp_path, monkeypat
 
 def test_the_name_in_a_model_card_is_the_repository_s(server, tmp_path):
     bit.export(PETS, "huggingface", tmp_path / "out")
-    assert "\n# pets\n" in (tmp_path / "out" / "README.md").read_text()
+    assert "\n# me/pets\n" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_another_network_under_a_published_name(server, monkeypatch, tmp_path):
