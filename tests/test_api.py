@@ -213,7 +213,7 @@ def test_mistakes_in_images(model, small_checkpoint, image_folder, paths, tmp_pa
             model(given)
     with pytest.raises(errors.ConfigError, match="top"):
         model(paths[0], top=0)
-    with pytest.raises(errors.ConfigError, match="--crop, or crop="):
+    with pytest.raises(errors.ConfigError, match=r"--crop 224 \(crop=224 in Python\)"):
         bit.load(small_checkpoint)(paths[0])
     with pytest.raises(errors.ConfigError, match="exported with its head"):
         bit.load(exported).features(paths[0])

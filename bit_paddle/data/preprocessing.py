@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from bit_paddle.errors import ConfigError, did_you_mean
 
-_MOST = 1 << 14  # pixels of a side
+_MOST = 1 << 12  # pixels of a side; 50 MB an image
 
 CENTRES = ("down", "even")
 

@@ -158,8 +158,8 @@ def match_classes(file: TrainedFile, classes: Sequence[str]) -> np.ndarray:
         raise errors.ConfigError(
             f"{file.path}: its head has {file.outputs} outputs, but the data have "
             f"{plural(len(classes), 'class')} ({', '.join(classes[:4])}"
-            f"{', …' * (len(classes) > 4)}). Classes are paired by name: give the folders the names of "
-            "the model's classes"
+            f"{', …' * (len(classes) > 4)}). Classes are paired by name: give the "
+            "folders the names of the model's classes"
         )
     for place, name in enumerate(classes):
         if name in outputs and known[place] != name:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,6 +94,10 @@ def export(
     """
     if format == "huggingface":
         required_preprocessing(file)
+    view = file.preprocessing
+    if view is not None and not view.is_scaled_as_bit:
+        text = f"note: the model's pixels are scaled by mean {view.mean} and std {view.std}"
+        print(f"{text}, not to [-1, 1]", file=sys.stderr)
     paddle_inference.hush()
     import paddle
 

@@ -88,7 +88,8 @@ class TrainedModel:
     def preprocess(self, image: Any) -> np.ndarray:
         """Return the pixels that the network gets for one image: uint8 [3, S, S], RGB.
 
-        The commands compute the same pixels. `logits` and `features` scale them to [-1, 1].
+        The commands compute the same pixels. `logits` and `features` scale them to [-1, 1], or by
+        the mean and std of a model of another library.
         `numpy.stack` makes a batch of several images.
         """
         view = required_preprocessing(self.file)

@@ -71,6 +71,8 @@ def find_trained(
         file.check(file.architecture(), file.classes)
         outputs, architecture, facts = file.classes, file.architecture(), file.facts
         notes = file.notes()
+        if file.averaged:
+            print(f"note: {path}: its averaged weights ({file.averaged}) are used", file=sys.stderr)
     classes, preprocessing, loss = facts.classes, facts.preprocessing, facts.loss
     if isinstance(source, published.Entry):  # the same facts, wherever its weights came from
         entry, classes, preprocessing = source, None, None

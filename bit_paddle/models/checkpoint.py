@@ -35,6 +35,7 @@ _OTHERS = (  # what people give by mistake
     (b"\xff\xd8\xff", "a JPEG image"),
     (b"\x89PNG", "a PNG image"),
     (b"<", "a web page"),
+    (b"{", "a JSON file: give the folder of the weights"),
     (b"version https://git-lfs", "a pointer of git-lfs: get the file itself with git lfs pull"),
 )
 
@@ -127,6 +128,12 @@ class CheckpointFile:
     def notes(self) -> dict[str, Any]:
         """Return the notes that `npz.write` wrote (class names, for example); {} without them."""
         return self._container.notes()
+
+    @property
+    def averaged(self) -> str | None:
+        """The entry of a training checkpoint whose averaged weights are taken, else None."""
+        wrapper = getattr(self._container, "wrapper", None)
+        return wrapper if wrapper and "ema" in wrapper else None
 
     @property
     def classes(self) -> int:

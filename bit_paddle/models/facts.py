@@ -98,6 +98,9 @@ def _labels(config: dict[str, Any]) -> list[str] | None:
 
 def _of_processor(config: dict[str, Any]) -> Preprocessing | None:
     """Return the preprocessing of a ``preprocessor_config.json``; None if ours has no such one."""
+    kind = config.get("image_processor_type") or config.get("feature_extractor_type")
+    if kind and not re.match(r"Bit(ImageProcessor|FeatureExtractor)", kind):
+        return None  # such as LeViT's, which resizes by another rule
     size, crop = config.get("size"), config.get("crop_size")
     square = _square(size)
     shorter = size if isinstance(size, int) else (size or {}).get("shortest_edge")
@@ -117,7 +120,10 @@ def _of_processor(config: dict[str, Any]) -> Preprocessing | None:
     scaling: dict[str, tuple[float, ...]] = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
     if config.get("do_normalize", True):
         scaling = {name: _three(config[f"image_{name}"]) for name in scaling}
-    return Preprocessing(int(crop), resize, FILTERS[config.get("resample", 3)], **scaling)
+    return Preprocessing(int(crop), resize, _FILTERS[config.get("resample", 3)], **scaling)
+
+
+_FILTERS = dict(enumerate(FILTERS))  # by number, and none for negative numbers
 
 
 def _square(size: Any) -> int | None:
@@ -128,7 +134,7 @@ def _square(size: Any) -> int | None:
 
 
 def _three(values: Any) -> tuple[float, ...]:
-    red, green, blue = values
+    red, green, blue = [values] * 3 if isinstance(values, (int, float)) else values
     return float(red), float(green), float(blue)
 
 

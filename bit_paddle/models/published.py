@@ -26,6 +26,7 @@ from bit_paddle.models.architecture import UNITS, Architecture
 from bit_paddle.models.checkpoint import CheckpointFile, fault_of
 from bit_paddle.models.containers.folder import WEIGHTS, weights_in
 from bit_paddle.models.hub import Repository
+from bit_paddle.models.vtab_tasks import VTAB_MODELS, VTAB_RUNS, VTAB_TASKS
 from bit_paddle.system.fetch import ServerFault, cache_dir
 
 LEMMAS = {data: f"{data}_wordnet_lemmas.txt" for data in ("ilsvrc2012", "imagenet21k")}
@@ -73,42 +74,6 @@ class Entry:
     def bytes(self) -> int:
         """Bytes of the parameters in the file; the names add some kilobytes."""
         return (2 if self.packaged else 4) * self.parameters
-
-
-@dataclass(frozen=True)
-class VtabTask:
-    """A VTAB-1k task of BiT's fine-tuning; ``small`` tasks have a crop of 128, others of 480."""
-
-    name: str
-    classes: int
-    small: bool = False
-
-
-VTAB_TASKS = (
-    VtabTask("caltech101", 102),
-    VtabTask("cifar100", 100, small=True),
-    VtabTask("dtd", 47),
-    VtabTask("oxford_flowers102", 102),
-    VtabTask("oxford_iiit_pet", 37),
-    VtabTask("sun397", 397),
-    VtabTask("svhn", 10, small=True),
-    VtabTask("patch_camelyon", 2),
-    VtabTask("eurosat", 10, small=True),
-    VtabTask("resisc45", 45),
-    VtabTask("diabetic_retinopathy", 5),
-    VtabTask("clevr-count", 8),
-    VtabTask("clevr-distance", 6),
-    VtabTask("dmlab", 6),
-    VtabTask("kitti-distance", 4),
-    VtabTask("dsprites-xpos", 16, small=True),
-    VtabTask("dsprites-orientation", 16, small=True),
-    VtabTask("smallnorb-azimuth", 18),
-    VtabTask("smallnorb-elevation", 9),
-)
-
-VTAB_MODELS = ("R50x1", "R101x1", "R50x3", "R101x3", "R152x4")
-
-VTAB_RUNS = (0, 1, 2)
 
 
 _UPSTREAM = Preprocessing(224, resize=256)  # a ratio of 0.875, as in timm for these files
@@ -235,12 +200,18 @@ ENDINGS = (".npz", ".safetensors", ".pth", ".pth.tar", ".pt", ".bin", ".pdparams
 def is_path(model: str) -> bool:
     """Return whether ``model`` is the path of a file, not a name.
 
-    A file or folder that exists is a path, unless it has the catalogue's name of a model.
+    A file or folder that exists is a path. If it has a known name of a model, then only if it holds
+    one; the catalogue's own names and architectures are never paths.
     """
     if model.startswith(hub.PREFIX) or model in CATALOG or Architecture.parse(model):
         return False
-    is_written_so = model.endswith(ENDINGS) or os.sep in model
-    return os.path.exists(model) or (is_written_so and lookup(model) is None)
+    if lookup(model) is None:
+        return model.endswith(ENDINGS) or os.sep in model or os.path.exists(model)
+    return os.path.isfile(model) or _holds_model(Path(model))
+
+
+def _holds_model(folder: Path) -> bool:
+    return os.path.isfile(folder / MODEL) or weights_in(folder) is not None
 
 
 def resolve(model: str, pretrained: bool = True) -> Path | Entry | Repository | Architecture:

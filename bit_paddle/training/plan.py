@@ -17,7 +17,7 @@ from bit_paddle.config.settings import AUTO, Settings
 from bit_paddle.data import check, fewshot
 from bit_paddle.data.readers import registry
 from bit_paddle.errors import CheckpointError, MissingFileError
-from bit_paddle.models import cost, facts, published
+from bit_paddle.models import cost, published
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.models.checkpoint import CheckpointFile
 from bit_paddle.models.hub import Repository
@@ -92,7 +92,7 @@ class Plan:
             *self.data.notes,
             *self.settings.recipe.notes(len(self.subset), self.settings.batch),
             *suspicions(self.data.train.classes, self.flip, self.crops),
-            *_scaling(self.checkpoint),
+            *_foreign(self.checkpoint),
         ]
         if self.skipped:
             more = f" and {len(self.skipped) - 5:,} more" if len(self.skipped) > 5 else ""
@@ -266,17 +266,19 @@ _NUMBERS = {
 _COUNTED = {"object", "objects", "item", "items", "count", "people", "things", "pieces"}
 
 
-def _scaling(checkpoint: Path | None) -> list[str]:
-    """Return a note if a checkpoint of another library was trained on pixels scaled otherwise."""
-    view = None
-    if checkpoint is not None and checkpoint.exists():
-        view = facts.beside(checkpoint).preprocessing
-    if view is None or view.is_scaled_as_bit:
+def _foreign(checkpoint: Path | None) -> list[str]:
+    """Return notes on a foreign checkpoint: averaged weights, pixels of another scale."""
+    if checkpoint is None or not checkpoint.exists():
         return []
-    return [
-        f"{checkpoint} was trained on pixels scaled by mean {view.mean} and std {view.std}; "
-        "fine-tuning scales them to -1 to 1, as BiT does, and adapts the network to that"
-    ]
+    with CheckpointFile(checkpoint) as file:
+        averaged, view = file.averaged, file.facts.preprocessing
+    notes = [f"{checkpoint}: its averaged weights ({averaged}) are used"] if averaged else []
+    if view is not None and not view.is_scaled_as_bit:
+        notes.append(
+            f"{checkpoint} was trained on pixels scaled by mean {view.mean} and std {view.std}; "
+            "fine-tuning scales them to -1 to 1, as BiT does, and adapts the network to that"
+        )
+    return notes
 
 
 def _resumed(start: folder.Start) -> Architecture | None:

@@ -17,7 +17,7 @@ from bit_paddle import errors, export, save_npz
 from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.errors import ConfigError, DifferenceError, WriteError
 from bit_paddle.inference import activations, formats, paddle_inference, verify
-from bit_paddle.inference.trained import find_trained
+from bit_paddle.inference.trained import facts_of, find_trained
 from bit_paddle.models import npz
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.models.checkpoint import CheckpointFile
@@ -195,10 +195,13 @@ def test_npz_is_the_published_layout_with_its_notes(small, tmp_path):
     model, trained = small
     verify.export(model, trained, "npz", tmp_path / "x.npz")
     with CheckpointFile(tmp_path / "x.npz") as file:
-        assert file.notes() == {"crop": 160, "classes": CLASSES}
+        notes = file.notes()
+        assert notes.pop("facts") == json.loads(json.dumps(facts_of(trained)))
+        assert notes == {"crop": 160, "classes": CLASSES}
     with np.load(tmp_path / "x.npz") as found, np.load(trained.path) as expected:
         assert set(found.files) == set(expected.files)
-        assert all(np.array_equal(found[key], expected[key]) for key in found.files)
+        keys = set(found.files) - {npz.NOTES}
+        assert all(np.array_equal(found[key], expected[key]) for key in keys)
 
 
 # --- ONNX ---

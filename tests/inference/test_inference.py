@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -528,3 +530,16 @@ def test_notes_that_another_program_wrote(classes, expected, tmp_path):
 def test_a_terminal_does_not_obey_names_of_classes():
     result = {"image": "a.png", "classes": [{"class": "\x1b[2Jcat", "probability": 1.0}]}
     assert "".join(outputs.FORMATS["table"]([result], ["a.png"])) == "a.png  100.00%  \\x1b[2Jcat\n"
+
+
+def test_classes_that_are_paired_by_order_are_said(capsys):
+    """A model of another library: by name if it can be, else by order, and then a note says so."""
+    file = trained.TrainedFile(Path("x"), 2, 8, Preprocessing(32), ["cat", "dog"], False)
+    assert evaluation.match_classes(file, ["dog", "cat"]).tolist() == [1, 0]
+    assert not capsys.readouterr().err
+    assert evaluation.match_classes(file, ["cats", "dogs"]).tolist() == [0, 1]
+    assert "paired by their order: cats = cat, dogs = dog" in capsys.readouterr().err
+    assert evaluation.match_classes(file, ["cat", "dogs"]).tolist() == [0, 1]
+    assert capsys.readouterr().err.rstrip().endswith("order: dogs = dog")
+    with pytest.raises(ConfigError, match=r"1 class \(cat\)\. Classes are paired by name"):
+        evaluation.match_classes(replace(file, classes=["lion", "dog"]), ["cat"])

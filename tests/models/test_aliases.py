@@ -234,13 +234,16 @@ def test_nothing_is_suggested_for_another_network(wrong):
     [
         (
             "google/bit-101",
-            r"write hf:google/bit-101 \(or did you mean BiT-M-R101x1-ILSVRC2012\?\)$",
+            r"\(or did you mean BiT-M-R101x1-ILSVRC2012\?\); for .* write hf:google/bit-101$",
         ),
-        ("timm/resnetv2_50x1_bitm_in22k", r"hf:timm/.* \(or did you mean resnetv2_50x1_bitm_in21k"),
+        (
+            "timm/resnetv2_50x1_bitm_in22k",
+            r"did you mean resnetv2_50x1_bitm_in21k\?\); for .* write hf:timm/",
+        ),
         ("https://huggingface.co/owner/bert", "write hf:owner/bert$"),
         ("hf_hub:owner/bert", "write hf:owner/bert$"),
         ("owner/name@main", "write hf:owner/name@main$"),
-        ("bit/m-r50x2", r"hf:bit/m-r50x2 \(or did you mean bit/m-r50x1\?"),
+        ("bit/m-r50x2", r"did you mean bit/m-r50x1\?\); for .* write hf:bit/m-r50x2$"),
         ("models/x.npz", "models/x.npz: no such checkpoint file$"),
         ("models/x.safetensors", "no such checkpoint file$"),
         ("./owner/name", "no such checkpoint file$"),

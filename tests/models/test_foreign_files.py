@@ -21,6 +21,7 @@ from helpers.places import ROOT
 
 import bit_paddle
 from bit_paddle.data.preprocessing import Preprocessing
+from bit_paddle.models import published
 from bit_paddle.models.checkpoint import CheckpointFile
 
 ARCHIVE = ROOT / "tests/data/foreign-models.tar.xz"
@@ -141,3 +142,37 @@ def test_an_installed_library(library, net, crop, tmp_path):
     for name in facts:
         assert_outputs(tmp_path, name, facts[name], views(crop).get(name))
         assert_arrays(tmp_path / name, net, "random")
+
+
+def test_an_export_to_npz_keeps_names_and_preprocessing(folder, tmp_path):
+    source = bit_paddle.load(folder / "timm/clip", device="cpu")
+    bit_paddle.export(folder / "timm/clip", "npz", tmp_path / "x.npz")
+    found = bit_paddle.load(tmp_path / "x.npz", device="cpu")
+    assert found.classes == source.classes and found.preprocessing == source.preprocessing
+    image = folder / "images/wide.png"
+    assert np.array_equal(found.logits(image), source.logits(image))
+
+
+def test_a_crop_keeps_the_scale_of_the_pixels(folder):
+    view = bit_paddle.load(folder / "timm/clip", device="cpu", crop=96).file.preprocessing
+    assert view == Preprocessing(96, None, "bicubic", *CLIP, "even")
+
+
+def test_averaged_weights_are_named(folder, capsys):
+    bit_paddle.load(folder / "timm/training.pth.tar", device="cpu", crop=96)
+    assert "its averaged weights (state_dict_ema) are used" in capsys.readouterr().err
+    bit_paddle.load(folder / "timm/net.pth", device="cpu", crop=96)
+    assert "averaged" not in capsys.readouterr().err
+
+
+def test_a_folder_needs_no_slash(folder, monkeypatch):
+    """An existing path is taken, in commands as in Python; but not for a catalogue's name."""
+    monkeypatch.chdir(folder / "transformers")
+    assert published.resolve("squash") == Path("squash")
+    shutil.copytree("squash", "bit-50")
+    assert published.resolve("bit-50") == Path("bit-50")
+    assert bit_paddle.load("bit-50", device="cpu").classes
+    Path("bit-50/model.safetensors").unlink()
+    assert published.resolve("bit-50").name == "BiT-M-R50x1-ILSVRC2012"
+    Path("BiT-Mini").mkdir()
+    assert published.resolve("BiT-Mini").name == "BiT-Mini"
