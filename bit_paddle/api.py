@@ -248,9 +248,9 @@ def evaluate(
     It may also be the name or YAML file of a data set, as for ``--dataset``; ``datadir`` is then
     its folder. If a folder has the name of a data set, write "./name". ``split`` "val" measures the
     validation images, "train" the training images, "test" the test images, "all" all of these.
-    ``val_fraction`` is the share of images to hold out if a folder has no validation images. ``on_bad_image`` "skip" skips images
-    that cannot be read. ``batch`` images are computed at once; ``workers`` threads decode them
-    (None: one per processor, at most 8).
+    ``val_fraction`` is the share of images to hold out if a folder has no validation images.
+    ``on_bad_image`` "skip" skips images that cannot be read. ``batch`` images are computed at once;
+    ``workers`` threads decode them (None: one per processor, at most 8).
 
     Errors: `ConfigError` (an unknown name, or classes that do not match the model's),
     `MissingFileError`, `DataError`, `CheckpointError`, `DownloadError`.
