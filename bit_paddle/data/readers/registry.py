@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bit_paddle.data import names
 from bit_paddle.data import spec as specs
 from bit_paddle.data.images import Dataset, Images, Parts
 from bit_paddle.data.readers.cifar import open_cifar
@@ -128,7 +129,7 @@ def read(spec: DataSpec) -> Dataset:
         random_crop=spec.random_crop,
         resolution=spec.resolution,
         test=parts.test,
-        notes=parts.notes,
+        notes=(*parts.notes, *names.notes(parts.train.classes, spec.classes is not None)),
     )
 
 
