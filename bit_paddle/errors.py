@@ -82,7 +82,7 @@ def did_you_mean(name: str, choices: Iterable[str], most: int = 5) -> str:
     by_lower_case = {choice.lower(): choice for choice in reversed(choices)}
     near = difflib.get_close_matches(name.lower(), by_lower_case, n=most, cutoff=0.6)
     if near:
-        return "did you mean " + " or ".join(map(_quoted, map(by_lower_case.get, near))) + "?"
+        return "did you mean " + " or ".join(_quoted(by_lower_case[match]) for match in near) + "?"
     if len(choices) <= 12:
         return "choose from " + ", ".join(map(_quoted, choices))
     return f"choose from {', '.join(map(_quoted, choices[:12]))} and {len(choices) - 12} more"
