@@ -52,6 +52,7 @@ def fine_tune(three_parts, tmp_path, monkeypatch):
 WORSE = {"base_lr": 3.0, "seed": 1}
 
 
+@pytest.mark.slow
 def test_best_and_last_are_measured_once(fine_tune, three_parts):
     """By the right values: those of `evaluate` on the files that the run has left."""
     run = fine_tune(name="run", **WORSE)
@@ -88,6 +89,7 @@ def test_a_last_model_that_is_the_best_is_measured_once(fine_tune, capsys):
     assert "test images, best and last model (after step 6)" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_it_changes_nothing_else(fine_tune, image_folder):
     """A run without the part has the same bits; without --save the best model is not there."""
     run, plain = fine_tune(name="with"), fine_tune(image_folder, name="without")
@@ -102,6 +104,7 @@ def test_it_changes_nothing_else(fine_tune, image_folder):
     assert "test top-1, best" not in unsaved.report().read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", [1, 2])
 def test_a_run_that_ends_in_the_test_resumes(which, fine_tune, monkeypatch):
     """Interrupted while the best (1) or the last model (2) is measured, it repeats the test."""
@@ -200,6 +203,7 @@ def test_a_complete_run_names_its_test_results(fine_tune, capsys):
     )
 
 
+@pytest.mark.slow
 def test_test_images_that_are_added_later_are_noted(image_folder, three_parts, fine_tune, tmp_path):
     """The run resumes, as they decide nothing, and ends as one that had them from the start."""
     whole = fine_tune(name="whole")
