@@ -129,8 +129,10 @@ def _word(name: str, value: Any) -> str:
 class Run:
     """A run of `fine_tune`: its ``folder`` and its ``result``.
 
-    ``result`` is a dictionary of steps, loss, top1, top5 and images. With ``repeats`` it holds the
-    lowest, median and highest of these. It is None if the run is not complete.
+    ``result`` is a dictionary of steps, loss, top1, top5 and images, after the last step. If the
+    data have test images, ``result["test"]`` has the same of "best" and "last", the models with
+    which they were measured. With ``repeats`` it holds the lowest, median and highest of these. It
+    is None if the run is not complete.
     """
 
     def __init__(self, folder: str | os.PathLike, result: dict[str, Any] | None = None):
@@ -149,7 +151,7 @@ class Run:
 
     @property
     def metrics(self) -> Steps:
-        """A table of the steps so far: loss, learning rate, speed, validation results."""
+        """A table of the steps so far: loss, learning rate, speed, validation and test results."""
         return Steps(self._single("metrics"))
 
     @cached_property
@@ -181,11 +183,16 @@ class Run:
 
     def __repr__(self) -> str:
         state = "complete" if self.complete else "not complete"
-        top1 = (self.result or {}).get("top1")
-        if isinstance(top1, dict):  # of repeats
-            state += f", median top-1 {top1['median']:.2%}"
-        elif top1 is not None:
-            state += f", top-1 {top1:.2%}"
+        result = self.result or {}
+        test = result.get("test", {})
+        for title, top1 in (
+            ("top-1", result.get("top1")),
+            ("test top-1", test.get("best", test.get("last", {})).get("top1")),
+        ):
+            if isinstance(top1, dict):  # of repeats
+                state += f", median {title} {top1['median']:.2%}"
+            elif top1 is not None:
+                state += f", {title} {top1:.2%}"
         return f"Run({str(self.folder)!r}, {state})"
 
 
@@ -240,10 +247,10 @@ def evaluate(
     ``directory``). ``data`` is a folder with train/<class>/* and val/<class>/*, or only <class>/*.
     It may also be the name or YAML file of a data set, as for ``--dataset``; ``datadir`` is then
     its folder. If a folder has the name of a data set, write "./name". ``split`` "val" measures the
-    validation images, "train" the training images, "all" both. ``val_fraction`` is the share of
-    images to hold out if a folder has no validation images. ``on_bad_image`` "skip" skips images
-    that cannot be read. ``batch`` images are computed at once; ``workers`` threads decode them
-    (None: one per processor, at most 8).
+    validation images, "train" the training images, "test" the test images, "all" all of these.
+    ``val_fraction`` is the share of images to hold out if a folder has no validation images.
+    ``on_bad_image`` "skip" skips images that cannot be read. ``batch`` images are computed at once;
+    ``workers`` threads decode them (None: one per processor, at most 8).
 
     Errors: `ConfigError` (an unknown name, or classes that do not match the model's),
     `MissingFileError`, `DataError`, `CheckpointError`, `DownloadError`.

@@ -126,7 +126,8 @@ def parser() -> argparse.ArgumentParser:
         choices=SPLITS,
         default="val",
         help="val: the validation images; if a folder or list has none, the images that training "
-        "holds out. train: the training images. all: both (default: val)",
+        "holds out. train: the training images. test: the test images, which training never uses. "
+        "all: all of these (default: val)",
     )
     parser.add_argument(
         "--output", metavar="DIR", help="folder for the results (default: a new folder in bit_logs)"

@@ -247,7 +247,15 @@ def result(folder: Path, settings: Settings) -> dict[str, Any] | None:
         return None
     if not {"top1", "top5", "loss"} <= content.keys():
         return None
-    return {key: math.nan if value is None else value for key, value in content.items()}
+    return _with_nan(content)
+
+
+def _with_nan(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a JSON file, where null stands for a value that is not finite."""
+    return {
+        key: _with_nan(value) if isinstance(value, dict) else math.nan if value is None else value
+        for key, value in content.items()
+    }
 
 
 # --- The lock -----------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ _BEGUN = re.compile(r"^bit_paddle \S+, Paddle ")  # the first line after the pla
 
 @dataclass(frozen=True)
 class RunHistory:
-    """A run's folder. ``train`` and ``val`` are its metrics, a dictionary a step.
+    """A run's folder. ``train``, ``val`` and ``test`` are its metrics, a dictionary a step.
 
     ``planned`` is how many steps it was to make, None where its log is gone; ``said`` is the last
     line of that.
@@ -36,6 +36,7 @@ class RunHistory:
     settings: Settings
     train: list[dict[str, Any]]
     val: list[dict[str, Any]]
+    test: list[dict[str, Any]]  # of the best model and of the last one, which may be the same
     plan: str
     timings: str
     planned: int | None
@@ -82,7 +83,7 @@ def _read(folder: Path, name: str) -> RunHistory:
     except TypeError as error:
         raise ConfigError(f"{path}: is not what a run writes ({error})") from error
     lines, _ = logbook.read_metrics(folder / logbook.METRICS)
-    train, val = ([one for one in lines if one["kind"] == kind] for kind in ("train", "val"))
+    parts = ([one for one in lines if one["kind"] == kind] for kind in logbook.KINDS)
     log = folder / logbook.LOG
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     said = [_STAMP.sub("", line) for line in text.splitlines()]
@@ -92,8 +93,7 @@ def _read(folder: Path, name: str) -> RunHistory:
         folder,
         name,
         settings,
-        train,
-        val,
+        *parts,
         plan,
         "\n".join(timings[-1:]),
         planned,

@@ -72,6 +72,7 @@ def rows(plan: Plan) -> list[tuple[str, str]]:
         ("loss", f"{settings.loss} cross-entropy"),
         ("optimizer", _optimizer(plan)),
         ("validation", _validation(plan)),
+        *([("test", _test(plan))] if plan.data.test else []),
         ("checkpoints", _checkpoints(plan)),
         ("files", _files(plan)),
     ]
@@ -117,9 +118,13 @@ def _data(plan: Plan) -> str:
     more = ", …" if len(classes) > 4 else ""
     return (
         f"{settings.dataset}{folder}: {len(plan.subset):,} training images{few}, "
-        f"{len(plan.data.val):,} validation images, {len(classes)} classes "
+        f"{len(plan.data.val):,} validation images, {_test_images(plan)}{len(classes)} classes "
         f"({', '.join(classes[:4])}{more})"
     )
+
+
+def _test_images(plan: Plan) -> str:
+    return f"{len(plan.data.test):,} test images, " if plan.data.test else ""
 
 
 def _preprocessing(plan: Plan) -> str:
@@ -185,6 +190,11 @@ def _validation(plan: Plan) -> str:
     if plan.settings.eval_every:
         return f"every {plan.settings.eval_every} steps and at the end, on all validation images"
     return "at the end, on all validation images"
+
+
+def _test(plan: Plan) -> str:
+    models = "the best and the last model" if plan.settings.save else "the last model"
+    return f"once, at the end, on all test images, with {models}; they decide nothing"
 
 
 def _checkpoints(plan: Plan) -> str:

@@ -146,12 +146,15 @@ def _start_processes(
 
 def complete(begin: Start) -> str:
     """Return the message for a run that is already complete."""
-    values = (
+    results = {name: value for name, value in begin.result.items() if name not in ("runs", "test")}
+    text = _listed(results)
+    for model, values in begin.result.get("test", {}).items():
+        text += f"; test images, {model} model: {_listed(values)}"
+    return f"{begin.folder}: this run is complete: {text}. For a new run take another --name"
+
+
+def _listed(results: dict[str, Any]) -> str:
+    return ", ".join(
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in begin.result.items()
-        if name != "runs"
-    )
-    return (
-        f"{begin.folder}: this run is complete: {', '.join(values)}. For a new run take another "
-        "--name"
+        for name, value in results.items()
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 
 from bit_paddle.config.settings import AUTO, Settings
 from bit_paddle.data import check, fewshot
+from bit_paddle.data.images import Images
 from bit_paddle.data.readers import registry
 from bit_paddle.models import cost, facts, published
 from bit_paddle.models.architecture import Architecture
@@ -80,6 +81,7 @@ class Plan:
             "architecture": self.architecture.name,
             "training_images": len(self.subset),
             "validation_images": len(self.data.val),
+            "test_images": len(self.data.test) if self.data.test else 0,
             "classes": list(self.data.train.classes),
         }
 
@@ -87,6 +89,7 @@ class Plan:
         """Return notes for the user on the start, the data and the recipe, one per line."""
         notes = [
             *self.start.notes,
+            *self._test_notes(),
             *self.data.notes,
             *self.settings.recipe.notes(len(self.subset), self.settings.batch),
             *suspicions(self.data.train.classes, self.flip, self.crops),
@@ -124,18 +127,47 @@ class Plan:
         The identity depends neither on the folder of the data nor on the images' contents.
         """
         train, val = self.data.train, self.data.val
-        digest = hashlib.sha256()
-        for images, indices in ((train, self.subset), (val, range(len(val)))):
-            root = str(getattr(images, "root", ""))
-            for index in indices:
-                name = images.name(index).removeprefix(root)
-                digest.update(f"{images.labels[index]} {name}\n".encode(errors="surrogateescape"))
         return {
             "training images": len(self.subset),
             "validation images": len(val),
             "classes": list(train.classes),
-            "names and labels": digest.hexdigest()[:16],
+            "names and labels": _digest((train, self.subset), (val, range(len(val)))),
         }
+
+    @cached_property
+    def test_identity(self) -> dict[str, Any] | None:
+        """The test images' names and labels; None if there are none.
+
+        A run resumes with other test images too, as they decide nothing; a note reports it.
+        """
+        test = self.data.test
+        if not test:
+            return None
+        return {"images": len(test), "names and labels": _digest((test, range(len(test))))}
+
+    def _test_notes(self) -> list[str]:
+        """Return a note if the test images are not those of the run's checkpoint."""
+        if not self.start.checkpoints:
+            return []
+        before, now = self.start.checkpoints[0].notes.get("test"), self.test_identity
+        if before == now:
+            return []
+        counts = [part["images"] if part else 0 for part in (before, now)]
+        return [
+            f"the test images have changed since the run's checkpoint ({counts[0]:,} -> "
+            f"{counts[1]:,}); the run resumes, as they decide nothing, and measures the new ones"
+        ]
+
+
+def _digest(*parts: tuple[Images, Iterable[int]]) -> str:
+    """Return a hash of the names and labels of images by their indices."""
+    digest = hashlib.sha256()
+    for images, indices in parts:
+        root = str(getattr(images, "root", ""))
+        for index in indices:
+            name = images.name(index).removeprefix(root)
+            digest.update(f"{images.labels[index]} {name}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()[:16]
 
 
 def make_plan(settings: Settings, start: folder.Start | None = None, fetch: bool = True) -> Plan:
@@ -165,8 +197,12 @@ def make_plan(settings: Settings, start: folder.Start | None = None, fetch: bool
     train, skipped = data.train, []
     if settings.on_bad_image == "skip":  # before few-shot selection, which takes readable images
         train, skipped = check.usable(train, settings.workers, every_class=True)
-        val, skipped_too = check.usable(data.val, settings.workers, every_class=False)
-        data, skipped = data._replace(train=train, val=val), skipped + skipped_too
+        data = data._replace(train=train)
+        for part in ("val", "test"):
+            images = getattr(data, part)
+            if images:
+                images, more = check.usable(images, settings.workers, every_class=False)
+                data, skipped = data._replace(**{part: images}), skipped + more
     subset = np.arange(len(train))
     if settings.examples_per_class is not None:
         subset = fewshot.select(
@@ -176,7 +212,8 @@ def make_plan(settings: Settings, start: folder.Start | None = None, fetch: bool
             train.classes,
         )
     if settings.on_bad_image == "error":
-        parts = [(train, subset), (data.val, np.arange(len(data.val)))]
+        parts = [(train, subset)]
+        parts += [(part, np.arange(len(part))) for part in (data.val, data.test) if part]
         check.require_usable(parts, settings.workers)
     by_area = registry.sizes(train, subset)
     size = by_area[len(by_area) // 2]

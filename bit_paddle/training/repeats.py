@@ -15,6 +15,8 @@ from bit_paddle.runs.folder import CONFIG, REPEATS, claim, forget
 from bit_paddle.system import files
 from bit_paddle.training.launch import Ended, start
 
+METRICS = ("top1", "top5", "loss")
+
 
 def repeat(
     settings: Settings, arguments: Sequence[str], force: bool = False, embedded: bool = False
@@ -56,25 +58,37 @@ def repeat(
     return Ended(0, folder, content)
 
 
-def report(results: Sequence[dict[str, float]], folder: Path) -> dict[str, Any]:
+def report(results: Sequence[dict[str, Any]], folder: Path) -> dict[str, Any]:
     """Write, print and return the minimum, median and maximum of the runs so far."""
-    columns = {key: [result[key] for result in results] for key in ("top1", "top5", "loss")}
-    spread = {
-        key: {"min": min(values), "median": float(np.median(values)), "max": max(values)}
-        for key, values in columns.items()
-    }
-    rows = [
-        f"{run['seed']:6}  {run['top1']:7.2%}  {run['top5']:7.2%}  {run['loss']:8.4f}\n"
-        for run in results
+    spread = _spread(results)
+    tests = [
+        name for name in ("best", "last") if all(name in run.get("test", {}) for run in results)
     ]
-    rows += [
-        f"{key:>6}  {spread['top1'][key]:7.2%}  {spread['top5'][key]:7.2%}  "
-        f"{spread['loss'][key]:8.4f}\n"
-        for key in ("min", "median", "max")
-    ]
-    table = f"{'seed':>6}  {'top-1':>7}  {'top-5':>7}  {'loss':>8}\n" + "".join(rows)
+    if tests:
+        spread["test"] = {name: _spread([run["test"][name] for run in results]) for name in tests}
+    heads = "".join(f"  test top-1, {name}" for name in tests)
+    table = f"{'seed':>6}  {'top-1':>7}  {'top-5':>7}  {'loss':>8}{heads}\n"
+    table += "".join(_row(str(run["seed"]), run, tests) for run in results)
+    for key in ("min", "median", "max"):
+        values: dict[str, Any] = {name: spread[name][key] for name in METRICS}
+        values["test"] = {name: {"top1": spread["test"][name]["top1"][key]} for name in tests}
+        table += _row(key, values, tests)
     files.write_text(folder / "repeats.txt", table)
     content = {"count": len(results), **spread, "runs": list(results)}
     files.write_text(folder / REPEATS, files.to_json(content))
     print(table, end="", flush=True)
     return content
+
+
+def _spread(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    columns = {key: [result[key] for result in results] for key in METRICS}
+    return {
+        key: {"min": min(values), "median": float(np.median(values)), "max": max(values)}
+        for key, values in columns.items()
+    }
+
+
+def _row(title: str, run: dict[str, Any], tests: Sequence[str]) -> str:
+    cells = [f"{title:>6}", f"{run['top1']:7.2%}", f"{run['top5']:7.2%}", f"{run['loss']:8.4f}"]
+    cells += [f"{run['test'][name]['top1']:16.2%}" for name in tests]  # below "test top-1, best"
+    return "  ".join(cells) + "\n"

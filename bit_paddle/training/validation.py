@@ -1,16 +1,49 @@
-"""Validate a model: metrics over the images of all ranks."""
+"""Validate or test a model: metrics over the images of all ranks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import astuple
 
+from bit_paddle.data import loader
+from bit_paddle.data.images import Images
 from bit_paddle.data.loader import MicroBatch
+from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.inference.metrics import Tally
 from bit_paddle.inference.predictor import infer
 from bit_paddle.models.resnetv2 import ResNetV2
-from bit_paddle.system.signals import Interrupted
+from bit_paddle.runs.logbook import Logbook
+from bit_paddle.system import processes
+from bit_paddle.system.progress import progress_bar
+from bit_paddle.system.signals import Interrupt, Interrupted
 from bit_paddle.training import distributed
+from bit_paddle.training.plan import Plan
+
+
+def measure(
+    plan: Plan,
+    model: ResNetV2,
+    images: Images,
+    batch_split: int,
+    log: Logbook,
+    stop: Interrupt,
+    part: str = "validation",
+) -> Tally:
+    """Return the metrics of ``model`` on all ``images``, which the ranks share.
+
+    ``part`` of the data names the bar and the time in the log. Errors: those of `evaluate`.
+    """
+    settings, world_size = plan.settings, processes.world_size()
+    batches = loader.evaluation_batches(
+        images,
+        Preprocessing(plan.resolution.crop, plan.resize),
+        -(-settings.batch // (batch_split * world_size)),
+        settings.workers,
+        processes.rank(),
+        world_size,
+    )
+    with log.timed(part), progress_bar(desc=part, unit="img", total=len(images)) as bar:
+        return evaluate(model, stop.checked(batches), bar.update, settings.loss)
 
 
 def evaluate(

@@ -1,4 +1,4 @@
-"""Data sets by name: each reader returns training and validation images.
+"""Data sets by name: each reader returns training, validation and perhaps test images.
 
 Labels, class names and sizes are available without decoding an image.
 
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bit_paddle.data import names
 from bit_paddle.data import spec as specs
 from bit_paddle.data.images import Dataset, Images, Parts
 from bit_paddle.data.readers.cifar import open_cifar
@@ -43,7 +44,7 @@ class Reader:
     """A function that opens a data set, and its requirements."""
 
     open: Callable[[DataSpec], Parts]
-    #: Optional keys of a description (train, val, classes, val_fraction) that ``open`` reads
+    #: Optional keys of a description (train, val, test, classes, val_fraction) that ``open`` reads
     uses: frozenset[str] = frozenset()
     #: Content of --datadir, if the data set requires it
     datadir: str | None = None
@@ -53,7 +54,7 @@ class Reader:
     known: dict[str | None, Known] = field(default_factory=dict)
 
 
-_LISTS = frozenset({"train", "val", "classes"})
+_LISTS = frozenset({"train", "val", "test", "classes"})
 
 READERS: dict[str, Reader] = {
     "cifar10": Reader(open_cifar, known={None: Known(50_000, 10, "small")}),
@@ -93,7 +94,7 @@ def find(dataset: str, need_datadir: bool = True, **overrides: Any) -> DataSpec:
         raise ConfigError(f"--datadir: is not for --dataset {dataset}, {reader.no_datadir}")
     if need_datadir and spec.datadir is None and reader.datadir:
         raise DatadirRequired(f"--datadir: is required by --dataset {dataset}: {reader.datadir}")
-    for key in ("train", "val", "classes", "val_fraction"):
+    for key in ("train", "val", "test", "classes", "val_fraction"):
         if getattr(spec, key) is not None and key not in reader.uses:
             name = "--val_fraction" if key == "val_fraction" else f"--dataset {dataset}: {key}"
             raise ConfigError(f"{name}: is not for {spec.reader}, which has its own")
@@ -127,7 +128,8 @@ def read(spec: DataSpec) -> Dataset:
         flip=spec.flip,
         random_crop=spec.random_crop,
         resolution=spec.resolution,
-        notes=parts.notes,
+        test=parts.test,
+        notes=(*parts.notes, *names.notes(parts.train.classes, spec.classes is not None)),
     )
 
 
