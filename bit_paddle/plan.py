@@ -18,7 +18,8 @@ from typing import Any
 
 from bit_paddle import errors
 from bit_paddle.config import parsing
-from bit_paddle.config.settings import Settings, load_yaml
+from bit_paddle.config.saved import load_yaml
+from bit_paddle.config.settings import Settings
 from bit_paddle.config.types import positive, whole
 from bit_paddle.data import spec as specs
 from bit_paddle.data.readers import registry

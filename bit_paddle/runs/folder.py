@@ -24,7 +24,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bit_paddle.config.settings import Settings, differences, load_yaml
+from bit_paddle.config.saved import differences, load_yaml
+from bit_paddle.config.settings import Settings
 from bit_paddle.data import spec as specs
 from bit_paddle.errors import BitPaddleError, CheckpointError, ConfigError, MissingFileError
 from bit_paddle.models import published

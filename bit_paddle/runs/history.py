@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bit_paddle.config.settings import Settings, load_yaml
+from bit_paddle.config.saved import load_yaml
+from bit_paddle.config.settings import Settings
 from bit_paddle.errors import ConfigError, MissingFileError
 from bit_paddle.models import published
 from bit_paddle.runs import checkpoints, logbook

@@ -11,7 +11,8 @@ from signal import Signals
 from typing import Any, NamedTuple
 
 from bit_paddle import errors
-from bit_paddle.config.settings import Settings, to_yaml
+from bit_paddle.config.saved import to_yaml
+from bit_paddle.config.settings import Settings
 from bit_paddle.runs import logbook
 from bit_paddle.runs.folder import CONFIG, RESULT, Start, check_data, claim, forget
 from bit_paddle.runs.folder import result as result_of

@@ -191,9 +191,7 @@ def make_plan(settings: Settings, start: folder.Start | None = None, fetch: bool
         architecture = _checked(checkpoint)
     elif checkpoint is not None and fetch and not model.packaged:
         published.check_reachable(model)  # before the data are read
-    data = registry.open_dataset(
-        settings.dataset, settings.datadir, val_fraction=settings.val_fraction
-    )
+    data = registry.open_dataset(settings.dataset, **settings.data_options)
     train, skipped = data.train, []
     if settings.on_bad_image == "skip":  # before few-shot selection, which takes readable images
         train, skipped = check.usable(train, settings.workers, every_class=True)

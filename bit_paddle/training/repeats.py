@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from bit_paddle import errors
-from bit_paddle.config.settings import Settings, to_yaml
+from bit_paddle.config.saved import to_yaml
+from bit_paddle.config.settings import Settings
 from bit_paddle.runs.folder import CONFIG, REPEATS, claim, forget
 from bit_paddle.system import files
 from bit_paddle.training.launch import Ended, start

@@ -48,7 +48,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from bit_paddle.config import parsing  # noqa: E402
-from bit_paddle.config.settings import Settings, differences, load_yaml, to_dict, to_yaml  # noqa: E402
+from bit_paddle.config.saved import differences, load_yaml, to_dict, to_yaml  # noqa: E402
+from bit_paddle.config.settings import Settings  # noqa: E402
 from bit_paddle.data import check  # noqa: E402
 from bit_paddle.data.readers import registry  # noqa: E402
 from bit_paddle.errors import BitPaddleError, CheckpointError  # noqa: E402

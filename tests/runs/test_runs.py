@@ -17,7 +17,8 @@ import pytest
 from conftest import ROOT
 
 from bit_paddle.config import parsing
-from bit_paddle.config.settings import Settings, differences, load_yaml, to_dict, to_yaml
+from bit_paddle.config.saved import differences, load_yaml, to_dict, to_yaml
+from bit_paddle.config.settings import Settings
 from bit_paddle.config.types import BadValue, interval
 from bit_paddle.errors import CheckpointError, ConfigError, MissingFileError
 from bit_paddle.models import npz
@@ -425,7 +426,8 @@ def test_settings_come_back_from_their_file_unchanged(settings, tmp_path):
 HOLD = """
 import sys
 from pathlib import Path
-from bit_paddle.config.settings import Settings, to_yaml
+from bit_paddle.config.saved import to_yaml
+from bit_paddle.config.settings import Settings
 from bit_paddle.system import files
 from bit_paddle.runs import folder
 settings = Settings(**eval(sys.argv[1]))
