@@ -251,7 +251,7 @@ def _combined_faults(
         faults.append(f"--epochs: is for --rule {by_epochs}; the length of fine-tuning is --steps")
     elif values["epochs"] is not None and values["steps"] is not None:
         faults.append("--epochs and --steps: both set the length of the run; give only one")
-    faults += _fold_faults(values)
+    faults += settings.fold_faults(values)
     if values["nproc"] > batch and "batch" not in unclear:
         faults.append(
             f"--nproc: is {values['nproc']}, more than --batch {batch}; each process needs an image"
@@ -271,23 +271,6 @@ def _combined_faults(
     name = values["name"]
     if name is not None and (Path(name).name != name or name in (".", "..")):
         faults.append(f"--name: is {name!r}, expected a folder's name, without {os.sep}")
-    return faults
-
-
-def _fold_faults(values: dict[str, Any]) -> list[str]:
-    """Return the faults of settings that contradict --folds."""
-    folds, fold, faults = values["folds"], values["fold"], []
-    if fold is not None and (folds is None or fold > folds):
-        faults.append(
-            f"--fold: is {fold}, but --folds is {folds}; expected a fold from 1 to --folds"
-        )
-    if folds is not None and values["val_fraction"] is not None:
-        faults.append("--val_fraction and --folds: each fold is held out in turn; give only one")
-    if folds is not None and values["repeats"] > 1:
-        faults.append(
-            "--repeats and --folds: both make several runs; give only one. To repeat a "
-            "cross-validation, give --folds with another --seed"
-        )
     return faults
 
 

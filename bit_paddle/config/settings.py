@@ -312,6 +312,21 @@ def data_options(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**{name: values[name] for name in ("datadir", "val_fraction", "group")}, "fold": fold}
 
 
+def fold_faults(values: Mapping[str, Any]) -> list[str]:
+    """Return the faults of settings that contradict --folds."""
+    folds, fold, faults = values["folds"], values["fold"], []
+    if fold is not None and (folds is None or fold > folds):
+        faults.append(f"--fold: is {fold}, expected a number from 1 to --folds, which is {folds}")
+    if folds is not None and values["val_fraction"] is not None:
+        faults.append("--val_fraction and --folds: each fold is held out in turn; give only one")
+    if folds is not None and values["repeats"] > 1:
+        faults.append(
+            "--repeats and --folds: both make several runs; give only one. To repeat a "
+            "cross-validation, give --folds with another --seed"
+        )
+    return faults
+
+
 def help_of(name: str) -> str:
     """Return the help of a setting with its ``default_help``, for every command with that flag."""
     metadata = FIELDS[name].metadata
