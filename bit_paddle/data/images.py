@@ -71,8 +71,8 @@ class Dataset(NamedTuple):
     random_crop: bool = True  # False: a part of an image would have another label
     resolution: str | None = None  # "small" or "large"; None: the rule measures the images
     test: Images | None = None  # measured once, at the end of a run; None: there are none
-    notes: tuple[str, ...] = ()
     folds: tuple[int, ...] = ()  # the number of images in each fold of a cross-validation
+    notes: tuple[str, ...] = ()
 
 
 class ArrayImages:

@@ -65,21 +65,14 @@ def group_notes(parts: Parts, spec: DataSpec) -> list[str]:
     """Return notes on the number of groups, and on groups that are in several parts."""
     if spec.group is None:
         return []
-    named = [
-        (title, part, group_names(part, spec))
-        for title, part in (
-            ("training", parts.train),
-            ("validation", parts.val),
-            ("test", parts.test),
-        )
-        if part
-    ]
+    every = {"training": parts.train, "validation": parts.val, "test": parts.test}
+    named = [(title, part, group_names(part, spec)) for title, part in every.items() if part]
     sizes: dict[str, int] = defaultdict(int)
     alone = 0
     for _, part, names in named:
         for name, path in zip(names, part.paths):
             sizes[name] += 1
-            alone += name == path
+            alone += path == name or path.endswith(os.sep + name)  # a pooled path is longer
     note = (
         f"{sum(sizes.values()):,} images are in {plural(len(sizes), 'group')} by --group, the "
         f"largest of {plural(max(sizes.values()), 'image')}"
