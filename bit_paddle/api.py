@@ -131,8 +131,9 @@ class Run:
 
     ``result`` is a dictionary of steps, loss, top1, top5 and images, after the last step. If the
     data have test images, ``result["test"]`` has the same of "best" and "last", the models with
-    which they were measured. With ``repeats`` it holds the lowest, median and highest of these. It
-    is None if the run is not complete.
+    which they were measured. With ``repeats`` or ``folds`` it holds the lowest, median and
+    highest of these; with ``folds`` also "pooled", over all images. It is None if the run is not
+    complete.
     """
 
     def __init__(self, folder: str | os.PathLike, result: dict[str, Any] | None = None):
@@ -145,7 +146,7 @@ class Run:
 
     @property
     def runs(self) -> list[Run]:
-        """The runs of ``repeats``, one per seed; for a single run, a list of itself."""
+        """The runs of ``repeats`` or ``folds``; for a single run, a list of itself."""
         folders = [run.folder for run in history.read(self.folder)]
         return [self] if folders == [self.folder] else [Run(folder) for folder in folders]
 

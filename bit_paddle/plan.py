@@ -112,6 +112,7 @@ def _architecture(settings: Settings) -> Architecture:
 def _known_task(settings: Settings, known: Known, architecture: Architecture) -> Task:
     """Return the task for data of a known size; `make_plan` does the same for opened data."""
     images, few = known.images, settings.examples_per_class
+    images -= images // settings.folds if settings.folds else 0
     if few is not None and few * known.classes > images:
         raise errors.ConfigError(
             f"--examples_per_class {few}: {known.classes:,} classes have {images:,} training "

@@ -38,7 +38,7 @@ examples:
   {PROG} bit_logs/pets bit_logs/pets-2 --output compared.html
       shows two runs side by side
   {PROG} bit_logs/pets-x5
-      shows all runs of --repeats 5
+      shows all runs of --repeats 5; those of --folds 5 likewise
 """
 
 

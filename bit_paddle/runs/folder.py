@@ -18,7 +18,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,7 +42,7 @@ from bit_paddle.system import files
 
 CONFIG = "config.yaml"
 
-RESULT, REPEATS = "result.json", "repeats.json"
+RESULT, REPEATS, FOLDS = "result.json", "repeats.json", "folds.json"
 
 LOCK, OWNER = "run.lock", "run.owner"
 
@@ -79,6 +79,12 @@ def default_name(settings: Settings) -> str:
     few = f"-{settings.examples_per_class}shot" if settings.examples_per_class else ""
     if settings.repeats > 1:
         few += f"-x{settings.repeats}"
+    if settings.folds:
+        few += (
+            f"-fold{settings.fold}of{settings.folds}"
+            if settings.fold
+            else f"-folds{settings.folds}"
+        )
     model = settings.model
     is_path = published.is_path(model)
     name = model_name(Path(model)) if is_path else re.sub(r"[/:]+", "-", model)
@@ -149,11 +155,12 @@ def _start(folder: Path, settings: Settings, force: bool) -> Start | None:
         if named:
             raise
         return None
-    if (before.get("repeats", 1) == 1) != (settings.repeats == 1):
+    if _summary(before) != _summary(vars(settings)):
         if named:
+            several = "folds" if _summary(before) == FOLDS else "repeats"
             raise ConfigError(
-                f"--name {settings.name}: {folder} holds a run with --repeats "
-                f"{before.get('repeats', 1)}; take another name"
+                f"--name {settings.name}: {folder} holds a run with --{several} "
+                f"{before.get(several, 1)}; take another name"
             )
         return None
     changed = differences(before, settings)
@@ -237,14 +244,21 @@ def _refusal(head: str, changed: list[str]) -> str:
     )
 
 
+def _summary(settings: Mapping[str, Any]) -> str:
+    """Return the name of the file with the result of ``settings``."""
+    if settings.get("folds") and not settings.get("fold"):
+        return FOLDS
+    return REPEATS if settings.get("repeats", 1) != 1 else RESULT
+
+
 def result(folder: Path, settings: Settings) -> dict[str, Any] | None:
     """Return the result of the run of ``settings`` in ``folder``, or None if it is incomplete."""
-    path = folder / (REPEATS if settings.repeats > 1 else RESULT)
+    path = folder / _summary(vars(settings))
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):  # damaged: the run resumes and writes it again
         return None
-    if not isinstance(content, dict) or content.get("count", 1) != settings.repeats:
+    if not isinstance(content, dict) or content.get("count", 1) != settings.runs:
         return None
     if not {"top1", "top5", "loss"} <= content.keys():
         return None

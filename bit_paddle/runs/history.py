@@ -61,7 +61,7 @@ class RunHistory:
 
 
 def read(folder: Path) -> list[RunHistory]:
-    """Return the run in ``folder``; of --repeats, all of its runs.
+    """Return the run in ``folder``; of --repeats and --folds, all of its runs.
 
     Raises `MissingFileError` where there is none, `ConfigError` for settings that are damaged.
     """
@@ -69,7 +69,8 @@ def read(folder: Path) -> list[RunHistory]:
         return [_read(folder, folder.resolve().name)]
     if not folder.is_dir():
         raise MissingFileError(f"{folder}: no such folder; runs are below bit_logs")
-    inner = sorted(path.parent for path in folder.glob(f"*/{logbook.METRICS}"))
+    inner = [path.parent for path in folder.glob(f"*/{logbook.METRICS}")]
+    inner.sort(key=lambda path: (len(path.name), path.name))  # fold-2 before fold-10
     if not inner:
         raise MissingFileError(
             f"{folder}: is no run's folder: it has no {logbook.METRICS}; runs are below bit_logs"

@@ -147,7 +147,11 @@ def _start_processes(
 
 def complete(begin: Start) -> str:
     """Return the message for a run that is already complete."""
-    results = {name: value for name, value in begin.result.items() if name not in ("runs", "test")}
+    results = {
+        name: value
+        for name, value in begin.result.items()
+        if name not in ("runs", "test", "pooled")
+    }
     text = _listed(results)
     for model, values in begin.result.get("test", {}).items():
         text += f"; test images, {model} model: {_listed(values)}"

@@ -85,6 +85,13 @@ class Plan:
             "classes": list(self.data.train.classes),
         }
 
+    @property
+    def steps_of_all_folds(self) -> int:
+        """The number of steps that all runs of --folds make together."""
+        total, few = sum(self.data.folds), self.settings.examples_per_class
+        images = (len(self.subset) if few else total - size for size in self.data.folds)
+        return sum(schedule_of(self.settings, count).steps for count in images)
+
     def notes(self) -> list[str]:
         """Return notes for the user on the start, the data and the recipe, one per line."""
         notes = [
