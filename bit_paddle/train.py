@@ -35,7 +35,10 @@ def main(arguments: Sequence[str]) -> int:
 def train(
     settings: Settings, arguments: Sequence[str], force: bool = False, embedded: bool = False
 ) -> Ended:
-    """Train as ``settings`` say, in one run or several (--repeats, --folds); the arguments are those of `launch.start`."""
+    """Train as ``settings`` say, in one run or several (--repeats, --folds).
+
+    The arguments are those of `launch.start`.
+    """
     if settings.runs == 1:
         return launch.start(settings, arguments, force, embedded)
     if processes.world_size() > 1:

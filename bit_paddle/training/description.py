@@ -82,8 +82,8 @@ def rows(plan: Plan) -> list[tuple[str, str]]:
         lines.append(
             (
                 "runs",
-                f"{settings.folds}, one per fold, {plan.steps_of_all_folds:,} steps in all; this is "
-                "the plan of the first; reports the accuracy over all images with its 95% interval",
+                f"{settings.folds}, one per fold, {plan.steps_of_all_folds:,} steps in all; this is the"
+                " plan of the first; reports the accuracy over all images with its 95% interval",
             )
         )
     if settings.repeats > 1:
