@@ -187,7 +187,7 @@ class Run:
         result = self.result or {}
         test = result.get("test", {})
         for title, top1 in (
-            ("top-1", result.get("top1")),
+            ("top-1", result.get("pooled", result).get("top1")),
             ("test top-1", test.get("best", test.get("last", {})).get("top1")),
         ):
             if isinstance(top1, dict):  # of repeats

@@ -71,7 +71,8 @@ def write_report(
         raise errors.ConfigError(f"--output: {output.parent} is not a folder")
     analyses: list[Analysis | str] = [_analysis(run, model, mistakes) for run in runs]
     pictures: Pictures = {}
-    text = page(runs, analyses, pictures)
+    tables = [history.spread(Path(folder)) for folder in folders]
+    text = page(runs, analyses, pictures, list(filter(None, tables)))
     for name, write in pictures.items():
         files.write(output.with_name(f"{output.stem}-{name}.png"), write)
     files.write_text(output, text)

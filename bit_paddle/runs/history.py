@@ -78,6 +78,12 @@ def read(folder: Path) -> list[RunHistory]:
     return [_read(one, f"{folder.resolve().name}/{one.name}") for one in inner]
 
 
+def spread(folder: Path) -> str:
+    """Return the table of --repeats or --folds in ``folder``; "" if there is none."""
+    tables = (folder / name for name in ("folds.txt", "repeats.txt"))
+    return next((path.read_text(encoding="utf-8") for path in tables if path.is_file()), "")
+
+
 def _read(folder: Path, name: str) -> RunHistory:
     path = folder / CONFIG
     try:

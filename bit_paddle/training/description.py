@@ -82,8 +82,8 @@ def rows(plan: Plan) -> list[tuple[str, str]]:
         lines.append(
             (
                 "runs",
-                f"{settings.folds}, one per fold, {plan.steps_of_all_folds:,} steps in all; this is the"
-                " plan of the first; reports the accuracy over all images with its 95% interval",
+                f"{settings.folds}, one per fold, {plan.steps_of_all_folds:,} steps in all. This "
+                "is the plan of the first. The accuracy over all images is reported",
             )
         )
     if settings.repeats > 1:
@@ -126,13 +126,14 @@ def _data(plan: Plan) -> str:
     more = ", …" if len(classes) > 4 else ""
     return (
         f"{settings.dataset}{folder}: {len(plan.subset):,} training images{few}, "
-        f"{len(plan.data.val):,} validation images, {_test_images(plan)}{len(classes)} classes{_fold(settings)} "
+        f"{len(plan.data.val):,} validation images{_fold(settings)}, {_test_images(plan)}"
+        f"{len(classes)} classes "
         f"({', '.join(classes[:4])}{more})"
     )
 
 
 def _fold(settings: Settings) -> str:
-    return f", fold {settings.fold or 1} of {settings.folds}" if settings.folds else ""
+    return f" (fold {settings.fold or 1} of {settings.folds})" if settings.folds else ""
 
 
 def _test_images(plan: Plan) -> str:
