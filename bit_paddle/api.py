@@ -234,6 +234,7 @@ def evaluate(
     *,
     datadir: str | os.PathLike | None = None,
     val_fraction: float | None = None,
+    group: str | None = None,
     on_bad_image: str = "error",
     batch: int = BATCH,
     workers: int | None = None,
@@ -249,7 +250,7 @@ def evaluate(
     It may also be the name or YAML file of a data set, as for ``--dataset``; ``datadir`` is then
     its folder. If a folder has the name of a data set, write "./name". ``split`` "val" measures the
     validation images, "train" the training images, "test" the test images, "all" all of these.
-    ``val_fraction`` is the share of images to hold out if a folder has no validation images.
+    ``val_fraction`` and ``group`` choose the images to hold out if there are no validation images.
     ``on_bad_image`` "skip" skips images that cannot be read. ``batch`` images are computed at once;
     ``workers`` threads decode them (None: one per processor, at most 8).
 
@@ -267,7 +268,7 @@ def evaluate(
     workers = min(8, environment.cpu_count()) if workers is None else workers
     dataset, folder = _data(data, datadir)
     classes, parts = evaluation.open_split(
-        dataset, folder, split, val_fraction, on_bad_image, workers
+        dataset, folder, split, val_fraction, group, on_bad_image, workers
     )
     if not isinstance(model, TrainedModel):
         file = trained.find_trained(_address(model), directory, crop)

@@ -59,7 +59,7 @@ def test_folds(image_folder, tmp_path):
     assert not (tmp_path / "cv").exists()
     done = run_here("train", *arguments)
     assert done.returncode == 0, done.stderr
-    content, _ = check(tmp_path / "cv", image_folder, 3)
+    check(tmp_path / "cv", image_folder, 3)
     table = (tmp_path / "cv/folds.txt").read_text()
     assert table in done.stdout and "95% interval" in table
     assert table in run_here("train", *arguments).stdout  # complete: nothing runs again
@@ -124,6 +124,7 @@ def test_in_python(image_folder, tmp_path, monkeypatch):
     ],
 )
 def test_contradictions(flags, words, image_folder):
+    words_of = flags.replace("--", "").split()
+    settings = dict(zip(words_of[::2], words_of[1::2]))
     with pytest.raises(ConfigError, match=words):
-        bit.fine_tune("R14x0.5", image_folder, from_scratch=True,
-                      **dict(zip([w[2:] for w in flags.split()[::2]], flags.split()[1::2])))  # fmt: skip
+        bit.fine_tune("R14x0.5", image_folder, from_scratch=True, **settings)
