@@ -11,14 +11,12 @@ A run starts from the first of these that exists:
 from __future__ import annotations
 
 import fcntl
-import json
-import math
 import os
 import re
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,11 +36,10 @@ from bit_paddle.runs.checkpoints import (
     readable,
     set_aside,
 )
+from bit_paddle.runs.results import FOLDS, result, summary
 from bit_paddle.system import files
 
 CONFIG = "config.yaml"
-
-RESULT, REPEATS, FOLDS = "result.json", "repeats.json", "folds.json"
 
 LOCK, OWNER = "run.lock", "run.owner"
 
@@ -155,9 +152,9 @@ def _start(folder: Path, settings: Settings, force: bool) -> Start | None:
         if named:
             raise
         return None
-    if _summary(before) != _summary(vars(settings)):
+    if summary(before) != summary(vars(settings)):
         if named:
-            several = "folds" if _summary(before) == FOLDS else "repeats"
+            several = "folds" if summary(before) == FOLDS else "repeats"
             raise ConfigError(
                 f"--name {settings.name}: {folder} holds a run with --{several} "
                 f"{before.get(several, 1)}; take another name"
@@ -242,35 +239,6 @@ def _refusal(head: str, changed: list[str]) -> str:
         f"{head} that differs from this one:{lines}\nTake another --name, or --force to resume "
         "from it anyway"
     )
-
-
-def _summary(settings: Mapping[str, Any]) -> str:
-    """Return the name of the file with the result of ``settings``."""
-    if settings.get("folds") and not settings.get("fold"):
-        return FOLDS
-    return REPEATS if settings.get("repeats", 1) != 1 else RESULT
-
-
-def result(folder: Path, settings: Settings) -> dict[str, Any] | None:
-    """Return the result of the run of ``settings`` in ``folder``, or None if it is incomplete."""
-    path = folder / _summary(vars(settings))
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):  # damaged: the run resumes and writes it again
-        return None
-    if not isinstance(content, dict) or content.get("count", 1) != settings.runs:
-        return None
-    if not {"top1", "top5", "loss"} <= content.keys():
-        return None
-    return _with_nan(content)
-
-
-def _with_nan(content: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of a JSON file, where null stands for a value that is not finite."""
-    return {
-        key: _with_nan(value) if isinstance(value, dict) else math.nan if value is None else value
-        for key, value in content.items()
-    }
 
 
 # --- The lock -----------------------------------------------------------------------------------

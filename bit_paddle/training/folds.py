@@ -10,7 +10,7 @@ from typing import Any
 from bit_paddle.config.settings import Settings
 from bit_paddle.inference import predictions
 from bit_paddle.inference.metrics import interval
-from bit_paddle.runs.folder import FOLDS
+from bit_paddle.runs.results import FOLDS
 from bit_paddle.system import files
 from bit_paddle.training import repeats
 from bit_paddle.training.launch import Ended

@@ -14,9 +14,10 @@ from bit_paddle import errors
 from bit_paddle.config.saved import to_yaml
 from bit_paddle.config.settings import Settings
 from bit_paddle.runs import logbook
-from bit_paddle.runs.folder import CONFIG, RESULT, Start, check_data, claim, forget
-from bit_paddle.runs.folder import result as result_of
+from bit_paddle.runs.folder import CONFIG, Start, check_data, claim, forget
 from bit_paddle.runs.history import PLAN
+from bit_paddle.runs.results import RESULT
+from bit_paddle.runs.results import result as result_of
 from bit_paddle.system import files, processes
 from bit_paddle.system.signals import Interrupt
 from bit_paddle.training.plan import Plan, make_plan

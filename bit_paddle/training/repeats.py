@@ -12,7 +12,8 @@ import numpy as np
 from bit_paddle import errors
 from bit_paddle.config.saved import to_yaml
 from bit_paddle.config.settings import Settings
-from bit_paddle.runs.folder import CONFIG, REPEATS, claim, forget
+from bit_paddle.runs.folder import CONFIG, claim, forget
+from bit_paddle.runs.results import REPEATS
 from bit_paddle.system import files
 from bit_paddle.training.launch import Ended, start
 

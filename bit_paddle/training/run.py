@@ -22,7 +22,7 @@ from bit_paddle.data import loader
 from bit_paddle.inference import predictions
 from bit_paddle.models import published, weights
 from bit_paddle.models.native import build
-from bit_paddle.runs import checkpoints, folder, snapshot
+from bit_paddle.runs import checkpoints, results, snapshot
 from bit_paddle.runs.logbook import Logbook
 from bit_paddle.system import device, files, processes
 from bit_paddle.system.progress import progress_bar
@@ -330,7 +330,7 @@ class TrainingRun:
             log.say(f"{log.timings()}\nlogs are in {log.folder}")
             missing += log.missing()
             if not missing:
-                files.write_text(log.folder / folder.RESULT, files.to_json(result))
+                files.write_text(log.folder / results.RESULT, files.to_json(result))
         except errors.WriteError as error:
             missing += [str(error), *log.missing()]
         if missing:

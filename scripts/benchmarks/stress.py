@@ -57,7 +57,7 @@ from bit_paddle.models import npz  # noqa: E402
 from bit_paddle.models.architecture import Architecture  # noqa: E402
 from bit_paddle.models.checkpoint import CheckpointFile  # noqa: E402
 from bit_paddle.runs import checkpoints, logbook  # noqa: E402
-from bit_paddle.runs.folder import RESULT  # noqa: E402
+from bit_paddle.runs.results import RESULT  # noqa: E402
 from bit_paddle.system import fetch  # noqa: E402
 
 TINY = "--model R14x0.5 --from_scratch --precrop 36 --crop 32 --batch 16 --no-flip".split()  # noqa: SIM905
