@@ -21,8 +21,9 @@ NEED_PADDLE = {
     *(f"inference.{name}" for name in ("examine", "predictor")),
     *(
         f"training.{name}"
-        for name in ("distributed", "memory", "optimizer", "run", "start", "step", "validation")
+        for name in ("distributed", "memory", "optimizer", "run", "start", "step", "testing")
     ),
+    "training.validation",
     "runs.snapshot",
     "system.device",
 }

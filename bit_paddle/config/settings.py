@@ -48,9 +48,10 @@ class Settings:
     )
     datadir: str | None = _what(
         text,
-        "folder of the data. For folder it holds train/<class>/* and val/<class>/*, or <class>/* "
-        "alone. For list it holds train.csv and val.csv (or .tsv, .txt) with a path and a label "
-        "per line. For the other data sets it holds the official files",
+        "folder of the data. For folder it holds train/<class>/*, val/<class>/* and perhaps "
+        "test/<class>/*, or <class>/* alone. For list it holds train.csv, val.csv and perhaps "
+        "test.csv (or .tsv, .txt) with a path and a label per line. For the other data sets it "
+        "holds the official files",
         None,
         default_help="the cache, for data sets that can be downloaded",
         affects_result=False,
@@ -58,7 +59,8 @@ class Settings:
     val_fraction: float | None = _what(
         fraction,
         "fraction of each class that is held out for validation if a folder or list has no "
-        "validation images",
+        "validation images. With train and test alone, it keeps test for the end of the run; "
+        "without it, the test images are used for validation",
         None,
         default_help="0.1",
     )

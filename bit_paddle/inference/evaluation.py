@@ -90,8 +90,9 @@ def open_split(
     if split == "test" and not data.test:
         raise errors.ConfigError(
             f"split: is 'test', but {dataset} has no test images. Your own images have them in "
-            "test/ or test.csv, beside train and val; with train and test alone, and in published "
-            "data sets, the test images are the validation images: take 'val'"
+            "test/ or test.csv, beside train and val. With train and test alone, and in published "
+            "data sets, they are the validation images: take 'val', or give val_fraction if the "
+            "run had it"
         )
     names = ("train", "val", "test") if split == "all" else (split,)
     parts = [getattr(data, name) for name in names if getattr(data, name)]

@@ -161,8 +161,8 @@ class Plan:
             return []
         counts = [part["images"] if part else 0 for part in (before, now)]
         return [
-            f"the test images have changed since this run began ({counts[0]:,} -> {counts[1]:,}); "
-            "the run resumes, as test images decide nothing, and measures those of today"
+            f"the test images have changed since the run's checkpoint ({counts[0]:,} -> "
+            f"{counts[1]:,}); the run resumes, as they decide nothing, and measures the new ones"
         ]
 
 

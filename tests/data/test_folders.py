@@ -11,7 +11,7 @@ from conftest import ROOT
 from PIL import Image
 
 from bit_paddle.config.settings import Settings
-from bit_paddle.data import check
+from bit_paddle.data import check, names
 from bit_paddle.data import spec as specs
 from bit_paddle.data.images import SUFFIXES, FileImages
 from bit_paddle.data.readers import folders, listing, registry
@@ -688,3 +688,39 @@ def test_test_images_without_labels_are_left_out(tmp_path):
         assert any(words in note and "are not measured" in note for note in data.notes)
         with pytest.raises(DataError):
             opened_as(tmp_path, "reader: list\ntest: test.csv")
+
+
+# --- Names that mislead -------------------------------------------------------------------------
+
+
+def test_names_that_differ_in_little_are_noted(tmp_path):
+    write_images(
+        tmp_path, *(f"{name}/{k}.png" for name in ("Cat", "cat", "cat ", "dog") for k in "12")
+    )
+    data = registry.open_dataset("folder", str(tmp_path))
+    assert data.train.classes == ["Cat", "cat", "cat ", "dog"]
+    assert (
+        "differ only in case, blanks or the encoding of accents: 'Cat' and 'cat' and 'cat '"
+        in (data.notes[-2])
+    )
+    assert data.notes[-1] == "class names begin or end with a blank: 'cat '"
+    accents = names.notes(["caf\u00e9", "cafe\u0301", "cafe"], ordered=False)
+    assert len(accents) == 1 and "'caf\u00e9' and 'cafe\u0301';" in accents[0]
+    assert names.notes(["cat", "dog"], ordered=False) == []
+
+
+def test_a_suggested_name_with_a_blank_is_quoted(tmp_path):
+    write_images(tmp_path, "train/cat /1.png", "train/dog/1.png", "val/cat/1.png")
+    with pytest.raises(DataError, match="class 'cat' is not in training .did you mean 'cat '[?]"):
+        registry.open_dataset("folder", str(tmp_path))
+
+
+def test_numbers_keep_the_order_of_text_and_it_is_noted(tmp_path):
+    """Every published head counts so; `classes` sets another order, without a note."""
+    write_images(tmp_path, *(f"{name}/{k}.png" for name in ("1", "10", "2") for k in "12"))
+    data = registry.open_dataset("folder", str(tmp_path))
+    assert data.train.classes == ["1", "10", "2"]
+    assert "order of text: 1, 10, 2 …, not 1, 2, 10 …" in data.notes[-1]
+    data = opened_as(tmp_path, "reader: folder\nclasses: [1, 2, 10]")
+    assert data.train.classes == ["1", "2", "10"] and len(data.notes) == 1
+    assert names.notes(["0", "1", "2"], ordered=False) == []

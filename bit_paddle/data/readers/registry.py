@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bit_paddle.data import names, splits
 from bit_paddle.data import spec as specs
-from bit_paddle.data import splits
 from bit_paddle.data.images import Dataset, Images, Parts
 from bit_paddle.data.readers.cifar import open_cifar
 from bit_paddle.data.readers.digits import open_digits
@@ -140,8 +140,13 @@ def read(spec: DataSpec) -> Dataset:
         random_crop=spec.random_crop,
         resolution=spec.resolution,
         test=parts.test,
-        notes=(*parts.notes, *splits.group_notes(parts, spec), *splits.absences(parts)),
         folds=parts.folds,
+        notes=(
+            *parts.notes,
+            *splits.group_notes(parts, spec),
+            *splits.absences(parts),
+            *names.notes(parts.train.classes, spec.classes is not None),
+        ),
     )
 
 
