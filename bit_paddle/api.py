@@ -131,8 +131,9 @@ class Run:
 
     ``result`` is a dictionary of steps, loss, top1, top5 and images, after the last step. If the
     data have test images, ``result["test"]`` has the same of "best" and "last", the models with
-    which they were measured. With ``repeats`` it holds the lowest, median and highest of these. It
-    is None if the run is not complete.
+    which they were measured. With ``repeats`` or ``folds`` it holds the lowest, median and
+    highest of these; with ``folds`` also "pooled", over all images. It is None if the run is not
+    complete.
     """
 
     def __init__(self, folder: str | os.PathLike, result: dict[str, Any] | None = None):
@@ -145,7 +146,7 @@ class Run:
 
     @property
     def runs(self) -> list[Run]:
-        """The runs of ``repeats``, one per seed; for a single run, a list of itself."""
+        """The runs of ``repeats`` or ``folds``; for a single run, a list of itself."""
         folders = [run.folder for run in history.read(self.folder)]
         return [self] if folders == [self.folder] else [Run(folder) for folder in folders]
 
@@ -186,7 +187,7 @@ class Run:
         result = self.result or {}
         test = result.get("test", {})
         for title, top1 in (
-            ("top-1", result.get("top1")),
+            ("top-1", result.get("pooled", result).get("top1")),
             ("test top-1", test.get("best", test.get("last", {})).get("top1")),
         ):
             if isinstance(top1, dict):  # of repeats
@@ -233,6 +234,7 @@ def evaluate(
     *,
     datadir: str | os.PathLike | None = None,
     val_fraction: float | None = None,
+    group: str | None = None,
     on_bad_image: str = "error",
     batch: int = BATCH,
     workers: int | None = None,
@@ -248,7 +250,7 @@ def evaluate(
     It may also be the name or YAML file of a data set, as for ``--dataset``; ``datadir`` is then
     its folder. If a folder has the name of a data set, write "./name". ``split`` "val" measures the
     validation images, "train" the training images, "test" the test images, "all" all of these.
-    ``val_fraction`` is the share of images to hold out if a folder has no validation images.
+    ``val_fraction`` and ``group`` choose the images to hold out if there are no validation images.
     ``on_bad_image`` "skip" skips images that cannot be read. ``batch`` images are computed at once;
     ``workers`` threads decode them (None: one per processor, at most 8).
 
@@ -266,7 +268,7 @@ def evaluate(
     workers = min(8, environment.cpu_count()) if workers is None else workers
     dataset, folder = _data(data, datadir)
     classes, parts = evaluation.open_split(
-        dataset, folder, split, val_fraction, on_bad_image, workers
+        dataset, folder, split, val_fraction, group, on_bad_image, workers
     )
     if not isinstance(model, TrainedModel):
         file = trained.find_trained(_address(model), directory, crop)

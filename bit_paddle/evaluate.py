@@ -52,6 +52,7 @@ def main(arguments: Sequence[str]) -> int:
         flags.split,
         datadir=flags.datadir,
         val_fraction=flags.val_fraction,
+        group=flags.group,
         on_bad_image=flags.on_bad_image,
         batch=flags.batch,
         workers=flags.workers,
@@ -115,6 +116,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--val_fraction", type=fraction, metavar="X", help=settings.help_of("val_fraction")
     )
+    parser.add_argument("--group", metavar="WORD", help=settings.help_of("group"))
     parser.add_argument(
         "--on_bad_image",
         choices=check.CHOICES,

@@ -20,7 +20,7 @@ import numpy as np
 
 from bit_paddle import errors
 from bit_paddle.config import parsing
-from bit_paddle.config.settings import load_yaml
+from bit_paddle.config.saved import load_yaml
 from bit_paddle.config.types import BadValue, whole
 from bit_paddle.data import loader
 from bit_paddle.data import spec as specs

@@ -59,6 +59,7 @@ class Parts(NamedTuple):
     val: Images
     notes: tuple[str, ...] = ()
     test: Images | None = None  # never used for choosing; None: the data have no test images
+    folds: tuple[int, ...] = ()  # the number of images in each fold of a cross-validation
 
 
 class Dataset(NamedTuple):
@@ -70,6 +71,7 @@ class Dataset(NamedTuple):
     random_crop: bool = True  # False: a part of an image would have another label
     resolution: str | None = None  # "small" or "large"; None: the rule measures the images
     test: Images | None = None  # measured once, at the end of a run; None: there are none
+    folds: tuple[int, ...] = ()  # the number of images in each fold of a cross-validation
     notes: tuple[str, ...] = ()
 
 
@@ -170,7 +172,10 @@ def _mended(path: str) -> Image.Image:
 
 
 class FileImages:
-    """Image files below ``root``, decoded at each access; ``paths`` are relative to ``root``."""
+    """Image files below ``root``, decoded at each access; ``paths`` are relative to ``root``.
+
+    ``groups`` are the names of the images' groups (see `splits`), None if they are not known.
+    """
 
     def __init__(
         self,
@@ -178,8 +183,9 @@ class FileImages:
         labels: Sequence[int] | np.ndarray,
         classes: Sequence[str],
         root: str | os.PathLike = "",
+        groups: Sequence[str] | None = None,
     ):
-        self.paths, self.classes, self.root = list(paths), list(classes), root
+        self.paths, self.classes, self.root, self.groups = list(paths), list(classes), root, groups
         self.labels = np.asarray(labels, np.int64)
 
     def __len__(self) -> int:
@@ -217,6 +223,7 @@ class FileImages:
             self.labels[indices],
             self.classes,
             self.root,
+            self.groups and [self.groups[index] for index in indices],
         )
 
     def fault(self, index: int, thorough: bool = False) -> str | None:

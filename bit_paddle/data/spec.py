@@ -9,6 +9,7 @@ To add a data set, write such a file. Its keys are the fields of `DataSpec`:
     test: test.csv          # measured once, at the end of a run
     classes: [crow, owl]    # names in the order of the head's outputs; or a file, a name per line
     val_fraction: 0.1       # of the training images, if there are no validation images
+    group: patient          # a column of the lists, or a regular expression: see `splits`
     flip: false             # a mirrored image would have another label
     random_crop: false      # a part of an image would have another label
     resolution: small       # small or large of BiT-HyperRule (default: by the images' sizes)
@@ -44,6 +45,8 @@ class DataSpec:
     test: str | None = None
     classes: tuple[str, ...] | None = None
     val_fraction: float | None = None
+    group: str | None = None
+    fold: tuple[int, int] | None = None  # (k, K): fold k of K validates; a setting, not a key
     flip: bool = True
     random_crop: bool = True
     resolution: str | None = None
@@ -103,7 +106,7 @@ def overridden(spec: DataSpec, **values: Any) -> DataSpec:
 
 def _load(path: Path, readers: Collection[str]) -> DataSpec:
     content = files.read_yaml(path, f"--dataset {path}", "reader: folder")
-    expected = {field.name for field in fields(DataSpec)}
+    expected = {field.name for field in fields(DataSpec)} - {"fold"}
     faults = [
         f"{key!r} is not a known key; {did_you_mean(str(key), expected)}"
         for key in content
@@ -117,7 +120,7 @@ def _load(path: Path, readers: Collection[str]) -> DataSpec:
         faults.append(f"reader: is {reader!r}: {did_you_mean(str(reader), readers)}")
     faults += [
         f"{key}: is {content[key]!r}, expected a text"
-        for key in ("datadir", "train", "val", "test")
+        for key in ("datadir", "train", "val", "test", "group")
         if not isinstance(content.get(key, ""), str)
     ]
     faults += [

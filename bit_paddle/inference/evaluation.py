@@ -68,6 +68,7 @@ def open_split(
     datadir: str | None,
     split: str,
     val_fraction: float | None,
+    group: str | None,
     on_bad_image: str,
     workers: int,
 ) -> tuple[Sequence[str], list[Images]]:
@@ -83,7 +84,7 @@ def open_split(
     ):
         if value not in choices:
             raise errors.ConfigError(f"{name}: is {value!r}: choose from {', '.join(choices)}")
-    data = registry.open_dataset(dataset, datadir, val_fraction=val_fraction)
+    data = registry.open_dataset(dataset, datadir, val_fraction=val_fraction, group=group)
     for note in data.notes:
         print(f"note: {note}", file=sys.stderr)
     if split == "test" and not data.test:

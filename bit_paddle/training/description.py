@@ -78,6 +78,14 @@ def rows(plan: Plan) -> list[tuple[str, str]]:
     ]
     if settings.nproc > 1:
         lines.append(("processes", _processes(plan)))
+    if settings.folds and not settings.fold:
+        lines.append(
+            (
+                "runs",
+                f"{settings.folds}, one per fold, {plan.steps_of_all_folds:,} steps in all. This "
+                "is the plan of the first. The accuracy over all images is reported",
+            )
+        )
     if settings.repeats > 1:
         last = settings.seed + settings.repeats - 1
         lines.append(
@@ -118,9 +126,14 @@ def _data(plan: Plan) -> str:
     more = ", …" if len(classes) > 4 else ""
     return (
         f"{settings.dataset}{folder}: {len(plan.subset):,} training images{few}, "
-        f"{len(plan.data.val):,} validation images, {_test_images(plan)}{len(classes)} classes "
+        f"{len(plan.data.val):,} validation images{_fold(settings)}, {_test_images(plan)}"
+        f"{len(classes)} classes "
         f"({', '.join(classes[:4])}{more})"
     )
+
+
+def _fold(settings: Settings) -> str:
+    return f" (fold {settings.fold or 1} of {settings.folds})" if settings.folds else ""
 
 
 def _test_images(plan: Plan) -> str:
@@ -206,8 +219,9 @@ def _checkpoints(plan: Plan) -> str:
 
 
 def _files(plan: Plan) -> str:
-    if plan.settings.repeats > 1:
-        return f"{plan.start.folder}/: repeats.txt, repeats.json, a folder per run"
+    if plan.settings.runs > 1:
+        kind = "folds.txt, folds.json, predictions.csv" if plan.settings.folds else None
+        return f"{plan.start.folder}/: {kind or 'repeats.txt, repeats.json'}, a folder per run"
     names = "train.log, metrics.jsonl, VisualDL, config.yaml, result.json"
     if plan.settings.save:
         names += ", checkpoints, model.npz"

@@ -11,11 +11,13 @@ from signal import Signals
 from typing import Any, NamedTuple
 
 from bit_paddle import errors
-from bit_paddle.config.settings import Settings, to_yaml
+from bit_paddle.config.saved import to_yaml
+from bit_paddle.config.settings import Settings
 from bit_paddle.runs import logbook
-from bit_paddle.runs.folder import CONFIG, RESULT, Start, check_data, claim, forget
-from bit_paddle.runs.folder import result as result_of
+from bit_paddle.runs.folder import CONFIG, Start, check_data, claim, forget
 from bit_paddle.runs.history import PLAN
+from bit_paddle.runs.results import RESULT
+from bit_paddle.runs.results import result as result_of
 from bit_paddle.system import files, processes
 from bit_paddle.system.signals import Interrupt
 from bit_paddle.training.plan import Plan, make_plan
@@ -146,7 +148,11 @@ def _start_processes(
 
 def complete(begin: Start) -> str:
     """Return the message for a run that is already complete."""
-    results = {name: value for name, value in begin.result.items() if name not in ("runs", "test")}
+    results = {
+        name: value
+        for name, value in begin.result.items()
+        if name not in ("runs", "test", "pooled")
+    }
     text = _listed(results)
     for model, values in begin.result.get("test", {}).items():
         text += f"; test images, {model} model: {_listed(values)}"

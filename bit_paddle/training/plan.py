@@ -85,6 +85,13 @@ class Plan:
             "classes": list(self.data.train.classes),
         }
 
+    @property
+    def steps_of_all_folds(self) -> int:
+        """The number of steps that all runs of --folds make together."""
+        total, few = sum(self.data.folds), self.settings.examples_per_class
+        images = (len(self.subset) if few else total - size for size in self.data.folds)
+        return sum(schedule_of(self.settings, count).steps for count in images)
+
     def notes(self) -> list[str]:
         """Return notes for the user on the start, the data and the recipe, one per line."""
         notes = [
@@ -191,9 +198,7 @@ def make_plan(settings: Settings, start: folder.Start | None = None, fetch: bool
         architecture = _checked(checkpoint)
     elif checkpoint is not None and fetch and not model.packaged:
         published.check_reachable(model)  # before the data are read
-    data = registry.open_dataset(
-        settings.dataset, settings.datadir, val_fraction=settings.val_fraction
-    )
+    data = registry.open_dataset(settings.dataset, **settings.data_options)
     train, skipped = data.train, []
     if settings.on_bad_image == "skip":  # before few-shot selection, which takes readable images
         train, skipped = check.usable(train, settings.workers, every_class=True)

@@ -19,9 +19,10 @@ import paddle
 from bit_paddle import errors
 from bit_paddle.config import types as argtypes
 from bit_paddle.data import loader
+from bit_paddle.inference import predictions
 from bit_paddle.models import published, weights
 from bit_paddle.models.native import build
-from bit_paddle.runs import checkpoints, folder, snapshot
+from bit_paddle.runs import checkpoints, results, snapshot
 from bit_paddle.runs.logbook import Logbook
 from bit_paddle.system import device, files, processes
 from bit_paddle.system.progress import progress_bar
@@ -220,9 +221,14 @@ class TrainingRun:
     def validate(self) -> None:
         """Validate on all validation images; log the metrics; save the model if it is the best."""
         plan, at = self.plan, self.progress.step
+        logits = None
+        if plan.settings.fold and at == plan.schedule.steps:
+            logits = np.zeros((len(plan.data.val), len(plan.data.train.classes)))
         tally = validation.measure(
-            plan, self.model, plan.data.val, self.batch_split, self.log, self.stop
+            plan, self.model, plan.data.val, self.batch_split, self.log, self.stop, logits=logits
         )
+        if logits is not None and processes.rank() == 0:
+            self._write_predictions(logits)
         self.log.metrics("val", at, **tally.summary())
         self.log.say(
             f"step {at}: validation loss {tally.loss:.4f}, top-1 {tally.top1:.2%}, "
@@ -233,6 +239,12 @@ class TrainingRun:
         self.progress = replace(self.progress, evaluated=at, best=best)
         if self._is_best:
             self.save(best=True)
+
+    def _write_predictions(self, logits: np.ndarray) -> None:
+        """Write the outputs of the last model for the images of its fold."""
+        settings, path = self.plan.settings, self.log.folder / predictions.PREDICTIONS
+        images = self.plan.data.val
+        predictions.write(path, images, logits, settings.loss, settings.fold, settings.datadir)
 
     def test(self) -> None:
         """Measure the test images, if there are any, with the best and the last model."""
@@ -318,7 +330,7 @@ class TrainingRun:
             log.say(f"{log.timings()}\nlogs are in {log.folder}")
             missing += log.missing()
             if not missing:
-                files.write_text(log.folder / folder.RESULT, files.to_json(result))
+                files.write_text(log.folder / results.RESULT, files.to_json(result))
         except errors.WriteError as error:
             missing += [str(error), *log.missing()]
         if missing:

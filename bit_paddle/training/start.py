@@ -14,7 +14,8 @@ import numpy as np
 import paddle
 
 from bit_paddle import __version__, errors
-from bit_paddle.config.settings import Settings, to_dict
+from bit_paddle.config.saved import to_dict
+from bit_paddle.config.settings import Settings
 from bit_paddle.models import published, resnetv2, weights
 from bit_paddle.models.losses import LOSSES
 from bit_paddle.recipes import hyperrule

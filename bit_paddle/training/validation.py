@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import astuple
 
+import numpy as np
+
 from bit_paddle.data import loader
 from bit_paddle.data.images import Images
 from bit_paddle.data.loader import MicroBatch
@@ -28,10 +30,12 @@ def measure(
     log: Logbook,
     stop: Interrupt,
     part: str = "validation",
+    logits: np.ndarray | None = None,
 ) -> Tally:
     """Return the metrics of ``model`` on all ``images``, which the ranks share.
 
-    ``part`` of the data names the bar and the time in the log. Errors: those of `evaluate`.
+    ``part`` of the data names the bar and the time in the log. ``logits``, zeros [N, K], is filled
+    with the outputs for all images, in all ranks. Errors: those of `evaluate`.
     """
     settings, world_size = plan.settings, processes.world_size()
     batches = loader.evaluation_batches(
@@ -43,7 +47,7 @@ def measure(
         world_size,
     )
     with log.timed(part), progress_bar(desc=part, unit="img", total=len(images)) as bar:
-        return evaluate(model, stop.checked(batches), bar.update, settings.loss)
+        return evaluate(model, stop.checked(batches), bar.update, settings.loss, logits)
 
 
 def evaluate(
@@ -51,6 +55,7 @@ def evaluate(
     batches: Iterable[MicroBatch],
     progress: Callable[[int], object] = lambda images: None,
     loss: str = "softmax",
+    logits: np.ndarray | None = None,
 ) -> Tally:
     """Return the metrics of ``model`` over the batches of all ranks, computed in full precision.
 
@@ -62,7 +67,10 @@ def evaluate(
     model.eval()
     try:
         for batch in batches:
-            tally.add(infer(model, batch.images), batch.labels, loss)
+            outputs = infer(model, batch.images)
+            tally.add(outputs, batch.labels, loss)
+            if logits is not None:
+                logits[batch.indices] = outputs
             progress(len(batch.labels))
     except Interrupted:
         fault = Interrupted
@@ -70,4 +78,6 @@ def evaluate(
         model.train()
         model.amp = before
     images, loss_sum, top1, top5 = distributed.agree(astuple(tally), fault)
+    if logits is not None and processes.world_size() > 1:
+        logits[:] = distributed.total(logits.ravel()).reshape(logits.shape)
     return Tally(int(images), loss_sum, int(top1), int(top5))

@@ -73,10 +73,12 @@ def page(
     runs: Sequence[RunHistory],
     analyses: Sequence[Analysis | str],
     pictures: Pictures,
+    tables: Sequence[str] = (),
 ) -> str:
     """Return the page as HTML; add a function to ``pictures`` for every picture of the page.
 
-    ``analyses`` has one analysis per run, or the reason why there is none.
+    ``analyses`` has one analysis per run, or the reason why there is none. ``tables`` are those of
+    --repeats and --folds.
     """
     title = ", ".join(run.name for run in runs)
     curves = []
@@ -96,6 +98,7 @@ def page(
         f"<title>{escape(title)}</title>\n<style>\n{_STYLE}</style></head>\n<body>\n"
         f"<h1>{escape(title)}</h1>\n<p>bit_paddle {__version__}</p>\n"
         f'<div class="wide">{summary(runs)}</div>\n'
+        f"{''.join(f'<pre>{escape(table)}</pre>' for table in tables)}"
         f'<h2>Training</h2>\n<div class="grid">{"".join(curves)}</div>\n'
         f'<div class="runs">{"".join(sections)}</div>\n</body></html>\n'
     )

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import itertools
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from bit_paddle.data import splits
 from bit_paddle.data.images import SUFFIXES, FileImages, Parts
 from bit_paddle.data.readers.listing import list_images
-from bit_paddle.data.spec import VAL_FRACTION, DataSpec
+from bit_paddle.data.spec import DataSpec
 from bit_paddle.errors import BitPaddleError, ConfigError, DataError, MissingFileError, did_you_mean
 
 VALIDATION = ("val", "valid", "validation")  # usual folder names, in order of preference
@@ -88,9 +87,9 @@ def roles(
     """Return the places of the validation and the test images (None: there are none), and notes.
 
     Without validation images, a ``test`` of the usual name is used for validation, unless
-    --val_fraction asks for images to be held out.
+    --val_fraction or --folds asks for images to be held out.
     """
-    if val or not test or spec.test or spec.val_fraction is not None:
+    if val or not test or spec.test or spec.val_fraction is not None or spec.fold:
         return val, test, []
     name = test.stem
     note = (
@@ -223,29 +222,10 @@ def class_folders(
 def held_out(
     images: FileImages, spec: DataSpec, notes: Sequence[str], test: FileImages | None = None
 ) -> Parts:
-    """Return ``images`` split: ``spec.val_fraction`` per class, one at least, is for validation.
-
-    The split depends only on the images' relative paths, and is the same on every machine. An added
-    image moves at most one other image per class. The images that a smaller fraction holds out are
-    among those of a larger one.
-    """
-    fraction = VAL_FRACTION if spec.val_fraction is None else spec.val_fraction
-    chosen: set[str] = set()
-    for label, name in enumerate(images.classes):
-        paths = {images.paths[index] for index in np.flatnonzero(images.labels == label)}
-        if len(paths) == 1:
-            raise DataError(
-                f"{os.path.join(images.root, *paths)}: is the only image of class {name!r}, so "
-                "none is left for validation; add images of this class, or give validation images"
-            )
-        count = min(len(paths) - 1, max(1, round(fraction * len(paths))))
-        chosen.update(sorted(paths, key=_rank)[:count] if paths else ())
-    held = np.array([path in chosen for path in images.paths])
-    note = (
-        f"no validation images are given: {held.sum():,} of {len(images):,} images are held out, "
-        f"{fraction:.0%} per class (--val_fraction)"
-    )
-    train, val = images.subset(np.flatnonzero(~held)), images.subset(np.flatnonzero(held))
+    """Return ``images`` split by `splits.held_out`; for --folds they are not split yet."""
+    if spec.fold:
+        return Parts(images, images.subset(np.arange(0)), tuple(notes), test)
+    train, val, note = splits.held_out(images, spec)
     return with_notes(train, val, [note, *notes], str(images.root), test)
 
 
@@ -260,10 +240,6 @@ def _skipped(folder: Path, others: Counter[str]) -> list[str]:
     ]
 
 
-def _rank(path: str) -> bytes:
-    return hashlib.sha1(path.replace(os.sep, "/").encode(errors="surrogateescape")).digest()
-
-
 def with_notes(
     train: FileImages,
     val: FileImages,
@@ -271,25 +247,16 @@ def with_notes(
     title: str,
     test: FileImages | None = None,
 ) -> Parts:
-    """Return the parts, with ``notes`` and a note on classes without images in one of them.
+    """Return the parts, with ``notes``.
 
     Raises `DataError` if ``val`` or ``test`` is empty; ``title`` is the place of ``val``.
     """
-    parts = [(train, "training"), (val, "validation")]
-    parts += [(test, "test")] if test is not None else []
-    for images, _ in parts[1:]:
-        if not len(images):
+    for images in (val, test):
+        if images is not None and not len(images):
             raise DataError(
                 f"{title if images is val else images.root}: no images in its class folders; "
                 f"known extensions: {' '.join(sorted(SUFFIXES))}"
             )
-    notes = list(notes)
-    for images, part in parts:
-        counts = np.bincount(images.labels, minlength=len(train.classes))
-        unseen = [train.classes[label] for label in np.flatnonzero(counts == 0)]
-        if unseen:
-            more = f" and {len(unseen) - 5} more" if len(unseen) > 5 else ""
-            notes.append(f"no {part} images of {', '.join(unseen[:5])}{more}")
     return Parts(train, val, tuple(notes), test)
 
 

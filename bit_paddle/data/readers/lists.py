@@ -10,7 +10,7 @@ from pathlib import Path
 from bit_paddle.data.images import FileImages, Parts
 from bit_paddle.data.readers import folders
 from bit_paddle.data.spec import DataSpec
-from bit_paddle.errors import DataError, MissingFileError
+from bit_paddle.errors import ConfigError, DataError, MissingFileError
 
 SUFFIXES = (".csv", ".tsv", ".txt")
 
@@ -47,6 +47,7 @@ def open_list(spec: DataSpec) -> Parts:
             _numbers(content, classes, number_of, bool(spec.classes)),
             classes,
             root,
+            _groups(path, content, spec),
         )
         for path, content in rows.items()
     }
@@ -176,20 +177,25 @@ def _either(stem: str) -> str:
     return stem if Path(stem).suffix in SUFFIXES else " or ".join(stem + end for end in SUFFIXES)
 
 
-def _rows(path: Path) -> Iterator[Row]:
-    """Yield (path, label, "list:line") of each line. Raises `DataError`."""
+def _table(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line number, cells) of each line. Raises `DataError`."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as text ({error})") from error
     lines = text.splitlines()
-    columns = (0, 1)
     if path.suffix.lower() == ".txt":
         cells = ([part.strip() for part in line.rsplit(None, 1)] for line in lines)
     else:
         delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
         cells = ([cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter))
-    for number, row in enumerate(_caught(cells, path), 1):
+    yield from enumerate(_caught(cells, path), 1)
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    """Yield (path, label, "list:line") of each line. Raises `DataError`."""
+    columns = (0, 1)
+    for number, row in _table(path):
         if not any(row):
             continue
         words = [cell.lower() for cell in row]
@@ -204,6 +210,34 @@ def _rows(path: Path) -> Iterator[Row]:
             )
         else:
             yield row[columns[0]], row[columns[1]], f"{path}:{number}"
+
+
+def _groups(path: Path, rows: Sequence[Row], spec: DataSpec) -> list[str] | None:
+    """Return the group of each row of a list by the column --group; None if that is no column.
+
+    A row with an empty cell is a group of its own, named by its path. Raises `ConfigError` for an
+    unknown column.
+    """
+    if spec.group is None:
+        return None
+    cells = dict(_table(path))
+    head = next(iter(cells.values()), [])
+    if spec.group in head and not any(line == f"{path}:1" for _, _, line in rows):
+        column = head.index(spec.group)
+    elif spec.group.isdecimal():
+        column = int(spec.group) - 1
+    elif "(" in spec.group:
+        return None  # a regular expression, for `splits.group_names`
+    else:
+        raise ConfigError(
+            f"--group: {spec.group!r} is neither a column of {path} ({', '.join(head)}), nor a "
+            r"regular expression with one group in ( ), such as '(patient\d+)_'"
+        )
+    widest = max(map(len, cells.values()), default=0)
+    if not 0 <= column < widest:
+        raise ConfigError(f"--group: is {spec.group}, but {path} has the columns 1 to {widest}")
+    lines = ((image, cells[int(line.rsplit(":", 1)[1])]) for image, _, line in rows)
+    return [(row[column] if column < len(row) else "") or image for image, row in lines]
 
 
 def _caught(cells: Iterator[list[str]], path: Path) -> Iterator[list[str]]:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bit_paddle.data import names
+from bit_paddle.data import names, splits
 from bit_paddle.data import spec as specs
 from bit_paddle.data.images import Dataset, Images, Parts
 from bit_paddle.data.readers.cifar import open_cifar
@@ -56,29 +56,33 @@ class Reader:
 
 _LISTS = frozenset({"train", "val", "test", "classes"})
 
+_FILES = frozenset({"group", "fold"})  # of images that have paths
+
 READERS: dict[str, Reader] = {
     "cifar10": Reader(open_cifar, known={None: Known(50_000, 10, "small")}),
     "cifar100": Reader(open_cifar, known={None: Known(50_000, 100, "small")}),
     "digits": Reader(open_digits, no_datadir="which comes with scikit-learn"),
     "folder": Reader(
         open_folder,
-        uses=_LISTS | {"val_fraction"},
+        uses=_LISTS | _FILES | {"val_fraction"},
         datadir="a folder with train/<class>/* and val/<class>/*, or <class>/* alone",
     ),
     "imagenet2012": Reader(
         open_imagenet,
-        uses=frozenset({"classes"}),
+        uses=_FILES | {"classes"},
         datadir="a folder with train/<WordNet id>/*.JPEG and val/",
         known={None: Known(1_281_167, 1000, "large")},
     ),
     "list": Reader(
         open_list,
-        uses=_LISTS | {"val_fraction"},
+        uses=_LISTS | _FILES | {"val_fraction"},
         datadir="a folder with its lists, such as train.csv and val.csv, or one such list",
         known={"train800val200.txt": Known(1_000)},  # VTAB-1k; configs/data has the classes
     ),
-    "oxford_flowers102": Reader(open_flowers, _LISTS, known={None: Known(1_020, 102, "large")}),
-    "oxford_iiit_pet": Reader(open_pets, _LISTS, known={None: Known(3_680, 37, "large")}),
+    "oxford_flowers102": Reader(
+        open_flowers, _LISTS | _FILES, known={None: Known(1_020, 102, "large")}
+    ),
+    "oxford_iiit_pet": Reader(open_pets, _LISTS | _FILES, known={None: Known(3_680, 37, "large")}),
 }
 
 
@@ -94,6 +98,11 @@ def find(dataset: str, need_datadir: bool = True, **overrides: Any) -> DataSpec:
         raise ConfigError(f"--datadir: is not for --dataset {dataset}, {reader.no_datadir}")
     if need_datadir and spec.datadir is None and reader.datadir:
         raise DatadirRequired(f"--datadir: is required by --dataset {dataset}: {reader.datadir}")
+    for key, flag in (("group", "--group"), ("fold", "--folds")):
+        if getattr(spec, key) is not None and key not in reader.uses:
+            raise ConfigError(f"{flag}: is not for {spec.reader}, whose images have no paths")
+    if spec.group is not None and spec.reader != "list":  # a list may have such a column
+        splits.group_pattern(spec.group)
     for key in ("train", "val", "test", "classes", "val_fraction"):
         if getattr(spec, key) is not None and key not in reader.uses:
             name = "--val_fraction" if key == "val_fraction" else f"--dataset {dataset}: {key}"
@@ -122,6 +131,8 @@ def open_dataset(dataset: str, datadir: str | None = None, **overrides: Any) -> 
 def read(spec: DataSpec) -> Dataset:
     """Open the data set of ``spec``. Errors: as of `open_dataset`."""
     parts = READERS[spec.reader].open(spec)
+    if spec.fold:
+        parts = splits.cut(parts, spec)
     return Dataset(
         train=parts.train,
         val=parts.val,
@@ -129,7 +140,13 @@ def read(spec: DataSpec) -> Dataset:
         random_crop=spec.random_crop,
         resolution=spec.resolution,
         test=parts.test,
-        notes=(*parts.notes, *names.notes(parts.train.classes, spec.classes is not None)),
+        folds=parts.folds,
+        notes=(
+            *parts.notes,
+            *splits.group_notes(parts, spec),
+            *splits.absences(parts),
+            *names.notes(parts.train.classes, spec.classes is not None),
+        ),
     )
 
 
