@@ -235,6 +235,7 @@ def evaluate(
     datadir: str | os.PathLike | None = None,
     val_fraction: float | None = None,
     group: str | None = None,
+    exclude: str | os.PathLike | None = None,
     on_bad_image: str = "error",
     batch: int = BATCH,
     workers: int | None = None,
@@ -251,8 +252,9 @@ def evaluate(
     its folder. If a folder has the name of a data set, write "./name". ``split`` "val" measures the
     validation images, "train" the training images, "test" the test images, "all" all of these.
     ``val_fraction`` and ``group`` choose the images to hold out if there are no validation images.
-    ``on_bad_image`` "skip" skips images that cannot be read. ``batch`` images are computed at once;
-    ``workers`` threads decode them (None: one per processor, at most 8).
+    ``exclude`` is a file with the paths of images to leave out. ``on_bad_image`` "skip" skips
+    images that cannot be read. ``batch`` images are computed at once; ``workers`` threads decode
+    them (None: one per processor, at most 8).
 
     Errors: `ConfigError` (an unknown name, or classes that do not match the model's),
     `MissingFileError`, `DataError`, `CheckpointError`, `DownloadError`.
@@ -267,9 +269,8 @@ def evaluate(
             raise ConfigError(f"{name}: is {value!r}, expected a whole number of {least} or more")
     workers = min(8, environment.cpu_count()) if workers is None else workers
     dataset, folder = _data(data, datadir)
-    classes, parts = evaluation.open_split(
-        dataset, folder, split, val_fraction, group, on_bad_image, workers
-    )
+    options = {"val_fraction": val_fraction, "group": group, "exclude": exclude}
+    classes, parts = evaluation.open_split(dataset, folder, split, options, on_bad_image, workers)
     if not isinstance(model, TrainedModel):
         file = trained.find_trained(_address(model), directory, crop)
         model = TrainedModel(file, device, amp)

@@ -53,6 +53,7 @@ def main(arguments: Sequence[str]) -> int:
         datadir=flags.datadir,
         val_fraction=flags.val_fraction,
         group=flags.group,
+        exclude=flags.exclude,
         on_bad_image=flags.on_bad_image,
         batch=flags.batch,
         workers=flags.workers,
@@ -117,6 +118,7 @@ def parser() -> argparse.ArgumentParser:
         "--val_fraction", type=fraction, metavar="X", help=settings.help_of("val_fraction")
     )
     parser.add_argument("--group", metavar="WORD", help=settings.help_of("group"))
+    parser.add_argument("--exclude", metavar="FILE", help=settings.help_of("exclude"))
     parser.add_argument(
         "--on_bad_image",
         choices=check.CHOICES,

@@ -73,6 +73,13 @@ class Settings:
         None,
         default_help="each image by itself",
     )
+    exclude: str | None = _what(
+        text,
+        "file of images to leave out: a path per line, relative to the folder of the data, as "
+        "`bit_paddle audit` writes it. The other images stay in their part",
+        None,
+        affects_result=False,
+    )
     folds: int | None = _what(
         whole(2),
         "cross-validation: N runs; each validates on another N-th of the training and validation "
@@ -311,7 +318,10 @@ def data_options(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of ``values`` that choose images; without --fold they are fold 1's."""
     folds = values["folds"]
     fold = (values["fold"] or 1, folds) if folds else None
-    return {**{name: values[name] for name in ("datadir", "val_fraction", "group")}, "fold": fold}
+    return {
+        **{name: values[name] for name in ("datadir", "val_fraction", "group", "exclude")},
+        "fold": fold,
+    }
 
 
 def fold_faults(values: Mapping[str, Any]) -> list[str]:

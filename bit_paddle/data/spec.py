@@ -10,6 +10,7 @@ To add a data set, write such a file. Its keys are the fields of `DataSpec`:
     classes: [crow, owl]    # names in the order of the head's outputs; or a file, a name per line
     val_fraction: 0.1       # of the training images, if there are no validation images
     group: patient          # a column of the lists, or a regular expression: see `splits`
+    exclude: bad.txt        # a file with the paths of images to leave out: see `exclude`
     flip: false             # a mirrored image would have another label
     random_crop: false      # a part of an image would have another label
     resolution: small       # small or large of BiT-HyperRule (default: by the images' sizes)
@@ -46,6 +47,7 @@ class DataSpec:
     classes: tuple[str, ...] | None = None
     val_fraction: float | None = None
     group: str | None = None
+    exclude: str | None = None
     fold: tuple[int, int] | None = None  # (k, K): fold k of K validates; a setting, not a key
     flip: bool = True
     random_crop: bool = True
@@ -120,7 +122,7 @@ def _load(path: Path, readers: Collection[str]) -> DataSpec:
         faults.append(f"reader: is {reader!r}: {did_you_mean(str(reader), readers)}")
     faults += [
         f"{key}: is {content[key]!r}, expected a text"
-        for key in ("datadir", "train", "val", "test", "group")
+        for key in ("datadir", "train", "val", "test", "group", "exclude")
         if not isinstance(content.get(key, ""), str)
     ]
     faults += [
@@ -158,4 +160,6 @@ def _load(path: Path, readers: Collection[str]) -> DataSpec:
         raise ConfigError(f"--dataset {path}: " + "; ".join(faults))
     if "datadir" in content:
         content["datadir"] = os.path.join(path.parent, os.path.expanduser(content["datadir"]))
+    if "exclude" in content:
+        content["exclude"] = os.path.join(path.parent, os.path.expanduser(content["exclude"]))
     return DataSpec(**content)

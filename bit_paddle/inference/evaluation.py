@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -67,14 +68,14 @@ def open_split(
     dataset: str,
     datadir: str | None,
     split: str,
-    val_fraction: float | None,
-    group: str | None,
+    options: Mapping[str, Any],
     on_bad_image: str,
     workers: int,
 ) -> tuple[Sequence[str], list[Images]]:
     """Return the classes and the parts of a ``split`` of a data set; "all" has every part.
 
-    Notes and skipped images are reported on standard error. Errors: those of
+    ``options`` are more arguments of `registry.open_dataset`. Notes and skipped images are reported
+    on standard error. Errors: those of
     `registry.open_dataset`; `ConfigError` if the data have no test images; `DataError` for
     unreadable images, unless ``on_bad_image`` is "skip".
     """
@@ -84,7 +85,7 @@ def open_split(
     ):
         if value not in choices:
             raise errors.ConfigError(f"{name}: is {value!r}: choose from {', '.join(choices)}")
-    data = registry.open_dataset(dataset, datadir, val_fraction=val_fraction, group=group)
+    data = registry.open_dataset(dataset, datadir, **options)
     for note in data.notes:
         print(f"note: {note}", file=sys.stderr)
     if split == "test" and not data.test:

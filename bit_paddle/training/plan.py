@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bit_paddle.config.settings import AUTO, Settings
-from bit_paddle.data import check, fewshot
+from bit_paddle.data import check, copies, fewshot
 from bit_paddle.data.images import Images
 from bit_paddle.data.readers import registry
 from bit_paddle.models import cost, facts, published
@@ -23,7 +23,7 @@ from bit_paddle.models.hub import Repository
 from bit_paddle.recipes import hyperrule
 from bit_paddle.recipes.recipe import SIDES
 from bit_paddle.runs import folder
-from bit_paddle.system import environment
+from bit_paddle.system import environment, processes
 from bit_paddle.system.text import plural
 from bit_paddle.training import description
 
@@ -220,6 +220,7 @@ def make_plan(settings: Settings, start: folder.Start | None = None, fetch: bool
         parts = [(train, subset)]
         parts += [(part, np.arange(len(part))) for part in (data.val, data.test) if part]
         check.require_usable(parts, settings.workers)
+    data = data._replace(notes=(*data.notes, *_copies(data, subset, settings.workers)))
     by_area = registry.sizes(train, subset)
     size = by_area[len(by_area) // 2]
     sides = SIDES[data.resolution] if data.resolution else size
@@ -242,6 +243,16 @@ def make_plan(settings: Settings, start: folder.Start | None = None, fetch: bool
         skipped=tuple(skipped),
         start=start,
     )
+
+
+def _copies(data: registry.Dataset, subset: np.ndarray, workers: int) -> list[str]:
+    """Return notes on images that are in several parts; only the first process looks for them."""
+    if processes.rank():
+        return []
+    parts = [copies.Part("training", data.train, subset)]
+    for title, images in (("validation", data.val), ("test", data.test)):
+        parts += [copies.Part(title, images, np.arange(len(images)))] if images else []
+    return copies.notes(parts, workers)
 
 
 def resolution_of(

@@ -89,13 +89,19 @@ def plant(root: Path, seed: int) -> Planted:
 
 def count(planted: Planted, findings: list) -> list[tuple[str, int, int]]:
     """Return (kind, found, planted) for each kind of copy, and for the first wrong labels."""
-    pairs = {frozenset((row.path, row.other)) for row in findings if row.kind in ("exact copy", "near copy")}
+    pairs = {
+        frozenset((row.path, row.other))
+        for row in findings
+        if row.kind in ("exact copy", "near copy")
+    }
     rows = [
         (kind, sum(frozenset(pair) in pairs for pair in copies.items()), len(copies))
         for kind, copies in planted.copies.items()
     ]
     named = [row.path for row in findings if row.kind == "label"][:FIRST]
-    rows.append((f"wrong labels, first {FIRST}", len(planted.wrong & set(named)), len(planted.wrong)))
+    rows.append(
+        (f"wrong labels, first {FIRST}", len(planted.wrong & set(named)), len(planted.wrong))
+    )
     return rows
 
 

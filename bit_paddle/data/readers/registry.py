@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bit_paddle.data import names, splits
+from bit_paddle.data import exclude, names, splits
 from bit_paddle.data import spec as specs
 from bit_paddle.data.images import Dataset, Images, Parts
 from bit_paddle.data.readers.cifar import open_cifar
@@ -56,7 +56,7 @@ class Reader:
 
 _LISTS = frozenset({"train", "val", "test", "classes"})
 
-_FILES = frozenset({"group", "fold"})  # of images that have paths
+_FILES = frozenset({"group", "fold", "exclude"})  # of images that have paths
 
 READERS: dict[str, Reader] = {
     "cifar10": Reader(open_cifar, known={None: Known(50_000, 10, "small")}),
@@ -98,7 +98,7 @@ def find(dataset: str, need_datadir: bool = True, **overrides: Any) -> DataSpec:
         raise ConfigError(f"--datadir: is not for --dataset {dataset}, {reader.no_datadir}")
     if need_datadir and spec.datadir is None and reader.datadir:
         raise DatadirRequired(f"--datadir: is required by --dataset {dataset}: {reader.datadir}")
-    for key, flag in (("group", "--group"), ("fold", "--folds")):
+    for key, flag in (("group", "--group"), ("fold", "--folds"), ("exclude", "--exclude")):
         if getattr(spec, key) is not None and key not in reader.uses:
             raise ConfigError(f"{flag}: is not for {spec.reader}, whose images have no paths")
     if spec.group is not None and spec.reader != "list":  # a list may have such a column
@@ -133,6 +133,8 @@ def read(spec: DataSpec) -> Dataset:
     parts = READERS[spec.reader].open(spec)
     if spec.fold:
         parts = splits.cut(parts, spec)
+    if spec.exclude:
+        parts = exclude.without(parts, spec)
     return Dataset(
         train=parts.train,
         val=parts.val,
