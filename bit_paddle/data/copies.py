@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bit_paddle.data.images import FileImages, Images
+from bit_paddle.data.images import Dataset, FileImages
 from bit_paddle.data.readers.listing import SETTLED
 from bit_paddle.system import fetch, files
 from bit_paddle.system.progress import progress_bar
@@ -31,25 +31,39 @@ _BLOCK = 1 << 24  # bytes of a file that are read at once
 
 
 class Part(NamedTuple):
-    """A part of a data set, its name, and the indices of the images that count."""
+    """A part of a data set: its name, its images, and their absolute paths."""
 
     title: str
-    images: Images
-    indices: np.ndarray
+    images: FileImages
+    paths: list[str]
 
 
-def notes(parts: Sequence[Part], workers: int) -> list[str]:
-    """Return a note for each part whose images are copies of images in earlier parts.
+def parts_of(data: Dataset, subset: np.ndarray | None = None) -> list[Part]:
+    """Return the parts of ``data`` that are files; of training images only those of ``subset``."""
+    parts = []
+    for title, images in (("training", data.train), ("validation", data.val), ("test", data.test)):
+        if isinstance(images, FileImages):
+            root = os.path.join(os.path.realpath(images.root or ""), "")
+            chosen = images.paths
+            if title == "training" and subset is not None:
+                chosen = map(images.paths.__getitem__, subset.tolist())
+            paths = [path if path.startswith(os.sep) else root + path for path in chosen]
+            parts.append(Part(title, images, paths))
+    return parts
 
-    A file that is in both parts under one path is no copy; the reader of lists reports it. Images
-    in memory are not compared.
+
+def notes(data: Dataset, subset: np.ndarray, workers: int) -> list[str]:
+    """Return a note for each part of ``data`` whose images are copies of images in earlier parts.
+
+    Of the training images those of ``subset`` count. A file that is in both parts under one path is
+    no copy; the reader of lists reports it. Images in memory are not compared.
     """
-    parts = [part for part in parts if isinstance(part.images, FileImages)]
+    parts = parts_of(data, subset)
     if len(parts) < 2:
         return []
-    paths = [path for part in parts for path in _paths(part)]
-    numbers = np.repeat(np.arange(len(parts)), [len(part.indices) for part in parts])
-    hashes = content_hashes(paths, numbers, _key(parts), workers)
+    paths = [path for part in parts for path in part.paths]
+    numbers = np.repeat(np.arange(len(parts)), [len(part.paths) for part in parts])
+    hashes = content_hashes(paths, numbers, cache_key(parts), workers)
     found = []
     for number, part in enumerate(parts[1:], 1):
         earlier = np.flatnonzero((numbers < number) & (hashes != 0))
@@ -68,14 +82,8 @@ def notes(parts: Sequence[Part], workers: int) -> list[str]:
     return found
 
 
-def _paths(part: Part) -> list[str]:
-    """Return the absolute paths of the images of ``part``."""
-    root, paths = os.path.join(os.path.realpath(part.images.root or ""), ""), part.images.paths
-    chosen = map(paths.__getitem__, part.indices.tolist())
-    return [path if path.startswith(os.sep) else root + path for path in chosen]
-
-
-def _key(parts: Sequence[Part]) -> str:
+def cache_key(parts: Sequence[Part]) -> str:
+    """Return the key under which the hashes of a data set are cached: its folders."""
     return "\n".join(sorted({os.path.realpath(part.images.root or "") for part in parts}))
 
 

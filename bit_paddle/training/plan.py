@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from bit_paddle.config.settings import AUTO, Settings
-from bit_paddle.data import check, copies, fewshot
-from bit_paddle.data.images import Images
+from bit_paddle.data import check, copies, fewshot, identity
 from bit_paddle.data.readers import registry
 from bit_paddle.models import cost, facts, published
 from bit_paddle.models.architecture import Architecture
@@ -138,7 +136,7 @@ class Plan:
             "training images": len(self.subset),
             "validation images": len(val),
             "classes": list(train.classes),
-            "names and labels": _digest((train, self.subset), (val, range(len(val)))),
+            "names and labels": identity.digest((train, self.subset), (val, np.arange(len(val)))),
         }
 
     @cached_property
@@ -150,7 +148,8 @@ class Plan:
         test = self.data.test
         if not test:
             return None
-        return {"images": len(test), "names and labels": _digest((test, range(len(test))))}
+        every = np.arange(len(test))
+        return {"images": len(test), "names and labels": identity.digest((test, every))}
 
     def _test_notes(self) -> list[str]:
         """Return a note if the test images are not those of the run's checkpoint."""
@@ -164,17 +163,6 @@ class Plan:
             f"the test images have changed since the run's checkpoint ({counts[0]:,} -> "
             f"{counts[1]:,}); the run resumes, as they decide nothing, and measures the new ones"
         ]
-
-
-def _digest(*parts: tuple[Images, Iterable[int]]) -> str:
-    """Return a hash of the names and labels of images by their indices."""
-    digest = hashlib.sha256()
-    for images, indices in parts:
-        root = str(getattr(images, "root", ""))
-        for index in indices:
-            name = images.name(index).removeprefix(root)
-            digest.update(f"{images.labels[index]} {name}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()[:16]
 
 
 def make_plan(settings: Settings, start: folder.Start | None = None, fetch: bool = True) -> Plan:
@@ -220,7 +208,8 @@ def make_plan(settings: Settings, start: folder.Start | None = None, fetch: bool
         parts = [(train, subset)]
         parts += [(part, np.arange(len(part))) for part in (data.val, data.test) if part]
         check.require_usable(parts, settings.workers)
-    data = data._replace(notes=(*data.notes, *_copies(data, subset, settings.workers)))
+    if not processes.rank():
+        data = data._replace(notes=(*data.notes, *copies.notes(data, subset, settings.workers)))
     by_area = registry.sizes(train, subset)
     size = by_area[len(by_area) // 2]
     sides = SIDES[data.resolution] if data.resolution else size
@@ -243,16 +232,6 @@ def make_plan(settings: Settings, start: folder.Start | None = None, fetch: bool
         skipped=tuple(skipped),
         start=start,
     )
-
-
-def _copies(data: registry.Dataset, subset: np.ndarray, workers: int) -> list[str]:
-    """Return notes on images that are in several parts; only the first process looks for them."""
-    if processes.rank():
-        return []
-    parts = [copies.Part("training", data.train, subset)]
-    for title, images in (("validation", data.val), ("test", data.test)):
-        parts += [copies.Part(title, images, np.arange(len(images)))] if images else []
-    return copies.notes(parts, workers)
 
 
 def resolution_of(
