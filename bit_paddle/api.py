@@ -25,10 +25,10 @@ import numpy as np
 from bit_paddle import errors, report, train
 from bit_paddle.config import parsing
 from bit_paddle.config.settings import FIELDS
-from bit_paddle.data import spec as specs
 from bit_paddle.data.readers import registry
-from bit_paddle.errors import BitPaddleError, ConfigError
+from bit_paddle.errors import ConfigError
 from bit_paddle.inference import evaluation, exporting, trained
+from bit_paddle.inference.arguments import address, data_set
 from bit_paddle.inference.evaluation import Evaluation
 from bit_paddle.inference.exporting import Exported
 from bit_paddle.inference.model import BATCH, TrainedModel
@@ -78,8 +78,8 @@ def fine_tune(
         run = bit_paddle.fine_tune("BiT-Mini", "my_images/", name="pets", steps=20, batch=8)
         run.best("cat.jpg")
     """
-    dataset, folder = _data(data, datadir)
-    values = {"model": _address(model), "dataset": dataset, "datadir": folder}
+    dataset, folder = data_set(data, datadir)
+    values = {"model": address(model), "dataset": dataset, "datadir": folder}
     _check_names(settings, values)
     values.update(settings)
     words = [_word(name, value) for name, value in values.items() if value is not None]
@@ -221,7 +221,7 @@ def load(
     """
     if crop is not None and (not isinstance(crop, int) or crop < 32):
         raise ConfigError(f"crop: is {crop!r}, expected a whole number of pixels, 32 or more")
-    file = trained.find_trained(_address(model), directory, crop)
+    file = trained.find_trained(address(model), directory, crop)
     result = TrainedModel(file, device, amp)
     result.function(head=file.outputs > 0)  # loads the weights now
     return result
@@ -263,16 +263,16 @@ def evaluate(
         result.top1, result.per_class["cat"], result.confusion.shape
     """
     if not isinstance(model, TrainedModel):
-        trained.resolve_trained(_address(model))  # report a wrong name before reading data
+        trained.resolve_trained(address(model))  # report a wrong name before reading data
     for name, value, least in (("batch", batch, 1), ("workers", workers, 0)):
         if value is not None and (not isinstance(value, int) or value < least):
             raise ConfigError(f"{name}: is {value!r}, expected a whole number of {least} or more")
     workers = min(8, environment.cpu_count()) if workers is None else workers
-    dataset, folder = _data(data, datadir)
+    dataset, folder = data_set(data, datadir)
     options = {"val_fraction": val_fraction, "group": group, "exclude": exclude}
     classes, parts = evaluation.open_split(dataset, folder, split, options, on_bad_image, workers)
     if not isinstance(model, TrainedModel):
-        file = trained.find_trained(_address(model), directory, crop)
+        file = trained.find_trained(address(model), directory, crop)
         model = TrainedModel(file, device, amp)
     return evaluation.measure(model, classes, parts, batch, workers)
 
@@ -302,10 +302,11 @@ def export(
         done.verified.difference  # the largest relative difference that was found
     """
     file = model.file if isinstance(model, TrainedModel) else None
-    address = os.fspath(model.file.path) if isinstance(model, TrainedModel) else _address(model)
-    exporting.check(address, format, output, push, private)
+    given = model.file.path if isinstance(model, TrainedModel) else address(model)
+    name = os.fspath(given)
+    exporting.check(name, format, output, push, private)
     if file is None:
-        file = trained.find_trained(address, directory, crop, names=format == "huggingface")
+        file = trained.find_trained(name, directory, crop, names=format == "huggingface")
     return exporting.export(file, format, output, push, private)
 
 
@@ -324,28 +325,3 @@ def list_models(pattern: str = "*") -> list[str]:
         if found:
             return found
     return []
-
-
-def _address(model: str | os.PathLike) -> str:
-    """Return ``model`` as an argument of a command; paths get a separator or end in ``.npz``."""
-    if not isinstance(model, (str, os.PathLike)):
-        raise ConfigError(f"model: is a {type(model).__name__}, expected a name or a path")
-    text = os.fspath(model)
-    known = text in published.CATALOG or text in published.ALIASES
-    is_path = isinstance(model, os.PathLike) or (Path(text).exists() and not known)
-    return text if not is_path or published.is_path(text) else os.path.join(".", text)
-
-
-def _data(data: str | os.PathLike, datadir: str | os.PathLike | None) -> tuple[str, str | None]:
-    """Return the name of the data set, and its folder if there is one."""
-    if not isinstance(data, (str, os.PathLike)):
-        raise ConfigError(f"data: is a {type(data).__name__}, expected a folder or a name")
-    text = os.fspath(data)
-    if datadir is None and Path(text).is_dir():
-        try:
-            specs.find(text, registry.READERS)
-        except BitPaddleError:
-            return "folder", text
-        if isinstance(data, os.PathLike):
-            return "folder", text
-    return text, None if datadir is None else os.fspath(datadir)

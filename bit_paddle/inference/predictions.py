@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from bit_paddle.data.images import Images
-from bit_paddle.errors import MissingFileError
+from bit_paddle.errors import DataError, MissingFileError
 from bit_paddle.models.losses import LOSSES
 from bit_paddle.system import files
 from bit_paddle.system.files import csv_line
@@ -66,6 +66,30 @@ def join(path: Path, parts: Iterable[Path]) -> list[tuple[str, str]]:
 
     files.write(path, fill)
     return pairs
+
+
+def read(path: str | os.PathLike, names: Sequence[str], classes: Sequence[str]) -> np.ndarray:
+    """Return the probabilities of images by their paths, [N, K]; NaN for an image not in the file.
+
+    Raises `DataError` if the file's classes are not ``classes``; `MissingFileError`.
+    """
+    if not os.path.isfile(path):
+        raise MissingFileError(f"{path}: no such file; train with --folds writes predictions.csv")
+    result = np.full((len(names), len(classes)), np.nan)
+    row_of = {name: row for row, name in enumerate(names)}
+    lines = _rows(Path(path))
+    head = next(lines, [])
+    if tuple(head[: len(_FIRST)]) != _FIRST or head[len(_FIRST) :] != [f"p({c})" for c in classes]:
+        raise DataError(f"{path}: is no predictions.csv of --folds with the classes of the data")
+    for number, cells in enumerate(lines, 2):
+        try:
+            if cells[0].replace(os.sep, "/") in row_of:
+                result[row_of[cells[0].replace(os.sep, "/")]] = [*map(float, cells[len(_FIRST) :])]
+        except (ValueError, IndexError) as error:
+            raise DataError(f"{path}:{number}: cannot be read ({error})") from error
+    if np.isnan(result).all():
+        raise DataError(f"{path}: has none of the images; expected paths such as {names[0]}")
+    return result
 
 
 def _rows(path: Path) -> Iterator[list[str]]:
