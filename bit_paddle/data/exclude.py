@@ -23,24 +23,29 @@ def paths_below(images: Images, datadir: str | None) -> list[str]:
     """
     if not isinstance(images, FileImages):
         return [images.name(index) for index in range(len(images))]
-    root = os.path.abspath(images.root or "")
-    home = os.path.abspath(root if datadir is None else datadir)
-    home = os.path.join(os.path.dirname(home) if os.path.isfile(home) else home, "")
-    names = (os.path.normpath(os.path.join(root, path)) for path in images.paths)
-    return [
-        (name[len(home) :] if name.startswith(home) else name).replace(os.sep, "/")
-        for name in names
-    ]
+    root, home = os.path.abspath(images.root or ""), _home(images, datadir)
+    return [_below(home, os.path.join(root, path)) for path in images.paths]
+
+
+def _home(images: FileImages, datadir: str | None) -> str:
+    home = os.path.abspath((images.root or "") if datadir is None else datadir)
+    return os.path.join(os.path.dirname(home) if os.path.isfile(home) else home, "")
+
+
+def _below(home: str, path: str) -> str:
+    path = os.path.normpath(path)
+    return (path[len(home) :] if path.startswith(home) else path).replace(os.sep, "/")
 
 
 def without(parts: Parts, spec: DataSpec) -> Parts:
     """Return ``parts`` without the images that the file ``spec.exclude`` names, and with notes.
 
-    The file has a path per line, as of `paths_below`; lines that start with # are comments. Images
-    leave after the split, so the others stay in their part. Errors: `MissingFileError`;
-    `DataError` if a part or a training class has no image left.
+    The file has a path per line, as of `paths_below` or absolute; a line that starts with # is a
+    comment. Images leave after the split, so the others stay in their part. Errors:
+    `MissingFileError`; `DataError` if a part or a training class has no image left.
     """
-    unwanted = _read(Path(spec.exclude))
+    home = _home(parts.train, spec.datadir)
+    unwanted = {_below(home, line) for line in _lines(Path(spec.exclude))}
     known: set[str] = set()
     title, removed, kept = f"exclude: {spec.exclude}", {}, {}
     for part in ("train", "val", "test"):
@@ -68,15 +73,13 @@ def without(parts: Parts, spec: DataSpec) -> Parts:
     return parts._replace(**kept, notes=(*parts.notes, *notes))
 
 
-def _read(path: Path) -> set[str]:
+def _lines(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
         raise MissingFileError(f"--exclude {path}: cannot be read ({error.strerror})") from error
     lines = (line.strip() for line in text.splitlines())
-    return {
-        os.path.normpath(line).replace(os.sep, "/") for line in lines if line and line[0] != "#"
-    }
+    return [line for line in lines if line and line[0] != "#"]
 
 
 def _require_classes(before: Images, after: Images, title: str) -> None:
