@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -36,8 +37,8 @@ _FEWEST, _SHARE = 60, 0.05  # most labels that are listed: 60, or 5 % of the ima
 class Finding(NamedTuple):
     """One line of the table. ``other`` is the image that a copy is kept for, or a similar image.
 
-    Paths are those of `exclude.paths_below`. ``score`` from 0 to 1: equal bits of the hashes or
-    cosine of the features of a copy, probability that a label is wrong. For other kinds it is the
+    Paths are those of `exclude.paths_below`. ``score`` from 0 to 1: correlation of the
+    pixels or cosine of the features of a copy, probability that a label is wrong. For other kinds it is the
     number that ``why`` explains.
     """
 
@@ -272,7 +273,8 @@ def _labels(
     if out_of_fold is not None:
         names = [every.names[index] for index in good]
         judged.append(predictions.read(out_of_fold, names, every.classes))
-    with np.errstate(invalid="ignore"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of images that nothing judges
         chances = np.nanmean(judged, axis=0)
     rows = np.flatnonzero(~np.isnan(chances).any(axis=1))
     own, guess = chances[rows, labels[rows]], chances[rows].argmax(axis=1)
