@@ -37,9 +37,9 @@ _FEWEST, _SHARE = 60, 0.05  # most labels that are listed: 60, or 5 % of the ima
 class Finding(NamedTuple):
     """One line of the table. ``other`` is the image that a copy is kept for, or a similar image.
 
-    Paths are those of `exclude.paths_below`. ``score`` from 0 to 1: correlation of the
-    pixels or cosine of the features of a copy, probability that a label is wrong. For other kinds it is the
-    number that ``why`` explains.
+    Paths are those of `exclude.paths_below`. ``score`` is the correlation of the pixels or the
+    cosine of the features of a copy, or the probability that a label is wrong, each at most 1. For
+    other kinds it is the number that ``why`` explains.
     """
 
     kind: str
