@@ -20,6 +20,8 @@ NEAR = 10  # bits that may differ between near copies; unrelated images differ i
 
 ALIKE = 0.98  # correlation of the thumbnails of near copies; others on clothing10 reach 0.971
 
+ENOUGH = 20  # see `close_pairs`
+
 _THUMB = 16  # pixels: side of a thumbnail
 
 _SMALL = 64  # pixels: side of the image that is hashed
@@ -112,44 +114,57 @@ def is_flat(look: Look) -> bool:
     return look.flat >= _FLAT
 
 
-def near_copies(looks: Sequence[Look]) -> Iterator[tuple[int, int, float]]:
-    """Yield (index, larger index, correlation) of images that look the same, or are mirrored.
+def near_copies(looks: Sequence[Look], order: Sequence[int]) -> Iterator[tuple[int, int, float]]:
+    """Yield (image, another image, correlation) of images that look the same, or are mirrored.
 
-    The perceptual hashes find candidates, whose thumbnails are then compared. Images that one
-    colour fills are left out: all of them are alike.
+    The images of ``order`` are compared; see `close_pairs` for its meaning. The perceptual hashes
+    find candidates, and their thumbnails decide. Images that one colour fills are left out: all of
+    them are alike.
     """
-    chosen = [k for k, look in enumerate(looks) if not look.fault and not is_flat(look)]
+    chosen = np.array([k for k in order if not looks[k].fault and not is_flat(looks[k])], int)
     if len(chosen) < 2:
         return
-    hashes = np.stack([looks[index].hashes for index in chosen]).astype(np.float32) * 2 - 1
-    for mirrored in (False, True):
-        for i, j, _ in close_pairs(hashes[:, 0], hashes[:, int(mirrored)], BITS - 2 * NEAR):
-            first, second = looks[chosen[i]].thumbnail, looks[chosen[j]].thumbnail
-            likeness = _correlation(first, second[:, ::-1] if mirrored else second)
-            if likeness >= ALIKE:
-                yield chosen[i], chosen[j], likeness
+    hashes = np.stack([looks[k].hashes for k in chosen]).astype(np.float32) * 2 - 1
+    thumbnails = np.stack([looks[k].thumbnail for k in chosen])
+    upright, mirrored = _normed(thumbnails), _normed(thumbnails[:, :, ::-1])
+    for number, other in enumerate((upright, mirrored)):
+        for row, columns, _ in close_pairs(hashes[:, 0], hashes[:, number], BITS - 2 * NEAR):
+            likeness = other[columns] @ upright[row]
+            for place in np.flatnonzero(likeness >= ALIKE):
+                yield int(chosen[row]), int(chosen[columns[place]]), min(1, float(likeness[place]))
 
 
-def _correlation(first: np.ndarray, second: np.ndarray) -> float:
-    first, second = first - first.mean(), second - second.mean()
-    return float((first * second).sum() / max(np.linalg.norm(first) * np.linalg.norm(second), 1e-9))
+def _normed(thumbnails: np.ndarray) -> np.ndarray:
+    """Return thumbnails [N, 16, 16] as float32 [N, 256] of mean 0 and length 1."""
+    flat = thumbnails.reshape(len(thumbnails), -1).astype(np.float32)
+    flat -= flat.mean(axis=1, keepdims=True)
+    return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
 
 
 def close_pairs(
     rows: np.ndarray, columns: np.ndarray, least: float, block: int = 2048
-) -> Iterator[tuple[int, int, float]]:
-    """Yield (i, j, product) with i < j where rows[i] @ columns[j] is ``least`` or more.
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yield (i, all j > i, products) where rows[i] @ columns[j] is ``least`` or more.
 
-    Both are float32 [N, C]. Matrix products compare 100,000 hashes in half a minute.
+    Both are float32 [N, C]. After `ENOUGH` matches with earlier rows, a row is not compared with
+    later ones: thousands of equal images would make millions of pairs. Matrix products compare
+    100,000 hashes in half a minute.
     """
     count = len(rows)
+    matches = np.zeros(count, np.int64)
     with progress_bar(desc="comparing images", unit="img", total=count, delay=2) as bar:
         for top in range(0, count, block):
             for left in range(top, count, block):
                 products = rows[top : top + block] @ columns[left : left + block].T
-                for i, j in zip(*np.nonzero(products >= least)):
-                    if top + i < left + j:
-                        yield int(top + i), int(left + j), float(products[i, j])
+                close = products >= least
+                for i in np.flatnonzero(close.any(axis=1)):
+                    if matches[top + i] >= ENOUGH:
+                        continue
+                    places = np.flatnonzero(close[i])
+                    places = places[left + places > top + i]
+                    matches[left + places] += 1
+                    if len(places):
+                        yield int(top + i), left + places, products[i, places]
             bar.update(min(block, count - top))
 
 

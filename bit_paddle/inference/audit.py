@@ -147,7 +147,7 @@ def audit(
         found = suspects.features(model, _readable(every, good), batch, workers)
     exact = list(_exact(every, data, workers))
     same = {frozenset((first, second)) for first, second, _ in exact}
-    pairs = chain(appearance.near_copies(looks), _near(found, good, looks))
+    pairs = _near(every, looks, good, found)
     near = _best(pair for pair in pairs if frozenset(pair[:2]) not in same)
     taken: set[int] = set()
     findings = list(_copies(every, "exact copy", exact, taken))
@@ -214,22 +214,32 @@ def _exact(every: _Everything, data: Dataset, workers: int) -> Iterator[Pair]:
 
 
 def _near(
-    found: suspects.Features | None, good: np.ndarray, looks: Sequence[appearance.Look]
+    every: _Everything,
+    looks: Sequence[appearance.Look],
+    good: np.ndarray,
+    found: suspects.Features | None,
 ) -> Iterator[Pair]:
-    """Yield pairs of images with nearly the same features."""
+    """Yield pairs of images that look the same, or have nearly the same features.
+
+    The last part comes first, so that each of many equal training images is matched with it.
+    """
+    order = np.argsort(-every.of_part, kind="stable")
+    yield from appearance.near_copies(looks, order)
     if found is None:
         return
-    for first, second, cosine in appearance.close_pairs(found.main, found.main, _SAME_FEATURES):
-        pair = good[first], good[second]
-        if not any(appearance.is_flat(looks[index]) for index in pair):
-            yield int(pair[0]), int(pair[1]), cosine
+    row_of = {index: row for row, index in enumerate(good)}
+    order = [k for k in order if k in row_of and not appearance.is_flat(looks[k])]
+    values = found.main[[row_of[k] for k in order]]
+    for row, columns, cosines in appearance.close_pairs(values, values, _SAME_FEATURES):
+        yield from ((order[row], order[k], float(c)) for k, c in zip(columns, cosines))
 
 
 def _best(pairs: Iterable[Pair]) -> list[Pair]:
-    """Return each pair once, the most alike first."""
+    """Return each pair once, the smaller index first; the most alike pairs first."""
     best: dict[tuple[int, int], float] = {}
-    for first, second, score in pairs:
-        best[int(first), int(second)] = max(score, best.get((int(first), int(second)), 0))
+    for one, other, score in pairs:
+        pair = int(min(one, other)), int(max(one, other))
+        best[pair] = max(score, best.get(pair, 0))
     return sorted(((*pair, score) for pair, score in best.items()), key=lambda item: -item[2])
 
 

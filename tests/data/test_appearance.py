@@ -25,7 +25,8 @@ def test_near_copies_survive_compression_resizing_and_mirroring(tmp_path):
     images[5].resize((50, 41)).save(tmp_path / "901.png")
     ImageOps.mirror(images[7]).save(tmp_path / "902.png")
     ImageOps.mirror(images[9]).resize((70, 60)).save(tmp_path / "903.jpg", quality=50)
-    found = list(appearance.near_copies(looks(tmp_path, images)))
+    seen = looks(tmp_path, images)
+    found = list(appearance.near_copies(seen, range(len(seen))))
     assert sorted(pair[:2] for pair in found) == [(3, 40), (5, 41), (7, 42), (9, 43)]
     assert all(0.98 < score <= 1 for _, _, score in found)
 
@@ -34,7 +35,7 @@ def test_images_that_one_colour_fills_are_no_copies_of_each_other(tmp_path):
     blank = [Image.new("RGB", (60, 50), color) for color in ("white", "black", "red")]
     blank[0].putpixel((9, 9), (0, 0, 0))
     found = looks(tmp_path, [cloud(0), *blank])
-    assert list(appearance.near_copies(found)) == []
+    assert list(appearance.near_copies(found, range(4))) == []
     odd = list(appearance.oddities(found))
     assert [row[:2] for row in odd] == [("one colour", k) for k in (1, 2, 3)]
     assert odd[0][3] == "one colour fills 100%, as 3 of 4 images"
@@ -43,12 +44,21 @@ def test_images_that_one_colour_fills_are_no_copies_of_each_other(tmp_path):
 def test_close_pairs_are_those_of_a_search_over_all():
     random = np.random.default_rng(0)
     rows, columns = random.normal(size=(2, 57, 8)).astype(np.float32)
-    found = {(i, j): value for i, j, value in appearance.close_pairs(rows, columns, 3.0, block=10)}
+    close = appearance.close_pairs(rows, columns, 3.0, block=10)
+    found = {(i, j): value for i, js, values in close for j, value in zip(js, values)}
     products = rows @ columns.T
     expected = {
         (i, j): products[i, j] for i in range(57) for j in range(i + 1, 57) if products[i, j] >= 3
     }
     assert found == pytest.approx(expected) and len(found) > 100
+
+
+def test_thousands_of_equal_images_make_few_pairs():
+    """Each image is still matched with the first ones."""
+    rows = np.ones((3000, 4), np.float32)
+    close = list(appearance.close_pairs(rows, rows, 4.0))
+    assert sum(len(js) for _, js, _ in close) < 3000 * appearance.ENOUGH
+    assert {j for _, js, _ in close for j in js} == set(range(1, 3000))
 
 
 def test_tiny_long_and_rare(tmp_path):
