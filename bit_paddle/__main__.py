@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "fine-tune a model on images, by BiT-HyperRule",
     "pretrain": "train a model from scratch, like the published ones",
     "show": "show the images as the model gets them, before training",
+    "audit": "look for copies and wrong labels, before training",
     "plan": "estimate the time and memory of a run, before training",
     "evaluate": "measure a model on the images of a data set",
     "predict": "classify images, or write their features",
@@ -24,7 +25,12 @@ COMMANDS = {
     "compile": "compile the fast operators ahead of their first use",
 }
 
-OLD_NAMES = {"data.show": "show", "native": "compile", "bulk": "download"}  # of version 0.1.0
+OLD_NAMES = {
+    "data.audit": "audit",
+    "data.show": "show",
+    "native": "compile",
+    "bulk": "download",
+}  # of version 0.1.0
 
 SHELLS = ("bash", "zsh")
 

@@ -25,10 +25,10 @@ import numpy as np
 from bit_paddle import errors, report, train
 from bit_paddle.config import parsing
 from bit_paddle.config.settings import FIELDS
-from bit_paddle.data import spec as specs
 from bit_paddle.data.readers import registry
-from bit_paddle.errors import BitPaddleError, ConfigError
+from bit_paddle.errors import ConfigError
 from bit_paddle.inference import evaluation, exporting, trained
+from bit_paddle.inference.arguments import address, data_set
 from bit_paddle.inference.evaluation import Evaluation
 from bit_paddle.inference.exporting import Exported
 from bit_paddle.inference.model import BATCH, TrainedModel
@@ -78,8 +78,8 @@ def fine_tune(
         run = bit_paddle.fine_tune("BiT-Mini", "my_images/", name="pets", steps=20, batch=8)
         run.best("cat.jpg")
     """
-    dataset, folder = _data(data, datadir)
-    values = {"model": _address(model), "dataset": dataset, "datadir": folder}
+    dataset, folder = data_set(data, datadir)
+    values = {"model": address(model), "dataset": dataset, "datadir": folder}
     _check_names(settings, values)
     values.update(settings)
     words = [_word(name, value) for name, value in values.items() if value is not None]
@@ -129,8 +129,11 @@ def _word(name: str, value: Any) -> str:
 class Run:
     """A run of `fine_tune`: its ``folder`` and its ``result``.
 
-    ``result`` is a dictionary of steps, loss, top1, top5 and images. With ``repeats`` it holds the
-    lowest, median and highest of these. It is None if the run is not complete.
+    ``result`` is a dictionary of steps, loss, top1, top5 and images, after the last step. If the
+    data have test images, ``result["test"]`` has the same of "best" and "last", the models with
+    which they were measured. With ``repeats`` or ``folds`` it holds the lowest, median and
+    highest of these; with ``folds`` also "pooled", over all images. It is None if the run is not
+    complete.
     """
 
     def __init__(self, folder: str | os.PathLike, result: dict[str, Any] | None = None):
@@ -143,13 +146,13 @@ class Run:
 
     @property
     def runs(self) -> list[Run]:
-        """The runs of ``repeats``, one per seed; for a single run, a list of itself."""
+        """The runs of ``repeats`` or ``folds``; for a single run, a list of itself."""
         folders = [run.folder for run in history.read(self.folder)]
         return [self] if folders == [self.folder] else [Run(folder) for folder in folders]
 
     @property
     def metrics(self) -> Steps:
-        """A table of the steps so far: loss, learning rate, speed, validation results."""
+        """A table of the steps so far: loss, learning rate, speed, validation and test results."""
         return Steps(self._single("metrics"))
 
     @cached_property
@@ -181,11 +184,16 @@ class Run:
 
     def __repr__(self) -> str:
         state = "complete" if self.complete else "not complete"
-        top1 = (self.result or {}).get("top1")
-        if isinstance(top1, dict):  # of repeats
-            state += f", median top-1 {top1['median']:.2%}"
-        elif top1 is not None:
-            state += f", top-1 {top1:.2%}"
+        result = self.result or {}
+        test = result.get("test", {})
+        for title, top1 in (
+            ("top-1", result.get("pooled", result).get("top1")),
+            ("test top-1", test.get("best", test.get("last", {})).get("top1")),
+        ):
+            if isinstance(top1, dict):  # of repeats
+                state += f", median {title} {top1['median']:.2%}"
+            elif top1 is not None:
+                state += f", {title} {top1:.2%}"
         return f"Run({str(self.folder)!r}, {state})"
 
 
@@ -215,7 +223,7 @@ def load(
     """
     if crop is not None and (not isinstance(crop, int) or crop < 32):
         raise ConfigError(f"crop: is {crop!r}, expected a whole number of pixels, 32 or more")
-    file = trained.find_trained(_address(model), directory, crop)
+    file = trained.find_trained(address(model), directory, crop)
     result = TrainedModel(file, device, amp)
     result.function(head=file.outputs > 0)  # loads the weights now
     return result
@@ -228,6 +236,8 @@ def evaluate(
     *,
     datadir: str | os.PathLike | None = None,
     val_fraction: float | None = None,
+    group: str | None = None,
+    exclude: str | os.PathLike | None = None,
     on_bad_image: str = "error",
     batch: int = BATCH,
     workers: int | None = None,
@@ -242,10 +252,11 @@ def evaluate(
     ``directory``). ``data`` is a folder with train/<class>/* and val/<class>/*, or only <class>/*.
     It may also be the name or YAML file of a data set, as for ``--dataset``; ``datadir`` is then
     its folder. If a folder has the name of a data set, write "./name". ``split`` "val" measures the
-    validation images, "train" the training images, "all" both. ``val_fraction`` is the share of
-    images to hold out if a folder has no validation images. ``on_bad_image`` "skip" skips images
-    that cannot be read. ``batch`` images are computed at once; ``workers`` threads decode them
-    (None: one per processor, at most 8).
+    validation images, "train" the training images, "test" the test images, "all" all of these.
+    ``val_fraction`` and ``group`` choose the images to hold out if there are no validation images.
+    ``exclude`` is a file with the paths of images to leave out. ``on_bad_image`` "skip" skips
+    images that cannot be read. ``batch`` images are computed at once; ``workers`` threads decode
+    them (None: one per processor, at most 8).
 
     Errors: `ConfigError` (an unknown name, or classes that do not match the model's),
     `MissingFileError`, `DataError`, `CheckpointError`, `DownloadError`.
@@ -254,17 +265,16 @@ def evaluate(
         result.top1, result.per_class["cat"], result.confusion.shape
     """
     if not isinstance(model, TrainedModel):
-        trained.resolve_trained(_address(model))  # report a wrong name before reading data
+        trained.resolve_trained(address(model))  # report a wrong name before reading data
     for name, value, least in (("batch", batch, 1), ("workers", workers, 0)):
         if value is not None and (not isinstance(value, int) or value < least):
             raise ConfigError(f"{name}: is {value!r}, expected a whole number of {least} or more")
     workers = min(8, environment.cpu_count()) if workers is None else workers
-    dataset, folder = _data(data, datadir)
-    classes, parts = evaluation.open_split(
-        dataset, folder, split, val_fraction, on_bad_image, workers
-    )
+    dataset, folder = data_set(data, datadir)
+    options = {"val_fraction": val_fraction, "group": group, "exclude": exclude}
+    classes, parts = evaluation.open_split(dataset, folder, split, options, on_bad_image, workers)
     if not isinstance(model, TrainedModel):
-        file = trained.find_trained(_address(model), directory, crop)
+        file = trained.find_trained(address(model), directory, crop)
         model = TrainedModel(file, device, amp)
     return evaluation.measure(model, classes, parts, batch, workers)
 
@@ -294,10 +304,11 @@ def export(
         done.verified.difference  # the largest relative difference that was found
     """
     file = model.file if isinstance(model, TrainedModel) else None
-    address = os.fspath(model.file.path) if isinstance(model, TrainedModel) else _address(model)
-    exporting.check(address, format, output, push, private)
+    given = model.file.path if isinstance(model, TrainedModel) else address(model)
+    name = os.fspath(given)
+    exporting.check(name, format, output, push, private)
     if file is None:
-        file = trained.find_trained(address, directory, crop, names=format == "huggingface")
+        file = trained.find_trained(name, directory, crop, names=format == "huggingface")
     return exporting.export(file, format, output, push, private)
 
 
@@ -316,27 +327,3 @@ def list_models(pattern: str = "*") -> list[str]:
         if found:
             return found
     return []
-
-
-def _address(model: str | os.PathLike) -> str:
-    """Return ``model`` as an argument of a command; paths get a separator or end in ``.npz``."""
-    if not isinstance(model, (str, os.PathLike)):
-        raise ConfigError(f"model: is a {type(model).__name__}, expected a name or a path")
-    text = os.fspath(model)
-    is_path = isinstance(model, os.PathLike) and not published.is_path(text)
-    return os.path.join(".", text) if is_path else text
-
-
-def _data(data: str | os.PathLike, datadir: str | os.PathLike | None) -> tuple[str, str | None]:
-    """Return the name of the data set, and its folder if there is one."""
-    if not isinstance(data, (str, os.PathLike)):
-        raise ConfigError(f"data: is a {type(data).__name__}, expected a folder or a name")
-    text = os.fspath(data)
-    if datadir is None and Path(text).is_dir():
-        try:
-            specs.find(text, registry.READERS)
-        except BitPaddleError:
-            return "folder", text
-        if isinstance(data, os.PathLike):
-            return "folder", text
-    return text, None if datadir is None else os.fspath(datadir)

@@ -82,10 +82,15 @@ def did_you_mean(name: str, choices: Iterable[str], most: int = 5) -> str:
     by_lower_case = {choice.lower(): choice for choice in reversed(choices)}
     near = difflib.get_close_matches(name.lower(), by_lower_case, n=most, cutoff=0.6)
     if near:
-        return "did you mean " + " or ".join(by_lower_case[match] for match in near) + "?"
+        return "did you mean " + " or ".join(_quoted(by_lower_case[match]) for match in near) + "?"
     if len(choices) <= 12:
-        return "choose from " + ", ".join(choices)
-    return f"choose from {', '.join(choices[:12])} and {len(choices) - 12} more"
+        return "choose from " + ", ".join(map(_quoted, choices))
+    return f"choose from {', '.join(map(_quoted, choices[:12]))} and {len(choices) - 12} more"
+
+
+def _quoted(name: str) -> str:
+    """Return ``name``, in quotes if a blank in it would be overlooked."""
+    return repr(name) if name.split() != [name] else name
 
 
 def install_hint(extra: str) -> str:

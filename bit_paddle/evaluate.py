@@ -52,6 +52,8 @@ def main(arguments: Sequence[str]) -> int:
         flags.split,
         datadir=flags.datadir,
         val_fraction=flags.val_fraction,
+        group=flags.group,
+        exclude=flags.exclude,
         on_bad_image=flags.on_bad_image,
         batch=flags.batch,
         workers=flags.workers,
@@ -115,6 +117,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--val_fraction", type=fraction, metavar="X", help=settings.help_of("val_fraction")
     )
+    parser.add_argument("--group", metavar="WORD", help=settings.help_of("group"))
+    parser.add_argument("--exclude", metavar="FILE", help=settings.help_of("exclude"))
     parser.add_argument(
         "--on_bad_image",
         choices=check.CHOICES,
@@ -126,7 +130,8 @@ def parser() -> argparse.ArgumentParser:
         choices=SPLITS,
         default="val",
         help="val: the validation images; if a folder or list has none, the images that training "
-        "holds out. train: the training images. all: both (default: val)",
+        "holds out. train: the training images. test: the test images, which training never uses. "
+        "all: all of these (default: val)",
     )
     parser.add_argument(
         "--output", metavar="DIR", help="folder for the results (default: a new folder in bit_logs)"

@@ -18,7 +18,8 @@ from typing import Any
 
 from bit_paddle import errors
 from bit_paddle.config import parsing
-from bit_paddle.config.settings import Settings, load_yaml
+from bit_paddle.config.saved import load_yaml
+from bit_paddle.config.settings import Settings
 from bit_paddle.config.types import positive, whole
 from bit_paddle.data import spec as specs
 from bit_paddle.data.readers import registry
@@ -111,6 +112,7 @@ def _architecture(settings: Settings) -> Architecture:
 def _known_task(settings: Settings, known: Known, architecture: Architecture) -> Task:
     """Return the task for data of a known size; `make_plan` does the same for opened data."""
     images, few = known.images, settings.examples_per_class
+    images -= images // settings.folds if settings.folds else 0
     if few is not None and few * known.classes > images:
         raise errors.ConfigError(
             f"--examples_per_class {few}: {known.classes:,} classes have {images:,} training "

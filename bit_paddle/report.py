@@ -38,7 +38,7 @@ examples:
   {PROG} bit_logs/pets bit_logs/pets-2 --output compared.html
       shows two runs side by side
   {PROG} bit_logs/pets-x5
-      shows all runs of --repeats 5
+      shows all runs of --repeats 5; those of --folds 5 likewise
 """
 
 
@@ -71,7 +71,8 @@ def write_report(
         raise errors.ConfigError(f"--output: {output.parent} is not a folder")
     analyses: list[Analysis | str] = [_analysis(run, model, mistakes) for run in runs]
     pictures: Pictures = {}
-    text = page(runs, analyses, pictures)
+    tables = [history.spread(Path(folder)) for folder in folders]
+    text = page(runs, analyses, pictures, list(filter(None, tables)))
     for name, write in pictures.items():
         files.write(output.with_name(f"{output.stem}-{name}.png"), write)
     files.write_text(output, text)

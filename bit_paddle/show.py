@@ -14,12 +14,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from bit_paddle import errors
 from bit_paddle.config import parsing
-from bit_paddle.config.settings import load_yaml
+from bit_paddle.config.saved import load_yaml
 from bit_paddle.config.types import BadValue, whole
 from bit_paddle.data import loader
 from bit_paddle.data import spec as specs
@@ -82,7 +83,7 @@ def main(arguments: Sequence[str]) -> int:
     name = f"show-{specs.short_name(settings.dataset, settings.datadir)}"
     folder = Path(flags.output or files.create_folder(settings.logdir, name, "table.txt"))
     files.write_text(folder / "table.txt", text)
-    rows = [("label", "class", "train_used", "train_all", "val")]
+    rows = [("label", "class", "train_used", "train_all", "val", "test")[: len(counts[0]) + 1]]
     rows += [(label, *row) for label, row in enumerate(counts)]
     files.write_text(folder / "per_class.csv", "".join(map(files.csv_line, rows)))
     files.write(folder / "sheet.png", lambda stream: sheet.save(stream, format="PNG"))
@@ -91,17 +92,18 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def count_images(plan: Plan) -> list[tuple[str, int, int, int]]:
-    """Return (class, used training images, all training images, validation images) per class."""
-    train, val = plan.data.train, plan.data.val
-    columns = (
-        np.bincount(labels, minlength=len(train.classes)).tolist()
-        for labels in (train.labels[plan.subset], train.labels, val.labels)
-    )
+def count_images(plan: Plan) -> list[tuple[Any, ...]]:
+    """Return (class, used training images, all training images, validation images) per class.
+
+    If the data have test images, their number comes last.
+    """
+    train, val, test = plan.data.train, plan.data.val, plan.data.test
+    parts = [train.labels[plan.subset], train.labels, val.labels, *([test.labels] if test else [])]
+    columns = (np.bincount(labels, minlength=len(train.classes)).tolist() for labels in parts)
     return list(zip(train.classes, *columns))
 
 
-def table(counts: Sequence[tuple[str, int, int, int]]) -> str:
+def table(counts: Sequence[tuple[Any, ...]]) -> str:
     """Return the first rows of ``counts`` as aligned lines, and sum, minimum and maximum of all."""
     totals = {f"all {len(counts):,} classes": sum, "fewest in a class": min, "most in a class": max}
     columns = list(zip(*counts))[1:]
@@ -110,6 +112,7 @@ def table(counts: Sequence[tuple[str, int, int, int]]) -> str:
     width = max(len(row[0]) for row in rows)
     lines = [f"{row[0]:{width}}" + "".join(f"  {n:10,}" for n in row[1:]) for row in rows]
     head = f"{'class':{width}}  train used   train all         val"
+    head += "        test" if len(columns) == 4 else ""
     more = [f"… {len(counts) - ROWS:,} more in per_class.csv"] if len(counts) > ROWS else []
     rule = "-" * len(head)
     return "\n".join([head, rule, *lines[:-3], *more, rule, *lines[-3:]])

@@ -18,7 +18,7 @@ from bit_paddle.data.readers import registry
 from bit_paddle.runs import folder
 from bit_paddle.system import processes
 from bit_paddle.system.signals import heed_notice
-from bit_paddle.training import launch, repeats
+from bit_paddle.training import folds, launch, repeats
 from bit_paddle.training.launch import PROG, Ended
 
 
@@ -35,15 +35,19 @@ def main(arguments: Sequence[str]) -> int:
 def train(
     settings: Settings, arguments: Sequence[str], force: bool = False, embedded: bool = False
 ) -> Ended:
-    """Train as ``settings`` say, --repeats times; the arguments are those of `launch.start`."""
-    if settings.repeats == 1:
+    """Train as ``settings`` say, in one run or several (--repeats, --folds).
+
+    The arguments are those of `launch.start`.
+    """
+    if settings.runs == 1:
         return launch.start(settings, arguments, force, embedded)
     if processes.world_size() > 1:
         raise errors.ConfigError(
-            "--repeats: does not work under a process launcher; start processes with --devices "
-            "or --nproc"
+            "--repeats and --folds: do not work under a process launcher; start processes with "
+            "--devices or --nproc"
         )
-    return repeats.repeat(settings, arguments, force, embedded)
+    several = folds.cross_validate if settings.folds else repeats.repeat
+    return several(settings, arguments, force, embedded)
 
 
 def described(settings: Settings, force: bool = False) -> str:

@@ -21,8 +21,9 @@ NEED_PADDLE = {
     *(f"inference.{name}" for name in ("examine", "predictor")),
     *(
         f"training.{name}"
-        for name in ("distributed", "memory", "optimizer", "run", "start", "step", "validation")
+        for name in ("distributed", "memory", "optimizer", "run", "start", "step", "testing")
     ),
+    "training.validation",
     "runs.snapshot",
     "system.device",
 }
@@ -31,7 +32,7 @@ MODULES = {
     for path in (ROOT / "bit_paddle").rglob("*.py")
     if path.name != "__init__.py"
 }
-OLD_ADDRESSES = {"data.show", "native.__main__"}
+OLD_ADDRESSES = {"data.audit", "data.show", "native.__main__"}
 
 
 def imports(path: Path, top_level: bool = False) -> set:

@@ -10,7 +10,7 @@ from dataclasses import MISSING, Field, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bit_paddle.config import settings
+from bit_paddle.config import saved, settings
 from bit_paddle.config import types as argtypes
 from bit_paddle.errors import BitPaddleError, ConfigError, did_you_mean
 from bit_paddle.models import published
@@ -153,7 +153,7 @@ def parse(
 ) -> tuple[settings.Settings, Request]:
     """Return the settings and the other flags of ``arguments`` and their --config.
 
-    ``find_dataset(dataset, datadir=, val_fraction=)`` raises an error if these are wrong
+    ``find_dataset(dataset, **settings.data_options(…))`` raises an error if these are wrong
     (`registry.find`). ``outer`` are the command's own flags, which are suggested for a misspelt
     flag. ``unused`` settings keep their defaults. Raises one `ConfigError` that lists every fault.
     """
@@ -222,7 +222,7 @@ def _combined_faults(
     dataset, model = values["dataset"], values["model"]
     if dataset is not MISSING:
         try:
-            find_dataset(dataset, datadir=values["datadir"], val_fraction=values["val_fraction"])
+            find_dataset(dataset, **settings.data_options(values))
         except BitPaddleError as fault:
             faults.append(str(fault))
     if model is not MISSING:
@@ -251,6 +251,7 @@ def _combined_faults(
         faults.append(f"--epochs: is for --rule {by_epochs}; the length of fine-tuning is --steps")
     elif values["epochs"] is not None and values["steps"] is not None:
         faults.append("--epochs and --steps: both set the length of the run; give only one")
+    faults += settings.fold_faults(values)
     if values["nproc"] > batch and "batch" not in unclear:
         faults.append(
             f"--nproc: is {values['nproc']}, more than --batch {batch}; each process needs an image"
@@ -276,7 +277,7 @@ def _combined_faults(
 def _read_yaml(path: str, faults: list[str]) -> dict[str, tuple[str, str]]:
     """Return {setting: (source, word)} of a YAML file; add its mistakes to ``faults``."""
     result = {}
-    for key, value in settings.load_yaml(path, "--config").items():
+    for key, value in saved.load_yaml(path, "--config").items():
         if key not in settings.FIELDS:
             faults.append(
                 f"{path}: {key!r} is no setting; {did_you_mean(str(key), settings.FIELDS)}"

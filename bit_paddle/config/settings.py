@@ -1,63 +1,35 @@
-"""The settings of a run: a frozen dataclass, read from and written to YAML."""
+"""The settings of a run: a frozen dataclass. `config.saved` reads it from YAML."""
 
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from dataclasses import Field, dataclass, fields
 from typing import Any
 
-import yaml
-
 from bit_paddle.config.types import (
+    AUTO,
     MODELS,
-    Kind,
+    auto_or_whole,
     fraction,
     interval_text,
     model_name,
     not_negative,
     one_of,
     positive,
+    setting,
     switch,
     text,
     whole,
 )
-from bit_paddle.models import losses, published
+from bit_paddle.models import losses
 from bit_paddle.recipes import hyperrule, upstream
 from bit_paddle.recipes.recipe import RECIPES, Recipe
-from bit_paddle.system import environment, files
+from bit_paddle.system import environment
 
-AUTO = "auto"
-
-
-def _auto_or_whole(word: str) -> int | str:
-    return AUTO if word == AUTO else whole(1)(word)
-
-
-def _setting(
-    group: str,
-    kind: Kind,
-    help: str,
-    default: Any = MISSING,
-    *,
-    default_help: str = "",
-    affects_result: bool = True,
-) -> Any:
-    """Return a field of `Settings`; ``default_help`` describes a default without a fixed value."""
-    metadata = {
-        "group": group,
-        "kind": kind,
-        "help": help,
-        "default_help": default_help,
-        "affects_result": affects_result,
-    }
-    return field(default=default, metadata=metadata)
-
-
-_what = functools.partial(_setting, "what")
-_how = functools.partial(_setting, "how")
-_run = functools.partial(_setting, "run", affects_result=False)
+_what = functools.partial(setting, "what")
+_how = functools.partial(setting, "how")
+_run = functools.partial(setting, "run", affects_result=False)
 
 
 @dataclass(frozen=True)
@@ -76,9 +48,10 @@ class Settings:
     )
     datadir: str | None = _what(
         text,
-        "folder of the data. For folder it holds train/<class>/* and val/<class>/*, or <class>/* "
-        "alone. For list it holds train.csv and val.csv (or .tsv, .txt) with a path and a label "
-        "per line. For the other data sets it holds the official files",
+        "folder of the data. For folder it holds train/<class>/*, val/<class>/* and perhaps "
+        "test/<class>/*, or <class>/* alone. For list it holds train.csv, val.csv and perhaps "
+        "test.csv (or .tsv, .txt) with a path and a label per line. For the other data sets it "
+        "holds the official files",
         None,
         default_help="the cache, for data sets that can be downloaded",
         affects_result=False,
@@ -86,9 +59,36 @@ class Settings:
     val_fraction: float | None = _what(
         fraction,
         "fraction of each class that is held out for validation if a folder or list has no "
-        "validation images",
+        "validation images. With train and test alone, it keeps test for the end of the run; "
+        "without it, the test images are used for validation",
         None,
         default_help="0.1",
+    )
+    group: str | None = _what(
+        text,
+        "the images of one group (a patient, an object) are never split: all of them train, or all "
+        "of them validate. Either a column of the list (its name, or its number from 1 on), or a "
+        "regular expression with one group in ( ) that finds the group's name in a path, such as "
+        r"'(patient\d+)_'. For --val_fraction and --folds",
+        None,
+        default_help="each image by itself",
+    )
+    exclude: str | None = _what(
+        text,
+        "file of images to leave out: a path per line, relative to the folder of the data, as "
+        "`bit_paddle audit` writes it. The other images stay in their part",
+        None,
+        affects_result=False,
+    )
+    folds: int | None = _what(
+        whole(2),
+        "cross-validation: N runs; each validates on another N-th of the training and validation "
+        "images, and trains on the others. Reports the accuracy over all images",
+        None,
+        default_help="one run, without cross-validation",
+    )
+    fold: int | None = _what(
+        whole(1), "make only this run of --folds, from 1 to N", None, default_help="all of them"
     )
     on_bad_image: str = _what(
         one_of("error", "skip"),
@@ -125,7 +125,7 @@ class Settings:
         hyperrule.BATCH,
     )
     batch_split: int | str = _how(
-        Kind(_auto_or_whole, "N"),
+        auto_or_whole,
         "micro-batches per batch (gradient accumulation): more of them take less memory, with the "
         "same result. auto: as few as fit in memory, by estimate on a CPU and by trial on a GPU; "
         "a run that is out of memory later takes more",
@@ -294,6 +294,16 @@ class Settings:
         """The recipe named by --rule."""
         return RECIPES[self.rule]
 
+    @property
+    def runs(self) -> int:
+        """The number of runs in the folder."""
+        return self.folds if self.folds and self.fold is None else self.repeats
+
+    @property
+    def data_options(self) -> dict[str, Any]:
+        """The arguments of `registry.open_dataset` beside the name of the data set."""
+        return data_options(vars(self))
+
 
 FIELDS: dict[str, Field] = {item.name: item for item in fields(Settings)}
 
@@ -304,42 +314,33 @@ GROUPS = {
 }
 
 
+def data_options(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of ``values`` that choose images; without --fold they are fold 1's."""
+    folds = values["folds"]
+    fold = (values["fold"] or 1, folds) if folds else None
+    return {
+        **{name: values[name] for name in ("datadir", "val_fraction", "group", "exclude")},
+        "fold": fold,
+    }
+
+
+def fold_faults(values: Mapping[str, Any]) -> list[str]:
+    """Return the faults of settings that contradict --folds."""
+    folds, fold, faults = values["folds"], values["fold"], []
+    if fold is not None and (folds is None or fold > folds):
+        faults.append(f"--fold: is {fold}, expected a number from 1 to --folds, which is {folds}")
+    if folds is not None and values["val_fraction"] is not None:
+        faults.append("--val_fraction and --folds: each fold is held out in turn; give only one")
+    if folds is not None and values["repeats"] > 1:
+        faults.append(
+            "--repeats and --folds: both make several runs; give only one. To repeat a "
+            "cross-validation, give --folds with another --seed"
+        )
+    return faults
+
+
 def help_of(name: str) -> str:
     """Return the help of a setting with its ``default_help``, for every command with that flag."""
     metadata = FIELDS[name].metadata
     default = metadata["default_help"]
     return f"{metadata['help']} (default: {default})" if default else metadata["help"]
-
-
-def load_yaml(path: str | os.PathLike, flag: str = "") -> dict[Any, Any]:
-    """Return the content of a YAML file of settings, unchecked; errors name it by ``flag``.
-
-    Errors: `MissingFileError`, `ConfigError`.
-    """
-    return files.read_yaml(path, f"{flag} {path}".strip(), "model: BiT-M-R50x1")
-
-
-def differences(before: Mapping[str, Any], now: Settings) -> list[str]:
-    """Return the changed settings among those that affect a run's result, one line per setting.
-
-    A data set may move to another folder (its images are compared elsewhere), and the split of a
-    batch only changes rounding. Settings that ``before`` lacks are ignored: an older version wrote
-    it, and kept a model's name as it was typed.
-    """
-    if "model" in before:
-        before = {**before, "model": published.canonical(str(before["model"]))}
-    return [
-        f"{name}: {before[name]} -> {getattr(now, name)}"
-        for name, item in FIELDS.items()
-        if item.metadata["affects_result"] and name in before and before[name] != getattr(now, name)
-    ]
-
-
-def to_dict(settings: Settings) -> dict[str, Any]:
-    """Return ``settings`` as plain values by name."""
-    return asdict(settings)
-
-
-def to_yaml(settings: Settings) -> str:
-    """Return ``settings`` as the text of a --config file that restores them."""
-    return yaml.safe_dump(to_dict(settings), sort_keys=False, allow_unicode=True)

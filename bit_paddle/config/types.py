@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, field
 from typing import Any
 
 from bit_paddle.errors import did_you_mean
@@ -79,6 +79,15 @@ def number(fits: Callable[[float], bool], expected: str) -> Kind:
     return Kind(parse, "X")
 
 
+AUTO = "auto"
+
+
+def _auto_or_whole(word: str) -> int | str:
+    return AUTO if word == AUTO else whole(1)(word)
+
+
+auto_or_whole = Kind(_auto_or_whole, "N")
+
 positive = number(lambda value: 0 < value < math.inf, "a positive number")
 
 not_negative = number(lambda value: 0 <= value < math.inf, "0 or more")
@@ -123,3 +132,23 @@ MODELS = (
 
 # The catalogue's name for a published model, so that all its spellings are one run.
 model_name = Kind(lambda word: published.canonical(text(word)), "WORD")
+
+
+def setting(
+    group: str,
+    kind: Kind,
+    help: str,
+    default: Any = MISSING,
+    *,
+    default_help: str = "",
+    affects_result: bool = True,
+) -> Any:
+    """Return a field of `Settings`; ``default_help`` describes a default without a fixed value."""
+    metadata = {
+        "group": group,
+        "kind": kind,
+        "help": help,
+        "default_help": default_help,
+        "affects_result": affects_result,
+    }
+    return field(default=default, metadata=metadata)

@@ -32,6 +32,8 @@ def faults(
         return {}
     key = _key(images, indices, thorough)
     broken = remembered("checks", key)
+    if broken == []:
+        return {}
     if isinstance(broken, list):
         broken_before = set(broken)
         indices = np.array([k for k in indices if images.paths[k] in broken_before], np.int64)
@@ -57,9 +59,9 @@ def faults(
 def _key(images: FileImages, indices: np.ndarray, thorough: bool) -> str:
     """Return the cache key of a check: a hash of the files' names and their folders' dates."""
     root = os.path.abspath(images.root)
-    paths = [images.paths[index] for index in indices]
+    paths = [images.paths[index] for index in indices.tolist()]
     dates = []
-    for folder in sorted({os.path.dirname(path) for path in paths}):
+    for folder in sorted({path.rpartition(os.sep)[0] for path in paths}):
         with contextlib.suppress(OSError):
             dates.append(os.stat(os.path.join(root, folder)).st_ctime_ns)
     content = "\n".join([root, *paths, repr(dates), str(thorough)])

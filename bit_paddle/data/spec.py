@@ -4,10 +4,13 @@ To add a data set, write such a file. Its keys are the fields of `DataSpec`:
 
     reader: list            # cifar10, cifar100, digits, folder, list, imagenet2012, …
     datadir: /data/birds    # --datadir overrides it
-    train: train.csv        # train and val name lists or folders, depending on the reader
-    val: test.csv
+    train: train.csv        # train, val and test name lists or folders, depending on the reader
+    val: val.csv            # chooses the best model
+    test: test.csv          # measured once, at the end of a run
     classes: [crow, owl]    # names in the order of the head's outputs; or a file, a name per line
     val_fraction: 0.1       # of the training images, if there are no validation images
+    group: patient          # a column of the lists, or a regular expression: see `splits`
+    exclude: bad.txt        # a file with the paths of images to leave out: see `exclude`
     flip: false             # a mirrored image would have another label
     random_crop: false      # a part of an image would have another label
     resolution: small       # small or large of BiT-HyperRule (default: by the images' sizes)
@@ -40,8 +43,12 @@ class DataSpec:
     datadir: str | None = None
     train: str | None = None
     val: str | None = None
+    test: str | None = None
     classes: tuple[str, ...] | None = None
     val_fraction: float | None = None
+    group: str | None = None
+    exclude: str | None = None
+    fold: tuple[int, int] | None = None  # (k, K): fold k of K validates; a setting, not a key
     flip: bool = True
     random_crop: bool = True
     resolution: str | None = None
@@ -101,7 +108,7 @@ def overridden(spec: DataSpec, **values: Any) -> DataSpec:
 
 def _load(path: Path, readers: Collection[str]) -> DataSpec:
     content = files.read_yaml(path, f"--dataset {path}", "reader: folder")
-    expected = {field.name for field in fields(DataSpec)}
+    expected = {field.name for field in fields(DataSpec)} - {"fold"}
     faults = [
         f"{key!r} is not a known key; {did_you_mean(str(key), expected)}"
         for key in content
@@ -115,7 +122,7 @@ def _load(path: Path, readers: Collection[str]) -> DataSpec:
         faults.append(f"reader: is {reader!r}: {did_you_mean(str(reader), readers)}")
     faults += [
         f"{key}: is {content[key]!r}, expected a text"
-        for key in ("datadir", "train", "val")
+        for key in ("datadir", "train", "val", "test", "group", "exclude")
         if not isinstance(content.get(key, ""), str)
     ]
     faults += [
@@ -123,6 +130,8 @@ def _load(path: Path, readers: Collection[str]) -> DataSpec:
         for key in ("flip", "random_crop")
         if not isinstance(content.get(key, True), bool)
     ]
+    if "test" in content and content["test"] in (content.get("train"), content.get("val")):
+        faults.append(f"test: {content['test']!r} is also train or val; name other images")
     if content.get("resolution", "small") not in ("small", "large"):
         faults.append(f"resolution: is {content['resolution']!r}, expected small or large")
     fraction = content.get("val_fraction", VAL_FRACTION)
@@ -151,4 +160,6 @@ def _load(path: Path, readers: Collection[str]) -> DataSpec:
         raise ConfigError(f"--dataset {path}: " + "; ".join(faults))
     if "datadir" in content:
         content["datadir"] = os.path.join(path.parent, os.path.expanduser(content["datadir"]))
+    if "exclude" in content:
+        content["exclude"] = os.path.join(path.parent, os.path.expanduser(content["exclude"]))
     return DataSpec(**content)

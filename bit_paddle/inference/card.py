@@ -18,6 +18,7 @@ import yaml
 from bit_paddle import __version__
 from bit_paddle.data import spec as specs
 from bit_paddle.errors import BitPaddleError
+from bit_paddle.inference.metrics import interval
 from bit_paddle.inference.model import TrainedModel
 from bit_paddle.inference.trained import TrainedFile
 from bit_paddle.models import hub, published
@@ -68,14 +69,6 @@ def write(
     text = "\n\n".join(_parts(trained, network, verified, address)) + "\n"
     # names of files may have bytes outside UTF-8
     (path / NAME).write_text(text, encoding="utf-8", errors="backslashreplace")
-
-
-def interval(top1: float, images: int) -> tuple[float, float]:
-    """Return the 95% interval (Wilson's) of an accuracy that was measured on so many images."""
-    from scipy.stats import binomtest
-
-    bounds = binomtest(round(top1 * images), images).proportion_ci(0.95, "wilson")
-    return float(bounds.low), float(bounds.high)
 
 
 # --- Facts ---------------------------------------------------------------------------------------

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from bit_paddle.inference.trained import TrainedFile, required_preprocessing
 from bit_paddle.system import progress
 from bit_paddle.system.text import plural
 
-SPLITS = ("val", "train", "all")
+SPLITS = ("val", "train", "test", "all")
 
 
 @dataclass(frozen=True)
@@ -68,14 +69,16 @@ def open_split(
     dataset: str,
     datadir: str | None,
     split: str,
-    val_fraction: float | None,
+    options: Mapping[str, Any],
     on_bad_image: str,
     workers: int,
 ) -> tuple[Sequence[str], list[Images]]:
-    """Return the classes and the parts of a ``split`` of a data set; "all" has two parts.
+    """Return the classes and the parts of a ``split`` of a data set; "all" has every part.
 
-    Notes and skipped images are reported on standard error. Errors: those of
-    `registry.open_dataset`; `DataError` for unreadable images, unless ``on_bad_image`` is "skip".
+    ``options`` are more arguments of `registry.open_dataset`. Notes and skipped images are reported
+    on standard error. Errors: those of
+    `registry.open_dataset`; `ConfigError` if the data have no test images; `DataError` for
+    unreadable images, unless ``on_bad_image`` is "skip".
     """
     for name, value, choices in (
         ("split", split, SPLITS),
@@ -83,10 +86,18 @@ def open_split(
     ):
         if value not in choices:
             raise errors.ConfigError(f"{name}: is {value!r}: choose from {', '.join(choices)}")
-    data = registry.open_dataset(dataset, datadir, val_fraction=val_fraction)
+    data = registry.open_dataset(dataset, datadir, **options)
     for note in data.notes:
         print(f"note: {note}", file=sys.stderr)
-    parts = [data.train, data.val] if split == "all" else [getattr(data, split)]
+    if split == "test" and not data.test:
+        raise errors.ConfigError(
+            f"split: is 'test', but {dataset} has no test images. Your own images have them in "
+            "test/ or test.csv, beside train and val. With train and test alone, and in published "
+            "data sets, they are the validation images: take 'val', or give val_fraction if the "
+            "run had it"
+        )
+    names = ("train", "val", "test") if split == "all" else (split,)
+    parts = [getattr(data, name) for name in names if getattr(data, name)]
     if on_bad_image == "skip":
         for number, images in enumerate(parts):
             parts[number], skipped = check.usable(images, workers, every_class=False)

@@ -65,9 +65,7 @@ def analyze(run: RunHistory, model: Path, count: int, batch: int = 64) -> Analys
     finite.
     """
     settings = run.settings
-    data = registry.open_dataset(
-        settings.dataset, settings.datadir, val_fraction=settings.val_fraction
-    )
+    data = registry.open_dataset(settings.dataset, **settings.data_options)
     images = data.val
     if settings.on_bad_image == "skip":
         images, _ = check.usable(images, settings.workers, every_class=False)

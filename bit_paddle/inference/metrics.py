@@ -55,3 +55,11 @@ class Tally:
     def top5(self) -> float:
         """The share of images whose own class ranks among the first five, or among all if fewer."""
         return self.top5_count / self.images
+
+
+def interval(top1: float, images: int) -> tuple[float, float]:
+    """Return the 95% interval (Wilson's) of an accuracy that was measured on so many images."""
+    from scipy.stats import binomtest
+
+    bounds = binomtest(round(top1 * images), images).proportion_ci(0.95, "wilson")
+    return float(bounds.low), float(bounds.high)

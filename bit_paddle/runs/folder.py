@@ -11,8 +11,6 @@ A run starts from the first of these that exists:
 from __future__ import annotations
 
 import fcntl
-import json
-import math
 import os
 import re
 import shutil
@@ -24,7 +22,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bit_paddle.config.settings import Settings, differences, load_yaml
+from bit_paddle.config.saved import differences, load_yaml
+from bit_paddle.config.settings import Settings
 from bit_paddle.data import spec as specs
 from bit_paddle.errors import BitPaddleError, CheckpointError, ConfigError, MissingFileError
 from bit_paddle.models import hub, published
@@ -37,11 +36,10 @@ from bit_paddle.runs.checkpoints import (
     readable,
     set_aside,
 )
+from bit_paddle.runs.results import FOLDS, result, summary
 from bit_paddle.system import files
 
 CONFIG = "config.yaml"
-
-RESULT, REPEATS = "result.json", "repeats.json"
 
 LOCK, OWNER = "run.lock", "run.owner"
 
@@ -78,6 +76,12 @@ def default_name(settings: Settings) -> str:
     few = f"-{settings.examples_per_class}shot" if settings.examples_per_class else ""
     if settings.repeats > 1:
         few += f"-x{settings.repeats}"
+    if settings.folds:
+        few += (
+            f"-fold{settings.fold}of{settings.folds}"
+            if settings.fold
+            else f"-folds{settings.folds}"
+        )
     model = settings.model
     is_path = published.is_path(model)
     name = model_name(Path(model)) if is_path else re.sub(r"[/:]+", "-", model)
@@ -153,11 +157,12 @@ def _start(folder: Path, settings: Settings, force: bool) -> Start | None:
         if named:
             raise
         return None
-    if (before.get("repeats", 1) == 1) != (settings.repeats == 1):
+    if summary(before) != summary(vars(settings)):
         if named:
+            several = "folds" if summary(before) == FOLDS else "repeats"
             raise ConfigError(
-                f"--name {settings.name}: {folder} holds a run with --repeats "
-                f"{before.get('repeats', 1)}; take another name"
+                f"--name {settings.name}: {folder} holds a run with --{several} "
+                f"{before.get(several, 1)}; take another name"
             )
         return None
     changed = differences(before, settings)
@@ -239,20 +244,6 @@ def _refusal(head: str, changed: list[str]) -> str:
         f"{head} that differs from this one:{lines}\nTake another --name, or --force to resume "
         "from it anyway"
     )
-
-
-def result(folder: Path, settings: Settings) -> dict[str, Any] | None:
-    """Return the result of the run of ``settings`` in ``folder``, or None if it is incomplete."""
-    path = folder / (REPEATS if settings.repeats > 1 else RESULT)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):  # damaged: the run resumes and writes it again
-        return None
-    if not isinstance(content, dict) or content.get("count", 1) != settings.repeats:
-        return None
-    if not {"top1", "top5", "loss"} <= content.keys():
-        return None
-    return {key: math.nan if value is None else value for key, value in content.items()}
 
 
 # --- The lock -----------------------------------------------------------------------------------

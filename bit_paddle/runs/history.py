@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bit_paddle.config.settings import Settings, load_yaml
+from bit_paddle.config.saved import load_yaml
+from bit_paddle.config.settings import Settings
 from bit_paddle.errors import ConfigError, MissingFileError
 from bit_paddle.models import published
 from bit_paddle.runs import checkpoints, logbook
@@ -25,7 +26,7 @@ _BEGUN = re.compile(r"^bit_paddle \S+, Paddle ")  # the first line after the pla
 
 @dataclass(frozen=True)
 class RunHistory:
-    """A run's folder. ``train`` and ``val`` are its metrics, a dictionary a step.
+    """A run's folder. ``train``, ``val`` and ``test`` are its metrics, a dictionary a step.
 
     ``planned`` is how many steps it was to make, None where its log is gone; ``said`` is the last
     line of that.
@@ -36,6 +37,7 @@ class RunHistory:
     settings: Settings
     train: list[dict[str, Any]]
     val: list[dict[str, Any]]
+    test: list[dict[str, Any]]  # of the best model and of the last one, which may be the same
     plan: str
     timings: str
     planned: int | None
@@ -59,7 +61,7 @@ class RunHistory:
 
 
 def read(folder: Path) -> list[RunHistory]:
-    """Return the run in ``folder``; of --repeats, all of its runs.
+    """Return the run in ``folder``; of --repeats and --folds, all of its runs.
 
     Raises `MissingFileError` where there is none, `ConfigError` for settings that are damaged.
     """
@@ -67,12 +69,19 @@ def read(folder: Path) -> list[RunHistory]:
         return [_read(folder, folder.resolve().name)]
     if not folder.is_dir():
         raise MissingFileError(f"{folder}: no such folder; runs are below bit_logs")
-    inner = sorted(path.parent for path in folder.glob(f"*/{logbook.METRICS}"))
+    inner = [path.parent for path in folder.glob(f"*/{logbook.METRICS}")]
+    inner.sort(key=lambda path: (len(path.name), path.name))  # fold-2 before fold-10
     if not inner:
         raise MissingFileError(
             f"{folder}: is no run's folder: it has no {logbook.METRICS}; runs are below bit_logs"
         )
     return [_read(one, f"{folder.resolve().name}/{one.name}") for one in inner]
+
+
+def spread(folder: Path) -> str:
+    """Return the table of --repeats or --folds in ``folder``; "" if there is none."""
+    tables = (folder / name for name in ("folds.txt", "repeats.txt"))
+    return next((path.read_text(encoding="utf-8") for path in tables if path.is_file()), "")
 
 
 def _read(folder: Path, name: str) -> RunHistory:
@@ -82,7 +91,7 @@ def _read(folder: Path, name: str) -> RunHistory:
     except TypeError as error:
         raise ConfigError(f"{path}: is not what a run writes ({error})") from error
     lines, _ = logbook.read_metrics(folder / logbook.METRICS)
-    train, val = ([one for one in lines if one["kind"] == kind] for kind in ("train", "val"))
+    parts = ([one for one in lines if one["kind"] == kind] for kind in logbook.KINDS)
     log = folder / logbook.LOG
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     said = [_STAMP.sub("", line) for line in text.splitlines()]
@@ -92,8 +101,7 @@ def _read(folder: Path, name: str) -> RunHistory:
         folder,
         name,
         settings,
-        train,
-        val,
+        *parts,
         plan,
         "\n".join(timings[-1:]),
         planned,

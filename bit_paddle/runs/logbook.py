@@ -20,6 +20,7 @@ from bit_paddle.system import files
 from bit_paddle.system.progress import bars_are_shown
 
 SILENCE = 30  # seconds without a line on the console
+KINDS = ("train", "val", "test")  # of lines in `METRICS`
 LOG, METRICS, SCALARS = "train.log", "metrics.jsonl", "vdlrecords.metrics.log"
 
 
@@ -80,7 +81,7 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
             line = None
         if (
             isinstance(line, dict)
-            and line.get("kind") in ("train", "val")
+            and line.get("kind") in KINDS
             and type(line.get("step")) is int
             and 0 <= line["step"] < 2**53
         ):
@@ -108,14 +109,15 @@ class Logbook:
     def rewind(self, step: int, evaluated: int) -> None:
         """Remove the metrics that an earlier process wrote after ``step``, so that none is twice.
 
-        Validations are removed after the step ``evaluated``. Raises `WriteError`.
+        Validations are removed after the step ``evaluated``. All measures of test images are
+        removed: the end of the run repeats them. Raises `WriteError`.
         """
         from visualdl.component.base_component import scalar  # takes a second to import
 
         self._scalar = scalar
         folder = self.folder
         lines, unreadable = read_metrics(folder / METRICS)
-        last = {"train": step, "val": evaluated}
+        last = {"train": step, "val": evaluated, "test": -1}
         lines = [line for line in lines if line["step"] <= last[line["kind"]]]
         text = "".join(json.dumps(line) + "\n" for line in lines)
         if unreadable > 1 or not _cut(folder / METRICS, text.encode()):

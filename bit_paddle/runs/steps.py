@@ -14,15 +14,17 @@ class Steps(list[dict[str, Any]]):
     """One dictionary per step; ``pandas.DataFrame(steps)`` works on it.
 
     Keys: step, loss, lr, images_per_second; after a validation also val_loss, val_top1, val_top5.
+    The steps of the best and of the last model have test_loss, test_top1, test_top5 if the data
+    have test images.
     """
 
     def __init__(self, history: RunHistory):
         rows: dict[int, dict[str, Any]] = {}
         for line in history.train:
             rows[line["step"]] = {k: v for k, v in line.items() if k not in ("kind", "time")}
-        for line in history.val:
-            row = rows.setdefault(line["step"], {"step": line["step"]})
-            row.update({f"val_{name}": line.get(name) for name in ("loss", "top1", "top5")})
+        for line in (*history.val, *history.test):
+            row, kind = rows.setdefault(line["step"], {"step": line["step"]}), line["kind"]
+            row.update({f"{kind}_{name}": line.get(name) for name in ("loss", "top1", "top5")})
         super().__init__(row for _, row in sorted(rows.items()))
 
     def _table(self) -> list[list[str]]:
@@ -30,7 +32,8 @@ class Steps(list[dict[str, Any]]):
         names = list(dict.fromkeys(name for row in self for name in row))
         last = len(self) - 1
         places = {last * k // (SHOWN - 1) for k in range(SHOWN)}
-        shown = [row for k, row in enumerate(self) if k in places or "val_top1" in row]
+        measured = {"val_top1", "test_top1"}
+        shown = [row for k, row in enumerate(self) if k in places or measured & row.keys()]
         return [names, *([_text(row.get(name)) for name in names] for row in shown)]
 
     def __repr__(self) -> str:

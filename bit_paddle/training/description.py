@@ -72,11 +72,20 @@ def rows(plan: Plan) -> list[tuple[str, str]]:
         ("loss", f"{settings.loss} cross-entropy"),
         ("optimizer", _optimizer(plan)),
         ("validation", _validation(plan)),
+        *([("test", _test(plan))] if plan.data.test else []),
         ("checkpoints", _checkpoints(plan)),
         ("files", _files(plan)),
     ]
     if settings.nproc > 1:
         lines.append(("processes", _processes(plan)))
+    if settings.folds and not settings.fold:
+        lines.append(
+            (
+                "runs",
+                f"{settings.folds}, one per fold, {plan.steps_of_all_folds:,} steps in all. This "
+                "is the plan of the first. The accuracy over all images is reported",
+            )
+        )
     if settings.repeats > 1:
         last = settings.seed + settings.repeats - 1
         lines.append(
@@ -117,9 +126,18 @@ def _data(plan: Plan) -> str:
     more = ", …" if len(classes) > 4 else ""
     return (
         f"{settings.dataset}{folder}: {len(plan.subset):,} training images{few}, "
-        f"{len(plan.data.val):,} validation images, {len(classes)} classes "
+        f"{len(plan.data.val):,} validation images{_fold(settings)}, {_test_images(plan)}"
+        f"{len(classes)} classes "
         f"({', '.join(classes[:4])}{more})"
     )
+
+
+def _fold(settings: Settings) -> str:
+    return f" (fold {settings.fold or 1} of {settings.folds})" if settings.folds else ""
+
+
+def _test_images(plan: Plan) -> str:
+    return f"{len(plan.data.test):,} test images, " if plan.data.test else ""
 
 
 def _preprocessing(plan: Plan) -> str:
@@ -187,6 +205,11 @@ def _validation(plan: Plan) -> str:
     return "at the end, on all validation images"
 
 
+def _test(plan: Plan) -> str:
+    models = "the best and the last model" if plan.settings.save else "the last model"
+    return f"once, at the end, on all test images, with {models}; they decide nothing"
+
+
 def _checkpoints(plan: Plan) -> str:
     if not plan.settings.save:
         return "none (--no-save)"
@@ -196,8 +219,9 @@ def _checkpoints(plan: Plan) -> str:
 
 
 def _files(plan: Plan) -> str:
-    if plan.settings.repeats > 1:
-        return f"{plan.start.folder}/: repeats.txt, repeats.json, a folder per run"
+    if plan.settings.runs > 1:
+        kind = "folds.txt, folds.json, predictions.csv" if plan.settings.folds else None
+        return f"{plan.start.folder}/: {kind or 'repeats.txt, repeats.json'}, a folder per run"
     names = "train.log, metrics.jsonl, VisualDL, config.yaml, result.json"
     if plan.settings.save:
         names += ", checkpoints, model.npz"

@@ -77,6 +77,8 @@ def describe(
         *_split_rows(settings, architecture, task, memory, gpus),
         ("time", _time(settings, task, gpus, images_per_second)),
     ]
+    if settings.runs > 1:
+        rows.append(("runs", f"{settings.runs}: the steps and the time are those of one run"))
     return aligned(rows)
 
 

@@ -11,11 +11,13 @@ from signal import Signals
 from typing import Any, NamedTuple
 
 from bit_paddle import errors
-from bit_paddle.config.settings import Settings, to_yaml
+from bit_paddle.config.saved import to_yaml
+from bit_paddle.config.settings import Settings
 from bit_paddle.runs import logbook
-from bit_paddle.runs.folder import CONFIG, RESULT, Start, check_data, claim, forget
-from bit_paddle.runs.folder import result as result_of
+from bit_paddle.runs.folder import CONFIG, Start, check_data, claim, forget
 from bit_paddle.runs.history import PLAN
+from bit_paddle.runs.results import RESULT
+from bit_paddle.runs.results import result as result_of
 from bit_paddle.system import files, processes
 from bit_paddle.system.signals import Interrupt
 from bit_paddle.training.plan import Plan, make_plan
@@ -146,12 +148,19 @@ def _start_processes(
 
 def complete(begin: Start) -> str:
     """Return the message for a run that is already complete."""
-    values = (
-        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+    results = {
+        name: value
         for name, value in begin.result.items()
-        if name != "runs"
-    )
-    return (
-        f"{begin.folder}: this run is complete: {', '.join(values)}. For a new run take another "
-        "--name"
+        if name not in ("runs", "test", "pooled")
+    }
+    text = _listed(results)
+    for model, values in begin.result.get("test", {}).items():
+        text += f"; test images, {model} model: {_listed(values)}"
+    return f"{begin.folder}: this run is complete: {text}. For a new run take another --name"
+
+
+def _listed(results: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in results.items()
     )

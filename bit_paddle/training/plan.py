@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bit_paddle.config.settings import AUTO, Settings
-from bit_paddle.data import check, fewshot
+from bit_paddle.data import check, copies, fewshot, identity
 from bit_paddle.data.readers import registry
 from bit_paddle.errors import CheckpointError, MissingFileError
 from bit_paddle.models import cost, published
@@ -24,7 +23,7 @@ from bit_paddle.models.hub import Repository
 from bit_paddle.recipes import hyperrule
 from bit_paddle.recipes.recipe import SIDES
 from bit_paddle.runs import folder
-from bit_paddle.system import environment
+from bit_paddle.system import environment, processes
 from bit_paddle.system.text import plural
 from bit_paddle.training import description
 
@@ -82,13 +81,22 @@ class Plan:
             "architecture": self.architecture.name,
             "training_images": len(self.subset),
             "validation_images": len(self.data.val),
+            "test_images": len(self.data.test) if self.data.test else 0,
             "classes": list(self.data.train.classes),
         }
+
+    @property
+    def steps_of_all_folds(self) -> int:
+        """The number of steps that all runs of --folds make together."""
+        total, few = sum(self.data.folds), self.settings.examples_per_class
+        images = (len(self.subset) if few else total - size for size in self.data.folds)
+        return sum(schedule_of(self.settings, count).steps for count in images)
 
     def notes(self) -> list[str]:
         """Return notes for the user on the start, the data and the recipe, one per line."""
         notes = [
             *self.start.notes,
+            *self._test_notes(),
             *self.data.notes,
             *self.settings.recipe.notes(len(self.subset), self.settings.batch),
             *suspicions(self.data.train.classes, self.flip, self.crops),
@@ -126,18 +134,37 @@ class Plan:
         The identity depends neither on the folder of the data nor on the images' contents.
         """
         train, val = self.data.train, self.data.val
-        digest = hashlib.sha256()
-        for images, indices in ((train, self.subset), (val, range(len(val)))):
-            root = str(getattr(images, "root", ""))
-            for index in indices:
-                name = images.name(index).removeprefix(root)
-                digest.update(f"{images.labels[index]} {name}\n".encode(errors="surrogateescape"))
         return {
             "training images": len(self.subset),
             "validation images": len(val),
             "classes": list(train.classes),
-            "names and labels": digest.hexdigest()[:16],
+            "names and labels": identity.digest((train, self.subset), (val, np.arange(len(val)))),
         }
+
+    @cached_property
+    def test_identity(self) -> dict[str, Any] | None:
+        """The test images' names and labels; None if there are none.
+
+        A run resumes with other test images too, as they decide nothing; a note reports it.
+        """
+        test = self.data.test
+        if not test:
+            return None
+        every = np.arange(len(test))
+        return {"images": len(test), "names and labels": identity.digest((test, every))}
+
+    def _test_notes(self) -> list[str]:
+        """Return a note if the test images are not those of the run's checkpoint."""
+        if not self.start.checkpoints:
+            return []
+        before, now = self.start.checkpoints[0].notes.get("test"), self.test_identity
+        if before == now:
+            return []
+        counts = [part["images"] if part else 0 for part in (before, now)]
+        return [
+            f"the test images have changed since the run's checkpoint ({counts[0]:,} -> "
+            f"{counts[1]:,}); the run resumes, as they decide nothing, and measures the new ones"
+        ]
 
 
 def make_plan(settings: Settings, start: folder.Start | None = None, fetch: bool = True) -> Plan:
@@ -162,14 +189,16 @@ def make_plan(settings: Settings, start: folder.Start | None = None, fetch: bool
         architecture = _checked(checkpoint)
     elif checkpoint is not None and fetch and not model.packaged:
         published.check_reachable(model)  # before the data are read
-    data = registry.open_dataset(
-        settings.dataset, settings.datadir, val_fraction=settings.val_fraction
-    )
+    data = registry.open_dataset(settings.dataset, **settings.data_options)
     train, skipped = data.train, []
     if settings.on_bad_image == "skip":  # before few-shot selection, which takes readable images
         train, skipped = check.usable(train, settings.workers, every_class=True)
-        val, skipped_too = check.usable(data.val, settings.workers, every_class=False)
-        data, skipped = data._replace(train=train, val=val), skipped + skipped_too
+        data = data._replace(train=train)
+        for part in ("val", "test"):
+            images = getattr(data, part)
+            if images:
+                images, more = check.usable(images, settings.workers, every_class=False)
+                data, skipped = data._replace(**{part: images}), skipped + more
     subset = np.arange(len(train))
     if settings.examples_per_class is not None:
         subset = fewshot.select(
@@ -179,8 +208,11 @@ def make_plan(settings: Settings, start: folder.Start | None = None, fetch: bool
             train.classes,
         )
     if settings.on_bad_image == "error":
-        parts = [(train, subset), (data.val, np.arange(len(data.val)))]
+        parts = [(train, subset)]
+        parts += [(part, np.arange(len(part))) for part in (data.val, data.test) if part]
         check.require_usable(parts, settings.workers)
+    if not processes.rank():
+        data = data._replace(notes=(*data.notes, *copies.notes(data, subset, settings.workers)))
     by_area = registry.sizes(train, subset)
     size = by_area[len(by_area) // 2]
     sides = SIDES[data.resolution] if data.resolution else size

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,14 @@ from typing import Any
 import numpy as np
 
 from bit_paddle import errors
-from bit_paddle.config.settings import Settings, to_yaml
-from bit_paddle.runs.folder import CONFIG, REPEATS, claim, forget
+from bit_paddle.config.saved import to_yaml
+from bit_paddle.config.settings import Settings
+from bit_paddle.runs.folder import CONFIG, claim, forget
+from bit_paddle.runs.results import REPEATS
 from bit_paddle.system import files
 from bit_paddle.training.launch import Ended, start
+
+METRICS = ("top1", "top5", "loss")
 
 
 def repeat(
@@ -25,56 +29,95 @@ def repeat(
     current run saves and ends, and the others do not start; the same command resumes it. The
     arguments are those of `launch.start`.
     """
+    runs = [
+        {
+            "seed": settings.seed + k,
+            "examples_per_class_seed": settings.examples_per_class_seed + k,
+            "name": f"seed-{settings.seed + k}",
+            "repeats": 1,
+        }
+        for k in range(settings.repeats)
+    ]
+    return carry_out(settings, arguments, runs, report, "repeats.txt", force, embedded)
+
+
+def carry_out(
+    settings: Settings,
+    arguments: Sequence[str],
+    runs: Sequence[dict[str, Any]],
+    report: Callable[[Sequence[dict[str, Any]], Path], dict[str, Any]],
+    table: str,
+    force: bool,
+    embedded: bool,
+) -> Ended:
+    """Make ``runs`` in one folder, one after another; return the last ``report``.
+
+    A run is given by its changes of ``settings``. ``report`` takes the results so far, each with
+    the first change of its run, and the folder; it writes ``table`` among its files.
+    """
     with claim(settings, force) as begin:
         folder, results = begin.folder, []
         if begin.result is not None:
-            print((folder / "repeats.txt").read_text(), end="")
+            print((folder / table).read_text(encoding="utf-8"), end="")
             return Ended(0, folder, begin.result)
         new = not (folder / CONFIG).exists()
         files.write_text(folder / CONFIG, to_yaml(settings))
-        for k in range(settings.repeats):
-            changes = {
-                "seed": settings.seed + k,
-                "examples_per_class_seed": settings.examples_per_class_seed + k,
-                "logdir": str(folder),
-                "name": f"seed-{settings.seed + k}",
-                "repeats": 1,
-            }
+        for number, run in enumerate(runs, 1):
+            changes = {**run, "logdir": str(folder)}
             words = [f"--{name}={value}" for name, value in changes.items()]
-            print(f"--- run {k + 1} of {settings.repeats}: {folder / changes['name']}", flush=True)
+            print(f"--- run {number} of {len(runs)}: {folder / changes['name']}", flush=True)
             try:
                 run_settings = replace(settings, **changes)
                 ended = start(run_settings, [*arguments, *words], force, embedded)
             except errors.ConfigError:
-                if new and k == 0:
+                if new and number == 1:
                     forget(folder)
                 raise
             if ended.status:
                 return ended._replace(folder=folder, result=None)
-            results.append({"seed": changes["seed"], **ended.result})
+            key, value = next(iter(run.items()))
+            results.append({key: value, **ended.result})
             content = report(results, folder)
     return Ended(0, folder, content)
 
 
-def report(results: Sequence[dict[str, float]], folder: Path) -> dict[str, Any]:
+def report(results: Sequence[dict[str, Any]], folder: Path) -> dict[str, Any]:
     """Write, print and return the minimum, median and maximum of the runs so far."""
-    columns = {key: [result[key] for result in results] for key in ("top1", "top5", "loss")}
-    spread = {
+    text, spread = table(results, "seed")
+    files.write_text(folder / "repeats.txt", text)
+    content = {"count": len(results), **spread, "runs": list(results)}
+    files.write_text(folder / REPEATS, files.to_json(content))
+    print(text, end="", flush=True)
+    return content
+
+
+def table(results: Sequence[dict[str, Any]], title: str) -> tuple[str, dict[str, Any]]:
+    """Return a table of runs, named by the key ``title``, with their spread; and the spread."""
+    spread = _spread(results)
+    tests = [
+        name for name in ("best", "last") if all(name in run.get("test", {}) for run in results)
+    ]
+    if tests:
+        spread["test"] = {name: _spread([run["test"][name] for run in results]) for name in tests}
+    heads = "".join(f"  test top-1, {name}" for name in tests)
+    text = f"{title:>6}  {'top-1':>7}  {'top-5':>7}  {'loss':>8}{heads}\n"
+    text += "".join(_row(str(run[title]), run, tests) for run in results)
+    for key in ("min", "median", "max"):
+        values: dict[str, Any] = {name: spread[name][key] for name in METRICS}
+        values["test"] = {name: {"top1": spread["test"][name]["top1"][key]} for name in tests}
+        text += _row(key, values, tests)
+    return text, spread
+
+
+def _spread(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    columns = {key: [result[key] for result in results] for key in METRICS}
+    return {
         key: {"min": min(values), "median": float(np.median(values)), "max": max(values)}
         for key, values in columns.items()
     }
-    rows = [
-        f"{run['seed']:6}  {run['top1']:7.2%}  {run['top5']:7.2%}  {run['loss']:8.4f}\n"
-        for run in results
-    ]
-    rows += [
-        f"{key:>6}  {spread['top1'][key]:7.2%}  {spread['top5'][key]:7.2%}  "
-        f"{spread['loss'][key]:8.4f}\n"
-        for key in ("min", "median", "max")
-    ]
-    table = f"{'seed':>6}  {'top-1':>7}  {'top-5':>7}  {'loss':>8}\n" + "".join(rows)
-    files.write_text(folder / "repeats.txt", table)
-    content = {"count": len(results), **spread, "runs": list(results)}
-    files.write_text(folder / REPEATS, files.to_json(content))
-    print(table, end="", flush=True)
-    return content
+
+
+def _row(title: str, run: dict[str, Any], tests: Sequence[str]) -> str:
+    cells = [f"{title:>6}", f"{run['top1']:7.2%}", f"{run['top5']:7.2%}", f"{run['loss']:8.4f}"]
+    cells += [f"{run['test'][name]['top1']:16.2%}" for name in tests]  # below "test top-1, best"
+    return "  ".join(cells) + "\n"

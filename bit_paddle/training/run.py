@@ -5,26 +5,24 @@ This module imports Paddle; `launch` imports it after the plan, so that mistakes
 
 from __future__ import annotations
 
-import platform
 import signal
 import time
 from collections import deque
 from collections.abc import Generator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import paddle
 
-from bit_paddle import __version__, errors
+from bit_paddle import errors
 from bit_paddle.config import types as argtypes
-from bit_paddle.config.settings import to_dict
 from bit_paddle.data import loader
-from bit_paddle.data.preprocessing import Preprocessing
+from bit_paddle.inference import predictions
 from bit_paddle.models import published, weights
 from bit_paddle.models.native import build
-from bit_paddle.runs import checkpoints, folder, snapshot
+from bit_paddle.runs import checkpoints, results, snapshot
 from bit_paddle.runs.logbook import Logbook
 from bit_paddle.system import device, files, processes
 from bit_paddle.system.progress import progress_bar
@@ -36,6 +34,7 @@ from bit_paddle.training import (
     profiling,
     start,
     step,
+    testing,
     validation,
 )
 from bit_paddle.training.plan import Plan
@@ -98,6 +97,7 @@ class TrainingRun:
         log.say(description.headline(settings.batch, where, amp, self.world_size, self.batch_split))
         log.say(f"operators: {operators_name}")
         self._begun, self._tally = self.progress.step, None
+        self._is_best, self._test = False, {}  # whether the model is the best; testing.measure
         self._saver, self._profile = None, None
         if processes.rank() == 0:
             if settings.save:
@@ -130,7 +130,7 @@ class TrainingRun:
     # --- The loop -------------------------------------------------------------------------------
 
     def train(self) -> None:
-        """Make all remaining steps; then save and validate."""
+        """Make all remaining steps; then save, validate and test."""
         steps = self.plan.schedule.steps
         with progress_bar(desc="training", total=steps, initial=self.progress.step) as bar:
             while self.progress.step < steps:
@@ -142,6 +142,7 @@ class TrainingRun:
                 self._profile.close()
             self.save()  # validation may take long
             self.validate()
+            self.test()
 
     def validate_if_due(self) -> None:
         """Validate every --eval_every steps, unless the run resumes just after a validation."""
@@ -220,32 +221,44 @@ class TrainingRun:
     def validate(self) -> None:
         """Validate on all validation images; log the metrics; save the model if it is the best."""
         plan, at = self.plan, self.progress.step
-        micro_batch = -(-plan.settings.batch // (self.batch_split * self.world_size))
-        batches = loader.evaluation_batches(
-            plan.data.val,
-            Preprocessing(plan.resolution.crop, plan.resize),
-            micro_batch,
-            plan.settings.workers,
-            processes.rank(),
-            self.world_size,
+        logits = None
+        if plan.settings.fold and at == plan.schedule.steps:
+            logits = np.zeros((len(plan.data.val), len(plan.data.train.classes)))
+        tally = validation.measure(
+            plan, self.model, plan.data.val, self.batch_split, self.log, self.stop, logits=logits
         )
-        with (
-            self.log.timed("validation"),
-            progress_bar(desc="validation", unit="img", total=len(plan.data.val)) as bar,
-        ):
-            tally = validation.evaluate(
-                self.model, self.stop.checked(batches), bar.update, plan.settings.loss
-            )
+        if logits is not None and processes.rank() == 0:
+            self._write_predictions(logits)
         self.log.metrics("val", at, **tally.summary())
         self.log.say(
             f"step {at}: validation loss {tally.loss:.4f}, top-1 {tally.top1:.2%}, "
             f"top-5 {tally.top5:.2%} ({tally.images:,} images)"
         )
-        better, self._tally = tally.top1 > self.progress.best, tally
+        self._is_best, self._tally = tally.top1 > self.progress.best, tally
         best = max(self.progress.best, tally.top1)
         self.progress = replace(self.progress, evaluated=at, best=best)
-        if better:
+        if self._is_best:
             self.save(best=True)
+
+    def _write_predictions(self, logits: np.ndarray) -> None:
+        """Write the outputs of the last model for the images of its fold."""
+        settings, path = self.plan.settings, self.log.folder / predictions.PREDICTIONS
+        images = self.plan.data.val
+        predictions.write(path, images, logits, settings.loss, settings.fold, settings.datadir)
+
+    def test(self) -> None:
+        """Measure the test images, if there are any, with the best and the last model."""
+        plan, test = self.plan, self.plan.data.test
+        if not test:
+            return
+        best = None
+        if processes.rank() == 0 and not self._is_best:
+            if self._saver is not None:
+                self._saver.wait()
+            best = self.log.folder / checkpoints.CHECKPOINTS / checkpoints.BEST
+        measure, model, log = validation.measure, self.model, self.log
+        tally = partial(measure, plan, model, test, self.batch_split, log, self.stop, "test")
+        self._test = testing.measure(model, self.progress.step, best, tally, log)
 
     def save(self, best: bool = False) -> None:
         """Save a checkpoint of this step; a thread writes it while training continues.
@@ -262,25 +275,7 @@ class TrainingRun:
             deque(velocities, maxlen=0)
 
     def _notes(self) -> dict[str, Any]:
-        """Return the metadata of a checkpoint."""
-        return {
-            "bit_paddle": __version__,
-            "versions": {
-                "paddle": paddle.__version__,
-                "numpy": np.__version__,
-                "python": platform.python_version(),
-            },
-            "classes": list(self.plan.data.train.classes),
-            "crop": self.plan.resolution.crop,
-            "resize": self.plan.resize,
-            "steps": self.progress.step,
-            "settings": to_dict(self.plan.settings),
-            "progress": asdict(self.progress),
-            "data": self.plan.data_identity,
-            "batch_split": self.batch_split,
-            "processes": self.world_size,
-            "amp": self.amp,
-        }
+        return start.checkpoint_notes(self.plan, self.progress, self.batch_split, self.amp)
 
     # --- The end --------------------------------------------------------------------------------
 
@@ -319,6 +314,7 @@ class TrainingRun:
     def finish(self) -> dict[str, Any]:
         """Write the model, then the result, which marks the run as complete; return it."""
         result = {"steps": self.progress.step, **self._tally.summary()}
+        result.update({"test": self._test} if self._test else {})
         if processes.rank():
             return result
         log, missing = self.log, []
@@ -334,7 +330,7 @@ class TrainingRun:
             log.say(f"{log.timings()}\nlogs are in {log.folder}")
             missing += log.missing()
             if not missing:
-                files.write_text(log.folder / folder.RESULT, files.to_json(result))
+                files.write_text(log.folder / results.RESULT, files.to_json(result))
         except errors.WriteError as error:
             missing += [str(error), *log.missing()]
         if missing:

@@ -6,11 +6,15 @@ random weights.
 
 from __future__ import annotations
 
+import platform
 from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 import numpy as np
+import paddle
 
-from bit_paddle import errors
+from bit_paddle import __version__, errors
+from bit_paddle.config.saved import to_dict
 from bit_paddle.config.settings import Settings
 from bit_paddle.models import published, resnetv2, weights
 from bit_paddle.models.losses import LOSSES
@@ -65,6 +69,29 @@ def begin(plan: Plan, amp: str, log: Logbook) -> Begun:
     if moving:
         optimizer.load_velocities(sums.scattered(None if processes.rank() else velocities))
     return Begun(model, optimizer, sums, progress, known_split)
+
+
+def checkpoint_notes(plan: Plan, progress: Progress, batch_split: int, amp: str) -> dict[str, Any]:
+    """Return the metadata of a checkpoint, which a resumed run reads."""
+    return {
+        "bit_paddle": __version__,
+        "versions": {
+            "paddle": paddle.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        "classes": list(plan.data.train.classes),
+        "crop": plan.resolution.crop,
+        "resize": plan.resize,
+        "steps": progress.step,
+        "settings": to_dict(plan.settings),
+        "progress": asdict(progress),
+        "data": plan.data_identity,
+        "test": plan.test_identity,
+        "batch_split": batch_split,
+        "processes": processes.world_size(),
+        "amp": amp,
+    }
 
 
 def _restore(

@@ -1,16 +1,53 @@
-"""Validate a model: metrics over the images of all ranks."""
+"""Validate or test a model: metrics over the images of all ranks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import astuple
 
+import numpy as np
+
+from bit_paddle.data import loader
+from bit_paddle.data.images import Images
 from bit_paddle.data.loader import MicroBatch
+from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.inference.metrics import Tally
 from bit_paddle.inference.predictor import infer
 from bit_paddle.models.resnetv2 import ResNetV2
-from bit_paddle.system.signals import Interrupted
+from bit_paddle.runs.logbook import Logbook
+from bit_paddle.system import processes
+from bit_paddle.system.progress import progress_bar
+from bit_paddle.system.signals import Interrupt, Interrupted
 from bit_paddle.training import distributed
+from bit_paddle.training.plan import Plan
+
+
+def measure(
+    plan: Plan,
+    model: ResNetV2,
+    images: Images,
+    batch_split: int,
+    log: Logbook,
+    stop: Interrupt,
+    part: str = "validation",
+    logits: np.ndarray | None = None,
+) -> Tally:
+    """Return the metrics of ``model`` on all ``images``, which the ranks share.
+
+    ``part`` of the data names the bar and the time in the log. ``logits``, zeros [N, K], is filled
+    with the outputs for all images, in all ranks. Errors: those of `evaluate`.
+    """
+    settings, world_size = plan.settings, processes.world_size()
+    batches = loader.evaluation_batches(
+        images,
+        Preprocessing(plan.resolution.crop, plan.resize),
+        -(-settings.batch // (batch_split * world_size)),
+        settings.workers,
+        processes.rank(),
+        world_size,
+    )
+    with log.timed(part), progress_bar(desc=part, unit="img", total=len(images)) as bar:
+        return evaluate(model, stop.checked(batches), bar.update, settings.loss, logits)
 
 
 def evaluate(
@@ -18,6 +55,7 @@ def evaluate(
     batches: Iterable[MicroBatch],
     progress: Callable[[int], object] = lambda images: None,
     loss: str = "softmax",
+    logits: np.ndarray | None = None,
 ) -> Tally:
     """Return the metrics of ``model`` over the batches of all ranks, computed in full precision.
 
@@ -29,7 +67,10 @@ def evaluate(
     model.eval()
     try:
         for batch in batches:
-            tally.add(infer(model, batch.images), batch.labels, loss)
+            outputs = infer(model, batch.images)
+            tally.add(outputs, batch.labels, loss)
+            if logits is not None:
+                logits[batch.indices] = outputs
             progress(len(batch.labels))
     except Interrupted:
         fault = Interrupted
@@ -37,4 +78,6 @@ def evaluate(
         model.train()
         model.amp = before
     images, loss_sum, top1, top5 = distributed.agree(astuple(tally), fault)
+    if logits is not None and processes.world_size() > 1:
+        logits[:] = distributed.total(logits.ravel()).reshape(logits.shape)
     return Tally(int(images), loss_sum, int(top1), int(top5))

@@ -73,10 +73,12 @@ def page(
     runs: Sequence[RunHistory],
     analyses: Sequence[Analysis | str],
     pictures: Pictures,
+    tables: Sequence[str] = (),
 ) -> str:
     """Return the page as HTML; add a function to ``pictures`` for every picture of the page.
 
-    ``analyses`` has one analysis per run, or the reason why there is none.
+    ``analyses`` has one analysis per run, or the reason why there is none. ``tables`` are those of
+    --repeats and --folds.
     """
     title = ", ".join(run.name for run in runs)
     curves = []
@@ -96,6 +98,7 @@ def page(
         f"<title>{escape(title)}</title>\n<style>\n{_STYLE}</style></head>\n<body>\n"
         f"<h1>{escape(title)}</h1>\n<p>bit_paddle {__version__}</p>\n"
         f'<div class="wide">{summary(runs)}</div>\n'
+        f"{''.join(f'<pre>{escape(table)}</pre>' for table in tables)}"
         f'<h2>Training</h2>\n<div class="grid">{"".join(curves)}</div>\n'
         f'<div class="runs">{"".join(sections)}</div>\n</body></html>\n'
     )
@@ -122,15 +125,27 @@ def summary(runs: Iterable[RunHistory]) -> str:
                 "best top-1": _percent(best),
                 "last top-5": _percent(last.get("top5")),
                 "last validation loss": "" if loss is None else f"{loss:.4f}",
+                **_test(run),
                 "images per second (median)": f"{np.median(speeds):.0f}" if speeds else "",
             }
         )
     rows = []
-    for title in columns[0]:
+    for title in dict.fromkeys(title for column in columns for title in column):
         kind = "td" if title else "th"
-        cells = (f"<{kind}>{escape(column[title])}</{kind}>" for column in columns)
+        cells = (f"<{kind}>{escape(column.get(title, ''))}</{kind}>" for column in columns)
         rows.append(f"<tr><th>{title}</th>{''.join(cells)}</tr>")
     return f"<table>{''.join(rows)}</table>"
+
+
+def _test(run: RunHistory) -> dict[str, str]:
+    """Return the rows on the test images, which the end of a run measures; {} before that."""
+    best = [line for line in run.test if line.get("best")]
+    last = [line for line in run.test if line["step"] == run.step]
+    return {
+        f"test top-1, {model} model": f"{_percent(line.get('top1'))} (step {line['step']:,})"
+        for model, lines in (("best", best), ("last", last))
+        for line in lines
+    }
 
 
 def _percent(share: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, BinaryIO
@@ -10,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from bit_paddle.data.images import FileImages
+from bit_paddle.errors import BitPaddleError
 from bit_paddle.system import files
 
 if TYPE_CHECKING:
@@ -89,17 +91,38 @@ def draw_predictions(path: str, results: Sequence[dict], paths: Mapping[str, str
     files.write(path, lambda stream: sheet.save(stream, format="PNG"))
 
 
+def draw_beside(
+    pairs: Sequence[tuple[Callable[[], Image.Image], Callable[[], Image.Image] | None, str]],
+) -> Image.Image:
+    """Return a sheet of image pairs, side by side: functions that open them, and their caption.
+
+    The second image may be missing. An image that cannot be opened is left blank.
+    """
+
+    def half(open_image: Callable[[], Image.Image] | None) -> Image.Image:
+        square = Image.new("RGB", (TILE, TILE), PAPER)
+        if open_image is not None:
+            with contextlib.suppress(BitPaddleError):
+                image = open_image()
+                image.thumbnail((TILE, TILE))
+                square.paste(image, ((TILE - image.width) // 2, (TILE - image.height) // 2))
+        return square
+
+    return draw_sheet((_side_by_side(half(a), half(b), t) for a, b, t in pairs), len(pairs), 4)
+
+
 def draw_pairs(pairs: Sequence[Pair], captions: Sequence[str], stream: BinaryIO) -> None:
     """Write a sheet of the results of `pair` with their captions, as a PNG."""
 
-    def tile(pair: Pair) -> Image.Image:
-        both = Image.new("RGB", (2 * TILE, TILE))
-        for half, picture in enumerate(pair):
-            both.paste(picture, (half * TILE, 0))
-        return both
-
-    tiles = zip(map(tile, pairs), map(drawable, captions))
+    tiles = (_side_by_side(*pair, text) for pair, text in zip(pairs, captions))
     draw_sheet(tiles, len(pairs), columns=4).save(stream, format="PNG")
+
+
+def _side_by_side(left: Image.Image, right: Image.Image, text: str) -> tuple[Image.Image, str]:
+    both = Image.new("RGB", (2 * TILE, TILE))
+    both.paste(left, (0, 0))
+    both.paste(right, (TILE, 0))
+    return both, drawable(text)
 
 
 def pair(judged: JudgedImage) -> Pair:

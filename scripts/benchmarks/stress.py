@@ -48,7 +48,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from bit_paddle.config import parsing  # noqa: E402
-from bit_paddle.config.settings import Settings, differences, load_yaml, to_dict, to_yaml  # noqa: E402
+from bit_paddle.config.saved import differences, load_yaml, to_dict, to_yaml  # noqa: E402
+from bit_paddle.config.settings import Settings  # noqa: E402
 from bit_paddle.data import check  # noqa: E402
 from bit_paddle.data.readers import registry  # noqa: E402
 from bit_paddle.errors import BitPaddleError, CheckpointError  # noqa: E402
@@ -56,7 +57,7 @@ from bit_paddle.models import npz  # noqa: E402
 from bit_paddle.models.architecture import Architecture  # noqa: E402
 from bit_paddle.models.checkpoint import CheckpointFile  # noqa: E402
 from bit_paddle.runs import checkpoints, logbook  # noqa: E402
-from bit_paddle.runs.folder import RESULT  # noqa: E402
+from bit_paddle.runs.results import RESULT  # noqa: E402
 from bit_paddle.system import fetch  # noqa: E402
 
 TINY = "--model R14x0.5 --from_scratch --precrop 36 --crop 32 --batch 16 --no-flip".split()  # noqa: SIM905

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import subprocess
 import sys
 
@@ -212,6 +213,22 @@ def test_table_and_plan(image_folder, tmp_path):
     assert per_class(tmp_path) == [
         (str(label), name, "12", "12", "5") for label, name in enumerate(["amber", "blue", "coral"])
     ]
+
+
+def test_test_images_have_a_column(image_folder, tmp_path):
+    shutil.copytree(image_folder, tmp_path / "data")
+    shutil.copytree(image_folder / "val", tmp_path / "data/test")
+    shutil.rmtree(tmp_path / "data/test/coral")
+    printed = shown(tmp_path / "out", "--dataset", "folder", "--datadir", tmp_path / "data")
+    rows = [" ".join(line.split()) for line in printed.splitlines()]
+    for row in ("class train used train all val test", "amber 12 12 5 5", "coral 12 12 5 0",
+                "all 3 classes 36 36 15 10", "note no test images of coral"):  # fmt: skip
+        assert row in rows
+    widths = {len(line) for line in printed.splitlines()[:7]}
+    assert len(widths) == 1
+    with open(tmp_path / "out/per_class.csv", newline="") as stream:
+        head, *rows = csv.reader(stream)
+    assert head[-2:] == ["val", "test"] and [row[-1] for row in rows] == ["5", "5", "0"]
 
 
 def test_many_classes(image_folder, tmp_path):

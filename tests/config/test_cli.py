@@ -3,7 +3,8 @@
 import pytest
 
 from bit_paddle.config import parsing
-from bit_paddle.config.settings import Settings, to_yaml
+from bit_paddle.config.saved import to_yaml
+from bit_paddle.config.settings import Settings
 from bit_paddle.data.readers import registry
 from bit_paddle.errors import ConfigError, MissingFileError
 

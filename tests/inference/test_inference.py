@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -153,6 +154,34 @@ def test_evaluate_all_of_a_folder(colour_model, image_folder, tmp_path):
     (tmp_path / "all/per_class.csv").mkdir()
     done = run("evaluate", *flags, "--output", tmp_path / "all")
     assert done.returncode == 1 and "top-1" in done.stdout and "per_class.csv" in done.stderr
+
+
+def test_evaluate_the_test_images(colour_model, image_folder, tmp_path):
+    """And all images are those of three parts; without the third one, an error says where it is."""
+    shutil.copytree(image_folder, tmp_path / "data")
+    shutil.rmtree(tmp_path / "data/val")
+    for name, count in (("amber", 5), ("blue", 1)):
+        (tmp_path / "data/test" / name).mkdir(parents=True)
+        for k in range(count):
+            shutil.copy(image_folder / "val" / name / f"{k}.png", tmp_path / "data/test" / name)
+    flags = ["--model", colour_model, "--dataset", "folder", "--datadir", tmp_path / "data"]
+    done = run("evaluate", *flags, "--split", "test")
+    assert done.returncode == 2 and "no test images" in done.stderr
+    assert "give val_fraction if the run had it" in done.stderr
+    done = run("evaluate", *flags, "--output", tmp_path / "val")
+    assert done.returncode == 0 and "test are used for validation" in done.stderr
+    counts = {"val": json.loads((tmp_path / "val/metrics.json").read_text())}
+    for split in ("test", "all", "train"):
+        output = tmp_path / split
+        more = ["--val_fraction", 0.25, "--split", split, "--output", output]
+        done = run("evaluate", *flags, *more)
+        assert done.returncode == 0, done.stderr
+        counts[split] = json.loads((output / "metrics.json").read_text())
+    assert [counts[split]["images"] for split in ("val", "test", "all", "train")] == [6, 6, 42, 27]
+    assert counts["test"]["loss"] == counts["val"]["loss"] and counts["test"]["split"] == "test"
+    images = sorted((tmp_path / "data/test").rglob("*.png"))
+    right = logits_of(colour_model, images).argmax(axis=1) == np.array([0] * 5 + [1])
+    assert counts["test"]["top1"] == right.mean()
 
 
 def test_a_folder_stands_for_the_model_in_it(colour_model, image_folder, tmp_path):

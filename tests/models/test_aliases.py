@@ -10,7 +10,8 @@ from conftest import ROOT
 import bit_paddle as bit
 from bit_paddle import catalog, export, predict, train
 from bit_paddle.config import parsing
-from bit_paddle.config.settings import Settings, differences, load_yaml
+from bit_paddle.config.saved import differences, load_yaml
+from bit_paddle.config.settings import Settings
 from bit_paddle.data.readers import registry
 from bit_paddle.errors import ConfigError, MissingFileError
 from bit_paddle.models import aliases, published

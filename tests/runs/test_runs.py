@@ -17,12 +17,13 @@ import pytest
 from conftest import ROOT
 
 from bit_paddle.config import parsing
-from bit_paddle.config.settings import Settings, differences, load_yaml, to_dict, to_yaml
+from bit_paddle.config.saved import differences, load_yaml, to_dict, to_yaml
+from bit_paddle.config.settings import Settings
 from bit_paddle.config.types import BadValue, interval
 from bit_paddle.errors import CheckpointError, ConfigError, MissingFileError
 from bit_paddle.models import npz
 from bit_paddle.runs import folder as runs_folder
-from bit_paddle.runs import history
+from bit_paddle.runs import history, results
 from bit_paddle.runs.checkpoints import (
     CHECKPOINTS,
     Progress,
@@ -64,7 +65,7 @@ def leave(folder, settings, steps=(), result=None):
     folder.mkdir(exist_ok=True, parents=True)
     (folder / runs_folder.CONFIG).write_text("# the command\n" + to_yaml(settings))
     if result is not None:
-        (folder / runs_folder.RESULT).write_text(json.dumps(result))
+        (folder / results.RESULT).write_text(json.dumps(result))
     return [write_checkpoint(folder, settings, step) for step in steps]
 
 
@@ -341,8 +342,8 @@ def test_what_a_process_killed_at_its_start_has_left_is_no_hindrance(leftover, s
 @pytest.mark.parametrize("content", [b'{"top1": 0.', b"", b"[1]", b"{}", b'"\xff"', b"[" * 99_999])
 def test_a_damaged_result_is_of_no_finished_run(content, settings, tmp_path):
     files = leave(tmp_path / "run", settings(), [5], RESULT)
-    assert runs_folder.result(tmp_path / "run", settings()) == RESULT
-    (tmp_path / "run" / runs_folder.RESULT).write_bytes(content)
+    assert results.result(tmp_path / "run", settings()) == RESULT
+    (tmp_path / "run" / results.RESULT).write_bytes(content)
     start = claimed(settings(name="run"))
     assert start.result is None and paths(start) == files
 
@@ -353,9 +354,9 @@ def test_repeats_are_complete_when_all_are_counted(settings, tmp_path):
         ({**RESULT, "count": 2}, None),
         ({**RESULT, "count": 3}, {**RESULT, "count": 3}),
     ):
-        (tmp_path / runs_folder.REPEATS).write_text(json.dumps(content))
-        assert runs_folder.result(tmp_path, settings(repeats=3)) == expected
-    assert runs_folder.result(tmp_path, settings()) == RESULT
+        (tmp_path / results.REPEATS).write_text(json.dumps(content))
+        assert results.result(tmp_path, settings(repeats=3)) == expected
+    assert results.result(tmp_path, settings()) == RESULT
 
 
 def test_a_claim_that_did_nothing_leaves_no_folder_behind(settings, tmp_path):
@@ -425,7 +426,8 @@ def test_settings_come_back_from_their_file_unchanged(settings, tmp_path):
 HOLD = """
 import sys
 from pathlib import Path
-from bit_paddle.config.settings import Settings, to_yaml
+from bit_paddle.config.saved import to_yaml
+from bit_paddle.config.settings import Settings
 from bit_paddle.system import files
 from bit_paddle.runs import folder
 settings = Settings(**eval(sys.argv[1]))

@@ -15,7 +15,7 @@ from PIL import Image
 from bit_paddle import create_model
 from bit_paddle import pretrain as pretraining
 from bit_paddle.config import parsing
-from bit_paddle.config.settings import to_yaml
+from bit_paddle.config.saved import to_yaml
 from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.data.readers import registry
 from bit_paddle.data.transforms import inception_box, inception_view

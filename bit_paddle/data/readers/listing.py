@@ -22,7 +22,7 @@ from bit_paddle.system.progress import progress_bar
 
 _KIND = "listing-2"  # the number changes with the format of the cached list
 
-_SETTLED = 2_000_000_000  # nanoseconds: FAT, with the coarsest dates, counts in two seconds
+SETTLED = 2_000_000_000  # nanoseconds: FAT, with the coarsest dates, counts in two seconds
 
 
 class Listed(NamedTuple):
@@ -88,7 +88,7 @@ def _read_folder(path: str, date: int) -> list:
                 images.append(entry.name)
             else:
                 others[suffix] += 1
-    return [date if date < now - _SETTLED else 0, images, folders, others]
+    return [date if date < now - SETTLED else 0, images, folders, others]
 
 
 # --- The cache between runs ----------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Data sets by name: each reader returns training and validation images.
+"""Data sets by name: each reader returns training, validation and perhaps test images.
 
 Labels, class names and sizes are available without decoding an image.
 
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bit_paddle.data import exclude, names, splits
 from bit_paddle.data import spec as specs
 from bit_paddle.data.images import Dataset, Images, Parts
 from bit_paddle.data.readers.cifar import open_cifar
@@ -43,7 +44,7 @@ class Reader:
     """A function that opens a data set, and its requirements."""
 
     open: Callable[[DataSpec], Parts]
-    #: Optional keys of a description (train, val, classes, val_fraction) that ``open`` reads
+    #: Optional keys of a description (train, val, test, classes, val_fraction) that ``open`` reads
     uses: frozenset[str] = frozenset()
     #: Content of --datadir, if the data set requires it
     datadir: str | None = None
@@ -53,7 +54,9 @@ class Reader:
     known: dict[str | None, Known] = field(default_factory=dict)
 
 
-_LISTS = frozenset({"train", "val", "classes"})
+_LISTS = frozenset({"train", "val", "test", "classes"})
+
+_FILES = frozenset({"group", "fold", "exclude"})  # of images that have paths
 
 READERS: dict[str, Reader] = {
     "cifar10": Reader(open_cifar, known={None: Known(50_000, 10, "small")}),
@@ -61,23 +64,25 @@ READERS: dict[str, Reader] = {
     "digits": Reader(open_digits, no_datadir="which comes with scikit-learn"),
     "folder": Reader(
         open_folder,
-        uses=_LISTS | {"val_fraction"},
+        uses=_LISTS | _FILES | {"val_fraction"},
         datadir="a folder with train/<class>/* and val/<class>/*, or <class>/* alone",
     ),
     "imagenet2012": Reader(
         open_imagenet,
-        uses=frozenset({"classes"}),
+        uses=_FILES | {"classes"},
         datadir="a folder with train/<WordNet id>/*.JPEG and val/",
         known={None: Known(1_281_167, 1000, "large")},
     ),
     "list": Reader(
         open_list,
-        uses=_LISTS | {"val_fraction"},
+        uses=_LISTS | _FILES | {"val_fraction"},
         datadir="a folder with its lists, such as train.csv and val.csv, or one such list",
         known={"train800val200.txt": Known(1_000)},  # VTAB-1k; configs/data has the classes
     ),
-    "oxford_flowers102": Reader(open_flowers, _LISTS, known={None: Known(1_020, 102, "large")}),
-    "oxford_iiit_pet": Reader(open_pets, _LISTS, known={None: Known(3_680, 37, "large")}),
+    "oxford_flowers102": Reader(
+        open_flowers, _LISTS | _FILES, known={None: Known(1_020, 102, "large")}
+    ),
+    "oxford_iiit_pet": Reader(open_pets, _LISTS | _FILES, known={None: Known(3_680, 37, "large")}),
 }
 
 
@@ -93,7 +98,12 @@ def find(dataset: str, need_datadir: bool = True, **overrides: Any) -> DataSpec:
         raise ConfigError(f"--datadir: is not for --dataset {dataset}, {reader.no_datadir}")
     if need_datadir and spec.datadir is None and reader.datadir:
         raise DatadirRequired(f"--datadir: is required by --dataset {dataset}: {reader.datadir}")
-    for key in ("train", "val", "classes", "val_fraction"):
+    for key, flag in (("group", "--group"), ("fold", "--folds"), ("exclude", "--exclude")):
+        if getattr(spec, key) is not None and key not in reader.uses:
+            raise ConfigError(f"{flag}: is not for {spec.reader}, whose images have no paths")
+    if spec.group is not None and spec.reader != "list":  # a list may have such a column
+        splits.group_pattern(spec.group)
+    for key in ("train", "val", "test", "classes", "val_fraction"):
         if getattr(spec, key) is not None and key not in reader.uses:
             name = "--val_fraction" if key == "val_fraction" else f"--dataset {dataset}: {key}"
             raise ConfigError(f"{name}: is not for {spec.reader}, which has its own")
@@ -121,13 +131,24 @@ def open_dataset(dataset: str, datadir: str | None = None, **overrides: Any) -> 
 def read(spec: DataSpec) -> Dataset:
     """Open the data set of ``spec``. Errors: as of `open_dataset`."""
     parts = READERS[spec.reader].open(spec)
+    if spec.fold:
+        parts = splits.cut(parts, spec)
+    if spec.exclude:
+        parts = exclude.without(parts, spec)
     return Dataset(
         train=parts.train,
         val=parts.val,
         flip=spec.flip,
         random_crop=spec.random_crop,
         resolution=spec.resolution,
-        notes=parts.notes,
+        test=parts.test,
+        folds=parts.folds,
+        notes=(
+            *parts.notes,
+            *splits.group_notes(parts, spec),
+            *splits.absences(parts),
+            *names.notes(parts.train.classes, spec.classes is not None),
+        ),
     )
 
 
