@@ -35,7 +35,7 @@ from bit_paddle.inference.model import BATCH, TrainedModel
 from bit_paddle.models import published
 from bit_paddle.runs import checkpoints, history
 from bit_paddle.runs.steps import Steps
-from bit_paddle.system import environment
+from bit_paddle.system import environment, files
 from bit_paddle.training import launch
 
 __all__ = [
@@ -320,7 +320,7 @@ def _address(model: str | os.PathLike) -> str:
     """Return ``model`` as an argument of a command; paths get a separator or end in ``.npz``."""
     if not isinstance(model, (str, os.PathLike)):
         raise ConfigError(f"model: is a {type(model).__name__}, expected a name or a path")
-    text = os.fspath(model)
+    text = files.expanded(os.fspath(model))
     known = text in published.CATALOG or text in published.ALIASES
     is_path = isinstance(model, os.PathLike) or (Path(text).exists() and not known)
     return text if not is_path or published.is_path(text) else os.path.join(".", text)
@@ -330,7 +330,7 @@ def _data(data: str | os.PathLike, datadir: str | os.PathLike | None) -> tuple[s
     """Return the name of the data set, and its folder if there is one."""
     if not isinstance(data, (str, os.PathLike)):
         raise ConfigError(f"data: is a {type(data).__name__}, expected a folder or a name")
-    text = os.fspath(data)
+    text = files.expanded(os.fspath(data))
     if datadir is None and Path(text).is_dir():
         try:
             specs.find(text, registry.READERS)

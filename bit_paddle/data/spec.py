@@ -7,6 +7,7 @@ To add a data set, write such a file. Its keys are the fields of `DataSpec`:
     train: train.csv        # train and val name lists or folders, depending on the reader
     val: test.csv
     classes: [crow, owl]    # names in the order of the head's outputs; or a file, a name per line
+    encoding: gb18030       # of the lists and of the class names (default: by the files' bytes)
     val_fraction: 0.1       # of the training images, if there are no validation images
     flip: false             # a mirrored image would have another label
     random_crop: false      # a part of an image would have another label
@@ -22,7 +23,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from bit_paddle.errors import ConfigError, MissingFileError, did_you_mean
+from bit_paddle.data.text import is_encoding, read_text
+from bit_paddle.errors import ConfigError, DataError, MissingFileError, did_you_mean
 from bit_paddle.system import files
 
 VAL_FRACTION = 0.1  # the default if neither the data set nor the user sets it
@@ -41,6 +43,7 @@ class DataSpec:
     train: str | None = None
     val: str | None = None
     classes: tuple[str, ...] | None = None
+    encoding: str | None = None
     val_fraction: float | None = None
     flip: bool = True
     random_crop: bool = True
@@ -70,7 +73,7 @@ def find(dataset: str, readers: Collection[str]) -> DataSpec:
     Errors: `ConfigError` (all faults of a file at once), `MissingFileError`.
     """
     if dataset.lower().endswith((".yaml", ".yml")):
-        return _load(Path(dataset), readers)
+        return _load(Path(files.expanded(dataset)), readers)
     if dataset in described():
         return _load(described()[dataset], readers)
     if dataset in readers:
@@ -96,7 +99,10 @@ def short_name(dataset: str, datadir: str | None) -> str:
 
 def overridden(spec: DataSpec, **values: Any) -> DataSpec:
     """Return ``spec`` with the ``values`` that are not None in place of its own."""
-    return replace(spec, **{key: value for key, value in values.items() if value is not None})
+    values = {key: value for key, value in values.items() if value is not None}
+    if "datadir" in values:
+        values["datadir"] = files.expanded(os.fspath(values["datadir"]))
+    return replace(spec, **values)
 
 
 def _load(path: Path, readers: Collection[str]) -> DataSpec:
@@ -115,7 +121,7 @@ def _load(path: Path, readers: Collection[str]) -> DataSpec:
         faults.append(f"reader: is {reader!r}: {did_you_mean(str(reader), readers)}")
     faults += [
         f"{key}: is {content[key]!r}, expected a text"
-        for key in ("datadir", "train", "val")
+        for key in ("datadir", "train", "val", "encoding")
         if not isinstance(content.get(key, ""), str)
     ]
     faults += [
@@ -128,14 +134,23 @@ def _load(path: Path, readers: Collection[str]) -> DataSpec:
     fraction = content.get("val_fraction", VAL_FRACTION)
     if isinstance(fraction, bool) or not isinstance(fraction, float) or not 0 < fraction < 1:
         faults.append(f"val_fraction: is {fraction!r}, expected a number between 0 and 1")
+    encoding = content.get("encoding")
+    if not isinstance(encoding, str):
+        encoding = None
+    elif not is_encoding(encoding):
+        faults.append(f"encoding: is {encoding!r}, expected a name such as utf-8 or gb18030")
+        encoding = None
+    for key in {"datadir", "train", "val"} & set(content):
+        if isinstance(content[key], str):
+            content[key] = files.expanded(content[key])
     classes = content.get("classes")
     if isinstance(classes, str):
-        file = path.parent / classes
+        file = path.parent / files.expanded(classes)
         try:
-            lines = file.read_text(encoding="utf-8-sig").splitlines()
+            lines = read_text(file, encoding).text.splitlines()
             classes = [line for line in lines if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            faults.append(f"classes: {file} cannot be read ({error})")
+        except DataError as error:
+            faults.append(f"classes: {error}")
             classes = None
     if classes is not None:
         if not isinstance(classes, list) or len(classes) < 2:
@@ -150,5 +165,5 @@ def _load(path: Path, readers: Collection[str]) -> DataSpec:
     if faults:
         raise ConfigError(f"--dataset {path}: " + "; ".join(faults))
     if "datadir" in content:
-        content["datadir"] = os.path.join(path.parent, os.path.expanduser(content["datadir"]))
+        content["datadir"] = os.path.join(path.parent, content["datadir"])
     return DataSpec(**content)
