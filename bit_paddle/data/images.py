@@ -58,21 +58,23 @@ class Images(Protocol):
 
 
 class Parts(NamedTuple):
-    """Result of a reader: training images, validation images, and notes for the user."""
+    """Result of a reader: training, validation and test images, and notes for the user."""
 
     train: Images
     val: Images
     notes: tuple[str, ...] = ()
+    test: Images | None = None  # never used for choosing; None: the data have no test images
 
 
 class Dataset(NamedTuple):
-    """Training and validation images, their augmentation, and notes for the user."""
+    """Training, validation and test images, their augmentation, and notes for the user."""
 
     train: Images
     val: Images
     flip: bool = True  # False: a mirrored image would have another label
     random_crop: bool = True  # False: a part of an image would have another label
     resolution: str | None = None  # "small" or "large"; None: the rule measures the images
+    test: Images | None = None  # measured once, at the end of a run; None: there are none
     notes: tuple[str, ...] = ()
 
 

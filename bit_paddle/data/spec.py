@@ -4,8 +4,9 @@ To add a data set, write such a file. Its keys are the fields of `DataSpec`:
 
     reader: list            # cifar10, cifar100, digits, folder, list, imagenet2012, …
     datadir: /data/birds    # --datadir overrides it
-    train: train.csv        # train and val name lists or folders, depending on the reader
-    val: test.csv
+    train: train.csv        # train, val and test name lists or folders, depending on the reader
+    val: val.csv            # chooses the best model
+    test: test.csv          # measured once, at the end of a run
     classes: [crow, owl]    # names in the order of the head's outputs; or a file, a name per line
     encoding: gb18030       # of the lists and of the class names (default: by the files' bytes)
     val_fraction: 0.1       # of the training images, if there are no validation images
@@ -42,6 +43,7 @@ class DataSpec:
     datadir: str | None = None
     train: str | None = None
     val: str | None = None
+    test: str | None = None
     classes: tuple[str, ...] | None = None
     encoding: str | None = None
     val_fraction: float | None = None
@@ -121,7 +123,7 @@ def _load(path: Path, readers: Collection[str]) -> DataSpec:
         faults.append(f"reader: is {reader!r}: {did_you_mean(str(reader), readers)}")
     faults += [
         f"{key}: is {content[key]!r}, expected a text"
-        for key in ("datadir", "train", "val", "encoding")
+        for key in ("datadir", "train", "val", "test", "encoding")
         if not isinstance(content.get(key, ""), str)
     ]
     faults += [
@@ -129,6 +131,8 @@ def _load(path: Path, readers: Collection[str]) -> DataSpec:
         for key in ("flip", "random_crop")
         if not isinstance(content.get(key, True), bool)
     ]
+    if "test" in content and content["test"] in (content.get("train"), content.get("val")):
+        faults.append(f"test: {content['test']!r} is also train or val; name other images")
     if content.get("resolution", "small") not in ("small", "large"):
         faults.append(f"resolution: is {content['resolution']!r}, expected small or large")
     fraction = content.get("val_fraction", VAL_FRACTION)
@@ -140,7 +144,7 @@ def _load(path: Path, readers: Collection[str]) -> DataSpec:
     elif not is_encoding(encoding):
         faults.append(f"encoding: is {encoding!r}, expected a name such as utf-8 or gb18030")
         encoding = None
-    for key in {"datadir", "train", "val"} & set(content):
+    for key in {"datadir", "train", "val", "test"} & set(content):
         if isinstance(content[key], str):
             content[key] = files.expanded(content[key])
     classes = content.get("classes")

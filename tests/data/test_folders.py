@@ -571,3 +571,120 @@ def test_listing_is_json_that_others_can_read(tmp_path):
     listing.list_images(tmp_path).images
     content = json.loads(listing._memory(listing._KIND, os.path.realpath(tmp_path)).read_text())
     assert content["a"][1] == ["1.png"]
+
+
+# --- The third part -----------------------------------------------------------------------------
+
+
+def opened_as(tmp_path, text, **more):
+    (tmp_path / "x.yaml").write_text(f"datadir: .\n{text}")
+    return registry.open_dataset(str(tmp_path / "x.yaml"), **more)
+
+
+THREE = [f"{part}/{name}/1.png" for part in ("train", "val", "test") for name in "ab"]
+
+
+def test_a_third_folder_is_the_test_part(tmp_path):
+    write_images(tmp_path, *THREE, "test/a/2.png")
+    data = registry.open_dataset("folder", str(tmp_path))
+    assert (len(data.train), len(data.val), len(data.test)) == (2, 2, 3) and not data.notes
+    assert data.test.labels.tolist() == [0, 0, 1] and data.test.classes == ["a", "b"]
+    assert data.test.name(0) == str(tmp_path / "test/a/1.png")
+
+
+def test_a_file_names_the_test_part(tmp_path):
+    """A file that names ``val`` also names ``test``, or there is none."""
+    write_images(tmp_path, *THREE, "exam/a/7.png")
+    data = opened_as(tmp_path, "reader: folder\nval: val\ntest: exam")
+    assert names_of(data.test) == [("a/7.png", "a")]
+    assert "no test images of b" in data.notes
+    data = opened_as(tmp_path, "reader: folder\nval: val")
+    assert data.test is None and any("folders exam, test" in note for note in data.notes)
+    shutil.rmtree(tmp_path / "val")
+    write_images(tmp_path, *(f"train/{name}/{k}.png" for name in "ab" for k in range(10)))
+    data = opened_as(tmp_path, "reader: folder\ntest: test")
+    assert (len(data.train), len(data.val), len(data.test)) == (18, 2, 2)
+    for text, words in (
+        ("val: val\ntest: val", "test: 'val' is also train or val"),
+        ("test: [a]", "expected a text"),
+        ("test: nowhere", "has no nowhere"),
+    ):
+        with pytest.raises((ConfigError, MissingFileError), match=words):
+            opened_as(tmp_path, f"reader: folder\n{text}")
+
+
+def test_train_and_test_alone(tmp_path):
+    """Test images validate, and the note names the cure; --val_fraction is one."""
+    write_images(tmp_path, *(f"train/{name}/{k}.png" for name in "ab" for k in range(10)))
+    write_images(tmp_path, "test/a/1.png", "test/b/1.png")
+    data = registry.open_dataset("folder", str(tmp_path))
+    assert (len(data.train), len(data.val), data.test) == (20, 2, None)
+    (note,) = data.notes
+    assert "test are used for validation" in note and "name it val" in note
+    assert "--val_fraction" in note
+    data = registry.open_dataset("folder", str(tmp_path), val_fraction=0.2)
+    assert (len(data.train), len(data.val), len(data.test)) == (16, 4, 2)
+    assert "4 of 20 images are held out" in data.notes[0] and len(data.notes) == 1
+    shutil.rmtree(tmp_path / "test")
+    held = registry.open_dataset("folder", str(tmp_path), val_fraction=0.2).val
+    assert held.paths == data.val.paths
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "txt"])
+def test_lists_of_three_parts(suffix, tmp_path):
+    separator = {"csv": ",", "tsv": "\t", "txt": " "}[suffix]
+    rows = [f"{k}.png{separator}{'ab'[k % 2]}" for k in range(20)]
+    list_of(tmp_path, f"train.{suffix}", rows)
+    list_of(tmp_path, f"test.{suffix}", [f"7.png{separator}b", f"x.png{separator}a"])
+    data = registry.open_dataset("list", str(tmp_path))
+    assert (len(data.train), len(data.val), data.test) == (20, 2, None)
+    assert f"test.{suffix} are used for validation" in data.notes[0]
+    data = registry.open_dataset("list", str(tmp_path), val_fraction=0.1)
+    assert (len(data.train), len(data.val), len(data.test)) == (18, 2, 2)
+    list_of(tmp_path, f"val.{suffix}", [f"y.png{separator}a", f"x.png{separator}a"])
+    data = registry.open_dataset("list", str(tmp_path))
+    assert (len(data.train), len(data.val), len(data.test)) == (20, 2, 2)
+    assert names_of(data.test) == [("7.png", "b"), ("x.png", "a")]
+    assert data.notes[:2] == (
+        "1 images are in the lists of train and test: test is not independent",
+        "1 images are in the lists of validation and test: test is not independent",
+    )
+    (tmp_path / "exam.txt").write_text("z.png b\n")
+    data = opened_as(tmp_path, f"reader: list\nval: val.{suffix}\ntest: exam.txt")
+    assert names_of(data.test) == [("z.png", "b")]
+
+
+def test_a_class_of_the_test_part_must_be_known(tmp_path):
+    write_images(tmp_path, *THREE, "test/c/1.png")
+    with pytest.raises(DataError, match="test: class 'c' is not in training"):
+        registry.open_dataset("folder", str(tmp_path))
+    for name in ("train", "val"):
+        list_of(tmp_path, f"{name}.csv", ["1.png,a", "2.png,b"])
+    list_of(tmp_path, "test.csv", ["3.png,a", "4.png,c"])
+    with pytest.raises(DataError, match="test.csv:2: class 'c' is not in training"):
+        registry.open_dataset("list", str(tmp_path))
+
+
+def test_test_images_without_labels_are_left_out(tmp_path):
+    """Those of competitions; if a file names them, they are a fault."""
+    write_images(tmp_path, *THREE[:4], "test/1.png", "test/images/2.png")
+    data = registry.open_dataset("folder", str(tmp_path))
+    assert data.test is None and len(data.val) == 2
+    assert data.notes == (
+        f"{tmp_path}/test: no folder in it has the name of a class, so its images are not "
+        "measured at the end of a run",
+    )
+    with pytest.raises(DataError, match="class 'images' is not in training"):
+        opened_as(tmp_path, "reader: folder\ntest: test")
+    list_of(tmp_path, "train.csv", [f"{k}.png,{'ab'[k % 2]}" for k in range(20)])
+    for lines, words in (
+        (["id", "1.png"], "test.csv:1: found 'id'"),
+        ([], "names no images"),
+        (["1.png,?"], "no label is a class"),
+    ):
+        list_of(tmp_path, "test.csv", lines)
+        data = registry.open_dataset("list", str(tmp_path))
+        assert (len(data.val), data.test) == (2, None)
+        assert any(words in note and "are not measured" in note for note in data.notes)
+        with pytest.raises(DataError):
+            opened_as(tmp_path, "reader: list\ntest: test.csv")

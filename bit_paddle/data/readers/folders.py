@@ -17,28 +17,30 @@ from bit_paddle.data.readers.listing import list_images
 from bit_paddle.data.spec import VAL_FRACTION, DataSpec
 from bit_paddle.errors import BitPaddleError, ConfigError, DataError, MissingFileError, did_you_mean
 
-VALIDATION = ("val", "valid", "validation", "test")  # usual folder names, in order of preference
+VALIDATION = ("val", "valid", "validation")  # usual folder names, in order of preference
+
+TEST = "test"
 
 
 def open_folder(spec: DataSpec) -> Parts:
-    """Open ``train/<class>/*`` and ``val/<class>/*``, or ``<class>/*`` and hold a part out.
+    """Open ``train/<class>/*``, ``val/<class>/*`` and ``test/<class>/*``, or ``<class>/*`` alone.
 
-    The classes are the sorted names of the training folders, unless ``spec.classes`` names them. A
-    class has all images below its folder, at any depth.
+    Without validation images a part is held out. The classes are the sorted names of the training
+    folders, unless ``spec.classes`` names them. A class has all images below its folder, at any
+    depth.
     """
     root = _folder(spec)
     train = root / (spec.train or "train")
     if not train.is_dir():
-        if spec.train or any((root / name).is_dir() for name in VALIDATION[:3]):
+        if spec.train or spec.test or any((root / name).is_dir() for name in VALIDATION):
             raise MissingFileError(
                 f"--datadir {root}: has no {train.name}/; expected train/<class>/* and "
                 f"val/<class>/*, or <class>/* alone; found {_content(root)}"
             )
         train = root
-    names = [spec.val] if spec.val else VALIDATION if train != root else ()
-    val = next((root / name for name in names if (root / name).is_dir()), None)
-    if spec.val and val is None:
-        raise MissingFileError(f"--datadir {root}: has no {spec.val}/; found {_content(root)}")
+    usual = train != root
+    val = _beside(root, spec.val, *(VALIDATION if usual else ()))
+    test = _beside(root, spec.test, *([TEST] if usual and not spec.val else ()))
     listed = list_images(train)
     images = class_folders(train, listed.images, spec.classes)
     check_no_class_is_empty(images, str(train))
@@ -46,19 +48,63 @@ def open_folder(spec: DataSpec) -> Parts:
     loose = len(listed.images.get("", []))
     if loose:
         notes.append(f"{loose:,} images in {train} are in no class folder, and were skipped")
-    if train != root:
-        read = {train.name, *VALIDATION, spec.val}
+    if usual:
+        read = {part.name for part in (train, val, test) if part}
         others = [entry.name for entry in root.iterdir() if entry.is_dir()]
         others = sorted(name for name in others if name not in read and name[0] != ".")
         if others:
             notes.append(f"skipped in {root}: the folders {', '.join(others[:5])}")
+    if test and not spec.test:
+        listed = list_images(test)
+        folders = [name for name, paths in listed.images.items() if name and paths]
+        if not set(folders) & set(images.classes):
+            notes.append(not_measured(f"{test}: no folder in it has the name of a class"))
+            test = None
+    val, test, more = roles(spec, val, test)
+    notes += more
+    parts = []
+    for part in (val, test):
+        listed = list_images(part) if part else None
+        parts.append(listed and class_folders(part, listed.images, images.classes))
+        notes += _skipped(part, listed.others) if listed else []
     if val is None:
-        return held_out(images, spec, notes)
+        return held_out(images, spec, notes, parts[1])
     check_fraction_is_needed(spec, f"{val} exists")
-    listed = list_images(val)
-    held = class_folders(val, listed.images, images.classes)
-    notes += _skipped(val, listed.others)
-    return with_notes(images, held, notes, str(val))
+    return with_notes(images, parts[0], notes, str(val), parts[1])
+
+
+def _beside(root: Path, given: str | None, *usual: str) -> Path | None:
+    """Return the folder ``given`` in ``root``, which must exist, or the first of ``usual``."""
+    names = [given] if given else usual
+    folder = next((root / name for name in names if (root / name).is_dir()), None)
+    if given and folder is None:
+        raise MissingFileError(f"--datadir {root}: has no {given}/; found {_content(root)}")
+    return folder
+
+
+def roles(
+    spec: DataSpec, val: Path | None, test: Path | None
+) -> tuple[Path | None, Path | None, list[str]]:
+    """Return the places of the validation and the test images (None: there are none), and notes.
+
+    Without validation images, a ``test`` of the usual name is used for validation, unless
+    --val_fraction asks for images to be held out.
+    """
+    if val or not test or spec.test or spec.val_fraction is not None:
+        return val, test, []
+    name = test.stem
+    note = (
+        f"there are no validation images, so the images of {test} are used for validation: they "
+        f"choose the best model, and no test images are left. Cure: name it {VALIDATION[0]} "
+        f"instead of {name}; or give --val_fraction, which holds validation images out of the "
+        f"training images and keeps {name} for the end of the run"
+    )
+    return test, None, [note]
+
+
+def not_measured(fault: str) -> str:
+    """Return the note on test images that are not measured because of ``fault``."""
+    return f"{fault}, so its images are not measured at the end of a run"
 
 
 def open_imagenet(spec: DataSpec) -> Parts:
@@ -174,7 +220,9 @@ def class_folders(
     return FileImages(itertools.chain(*paths), labels, classes, folder)
 
 
-def held_out(images: FileImages, spec: DataSpec, notes: Sequence[str]) -> Parts:
+def held_out(
+    images: FileImages, spec: DataSpec, notes: Sequence[str], test: FileImages | None = None
+) -> Parts:
     """Return ``images`` split: ``spec.val_fraction`` per class, one at least, is for validation.
 
     The split depends only on the images' relative paths, and is the same on every machine. An added
@@ -198,7 +246,7 @@ def held_out(images: FileImages, spec: DataSpec, notes: Sequence[str]) -> Parts:
         f"{fraction:.0%} per class (--val_fraction)"
     )
     train, val = images.subset(np.flatnonzero(~held)), images.subset(np.flatnonzero(held))
-    return with_notes(train, val, [note, *notes], str(images.root))
+    return with_notes(train, val, [note, *notes], str(images.root), test)
 
 
 def _skipped(folder: Path, others: Counter[str]) -> list[str]:
@@ -216,24 +264,33 @@ def _rank(path: str) -> bytes:
     return hashlib.sha1(path.replace(os.sep, "/").encode(errors="surrogateescape")).digest()
 
 
-def with_notes(train: FileImages, val: FileImages, notes: Sequence[str], title: str) -> Parts:
-    """Return both parts, with ``notes`` and a note on classes without images in one of them.
+def with_notes(
+    train: FileImages,
+    val: FileImages,
+    notes: Sequence[str],
+    title: str,
+    test: FileImages | None = None,
+) -> Parts:
+    """Return the parts, with ``notes`` and a note on classes without images in one of them.
 
-    Raises `DataError` that names ``title``, the place of ``val``, if ``val`` is empty.
+    Raises `DataError` if ``val`` or ``test`` is empty; ``title`` is the place of ``val``.
     """
-    if not len(val):
-        raise DataError(
-            f"{title}: no images in its class folders; known extensions: "
-            f"{' '.join(sorted(SUFFIXES))}"
-        )
+    parts = [(train, "training"), (val, "validation")]
+    parts += [(test, "test")] if test is not None else []
+    for images, _ in parts[1:]:
+        if not len(images):
+            raise DataError(
+                f"{title if images is val else images.root}: no images in its class folders; "
+                f"known extensions: {' '.join(sorted(SUFFIXES))}"
+            )
     notes = list(notes)
-    for images, part in ((train, "training"), (val, "validation")):
+    for images, part in parts:
         counts = np.bincount(images.labels, minlength=len(train.classes))
         unseen = [train.classes[label] for label in np.flatnonzero(counts == 0)]
         if unseen:
             more = f" and {len(unseen) - 5} more" if len(unseen) > 5 else ""
             notes.append(f"no {part} images of {', '.join(unseen[:5])}{more}")
-    return Parts(train, val, tuple(notes))
+    return Parts(train, val, tuple(notes), test)
 
 
 def check_no_class_is_empty(images: FileImages, title: str) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bit_paddle.data.images import FileImages, Parts
@@ -25,56 +26,93 @@ Row = tuple[str, str, str]  # path, label, "list:line"
 
 
 def open_list(spec: DataSpec) -> Parts:
-    """Open the ``train`` and ``val`` lists (.csv, .tsv, .txt) in --datadir, or the list --datadir.
+    """Open the ``train``, ``val`` and ``test`` lists (.csv, .tsv, .txt) of --datadir, or one list.
 
     In a .txt list the last word of a line is the label. Paths are relative to --datadir, or to the
     folder of the list --datadir. Labels are names, or numbers from 0 on, which ``spec.classes`` may
     name. Without a validation list a part of the training images is held out.
     """
+    root, train_list, val_list, test_list = _lists(spec)
+    rows = {train_list: _all_rows(train_list)}
+    classes, number_of = _classes([label for _, label, _ in rows[train_list]], spec)
+    notes = []
+    fault = _unlabelled(test_list, number_of) if test_list and not spec.test else None
+    if fault:
+        test_list, notes = None, [folders.not_measured(fault)]
+    val_list, test_list, more = folders.roles(spec, val_list, test_list)
+    rows.update({path: _all_rows(path) for path in (val_list, test_list) if path})
+    images = {
+        path: FileImages(
+            [image for image, _, _ in content],
+            _numbers(content, classes, number_of, bool(spec.classes)),
+            classes,
+            root,
+        )
+        for path, content in rows.items()
+    }
+    train, test = images[train_list], images.get(test_list)
+    parts = {"train": train_list, "validation": val_list, "test": test_list}
+    notes += [*more, *_repetitions({part: rows[path] for part, path in parts.items() if path})]
+    if val_list is None:
+        return folders.held_out(train, spec, notes, test)
+    folders.check_fraction_is_needed(spec, f"{val_list} exists")
+    return folders.with_notes(train, images[val_list], notes, str(val_list), test)
+
+
+def _lists(spec: DataSpec) -> tuple[Path, Path, Path | None, Path | None]:
+    """Return the folder of the images, and the lists of training, validation and test images."""
     root = spec.folder
     if root.is_file():
-        if spec.train or spec.val:
+        if spec.train or spec.val or spec.test:
             raise DataError(
                 f"--datadir {root}: is a list, but the data set's .yaml file names lists too"
             )
-        train_list, val_list, root = root, None, root.parent
-    else:
-        train_list = _find(root, spec.train, "train")
-        val_list = _find(root, spec.val, *folders.VALIDATION)
-    if train_list is None:
+        return root.parent, root, None, None
+    train = _find(root, spec.train, "train")
+    if train is None:
         names = ", ".join(sorted(entry.name for entry in root.iterdir())[:8]) or "nothing"
         raise MissingFileError(
             f"--datadir {root}: has no {_either(spec.train or 'train')}; found {names}"
         )
-    if val_list is None and spec.val:
-        raise MissingFileError(f"--datadir {root}: has no {spec.val}")
-    lists = [list(_rows(path)) for path in (train_list, val_list) if path]
-    for rows, path in zip(lists, (train_list, val_list)):
-        if not rows:
-            raise DataError(f"{path}: names no images; expected a path and a label per line")
-    labels = [label for rows in lists for _, label, _ in rows]
-    classes, number_of = _classes(labels[: len(lists[0])], spec)
-    if not all(label in number_of for label in labels):
-        _, unknown, line = next(row for rows in lists for row in rows if row[1] not in number_of)
-        raise DataError(
-            f"{line}: class {unknown!r} is not in "
-            f"{'the given classes' if spec.classes else 'training'}; the head has one output for "
-            f"each of {len(classes)} classes ({', '.join(classes[:4])} …)"
-        )
-    train, *val = (
-        FileImages(
-            [path for path, _, _ in rows],
-            [number_of[label] for _, label, _ in rows],
-            classes,
-            root,
-        )
-        for rows in lists
-    )
-    notes = _repetitions(lists)
-    if not val:
-        return folders.held_out(train, spec, notes)
-    folders.check_fraction_is_needed(spec, f"{val_list} exists")
-    return folders.with_notes(train, val[0], notes, str(val_list))
+    val = _find(root, spec.val, *folders.VALIDATION)
+    test = _find(root, spec.test, *([] if spec.val else [folders.TEST]))
+    for name, path in ((spec.val, val), (spec.test, test)):
+        if name and path is None:
+            raise MissingFileError(f"--datadir {root}: has no {name}")
+    return root, train, val, test
+
+
+def _all_rows(path: Path) -> list[Row]:
+    rows = list(_rows(path))
+    if not rows:
+        raise DataError(f"{path}: names no images; expected a path and a label per line")
+    return rows
+
+
+def _numbers(
+    rows: Sequence[Row], classes: Sequence[str], number_of: Mapping[str, int], given: bool
+) -> list[int]:
+    """Return the class numbers of ``rows``. Raises `DataError` for a label without a class."""
+    for _, label, line in rows:
+        if label not in number_of:
+            raise DataError(
+                f"{line}: class {label!r} is not in {'the given classes' if given else 'training'};"
+                f" the head has one output for each of {len(classes)} classes "
+                f"({', '.join(classes[:4])} …)"
+            )
+    return [number_of[label] for _, label, _ in rows]
+
+
+def _unlabelled(path: Path, known: Collection[str]) -> str | None:
+    """Return why a test list has no labels, as in competitions; None if it has some."""
+    rows = _rows(path)
+    try:
+        rows = itertools.chain([next(rows)], rows)
+    except StopIteration:
+        return f"{path}: names no images"
+    except DataError as error:
+        return str(error)
+    return None if any(label in known for _, label, _ in rows) else f"{path}: no label is a class"
 
 
 def _classes(labels: Sequence[str], spec: DataSpec) -> tuple[list[str], dict[str, int]]:
@@ -108,10 +146,10 @@ def _classes(labels: Sequence[str], spec: DataSpec) -> tuple[list[str], dict[str
     return classes, {name: number for number, name in enumerate(classes)}
 
 
-def _repetitions(lists: Sequence[Sequence[Row]]) -> list[str]:
-    """Return notes on images that the lists name more than once."""
-    notes = []
-    for rows in lists:
+def _repetitions(lists: Mapping[str, Sequence[Row]]) -> list[str]:
+    """Return notes on images that ``lists``, by their parts, name more than once."""
+    notes, images = [], {}
+    for part, rows in lists.items():
         labels: dict[str, set[str]] = {}
         for path, label, _ in rows:
             labels.setdefault(path, set()).add(label)
@@ -120,10 +158,12 @@ def _repetitions(lists: Sequence[Sequence[Row]]) -> list[str]:
             notes.append(f"{len(rows) - len(labels):,} lines repeat an image of an earlier line")
         if several:
             notes.append(f"{several:,} images have two labels or more")
-    if len(lists) == 2:
-        both = {path for path, _, _ in lists[0]} & {path for path, _, _ in lists[1]}
+        images[part] = labels.keys()
+    for one, other in itertools.combinations(images, 2):
+        both = images[one] & images[other]
         if both:
-            notes.append(f"{len(both):,} images are in both lists: validation is not independent")
+            where = "in both lists" if len(lists) == 2 else f"in the lists of {one} and {other}"
+            notes.append(f"{len(both):,} images are {where}: {other} is not independent")
     return notes
 
 

@@ -52,12 +52,14 @@ _PET_LINE = re.compile(r"((\S+)_\S+)\s+(\d{1,4})\s+\d+\s+\d+")  # image, class, 
 
 
 def open_flowers(spec: DataSpec) -> Parts:
-    """Open the 102 flowers; ``train`` and ``val`` name lists of setid.mat, joined by ``+``.
+    """Open the 102 flowers; ``train``, ``val``, ``test`` name lists of setid.mat, joined by ``+``.
 
-    The defaults are ``trnid`` and ``tstid``. Errors: `ConfigError`, `MissingFileError`,
+    The defaults are ``trnid``, ``tstid`` and no test: published accuracies are those of ``tstid``.
+    Errors: `ConfigError`, `MissingFileError`,
     `DataError`, `DownloadError`, `WriteError`.
     """
     chosen = {"train": spec.train or "trnid", "val": spec.val or "tstid"}
+    chosen.update({"test": spec.test} if spec.test else {})
     for key, lists in chosen.items():
         for name in lists.split("+"):
             if name not in FLOWER_LISTS:
@@ -83,22 +85,19 @@ def open_flowers(spec: DataSpec) -> Parts:
         paths = [f"jpg/image_{number:05d}.jpg" for number in ids]
         return FileImages(paths, labels[ids - 1], classes, root)
 
-    return Parts(
-        split(chosen["train"]),
-        split(chosen["val"]),
-    )
+    return Parts(**{part: split(lists) for part, lists in chosen.items()})
 
 
 def open_pets(spec: DataSpec) -> Parts:
-    """Open the 37 pets; ``train`` and ``val`` name lists such as annotations/trainval.txt.
+    """Open the 37 pets; ``train``, ``val`` and ``test`` name lists such as annotations/list.txt.
 
-    The defaults are annotations/trainval.txt and annotations/test.txt. Errors: as of
+    The defaults are annotations/trainval.txt, annotations/test.txt and no test. Errors: as of
     `open_flowers`.
     """
     _classes(spec, [""] * PET_CLASSES)
     root = _root(spec, "oxford_iiit_pet", PETS_URL, PETS)
-    names = spec.train or "annotations/trainval.txt", spec.val or "annotations/test.txt"
-    files = [root / name for name in names]
+    names = [spec.train or "annotations/trainval.txt", spec.val or "annotations/test.txt"]
+    files = [root / name for name in [*names, spec.test] if name]
     breeds: dict[int, str] = {}
     lists = [_pet_list(file, breeds) for file in files]
     numbers = range(1, PET_CLASSES + 1)
@@ -108,8 +107,8 @@ def open_pets(spec: DataSpec) -> Parts:
         check_labels(np.array(labels), classes, f"{file}, counted from 0")
         return FileImages([f"images/{image}.jpg" for image in images], labels, classes, root)
 
-    train, val = (split(file, *content) for file, content in zip(files, lists))
-    return Parts(train, val)
+    train, val, *test = (split(file, *content) for file, content in zip(files, lists))
+    return Parts(train, val, test=test[0] if test else None)
 
 
 def _pet_list(file: Path, breeds: dict[int, str]) -> tuple[list[str], list[int]]:

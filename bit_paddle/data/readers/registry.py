@@ -1,4 +1,4 @@
-"""Data sets by name: each reader returns training and validation images.
+"""Data sets by name: each reader returns training, validation and perhaps test images.
 
 Labels, class names and sizes are available without decoding an image.
 
@@ -43,7 +43,7 @@ class Reader:
     """A function that opens a data set, and its requirements."""
 
     open: Callable[[DataSpec], Parts]
-    #: Optional keys of a description (train, val, classes, val_fraction) that ``open`` reads
+    #: Optional keys of a description (train, val, test, classes, val_fraction) that ``open`` reads
     uses: frozenset[str] = frozenset()
     #: Content of --datadir, if the data set requires it
     datadir: str | None = None
@@ -53,7 +53,7 @@ class Reader:
     known: dict[str | None, Known] = field(default_factory=dict)
 
 
-_LISTS = frozenset({"train", "val", "classes"})
+_LISTS = frozenset({"train", "val", "test", "classes"})
 
 READERS: dict[str, Reader] = {
     "cifar10": Reader(open_cifar, known={None: Known(50_000, 10, "small")}),
@@ -93,7 +93,7 @@ def find(dataset: str, need_datadir: bool = True, **overrides: Any) -> DataSpec:
         raise ConfigError(f"--datadir: is not for --dataset {dataset}, {reader.no_datadir}")
     if need_datadir and spec.datadir is None and reader.datadir:
         raise DatadirRequired(f"--datadir: is required by --dataset {dataset}: {reader.datadir}")
-    for key in ("train", "val", "classes", "val_fraction"):
+    for key in ("train", "val", "test", "classes", "val_fraction"):
         if getattr(spec, key) is not None and key not in reader.uses:
             name = "--val_fraction" if key == "val_fraction" else f"--dataset {dataset}: {key}"
             raise ConfigError(f"{name}: is not for {spec.reader}, which has its own")
@@ -127,6 +127,7 @@ def read(spec: DataSpec) -> Dataset:
         flip=spec.flip,
         random_crop=spec.random_crop,
         resolution=spec.resolution,
+        test=parts.test,
         notes=parts.notes,
     )
 
