@@ -38,6 +38,8 @@ def find_class_names(folder: Path, encoding: str | None) -> ClassNames | None:
     if not files:
         return None
     text = read_text(files[0], encoding)
+    if any(Path(w).suffix.lower() in SUFFIXES | HEIF_SUFFIXES for w in text.text.split()):
+        return None
     lines = text.text.rstrip().splitlines()
     if len(lines) == 1:
         lines = re.split(r"[,;\t]", lines[0])
@@ -47,21 +49,19 @@ def find_class_names(folder: Path, encoding: str | None) -> ClassNames | None:
         if "" in lines:
             raise DataError(f"{files[0]}:{lines.index('') + 1}: is empty, expected a class name")
         numbered = dict(enumerate(lines))
-    if any(Path(name).suffix.lower() in SUFFIXES | HEIF_SUFFIXES for name in numbered.values()):
-        return None
     return ClassNames(files[0], text, _distinct(dict(sorted(numbered.items()))))
 
 
 def _numbered(lines: list[str], file: Path) -> dict[int, str] | None:
     """Return {number: name} if every line has both, else None.
 
-    Names that repeat, as in "3 objects", "4 objects", are taken for names with a number in them.
+    If all names are the same, as in "3 objects", "4 objects", the number is a part of the name.
     """
     for order in _ORDERS:
         matches = [match for match in map(order.fullmatch, lines) if match]
         if len(matches) < len(lines) or not lines:
             continue
-        if len({match["name"] for match in matches}) < 0.9 * len(matches):
+        if len(matches) > 1 and len({match["name"] for match in matches}) == 1:
             continue
         counts = Counter(int(match["number"]) for match in matches)
         number, times = counts.most_common(1)[0]
