@@ -10,6 +10,8 @@ from PIL import Image
 from servers import Server
 from test_folders import list_of, names_of, write_images
 
+from bit_paddle import api, evaluate, predict
+from bit_paddle.config import parsing
 from bit_paddle.data.readers import listing, registry, tf_flowers
 from bit_paddle.errors import ConfigError, DataError, DownloadError, MissingFileError
 
@@ -289,6 +291,39 @@ def test_home_and_variables_in_files_and_calls(tmp_path, monkeypatch):
         assert registry.open_dataset(path).val.paths == ["daisy/2.jpg"]
     with pytest.raises(MissingFileError, match=r"\$NOWHERE/x: no such folder"):
         opened("folder", "$NOWHERE/x")
+
+
+def test_home_and_variables_in_flags(tmp_path, monkeypatch):
+    """Quoted flags, which the shell leaves as they are, and a file of settings."""
+    write_images(tmp_path / "photos", *FLOWERS)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RUNS", str(tmp_path / "runs"))
+    list_of(tmp_path, "settings.yaml", ["datadir: ~/photos", "logdir: $RUNS/pets"])
+    words = ["--model", "R14x0.5", "--from_scratch", "--dataset", "folder"]
+    for more in (
+        ["--config", "~/settings.yaml"],
+        ["--datadir", "$HOME/photos", "--logdir", "${RUNS}/pets"],
+    ):
+        found = parsing.parse([*words, *more], "train", registry.find)[0]
+        assert (found.datadir, found.logdir) == (f"{tmp_path}/photos", f"{tmp_path}/runs/pets")
+    more = ["--datadir", "~/photos", "--bit_pretrained_dir", "~/models", "--resume", "$RUNS/1"]
+    found = parsing.parse([*words, *more], "train", registry.find)[0]
+    assert found.bit_pretrained_dir == f"{tmp_path}/models" and found.resume == f"{tmp_path}/runs/1"
+    flags = predict.parser().parse_args(["~/a.jpg", "http://x/$RUNS", "--model", "$RUNS/pets"])
+    assert flags.images == [f"{tmp_path}/a.jpg", "http://x/$RUNS"]
+    assert flags.model == f"{tmp_path}/runs/pets"
+    flags = evaluate.parser().parse_args(
+        ["--model", "R", "--dataset", "~/d.yaml", "--datadir", "$NOWHERE", "--output", "~/out"]
+    )
+    assert (flags.dataset, flags.output) == (f"{tmp_path}/d.yaml", f"{tmp_path}/out")
+    assert flags.datadir == "$NOWHERE"
+    assert api._data("~/photos", None) == ("folder", f"{tmp_path}/photos")
+
+
+def test_a_folder_that_is_called_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "$HOME", *FLOWERS)
+    assert len(opened("folder", "$HOME").train) == 36
 
 
 # --- TensorFlow's flowers ------------------------------------------------------------------------

@@ -128,6 +128,8 @@ def _with_slashes(rows: list[Row], root: Path) -> tuple[list[Row], int]:
     Raises `DataError` for a path on a drive of Windows.
     """
     result, count = [], 0
+    if not any("\\" in path or path[1:2] == ":" for path, _, _ in rows):
+        return rows, 0
     for path, label, line in rows:
         if _DRIVE.match(path) and not (root / path).exists():
             raise DataError(
