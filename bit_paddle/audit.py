@@ -143,23 +143,27 @@ def draw_sheet(result: Audit) -> Image.Image:
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
     parser = parsing.Parser(prog=PROG, description=__doc__.split(":")[0] + ".", epilog=_EPILOG)
-    parser.add_argument("--dataset", required=True, help=settings.help_of("dataset"))
-    parser.add_argument("--datadir", help=settings.help_of("datadir"))
+    parser.add_argument(
+        "--dataset", type=argtypes.file_path, required=True, help=settings.help_of("dataset")
+    )
+    parser.add_argument("--datadir", type=argtypes.file_path, help=settings.help_of("datadir"))
     parser.add_argument(
         "--model",
+        type=argtypes.file_path,
         help=f"model whose features find more copies and judge the labels: {argtypes.MODELS} "
         "(default: none; labels are not judged)",
     )
     parser.add_argument(
         "--predictions",
+        type=argtypes.file_path,
         metavar="FILE",
         help="predictions.csv of a cross-validation (--folds), which judges the labels too",
     )
     for name, metavar, kind in (
         ("val_fraction", "X", argtypes.fraction),
         ("group", "WORD", str),
-        ("exclude", "FILE", str),
-        ("bit_pretrained_dir", "DIR", str),
+        ("exclude", "FILE", argtypes.file_path),
+        ("bit_pretrained_dir", "DIR", argtypes.file_path),
     ):
         help = settings.help_of(name)
         parser.add_argument(f"--{name}", type=kind, metavar=metavar, help=help)
@@ -171,7 +175,10 @@ def parser() -> argparse.ArgumentParser:
         help="threads that decode images",
     )
     parser.add_argument(
-        "--output", metavar="DIR", help="folder for the results (default: a new folder in bit_logs)"
+        "--output",
+        type=argtypes.file_path,
+        metavar="DIR",
+        help="folder for the results (default: a new folder in bit_logs)",
     )
     return parser
 

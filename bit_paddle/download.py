@@ -101,6 +101,7 @@ def parser() -> argparse.ArgumentParser:
         )
     parser.add_argument(
         "--bit_pretrained_dir",
+        type=argtypes.file_path,
         metavar="DIR",
         help="folder for the files (default: $BIT_PADDLE_HOME or ~/.cache/bit_paddle)",
     )

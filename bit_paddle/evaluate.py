@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bit_paddle import _make_callable, api, errors
 from bit_paddle.config import parsing, settings
-from bit_paddle.config.types import fraction
+from bit_paddle.config.types import file_path, fraction
 from bit_paddle.data import check
 from bit_paddle.data import spec as specs
 from bit_paddle.inference.evaluation import SPLITS, Evaluation
@@ -112,13 +112,17 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parsing.add_flags(parser)
-    parser.add_argument("--dataset", required=True, help=settings.help_of("dataset"))
-    parser.add_argument("--datadir", help=settings.help_of("datadir"))
+    parser.add_argument(
+        "--dataset", type=file_path, required=True, help=settings.help_of("dataset")
+    )
+    parser.add_argument("--datadir", type=file_path, help=settings.help_of("datadir"))
     parser.add_argument(
         "--val_fraction", type=fraction, metavar="X", help=settings.help_of("val_fraction")
     )
     parser.add_argument("--group", metavar="WORD", help=settings.help_of("group"))
-    parser.add_argument("--exclude", metavar="FILE", help=settings.help_of("exclude"))
+    parser.add_argument(
+        "--exclude", type=file_path, metavar="FILE", help=settings.help_of("exclude")
+    )
     parser.add_argument(
         "--on_bad_image",
         choices=check.CHOICES,
@@ -134,7 +138,10 @@ def parser() -> argparse.ArgumentParser:
         "all: all of these (default: val)",
     )
     parser.add_argument(
-        "--output", metavar="DIR", help="folder for the results (default: a new folder in bit_logs)"
+        "--output",
+        type=file_path,
+        metavar="DIR",
+        help="folder for the results (default: a new folder in bit_logs)",
     )
     return parser
 

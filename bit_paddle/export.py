@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from bit_paddle import _make_callable, api, errors
 from bit_paddle.config import parsing, settings
-from bit_paddle.config.types import MODELS, whole
+from bit_paddle.config.types import MODELS, file_path, whole
 from bit_paddle.inference.formats import FORMATS
 from bit_paddle.inference.verify import IMAGES
 
@@ -80,6 +80,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--model",
+        type=file_path,
         required=True,
         help=f"model to export: {MODELS}",
     )
@@ -90,10 +91,17 @@ def parser() -> argparse.ArgumentParser:
         help="format of the export: one of the formats below",
     )
     parser.add_argument(
-        "--output", required=True, metavar="PATH", help="file or folder to write; must not exist"
+        "--output",
+        type=file_path,
+        required=True,
+        metavar="PATH",
+        help="file or folder to write; must not exist",
     )
     parser.add_argument(
-        "--bit_pretrained_dir", metavar="DIR", help=settings.help_of("bit_pretrained_dir")
+        "--bit_pretrained_dir",
+        type=file_path,
+        metavar="DIR",
+        help=settings.help_of("bit_pretrained_dir"),
     )
     parser.add_argument(
         "--crop",

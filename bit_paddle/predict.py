@@ -16,7 +16,7 @@ import numpy as np
 
 from bit_paddle import errors
 from bit_paddle.config import parsing
-from bit_paddle.config.types import whole
+from bit_paddle.config.types import file_path, whole
 from bit_paddle.data import loader
 from bit_paddle.inference.inputs import ReadableImages, find_images
 from bit_paddle.inference.model import TrainedModel
@@ -101,7 +101,9 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("images", nargs="+", help="image files, folders and web addresses")
+    parser.add_argument(
+        "images", type=file_path, nargs="+", help="image files, folders and web addresses"
+    )
     parsing.add_flags(parser)
     parser.add_argument(
         "--top",
@@ -112,13 +114,20 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--format", choices=sorted(FORMATS), default="table")
     parser.add_argument(
-        "--output", metavar="FILE", help="write the classes to this file instead of printing them"
+        "--output",
+        type=file_path,
+        metavar="FILE",
+        help="write the classes to this file instead of printing them",
     )
     parser.add_argument(
-        "--sheet", metavar="FILE.png", help=f"draw a contact sheet of the first {SHEET_MOST} images"
+        "--sheet",
+        type=file_path,
+        metavar="FILE.png",
+        help=f"draw a contact sheet of the first {SHEET_MOST} images",
     )
     parser.add_argument(
         "--features",
+        type=file_path,
         metavar="FILE.npz",
         help="write features (pooled pre-logits) instead of classes",
     )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from bit_paddle import errors
 from bit_paddle.config import parsing
-from bit_paddle.config.types import whole
+from bit_paddle.config.types import file_path, whole
 from bit_paddle.runs import history
 from bit_paddle.runs.history import RunHistory
 from bit_paddle.system import files
@@ -106,10 +106,17 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="folder of a run, such as bit_logs/pets"
+        "runs",
+        type=file_path,
+        nargs="+",
+        metavar="RUN",
+        help="folder of a run, such as bit_logs/pets",
     )
     parser.add_argument(
-        "--output", metavar="FILE.html", help="the page (default: report.html in the run's folder)"
+        "--output",
+        type=file_path,
+        metavar="FILE.html",
+        help="the page (default: report.html in the run's folder)",
     )
     parser.add_argument(
         "--pictures",

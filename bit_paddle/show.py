@@ -21,7 +21,7 @@ import numpy as np
 from bit_paddle import errors
 from bit_paddle.config import parsing
 from bit_paddle.config.saved import load_yaml
-from bit_paddle.config.types import BadValue, whole
+from bit_paddle.config.types import BadValue, file_path, whole
 from bit_paddle.data import loader
 from bit_paddle.data import spec as specs
 from bit_paddle.data.readers import registry
@@ -174,7 +174,10 @@ def parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
     )
     parser.add_argument(
-        "--output", metavar="DIR", help="folder for the results (default: a new folder in --logdir)"
+        "--output",
+        type=file_path,
+        metavar="DIR",
+        help="folder for the results (default: a new folder in --logdir)",
     )
     parser.add_argument(
         "--images",

@@ -78,6 +78,7 @@ def parser(
     groups = {key: result.add_argument_group(title) for key, title in settings.GROUPS.items()}
     groups["what"].add_argument(
         "--config",
+        type=argtypes.file_path,
         metavar="FILE.yaml",
         help="file of settings, such as the config.yaml of an earlier run; flags override it",
     )
@@ -293,12 +294,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of every command that runs a trained model."""
     parser.add_argument(
         "--model",
+        type=argtypes.file_path,
         required=True,
         help=f"model to run: {argtypes.MODELS}; also a folder written by `export --format "
         "paddle`, which Paddle Inference runs on the CPU",
     )
     parser.add_argument(
-        "--bit_pretrained_dir", metavar="DIR", help=settings.help_of("bit_pretrained_dir")
+        "--bit_pretrained_dir",
+        type=argtypes.file_path,
+        metavar="DIR",
+        help=settings.help_of("bit_pretrained_dir"),
     )
     parser.add_argument(
         "--crop",

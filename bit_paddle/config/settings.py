@@ -11,9 +11,11 @@ from bit_paddle.config.types import (
     AUTO,
     MODELS,
     auto_or_whole,
+    file_path,
     fraction,
     interval_text,
     model_name,
+    name_or_path,
     not_negative,
     one_of,
     positive,
@@ -41,13 +43,13 @@ class Settings:
         f"model to train: {MODELS}; with --from_scratch also R<layers>x<width>",
     )
     dataset: str = _what(
-        text,
+        name_or_path,
         "data set: folder or list (your own images, with --datadir), cifar10, cifar100, "
-        "imagenet2012, oxford_flowers102, oxford_iiit_pet, digits, vtab/<task>, or a .yaml file "
-        "that describes a data set (examples: configs/data)",
+        "imagenet2012, oxford_flowers102, oxford_iiit_pet, tf_flowers, digits, vtab/<task>, or a "
+        ".yaml file that describes a data set (examples: configs/data)",
     )
     datadir: str | None = _what(
-        text,
+        file_path,
         "folder of the data. For folder it holds train/<class>/*, val/<class>/* and perhaps "
         "test/<class>/*, or <class>/* alone. For list it holds train.csv, val.csv and perhaps "
         "test.csv (or .tsv, .txt) with a path and a label per line. For the other data sets it "
@@ -74,7 +76,7 @@ class Settings:
         default_help="each image by itself",
     )
     exclude: str | None = _what(
-        text,
+        file_path,
         "file of images to leave out: a path per line, relative to the folder of the data, as "
         "`bit_paddle audit` writes it. The other images stay in their part",
         None,
@@ -97,7 +99,7 @@ class Settings:
         "error",
     )
     bit_pretrained_dir: str | None = _what(
-        text,
+        file_path,
         "folder of the published .npz files; a missing file is downloaded into it",
         None,
         default_help="the cache, $BIT_PADDLE_HOME or ~/.cache/bit_paddle",
@@ -220,7 +222,7 @@ class Settings:
         None,
         default_help="model and data set, with a number if the folder exists",
     )
-    logdir: str = _run(text, "folder in which every run gets its own folder", "bit_logs")
+    logdir: str = _run(file_path, "folder in which every run gets its own folder", "bit_logs")
     repeats: int = _run(
         whole(1),
         "number of runs; each adds 1 to --seed and --examples_per_class_seed. The lowest, median "
@@ -237,7 +239,7 @@ class Settings:
     )
     keep: int = _run(whole(1), "number of newest checkpoints to keep, in addition to the best", 2)
     resume: str | None = _run(
-        text,
+        file_path,
         "checkpoint of another run to resume from, with its momentum and step; for a folder, the "
         "newest checkpoint in it. The run's own checkpoint takes precedence",
         None,

@@ -13,6 +13,7 @@ from typing import Any
 
 from bit_paddle.errors import did_you_mean
 from bit_paddle.models import published
+from bit_paddle.system import files
 
 
 class BadValue(ValueError, argparse.ArgumentTypeError):
@@ -45,6 +46,11 @@ def _switch(word: str) -> bool:
 
 
 text = Kind(_text, "WORD")
+
+# A path: ~ and $VARIABLES are replaced, in flags (the shell leaves quoted ones) and in files.
+file_path = Kind(lambda word: files.expanded(_text(word)), "PATH")
+
+name_or_path = Kind(file_path.parse, "WORD")
 
 switch = Kind(_switch, "true|false", is_switch=True)
 
@@ -131,7 +137,7 @@ MODELS = (
 )
 
 # The catalogue's name for a published model, so that all its spellings are one run.
-model_name = Kind(lambda word: published.canonical(text(word)), "WORD")
+model_name = Kind(lambda word: published.canonical(file_path(word)), "WORD")
 
 
 def setting(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import struct
@@ -10,14 +11,18 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from bit_paddle.errors import DataError, MissingFileError
+from bit_paddle.errors import DataError, MissingFileError, install_hint
 
 SUFFIXES = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"),
     *(".avif", ".jp2", ".tga", ".pbm", ".pgm", ".pnm", ".ppm"),
 }
+
+HEIF_SUFFIXES = {".heic", ".heif", ".hif"}  # of telephones and cameras; need pillow-heif
+
+GET_HEIF = f"HEIC images need pillow-heif: {install_hint('heic')}"
 
 JPEG_START = b"\xff\xd8\xff"
 
@@ -96,6 +101,33 @@ class ArrayImages:
 
     def name(self, index: int) -> str:
         return f"{self.title} image {index}"
+
+
+# --- HEIC ---------------------------------------------------------------------------------------
+
+
+@functools.cache
+def heif_is_installed() -> bool:
+    """Return whether HEIC files can be decoded; if so, Pillow knows the format from now on."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener(decode_threads=1)  # the loader has threads of its own
+    return True
+
+
+def readable_suffixes() -> set[str]:
+    """Return the extensions of the image files that can be decoded here, in lower case."""
+    return SUFFIXES | HEIF_SUFFIXES if heif_is_installed() else SUFFIXES
+
+
+def _is_heif(path: str) -> bool:
+    """Return whether a file starts like HEIC, whatever its extension (ISO/IEC 23008-12)."""
+    with open(path, "rb") as stream:
+        start = stream.read(12)
+    brands = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+    return start[4:8] == b"ftyp" and start[8:] in brands
 
 
 # --- From a file to RGB -------------------------------------------------------------------------
@@ -251,9 +283,20 @@ class FileImages:
 
     def _open(self, path: str) -> Image.Image:
         try:
-            return Image.open(path)
+            if os.path.splitext(path)[1].lower() in HEIF_SUFFIXES:
+                heif_is_installed()
+            try:
+                return Image.open(path)
+            except UnidentifiedImageError as error:
+                if not _is_heif(path):  # a telephone's HEIC may be called .jpg
+                    raise
+                if not heif_is_installed():
+                    raise DataError(f"{path}: {GET_HEIF}") from error
+                return Image.open(path)
         except FileNotFoundError as error:
             raise MissingFileError(f"{path}: the image is not there") from error
+        except DataError:
+            raise
         except (*_FAULTS, AttributeError) as error:  # of damaged SPIDER files
             raise DataError(
                 f"{path}: not an image that can be read ({error}); repair or remove the file"

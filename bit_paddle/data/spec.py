@@ -8,6 +8,7 @@ To add a data set, write such a file. Its keys are the fields of `DataSpec`:
     val: val.csv            # chooses the best model
     test: test.csv          # measured once, at the end of a run
     classes: [crow, owl]    # names in the order of the head's outputs; or a file, a name per line
+    encoding: gb18030       # of the lists and of the class names (default: by the files' bytes)
     val_fraction: 0.1       # of the training images, if there are no validation images
     group: patient          # a column of the lists, or a regular expression: see `splits`
     exclude: bad.txt        # a file with the paths of images to leave out: see `exclude`
@@ -25,7 +26,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from bit_paddle.errors import ConfigError, MissingFileError, did_you_mean
+from bit_paddle.data.text import is_encoding, read_text
+from bit_paddle.errors import ConfigError, DataError, MissingFileError, did_you_mean
 from bit_paddle.system import files
 
 VAL_FRACTION = 0.1  # the default if neither the data set nor the user sets it
@@ -45,6 +47,7 @@ class DataSpec:
     val: str | None = None
     test: str | None = None
     classes: tuple[str, ...] | None = None
+    encoding: str | None = None
     val_fraction: float | None = None
     group: str | None = None
     exclude: str | None = None
@@ -77,7 +80,7 @@ def find(dataset: str, readers: Collection[str]) -> DataSpec:
     Errors: `ConfigError` (all faults of a file at once), `MissingFileError`.
     """
     if dataset.lower().endswith((".yaml", ".yml")):
-        return _load(Path(dataset), readers)
+        return _load(Path(files.expanded(dataset)), readers)
     if dataset in described():
         return _load(described()[dataset], readers)
     if dataset in readers:
@@ -103,7 +106,10 @@ def short_name(dataset: str, datadir: str | None) -> str:
 
 def overridden(spec: DataSpec, **values: Any) -> DataSpec:
     """Return ``spec`` with the ``values`` that are not None in place of its own."""
-    return replace(spec, **{key: value for key, value in values.items() if value is not None})
+    values = {key: value for key, value in values.items() if value is not None}
+    for key in values.keys() & {"datadir", "exclude"}:
+        values[key] = files.expanded(os.fspath(values[key]))
+    return replace(spec, **values)
 
 
 def _load(path: Path, readers: Collection[str]) -> DataSpec:
@@ -122,7 +128,7 @@ def _load(path: Path, readers: Collection[str]) -> DataSpec:
         faults.append(f"reader: is {reader!r}: {did_you_mean(str(reader), readers)}")
     faults += [
         f"{key}: is {content[key]!r}, expected a text"
-        for key in ("datadir", "train", "val", "test", "group", "exclude")
+        for key in ("datadir", "train", "val", "test", "encoding", "group", "exclude")
         if not isinstance(content.get(key, ""), str)
     ]
     faults += [
@@ -137,14 +143,23 @@ def _load(path: Path, readers: Collection[str]) -> DataSpec:
     fraction = content.get("val_fraction", VAL_FRACTION)
     if isinstance(fraction, bool) or not isinstance(fraction, float) or not 0 < fraction < 1:
         faults.append(f"val_fraction: is {fraction!r}, expected a number between 0 and 1")
+    encoding = content.get("encoding")
+    if not isinstance(encoding, str):
+        encoding = None
+    elif not is_encoding(encoding):
+        faults.append(f"encoding: is {encoding!r}, expected a name such as utf-8 or gb18030")
+        encoding = None
+    for key in {"datadir", "train", "val", "test", "exclude"} & set(content):
+        if isinstance(content[key], str):
+            content[key] = files.expanded(content[key])
     classes = content.get("classes")
     if isinstance(classes, str):
-        file = path.parent / classes
+        file = path.parent / files.expanded(classes)
         try:
-            lines = file.read_text(encoding="utf-8-sig").splitlines()
+            lines = read_text(file, encoding).text.splitlines()
             classes = [line for line in lines if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            faults.append(f"classes: {file} cannot be read ({error})")
+        except DataError as error:
+            faults.append(f"classes: {error}")
             classes = None
     if classes is not None:
         if not isinstance(classes, list) or len(classes) < 2:
@@ -159,7 +174,7 @@ def _load(path: Path, readers: Collection[str]) -> DataSpec:
     if faults:
         raise ConfigError(f"--dataset {path}: " + "; ".join(faults))
     if "datadir" in content:
-        content["datadir"] = os.path.join(path.parent, os.path.expanduser(content["datadir"]))
+        content["datadir"] = os.path.join(path.parent, content["datadir"])
     if "exclude" in content:
-        content["exclude"] = os.path.join(path.parent, os.path.expanduser(content["exclude"]))
+        content["exclude"] = os.path.join(path.parent, content["exclude"])
     return DataSpec(**content)

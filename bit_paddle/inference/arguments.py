@@ -9,13 +9,14 @@ from bit_paddle.data import spec as specs
 from bit_paddle.data.readers import registry
 from bit_paddle.errors import BitPaddleError, ConfigError
 from bit_paddle.models import published
+from bit_paddle.system import files
 
 
 def address(model: str | os.PathLike) -> str:
     """Return ``model`` as an argument of a command; paths get a separator or end in ``.npz``."""
     if not isinstance(model, (str, os.PathLike)):
         raise ConfigError(f"model: is a {type(model).__name__}, expected a name or a path")
-    text = os.fspath(model)
+    text = files.expanded(os.fspath(model))
     is_path = isinstance(model, os.PathLike) and not published.is_path(text)
     return os.path.join(".", text) if is_path else text
 
@@ -24,7 +25,7 @@ def data_set(data: str | os.PathLike, datadir: str | os.PathLike | None) -> tupl
     """Return the name of the data set, and its folder if there is one."""
     if not isinstance(data, (str, os.PathLike)):
         raise ConfigError(f"data: is a {type(data).__name__}, expected a folder or a name")
-    text = os.fspath(data)
+    text = files.expanded(os.fspath(data))
     if datadir is None and Path(text).is_dir():
         try:
             specs.find(text, registry.READERS)

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bit_paddle.data.images import SUFFIXES, FileImages, to_rgb
+from bit_paddle.data.images import GET_HEIF, HEIF_SUFFIXES, FileImages, readable_suffixes, to_rgb
+from bit_paddle.data.readers.listing import is_left_out
 from bit_paddle.errors import (
     BitPaddleError,
     ConfigError,
@@ -119,23 +120,30 @@ def find_images(words: Sequence[str], temporary: Path) -> tuple[list[str], list[
             raise MissingFileError(f"{word}: no such image or folder")
     if not paths and not faults:
         raise ConfigError(
-            f"no images in {', '.join(words)}; image extensions are {' '.join(sorted(SUFFIXES))}"
+            f"no images in {', '.join(words)}; image extensions are "
+            f"{' '.join(sorted(readable_suffixes()))}"
         )
     return names, paths, faults
 
 
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
 def _images_below(root: str) -> list[str]:
     """Return the image files in ``root`` and all folders below it; report skipped files."""
-    images, skipped = [], 0
+    images, skipped, suffixes = [], [], readable_suffixes()
     for folder, inner, entries in os.walk(root):
-        inner.sort()
-        visible = [entry for entry in sorted(entries) if entry[0] != "."]
-        files = [entry for entry in visible if os.path.splitext(entry)[1].lower() in SUFFIXES]
-        skipped += len(visible) - len(files)
+        inner[:] = sorted(name for name in inner if not is_left_out(name))
+        visible = [entry for entry in sorted(entries) if not is_left_out(entry)]
+        files = [entry for entry in visible if _suffix(entry) in suffixes]
+        skipped += [_suffix(entry) for entry in visible if _suffix(entry) not in suffixes]
         images += [os.path.join(folder, entry) for entry in files]
     if skipped:
+        heif = f". {GET_HEIF}" if HEIF_SUFFIXES & set(skipped) else ""
         print(
-            f"note: {skipped:,} files in {root} have no known image extension and are skipped",
+            f"note: {len(skipped):,} files in {root} have no known image extension and are "
+            f"skipped{heif}",
             file=sys.stderr,
         )
     return images

@@ -67,6 +67,17 @@ def to_json(content: Any) -> str:
     return json.dumps(finite(content), indent=2) + "\n"
 
 
+def expanded(path: str) -> str:
+    """Return ``path`` with ``~`` and ``$VARIABLES`` replaced, as a shell does it.
+
+    The path of an existing file stays as it is, and so do a web address and a variable that is not
+    set.
+    """
+    if "://" in path or os.path.exists(path):
+        return path
+    return os.path.expanduser(os.path.expandvars(path))
+
+
 def read_yaml(path: str | os.PathLike, title: str, example: str) -> dict[Any, Any]:
     """Return the content of a YAML file of ``key: value`` lines; {} for an empty file.
 

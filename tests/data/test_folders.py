@@ -51,11 +51,12 @@ def test_nested_folders_and_suffixes_of_any_case(tmp_path):
     train, val = data[:2]
     assert names_of(train) == [("a/1.JPG", "a"), ("a/deep/er/2.png", "a"), ("b/3.JpEg", "b")]
     assert names_of(val) == [("b/x/4.png", "b")]
-    write_images(tmp_path, "train/a/5.heic", "train/a/deep/6", "val/b/7.HEIC", "train/about.md")
+    write_images(tmp_path, "train/a/5.xcf", "train/a/deep/6", "val/b/7.XCF", "train/about.md")
     for _ in range(2):  # read, and remembered
-        first, second, _ = registry.open_dataset("folder", str(tmp_path)).notes
-        assert "3 files in the class folders" in first and "(.heic 1)" in second
-        assert all(f"{kind} 1" in first for kind in (".txt", ".heic", "none"))
+        first, hidden, second, _ = registry.open_dataset("folder", str(tmp_path)).notes
+        assert "3 files in the class folders" in first and "(.xcf 1)" in second
+        assert all(f"{kind} 1" in first for kind in (".txt", ".xcf", "none"))
+        assert "2 hidden or system files and folders" in hidden and "(.cache 1, .* 1)" in hidden
 
 
 @pytest.mark.parametrize("suffix", sorted(SUFFIXES - {".avif", ".jp2"}))
@@ -341,7 +342,7 @@ def test_a_file_describes_a_data_set(tmp_path):
         ("reader: [folder]", "reader: is \\['folder'\\]"),
         ("reader: digits\ntrain: x", "train: is not for digits"),
         ("reader: list\nclasses: [a, b, a]", "classes: listed twice: a"),
-        ("reader: list\nclasses: none.txt", "none.txt cannot be read"),
+        ("reader: list\nclasses: none.txt", "none.txt: cannot be read"),
         ("reader: list\nresolution: 3", "expected small or large"),
         ("reader: list\nval_fraction: 1.5", "between 0 and 1"),
         ("reader: [", "cannot be read as YAML"),
@@ -417,7 +418,7 @@ def test_an_installed_package_has_them_too(tmp_path):
 @pytest.fixture
 def settled(monkeypatch):
     """What has just changed counts as settled."""
-    monkeypatch.setattr(listing, "_SETTLED", 0)
+    monkeypatch.setattr(listing, "SETTLED", 0)
 
 
 def test_files_are_listed_once(settled, tmp_path, monkeypatch):

@@ -334,7 +334,7 @@ def test_unreadable_images_are_named_and_the_rest_is_done(
     shutil.copytree(image_folder / "val", tmp_path / "images")
     for name in ("blue/1.png", "coral/4.png"):
         (tmp_path / "images" / name).write_bytes(b"no image")
-    (tmp_path / "images/blue/live.heic").write_bytes(b"of a telephone")
+    (tmp_path / "images/blue/layers.xcf").write_bytes(b"of a drawing program")
     arguments = (
         ["--features", tmp_path / "f.npz"]
         if what == "features"

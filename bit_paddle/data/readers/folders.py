@@ -1,8 +1,7 @@
-"""Images in class folders: the user's own (``folder``) and ImageNet's (``imagenet2012``)."""
+"""Images in class folders (``folder``), and what readers of files share."""
 
 from __future__ import annotations
 
-import csv
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,10 +10,18 @@ from pathlib import Path
 import numpy as np
 
 from bit_paddle.data import splits
-from bit_paddle.data.images import SUFFIXES, FileImages, Parts
-from bit_paddle.data.readers.listing import list_images
+from bit_paddle.data.images import (
+    GET_HEIF,
+    HEIF_SUFFIXES,
+    FileImages,
+    Parts,
+    heif_is_installed,
+    readable_suffixes,
+)
+from bit_paddle.data.readers import nesting
+from bit_paddle.data.readers.listing import Listed, is_left_out, list_images
 from bit_paddle.data.spec import DataSpec
-from bit_paddle.errors import BitPaddleError, ConfigError, DataError, MissingFileError, did_you_mean
+from bit_paddle.errors import ConfigError, DataError, MissingFileError, did_you_mean
 
 VALIDATION = ("val", "valid", "validation")  # usual folder names, in order of preference
 
@@ -26,15 +33,15 @@ def open_folder(spec: DataSpec) -> Parts:
 
     Without validation images a part is held out. The classes are the sorted names of the training
     folders, unless ``spec.classes`` names them. A class has all images below its folder, at any
-    depth.
+    depth. A single folder in --datadir is entered (`nesting.entered`).
     """
-    root = _folder(spec)
+    root, notes = _home(spec)
     train = root / (spec.train or "train")
     if not train.is_dir():
         if spec.train or spec.test or any((root / name).is_dir() for name in VALIDATION):
             raise MissingFileError(
                 f"--datadir {root}: has no {train.name}/; expected train/<class>/* and "
-                f"val/<class>/*, or <class>/* alone; found {_content(root)}"
+                f"val/<class>/*, or <class>/* alone; found {content_of(root)}"
             )
         train = root
     usual = train != root
@@ -43,14 +50,14 @@ def open_folder(spec: DataSpec) -> Parts:
     listed = list_images(train)
     images = class_folders(train, listed.images, spec.classes)
     check_no_class_is_empty(images, str(train))
-    notes = _skipped(train, listed.others)
+    notes += _skipped(train, listed)
     loose = len(listed.images.get("", []))
     if loose:
         notes.append(f"{loose:,} images in {train} are in no class folder, and were skipped")
     if usual:
         read = {part.name for part in (train, val, test) if part}
         others = [entry.name for entry in root.iterdir() if entry.is_dir()]
-        others = sorted(name for name in others if name not in read and name[0] != ".")
+        others = sorted(name for name in others if name not in read and not is_left_out(name))
         if others:
             notes.append(f"skipped in {root}: the folders {', '.join(others[:5])}")
     if test and not spec.test:
@@ -65,11 +72,28 @@ def open_folder(spec: DataSpec) -> Parts:
     for part in (val, test):
         listed = list_images(part) if part else None
         parts.append(listed and class_folders(part, listed.images, images.classes))
-        notes += _skipped(part, listed.others) if listed else []
+        notes += _skipped(part, listed) if listed else []
     if val is None:
         return held_out(images, spec, notes, parts[1])
     check_fraction_is_needed(spec, f"{val} exists")
     return with_notes(images, parts[0], notes, str(val), parts[1])
+
+
+def _home(spec: DataSpec) -> tuple[Path, list[str]]:
+    """Return the folder that holds the parts or the class folders, and notes."""
+    given = folder_of(spec)
+    names = [spec.train or "train", *VALIDATION, TEST]
+    names += [name for name in (spec.val, spec.test) if name]
+
+    def has_data(folder: Path) -> bool:
+        if any((folder / name).is_dir() for name in names):
+            return True
+        return not spec.train and nesting.has_class_folders(folder)
+
+    root, notes = nesting.entered(given, has_data)
+    if not has_data(given):
+        nesting.check_no_list(given)
+    return root, notes
 
 
 def _beside(root: Path, given: str | None, *usual: str) -> Path | None:
@@ -77,7 +101,7 @@ def _beside(root: Path, given: str | None, *usual: str) -> Path | None:
     names = [given] if given else usual
     folder = next((root / name for name in names if (root / name).is_dir()), None)
     if given and folder is None:
-        raise MissingFileError(f"--datadir {root}: has no {given}/; found {_content(root)}")
+        raise MissingFileError(f"--datadir {root}: has no {given}/; found {content_of(root)}")
     return folder
 
 
@@ -104,92 +128,6 @@ def roles(
 def not_measured(fault: str) -> str:
     """Return the note on test images that are not measured because of ``fault``."""
     return f"{fault}, so its images are not measured at the end of a run"
-
-
-def open_imagenet(spec: DataSpec) -> Parts:
-    """Open ILSVRC-2012: ``train/<WordNet id>/*``, and ``val/`` likewise or flat.
-
-    The sorted ids are the order of the published heads. The labels of a flat ``val/`` come from a
-    file in ``--datadir``: the devkit's ground truth (with its meta.mat), a list of ids, or Kaggle's
-    LOC_val_solution.csv. Kaggle's folder ILSVRC/Data/CLS-LOC is found too.
-    """
-    root = _folder(spec)
-    kaggle = root / "ILSVRC/Data/CLS-LOC"
-    parts = kaggle if kaggle.is_dir() else root
-    for part in ("train", "val"):
-        if not (parts / part).is_dir():
-            raise MissingFileError(
-                f"--datadir {root}: has no {part}/; expected train/<WordNet id>/*.JPEG and val/, "
-                f"found {_content(root)}"
-            )
-    train = class_folders(parts / "train", list_images(parts / "train").images, spec.classes)
-    check_no_class_is_empty(train, str(parts / "train"))
-    listed = list_images(parts / "val").images
-    flat = listed.get("", [])
-    if not flat:
-        val = class_folders(parts / "val", listed, train.classes)
-    else:
-        try:
-            ids = _ground_truth(root, parts / "val", len(flat))
-        except BitPaddleError:
-            raise
-        except Exception as error:  # SciPy raises many types for a damaged file
-            raise DataError(
-                f"{root}: the labels of val/ cannot be read ({type(error).__name__}: {error}); "
-                "are they the official files?"
-            ) from error
-        unknown = sorted(set(ids.values()) - set(train.classes))
-        if unknown:
-            raise DataError(f"{root}: validation class {unknown[0]} is not in train/")
-        number = {name: label for label, name in enumerate(train.classes)}
-        try:
-            labels = [number[ids[path.split(".")[0]]] for path in flat]
-        except KeyError as error:
-            raise DataError(
-                f"{parts / 'val'}: no label for {error}; are these ILSVRC-2012's files?"
-            ) from error
-        val = FileImages(flat, labels, train.classes, parts / "val")
-    return with_notes(train, val, [], str(parts / "val"))
-
-
-def _ground_truth(root: Path, val: Path, count: int) -> dict[str, str]:
-    """Return {file's name without suffix: WordNet id} of a flat validation folder."""
-    homes = [root, root / "ILSVRC2012_devkit_t12/data", val]
-
-    def find(name: str) -> Path | None:
-        return next((home / name for home in homes if (home / name).is_file()), None)
-
-    solution = find("LOC_val_solution.csv")
-    if solution:
-        with open(solution, newline="") as stream:
-            rows = csv.DictReader(stream)
-            return {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
-    numbers = find("ILSVRC2012_validation_ground_truth.txt")
-    ids = find("imagenet_2012_validation_synset_labels.txt")
-    if ids:
-        names = ids.read_text().split()
-    elif numbers:
-        meta = find("meta.mat")
-        if meta is None:
-            raise MissingFileError(
-                f"{numbers}: uses the class numbers of the devkit's meta.mat, but that file is "
-                f"missing in {' or '.join(map(str, homes))}"
-            )
-        from scipy.io import loadmat
-
-        synsets = loadmat(meta, squeeze_me=True)["synsets"]
-        by_number = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
-        names = [by_number[int(word)] for word in numbers.read_text().split()]
-    else:
-        raise MissingFileError(
-            f"{val}: is a flat folder, and the file of its labels is missing; expected "
-            "ILSVRC2012_validation_ground_truth.txt and meta.mat (of ILSVRC2012_devkit_t12), "
-            "imagenet_2012_validation_synset_labels.txt or LOC_val_solution.csv in "
-            f"{' or '.join(map(str, homes))}"
-        )
-    if len(names) != count:
-        raise DataError(f"{ids or numbers}: {len(names)} labels for {count} images in {val}")
-    return {f"ILSVRC2012_val_{number:08}": name for number, name in enumerate(names, 1)}
 
 
 def class_folders(
@@ -229,15 +167,33 @@ def held_out(
     return with_notes(train, val, [note, *notes], str(images.root), test)
 
 
-def _skipped(folder: Path, others: Counter[str]) -> list[str]:
-    """Return a note on the skipped files, ``others`` by extension; no note if there are none."""
-    if not others:
-        return []
-    kinds = ", ".join(f"{suffix or 'none'} {count:,}" for suffix, count in others.most_common(5))
-    return [
-        f"{sum(others.values()):,} files in the class folders of {folder} have no known image "
-        f"extension and were skipped ({kinds})"
-    ]
+def _skipped(folder: Path, listed: Listed) -> list[str]:
+    """Return notes on the files of ``folder`` that are not read; no note if there are none."""
+    notes, others, left_out = [], listed.others, listed.left_out
+    if others:
+        kinds = _counted({suffix or "none": count for suffix, count in others.items()})
+        heif = set(others) & HEIF_SUFFIXES
+        notes.append(
+            f"{sum(others.values()):,} files in the class folders of {folder} have no known image "
+            f"extension and were skipped ({kinds})" + (f". {GET_HEIF}" if heif else "")
+        )
+    if left_out:
+        notes.append(
+            f"{sum(left_out.values()):,} hidden or system files and folders in {folder} were left "
+            f"out ({_counted(left_out)})"
+        )
+    return notes
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    """Return the five largest of ``counts``."""
+    return ", ".join(f"{name} {count:,}" for name, count in Counter(counts).most_common(5))
+
+
+def _extensions() -> str:
+    """Return the end of the error for a folder without images."""
+    heif = "" if heif_is_installed() else f" ({GET_HEIF})"
+    return f"known extensions: {' '.join(sorted(readable_suffixes()))}{heif}"
 
 
 def with_notes(
@@ -255,7 +211,7 @@ def with_notes(
         if images is not None and not len(images):
             raise DataError(
                 f"{title if images is val else images.root}: no images in its class folders; "
-                f"known extensions: {' '.join(sorted(SUFFIXES))}"
+                f"{_extensions()}"
             )
     return Parts(train, val, tuple(notes), test)
 
@@ -266,10 +222,7 @@ def check_no_class_is_empty(images: FileImages, title: str) -> None:
     empty = [images.classes[label] for label in np.flatnonzero(counts == 0)]
     if empty:
         more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
-        raise DataError(
-            f"{title}: no images in {', '.join(empty[:5])}{more}; known extensions: "
-            f"{' '.join(sorted(SUFFIXES))}"
-        )
+        raise DataError(f"{title}: no images in {', '.join(empty[:5])}{more}; {_extensions()}")
 
 
 def check_fraction_is_needed(spec: DataSpec, why_not: str) -> None:
@@ -278,11 +231,13 @@ def check_fraction_is_needed(spec: DataSpec, why_not: str) -> None:
         raise ConfigError(f"--val_fraction: nothing is held out for validation, because {why_not}")
 
 
-def _folder(spec: DataSpec) -> Path:
+def folder_of(spec: DataSpec) -> Path:
+    """Return --datadir. Raises `MissingFileError` if it is no folder."""
     if spec.folder.is_file():
         raise MissingFileError(f"--datadir {spec.datadir}: is a file, expected a folder")
     return spec.folder
 
 
-def _content(folder: Path) -> str:
+def content_of(folder: Path) -> str:
+    """Return the first names in ``folder``, for a message."""
     return ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"

@@ -15,12 +15,25 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bit_paddle.data.images import SUFFIXES
+from bit_paddle.data.images import HEIF_SUFFIXES, SUFFIXES, heif_is_installed
 from bit_paddle.errors import DataError
 from bit_paddle.system import fetch, files
 from bit_paddle.system.progress import progress_bar
 
-_KIND = "listing-2"  # the number changes with the format of the cached list
+# Names that operating systems, network drives and notebooks create, in lower case. Names with a
+# dot in front, such as .ipynb_checkpoints and macOS's ._photo.jpg, are left out as well.
+SYSTEM_NAMES = frozenset(
+    {
+        *("$recycle.bin", "system volume information", "found.000", "thumbs.db"),  # Windows
+        *("desktop.ini", "ehthumbs.db", "picasa.ini"),
+        *("__macosx", "icon\r", "network trash folder", "temporary items"),  # macOS
+        *("lost+found", "lost.dir"),  # Linux, Android
+        *("@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot"),  # NAS
+        "__pycache__",
+    }
+)
+
+_KIND = "listing-3"  # the number changes with the format of the cached list
 
 SETTLED = 2_000_000_000  # nanoseconds: FAT, with the coarsest dates, counts in two seconds
 
@@ -30,18 +43,26 @@ class Listed(NamedTuple):
 
     images: dict[str, list[str]]  # sorted relative paths by first folder ("": in no folder)
     others: Counter[str]  # number of other files in folders, by extension
+    left_out: Counter[str]  # number of hidden and system files and folders, by name
+
+
+def is_left_out(name: str) -> bool:
+    """Return whether a file or folder is hidden, or a system made it (`SYSTEM_NAMES`)."""
+    return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
 
 def list_images(root: Path) -> Listed:
     """Return the files below ``root``.
 
-    The extension, in any case, tells whether a file is an image. Names that start with a dot are
-    skipped. Links are followed unless they lead back. Raises `DataError` for an unreadable folder.
+    The extension, in any case, tells whether a file is an image. HEIC files are images only if
+    pillow-heif is installed. Hidden and system names (`is_left_out`) are only counted. Links are
+    followed unless they lead back. Raises `DataError` for an unreadable folder.
     """
     home = os.path.realpath(root)
     cached = remembered(_KIND, home)
     cached = cached if isinstance(cached, dict) else {}
-    folders: dict[str, list] = {}  # relative path -> [date, images, folders, {suffix: others}]
+    # relative path -> [date, images, folders, {suffix: others}, HEIC files, {name: left out}]
+    folders: dict[str, list] = {}
     with progress_bar(desc=f"listing {root}", unit=" files", delay=2) as bar:
         waiting: list[tuple[str, frozenset]] = [("", frozenset())]  # folder, its parents
         while waiting:
@@ -62,33 +83,55 @@ def list_images(root: Path) -> Listed:
             waiting += [(os.path.join(folder, inner), outer | {itself}) for inner in entry[2]]
     if folders != cached:
         remember(_KIND, home, folders)
+    return _joined(folders)
+
+
+def _joined(folders: dict[str, list]) -> Listed:
+    """Return the content of all ``folders``, whose format is that of the cached list."""
     by_folder: dict[str, list[str]] = {name: [] for name in sorted(folders[""][2])}
     others: Counter[str] = Counter()
-    for folder, (_, images, _, rest) in folders.items():
+    left_out: Counter[str] = Counter()
+    for folder, (_, images, _, rest, heif, left) in folders.items():
+        if heif and heif_is_installed():
+            images = images + heif
+        elif heif and folder:
+            others.update(os.path.splitext(name)[1].lower() for name in heif)
         others.update(rest if folder else {})
+        left_out.update(left)
         first = folder.split(os.sep, 1)[0]
         prefix = os.path.join(folder, "")
         by_folder.setdefault(first, []).extend(prefix + name for name in images)
     for paths in by_folder.values():
         paths.sort()
-    return Listed(by_folder, others)
+    return Listed(by_folder, others, left_out)
 
 
 def _read_folder(path: str, date: int) -> list:
-    images, folders, others = [], [], Counter()
+    images, folders, others, heif, left_out = [], [], Counter(), [], Counter()
     now = time.time_ns()
     with os.scandir(path) as entries:
         for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            suffix = os.path.splitext(entry.name)[1].lower()
-            if entry.is_dir():
-                folders.append(entry.name)
+            name = entry.name
+            suffix = os.path.splitext(name)[1].lower()
+            if name.startswith("."):
+                if entry.is_dir():
+                    left_out[name] += 1
+                elif suffix in SUFFIXES or suffix in HEIF_SUFFIXES:
+                    left_out["._*" if name.startswith("._") else ".*"] += 1
+            elif entry.is_dir():
+                if is_left_out(name):
+                    left_out[name] += 1
+                else:
+                    folders.append(name)
             elif suffix in SUFFIXES:
-                images.append(entry.name)
+                images.append(name)
+            elif suffix in HEIF_SUFFIXES:
+                heif.append(name)
+            elif is_left_out(name):
+                left_out[name] += 1
             else:
                 others[suffix] += 1
-    return [date if date < now - SETTLED else 0, images, folders, others]
+    return [date if date < now - SETTLED else 0, images, folders, others, heif, left_out]
 
 
 # --- The cache between runs ----------------------------------------------------------------------

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import csv
 import itertools
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bit_paddle.data.images import FileImages, Parts
-from bit_paddle.data.readers import folders
+from bit_paddle.data.readers import folders, nesting
+from bit_paddle.data.readers.class_names import ClassNames, find_class_names
 from bit_paddle.data.spec import DataSpec
+from bit_paddle.data.text import Text, read_text
 from bit_paddle.errors import ConfigError, DataError, MissingFileError
 
 SUFFIXES = (".csv", ".tsv", ".txt")
+
+ENDS = (*SUFFIXES, "_list.txt")  # train_list.txt is PaddleClas' and PaddleX' name
 
 _HEADERS = (
     {"path", "file", "filename", "filepath", "image", "image_path", "image_id", "img", "name"},
     {"label", "class", "class_name", "category", "target"},
 )
+
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")  # C:\images, or \\server\images
 
 _SHOWN = 80  # characters of a bad line
 
@@ -29,25 +36,34 @@ def open_list(spec: DataSpec) -> Parts:
     """Open the ``train``, ``val`` and ``test`` lists (.csv, .tsv, .txt) of --datadir, or one list.
 
     In a .txt list the last word of a line is the label. Paths are relative to --datadir, or to the
-    folder of the list --datadir. Labels are names, or numbers from 0 on, which ``spec.classes`` may
-    name. Without a validation list a part of the training images is held out.
+    folder of the list --datadir. Labels are names, or numbers from 0 on, which ``spec.classes`` or
+    a file beside the lists (`find_class_names`) may name. Without a validation list a part of the
+    training images is held out.
     """
     root, train_list, val_list, test_list = _lists(spec)
-    rows = {train_list: _all_rows(train_list)}
-    classes, number_of = _classes([label for _, label, _ in rows[train_list]], spec)
-    notes = []
-    fault = _unlabelled(test_list, number_of) if test_list and not spec.test else None
+    lists = [path for path in (train_list, val_list, test_list) if path]
+    texts = {path: read_text(path, spec.encoding) for path in lists}
+    rows = {train_list: _all_rows(train_list, texts[train_list])}
+    classes, number_of, named = _classes(rows[train_list], spec, train_list.parent)
+    notes = _entered_note(root, spec)
+    fault = None
+    if test_list and not spec.test:
+        fault = _unlabelled(test_list, texts[test_list], number_of)
     if fault:
-        test_list, notes = None, [folders.not_measured(fault)]
+        test_list, notes = None, [*notes, folders.not_measured(fault)]
     val_list, test_list, more = folders.roles(spec, val_list, test_list)
-    rows.update({path: _all_rows(path) for path in (val_list, test_list) if path})
+    rows.update({path: _all_rows(path, texts[path]) for path in (val_list, test_list) if path})
+    notes += _names_and_encodings(classes, named, texts, spec)
+    for path, content in rows.items():
+        rows[path], count = _with_slashes(content, root)
+        notes += [f"{path}: {count:,} paths have \\, which was read as /"] if count else []
     images = {
         path: FileImages(
             [image for image, _, _ in content],
-            _numbers(content, classes, number_of, bool(spec.classes)),
+            _numbers(content, classes, number_of, named or spec.classes),
             classes,
             root,
-            _groups(path, content, spec),
+            _groups(path, texts[path], content, spec),
         )
         for path, content in rows.items()
     }
@@ -69,6 +85,7 @@ def _lists(spec: DataSpec) -> tuple[Path, Path, Path | None, Path | None]:
                 f"--datadir {root}: is a list, but the data set's .yaml file names lists too"
             )
         return root.parent, root, None, None
+    root, _ = nesting.entered(root, lambda folder: _find(folder, spec.train, "train") is not None)
     train = _find(root, spec.train, "train")
     if train is None:
         names = ", ".join(sorted(entry.name for entry in root.iterdir())[:8]) or "nothing"
@@ -83,18 +100,69 @@ def _lists(spec: DataSpec) -> tuple[Path, Path, Path | None, Path | None]:
     return root, train, val, test
 
 
-def _all_rows(path: Path) -> list[Row]:
-    rows = list(_rows(path))
+def _entered_note(root: Path, spec: DataSpec) -> list[str]:
+    if root == spec.folder or spec.folder.is_file():
+        return []
+    return [nesting.note(spec.folder, root)]
+
+
+def _names_and_encodings(
+    classes: Sequence[str], named: ClassNames | None, texts: Mapping[Path, Text], spec: DataSpec
+) -> list[str]:
+    """Return notes on the file of the class names, and on encodings that the bytes suggested."""
+    first = ", ".join(classes[:4]) + (" …" if len(classes) > 4 else "")
+    notes = [f"{named.file} names {len(classes)} classes: {first}"] if named else []
+    texts = {**texts, named.file: named.text} if named else texts
+    for encoding in dict.fromkeys(text.encoding for text in texts.values()):
+        if encoding and not spec.encoding:
+            files = ", ".join(path.name for path in texts if texts[path].encoding == encoding)
+            notes.append(
+                f"{files}: not UTF-8, read as {encoding}; the first classes are {first}. If these "
+                "are wrong, name the encoding in a data set's .yaml file (encoding: …)"
+            )
+    return notes
+
+
+def _with_slashes(rows: list[Row], root: Path) -> tuple[list[Row], int]:
+    """Return ``rows`` with / for \\ in paths of no file, as of Windows, and the number of these.
+
+    Raises `DataError` for a path on a drive of Windows.
+    """
+    result, count = [], 0
+    if not any("\\" in path or path[1:2] == ":" for path, _, _ in rows):
+        return rows, 0
+    for path, label, line in rows:
+        if _DRIVE.match(path) and not (root / path).exists():
+            raise DataError(
+                f"{line}: {path!r} is a path on a drive of Windows, which does not exist here; "
+                f"write paths relative to {root}"
+            )
+        if "\\" in path and not (root / path).exists():
+            path, count = path.replace("\\", "/"), count + 1
+        result.append((path, label, line))
+    return result, count
+
+
+def _all_rows(path: Path, text: Text) -> list[Row]:
+    rows = list(_rows(path, text))
     if not rows:
         raise DataError(f"{path}: names no images; expected a path and a label per line")
     return rows
 
 
 def _numbers(
-    rows: Sequence[Row], classes: Sequence[str], number_of: Mapping[str, int], given: bool
+    rows: Sequence[Row],
+    classes: Sequence[str],
+    number_of: Mapping[str, int],
+    given: ClassNames | Sequence[str] | None,
 ) -> list[int]:
     """Return the class numbers of ``rows``. Raises `DataError` for a label without a class."""
     for _, label, line in rows:
+        if label not in number_of and isinstance(given, ClassNames):
+            raise DataError(
+                f"{line}: the class is {label}, but {given.file} has no line for it; it names "
+                f"{len(classes)} classes, {min(given.names)} to {max(given.names)}"
+            )
         if label not in number_of:
             raise DataError(
                 f"{line}: class {label!r} is not in {'the given classes' if given else 'training'};"
@@ -104,9 +172,9 @@ def _numbers(
     return [number_of[label] for _, label, _ in rows]
 
 
-def _unlabelled(path: Path, known: Collection[str]) -> str | None:
+def _unlabelled(path: Path, text: Text, known: Collection[str]) -> str | None:
     """Return why a test list has no labels, as in competitions; None if it has some."""
-    rows = _rows(path)
+    rows = _rows(path, text)
     try:
         rows = itertools.chain([next(rows)], rows)
     except StopIteration:
@@ -116,23 +184,32 @@ def _unlabelled(path: Path, known: Collection[str]) -> str | None:
     return None if any(label in known for _, label, _ in rows) else f"{path}: no label is a class"
 
 
-def _classes(labels: Sequence[str], spec: DataSpec) -> tuple[list[str], dict[str, int]]:
-    """Return the classes' names, and {label: class number} of all labels that may occur.
+def _classes(
+    rows: Sequence[Row], spec: DataSpec, folder: Path
+) -> tuple[list[str], dict[str, int], ClassNames | None]:
+    """Return the classes' names, {label: class number} of all labels, and the file of the names.
 
     With ``spec.classes`` the labels are its names, or their numbers from 0 on. Without it, labels
-    are any names, or numbers from 0 on without a gap in training. Raises `DataError`.
+    are any names, or numbers that a file in ``folder`` names, or numbers from 0 on without a gap in
+    training. Raises `DataError`.
     """
-    distinct = set(labels)
+    distinct = {label for _, label, _ in rows}
     short = (word for word in distinct if word.isdecimal() and len(word) < 10)
     numbers = sorted(int(word) for word in short if str(int(word)) == word)
     if spec.classes:
         classes = list(spec.classes)
         by_name = {name: number for number, name in enumerate(classes)}
         if len(numbers) == len(distinct) and not distinct <= set(by_name):
-            return classes, {str(number): number for number in range(len(classes))}
-        return classes, by_name
+            return classes, {str(number): number for number in range(len(classes))}, None
+        return classes, by_name, None
     if len(distinct) < 2:
-        raise DataError(f"--datadir {spec.datadir}: all training images are of class {labels[0]!r}")
+        raise DataError(
+            f"--datadir {spec.datadir}: all training images are of class {rows[0][1]!r}"
+        )
+    named = find_class_names(folder, spec.encoding) if len(numbers) == len(distinct) else None
+    if named:
+        places = {str(number): place for place, number in enumerate(named.names)}
+        return list(named.names.values()), places, named
     if len(numbers) < len(distinct):
         classes = sorted(distinct)
     else:
@@ -144,7 +221,7 @@ def _classes(labels: Sequence[str], spec: DataSpec) -> tuple[list[str], dict[str
                 "in a data set's .yaml file"
             )
         classes = [str(number) for number in numbers]
-    return classes, {name: number for number, name in enumerate(classes)}
+    return classes, {name: number for number, name in enumerate(classes)}, None
 
 
 def _repetitions(lists: Mapping[str, Sequence[Row]]) -> list[str]:
@@ -169,33 +246,29 @@ def _repetitions(lists: Mapping[str, Sequence[Row]]) -> list[str]:
 
 
 def _find(folder: Path, name: str | None, *usual: str) -> Path | None:
-    names = [name] if name else [stem + suffix for stem in usual for suffix in SUFFIXES]
+    names = [name] if name else [stem + end for stem in usual for end in ENDS]
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def _either(stem: str) -> str:
-    return stem if Path(stem).suffix in SUFFIXES else " or ".join(stem + end for end in SUFFIXES)
+    return stem if Path(stem).suffix in SUFFIXES else " or ".join(stem + end for end in ENDS)
 
 
-def _table(path: Path) -> Iterator[tuple[int, list[str]]]:
+def _table(path: Path, text: Text) -> Iterator[tuple[int, list[str]]]:
     """Yield (line number, cells) of each line. Raises `DataError`."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as text ({error})") from error
-    lines = text.splitlines()
+    lines = text.text.splitlines()
     if path.suffix.lower() == ".txt":
-        cells = ([part.strip() for part in line.rsplit(None, 1)] for line in lines)
+        cells = ([part.strip() for part in _split(line.strip())] for line in lines)
     else:
         delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
         cells = ([cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter))
     yield from enumerate(_caught(cells, path), 1)
 
 
-def _rows(path: Path) -> Iterator[Row]:
+def _rows(path: Path, text: Text) -> Iterator[Row]:
     """Yield (path, label, "list:line") of each line. Raises `DataError`."""
     columns = (0, 1)
-    for number, row in _table(path):
+    for number, row in _table(path, text):
         if not any(row):
             continue
         words = [cell.lower() for cell in row]
@@ -212,7 +285,12 @@ def _rows(path: Path) -> Iterator[Row]:
             yield row[columns[0]], row[columns[1]], f"{path}:{number}"
 
 
-def _groups(path: Path, rows: Sequence[Row], spec: DataSpec) -> list[str] | None:
+def _split(line: str) -> list[str]:
+    """Return path and label of a line: what is behind the last tab, else the last word."""
+    return line.rsplit("\t" if "\t" in line else None, 1)
+
+
+def _groups(path: Path, text: Text, rows: Sequence[Row], spec: DataSpec) -> list[str] | None:
     """Return the group of each row of a list by the column --group; None if that is no column.
 
     A row with an empty cell is a group of its own, named by its path. Raises `ConfigError` for an
@@ -220,7 +298,7 @@ def _groups(path: Path, rows: Sequence[Row], spec: DataSpec) -> list[str] | None
     """
     if spec.group is None:
         return None
-    cells = dict(_table(path))
+    cells = dict(_table(path, text))
     head = next(iter(cells.values()), [])
     if spec.group in head and not any(line == f"{path}:1" for _, _, line in rows):
         column = head.index(spec.group)

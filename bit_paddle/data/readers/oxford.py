@@ -5,35 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from bit_paddle.data.images import FileImages, Parts, check_labels
-from bit_paddle.data.readers.archives import unpacked
+from bit_paddle.data.readers.official import Part, official_folder
 from bit_paddle.data.spec import DataSpec
 from bit_paddle.errors import ConfigError, DataError, MissingFileError, did_you_mean
-from bit_paddle.system import fetch
-
-
-class Part(NamedTuple):
-    """An official file; for an archive also its unpacked folder."""
-
-    file: str
-    md5: str
-    folder: str | None = None
-
-    def is_in(self, root: Path) -> bool:
-        unpacked_before = self.folder is not None and (root / self.folder).is_dir()
-        return unpacked_before or (root / self.file).is_file()
-
 
 FLOWERS_URL = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
 
 FLOWERS = (
-    Part("102flowers.tgz", "52808999861908f626f3c1f4e79d11fa", "jpg"),
-    Part("imagelabels.mat", "e0620be6f572b9609742df49c70aed4d"),
-    Part("setid.mat", "a5357ecc9cb78c4bef273ce3793fc85c"),
+    Part("102flowers.tgz", {"md5": "52808999861908f626f3c1f4e79d11fa"}, "jpg"),
+    Part("imagelabels.mat", {"md5": "e0620be6f572b9609742df49c70aed4d"}),
+    Part("setid.mat", {"md5": "a5357ecc9cb78c4bef273ce3793fc85c"}),
 )
 
 FLOWER_LISTS = ("trnid", "valid", "tstid")  # 1,020, 1,020 and 6,149 images
@@ -42,8 +27,8 @@ FLOWER_LISTS = ("trnid", "valid", "tstid")  # 1,020, 1,020 and 6,149 images
 PETS_URL = "https://www.robots.ox.ac.uk/~vgg/data/pets/data/"
 
 PETS = (
-    Part("images.tar.gz", "5c4f3ee8e5d25df40f4fd59a7f44e54c", "images"),
-    Part("annotations.tar.gz", "95a8c909bbe2e81eed6a22bccdf3f68f", "annotations"),
+    Part("images.tar.gz", {"md5": "5c4f3ee8e5d25df40f4fd59a7f44e54c"}, "images"),
+    Part("annotations.tar.gz", {"md5": "95a8c909bbe2e81eed6a22bccdf3f68f"}, "annotations"),
 )
 
 PET_CLASSES = 37
@@ -68,7 +53,7 @@ def open_flowers(spec: DataSpec) -> Parts:
                     f"{did_you_mean(name, FLOWER_LISTS)}, or several joined by +: trnid+valid"
                 )
     classes = _classes(spec, [str(number) for number in range(1, 103)])
-    root = _root(spec, "oxford_flowers102", FLOWERS_URL, FLOWERS)
+    root = official_folder(spec, "oxford_flowers102", FLOWERS_URL, FLOWERS)
     labels_file, lists_file = root / "imagelabels.mat", root / "setid.mat"
     labels = _numbers(labels_file, "labels") - 1
     check_labels(labels, classes, f"{labels_file}, counted from 0")
@@ -95,7 +80,7 @@ def open_pets(spec: DataSpec) -> Parts:
     `open_flowers`.
     """
     _classes(spec, [""] * PET_CLASSES)
-    root = _root(spec, "oxford_iiit_pet", PETS_URL, PETS)
+    root = official_folder(spec, "oxford_iiit_pet", PETS_URL, PETS)
     names = [spec.train or "annotations/trainval.txt", spec.val or "annotations/test.txt"]
     files = [root / name for name in [*names, spec.test] if name]
     breeds: dict[int, str] = {}
@@ -146,31 +131,6 @@ def _classes(spec: DataSpec, default: list[str]) -> list[str]:
             f"classes: {len(spec.classes)} names, but {spec.reader} has {len(default)} classes"
         )
     return default if spec.classes is None else list(spec.classes)
-
-
-def _root(spec: DataSpec, name: str, url: str, parts: Sequence[Part]) -> Path:
-    """Return the folder of the official files, unpacked; without --datadir download them."""
-    if spec.datadir:
-        root = spec.folder
-        missing = [
-            part.file + (f" (or its folder {part.folder}/)" if part.folder else "")
-            for part in parts
-            if not part.is_in(root)
-        ]
-        if missing:
-            raise MissingFileError(
-                f"--datadir {root}: missing {', '.join(missing)}; leave --datadir out to download "
-                f"the files of {spec.reader}"
-            )
-    else:
-        root = fetch.cache_dir() / name
-        for part in parts:
-            if not part.is_in(root):
-                fetch.fetch(url + part.file, root / part.file, expected={"md5": part.md5})
-    for part in parts:
-        if part.folder:
-            unpacked(root / part.file, root / part.folder)
-    return root
 
 
 def _numbers(file: Path, name: str) -> np.ndarray:

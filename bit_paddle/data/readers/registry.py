@@ -20,9 +20,11 @@ from bit_paddle.data import spec as specs
 from bit_paddle.data.images import Dataset, Images, Parts
 from bit_paddle.data.readers.cifar import open_cifar
 from bit_paddle.data.readers.digits import open_digits
-from bit_paddle.data.readers.folders import open_folder, open_imagenet
+from bit_paddle.data.readers.folders import open_folder
+from bit_paddle.data.readers.imagenet import open_imagenet
 from bit_paddle.data.readers.lists import open_list
 from bit_paddle.data.readers.oxford import open_flowers, open_pets
+from bit_paddle.data.readers.tf_flowers import open_tf_flowers
 from bit_paddle.data.spec import DataSpec
 from bit_paddle.errors import ConfigError
 
@@ -44,7 +46,7 @@ class Reader:
     """A function that opens a data set, and its requirements."""
 
     open: Callable[[DataSpec], Parts]
-    #: Optional keys of a description (train, val, test, classes, val_fraction) that ``open`` reads
+    #: Optional keys of a description that ``open`` reads, of `_OPTIONAL`
     uses: frozenset[str] = frozenset()
     #: Content of --datadir, if the data set requires it
     datadir: str | None = None
@@ -53,6 +55,8 @@ class Reader:
     #: Published sizes by the list of training images (None: the reader's default list)
     known: dict[str | None, Known] = field(default_factory=dict)
 
+
+_OPTIONAL = ("train", "val", "test", "classes", "val_fraction", "encoding")
 
 _LISTS = frozenset({"train", "val", "test", "classes"})
 
@@ -75,7 +79,7 @@ READERS: dict[str, Reader] = {
     ),
     "list": Reader(
         open_list,
-        uses=_LISTS | _FILES | {"val_fraction"},
+        uses=_LISTS | _FILES | {"val_fraction", "encoding"},
         datadir="a folder with its lists, such as train.csv and val.csv, or one such list",
         known={"train800val200.txt": Known(1_000)},  # VTAB-1k; configs/data has the classes
     ),
@@ -83,6 +87,11 @@ READERS: dict[str, Reader] = {
         open_flowers, _LISTS | _FILES, known={None: Known(1_020, 102, "large")}
     ),
     "oxford_iiit_pet": Reader(open_pets, _LISTS | _FILES, known={None: Known(3_680, 37, "large")}),
+    "tf_flowers": Reader(
+        open_tf_flowers,
+        _FILES | {"val_fraction"},
+        known={None: Known(3_303, 5, "large")},  # without the tenth that is held out
+    ),
 }
 
 
@@ -103,7 +112,7 @@ def find(dataset: str, need_datadir: bool = True, **overrides: Any) -> DataSpec:
             raise ConfigError(f"{flag}: is not for {spec.reader}, whose images have no paths")
     if spec.group is not None and spec.reader != "list":  # a list may have such a column
         splits.group_pattern(spec.group)
-    for key in ("train", "val", "test", "classes", "val_fraction"):
+    for key in _OPTIONAL:
         if getattr(spec, key) is not None and key not in reader.uses:
             name = "--val_fraction" if key == "val_fraction" else f"--dataset {dataset}: {key}"
             raise ConfigError(f"{name}: is not for {spec.reader}, which has its own")
