@@ -27,6 +27,7 @@ from bit_paddle.config import parsing
 from bit_paddle.config.settings import FIELDS
 from bit_paddle.data import spec as specs
 from bit_paddle.data.readers import registry
+from bit_paddle.data.readers.archives import is_archive
 from bit_paddle.errors import BitPaddleError, ConfigError
 from bit_paddle.inference import evaluation, exporting, trained
 from bit_paddle.inference.evaluation import Evaluation
@@ -331,7 +332,7 @@ def _data(data: str | os.PathLike, datadir: str | os.PathLike | None) -> tuple[s
     if not isinstance(data, (str, os.PathLike)):
         raise ConfigError(f"data: is a {type(data).__name__}, expected a folder or a name")
     text = files.expanded(os.fspath(data))
-    if datadir is None and Path(text).is_dir():
+    if datadir is None and (Path(text).is_dir() or is_archive(Path(text))):
         try:
             specs.find(text, registry.READERS)
         except BitPaddleError:
