@@ -17,9 +17,7 @@ from bit_paddle.errors import BitPaddleError, DataError, WriteError
 from bit_paddle.system import fetch
 from bit_paddle.system.progress import progress_bar
 
-SUFFIXES = (
-    *(".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tbz"),
-)
+SUFFIXES = (*(".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tbz"),)
 
 _FAULTS = (
     *(OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, struct.error),
