@@ -26,6 +26,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from bit_paddle.data.readers.archives import is_archive, stem
 from bit_paddle.data.text import is_encoding, read_text
 from bit_paddle.errors import ConfigError, DataError, MissingFileError, did_you_mean
 from bit_paddle.system import files
@@ -85,9 +86,10 @@ def find(dataset: str, readers: Collection[str]) -> DataSpec:
         return _load(described()[dataset], readers)
     if dataset in readers:
         return DataSpec(dataset)
-    if Path(dataset).is_dir():
+    if Path(dataset).is_dir() or is_archive(Path(dataset)):
+        kind = "a folder of files" if Path(dataset).is_dir() else "an archive"
         raise ConfigError(
-            f"--dataset: {dataset} is a folder of files; write --dataset folder --datadir {dataset}"
+            f"--dataset: {dataset} is {kind}; write --dataset folder --datadir {dataset}"
         )
     raise ConfigError(
         f"--dataset: is {dataset!r}, neither a .yaml file nor a known name: "
@@ -98,7 +100,8 @@ def find(dataset: str, readers: Collection[str]) -> DataSpec:
 def short_name(dataset: str, datadir: str | None) -> str:
     """Return the name of ``dataset`` for a run's folder; for own images the folder's name."""
     if dataset in ("folder", "list") and datadir:
-        return Path(datadir).resolve().stem
+        path = Path(datadir).resolve()
+        return stem(path.name) if is_archive(path) else path.stem
     if dataset.lower().endswith((".yaml", ".yml")):
         return Path(dataset).stem
     return dataset.replace("/", "-")

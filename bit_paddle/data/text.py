@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,8 @@ _MARKS = (  # of UTF-32 first, because its mark starts with that of UTF-16
     *((mark, "utf-32") for mark in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)),
     *((mark, "utf-16") for mark in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)),
 )
+
+_SINGLE = ("cp1252", "latin-1")  # for texts with single accented letters
 
 _COMMON = 0.5  # of the Chinese characters: the usual ones of GB 2312 are far more than half
 
@@ -65,6 +68,20 @@ def is_encoding(name: str) -> bool:
     return True
 
 
+def encoding_of_names(names: Iterable[bytes], otherwise: str) -> str:
+    """Return the encoding that the names of files suggest: UTF-8, a guess, or ``otherwise``."""
+    raw = b"\n".join(names)
+    for candidate in ("utf-8", *_guesses(raw)):
+        if candidate in _SINGLE:  # accented letters alone
+            break
+        try:
+            raw.decode(candidate)
+        except (UnicodeError, LookupError):
+            continue
+        return candidate
+    return otherwise
+
+
 def _candidates(raw: bytes) -> list[str]:
     """Return names of encodings that ``raw`` may have, the most likely first."""
     marked = [name for mark, name in _MARKS if raw.startswith(mark)]
@@ -87,7 +104,7 @@ def _guesses(raw: bytes) -> list[str]:
     if _is_chinese(sample):
         return ["gb18030"]
     if not re.search(rb"[\x80-\xff]{2}", sample):
-        return ["cp1252", "latin-1"]
+        return list(_SINGLE)
     import charset_normalizer  # needed by few files
 
     return [match.encoding for match in charset_normalizer.from_bytes(sample)]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bit_paddle.data import spec as specs
 from bit_paddle.data.readers import registry
+from bit_paddle.data.readers.archives import is_archive
 from bit_paddle.errors import BitPaddleError, ConfigError
 from bit_paddle.models import published
 from bit_paddle.system import files
@@ -26,7 +27,7 @@ def data_set(data: str | os.PathLike, datadir: str | os.PathLike | None) -> tupl
     if not isinstance(data, (str, os.PathLike)):
         raise ConfigError(f"data: is a {type(data).__name__}, expected a folder or a name")
     text = files.expanded(os.fspath(data))
-    if datadir is None and Path(text).is_dir():
+    if datadir is None and (Path(text).is_dir() or is_archive(Path(text))):
         try:
             specs.find(text, registry.READERS)
         except BitPaddleError:

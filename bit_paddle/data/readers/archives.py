@@ -2,26 +2,80 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
 import shutil
+import struct
 import tarfile
+import zipfile
 import zlib
-from pathlib import Path, PurePath
+from pathlib import Path
 
-from bit_paddle.errors import DataError, WriteError
+from bit_paddle.data.readers import members
+from bit_paddle.errors import BitPaddleError, DataError, WriteError
+from bit_paddle.system import fetch
 from bit_paddle.system.progress import progress_bar
 
-_FAULTS = (OSError, EOFError, tarfile.TarError, zlib.error, ValueError)
+SUFFIXES = (*(".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tbz"),)
+
+_FAULTS = (
+    *(OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, struct.error),
+    *(ValueError, NotImplementedError),  # the latter: a compression that Python does not know
+)
+
+_CLASHES = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST)  # a file and a folder have one name
+
+
+def is_archive(path: Path) -> bool:
+    """Return whether ``path`` is a file with the extension of an archive."""
+    return stem(path.name) != path.name and path.is_file()
+
+
+def stem(name: str) -> str:
+    """Return the name of an archive without its extension; other names as they are."""
+    end = next((end for end in SUFFIXES if name.lower().endswith(end)), "")
+    return name[: len(name) - len(end)] or name
+
+
+def cached(archive: Path) -> Path:
+    """Return the folder of the cache with the content of ``archive``, unpacked at the first call.
+
+    It is unpacked again if its path, its size or its date changes. Several processes may call this;
+    one unpacks, and the others wait. Errors: `DataError` (damaged, encrypted, leads outside, far
+    larger than the archive), `WriteError`. After an error nothing is left.
+    """
+    state = archive.stat()
+    key = f"{os.path.realpath(archive)}\n{state.st_size}\n{state.st_mtime_ns}"
+    digest = hashlib.sha1(key.encode(errors="surrogateescape")).hexdigest()[:16]
+    folder = fetch.cache_dir() / "archives" / f"{stem(archive.name)[:50]}-{digest}"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(
+            f"{archive}: cannot be unpacked to {folder} ({error.strerror}); the variable "
+            "BIT_PADDLE_HOME names another folder"
+        ) from error
+    return _unpack(archive, folder, "", "is damaged, or not an archive", "")
 
 
 def unpacked(archive: Path, folder: Path) -> Path:
-    """Return ``folder``, unpacked from the tar ``archive`` if it does not exist.
+    """Return ``folder``, unpacked from the official ``archive`` if it does not exist.
 
-    The archive, compressed or not, must hold a folder of the same name, such as ``jpg/…`` for
-    ``data/jpg``. Several processes may call this for one folder; they wait for one another. Errors:
-    `DataError` (a damaged archive; a link, a device or a path that leads outside), `WriteError`.
-    After an error nothing of ``folder`` is left.
+    The archive must hold a folder of the same name, such as ``jpg/…`` for ``data/jpg``. Errors: as
+    of `cached`.
     """
+    return _unpack(
+        archive,
+        folder,
+        folder.name,
+        "is damaged, or not the official archive",
+        "; remove it to download it again",
+    )
+
+
+def _unpack(archive: Path, folder: Path, inner: str, fault: str, advice: str) -> Path:
+    """Return ``folder``, which gets the content of the folder ``inner`` of the archive."""
     from filelock import FileLock  # imported here, because most commands unpack nothing
 
     if folder.is_dir():
@@ -33,42 +87,39 @@ def unpacked(archive: Path, folder: Path) -> Path:
                 return folder
             shutil.rmtree(partial, ignore_errors=True)  # left over from a killed process
             try:
-                with tarfile.open(archive, "r:*") as tar:
-                    _extract(tar, partial, archive.name)
-                if not (partial / folder.name).is_dir():
-                    raise tarfile.TarError(f"it holds no folder {folder.name}/")
-                os.rename(partial / folder.name, folder)
+                partial.mkdir()
+                _extract(archive, partial)
+                if not (partial / inner).is_dir():
+                    raise tarfile.TarError(f"it holds no folder {inner}/")
+                os.rename(partial / inner, folder)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
-    except _FAULTS as error:
-        if isinstance(error, OSError) and error.errno is not None:  # damage raises without one
+    except WriteError as error:
+        raise WriteError(f"{archive}: {error}") from error
+    except BitPaddleError as error:
+        raise DataError(f"{archive}: {error}") from error
+    except _faults() as error:
+        # damage raises without a number
+        if isinstance(error, OSError) and error.errno not in (None, *_CLASHES):
             raise WriteError(
                 f"{archive}: cannot be unpacked to {folder} ({error.strerror}); its folder must be "
                 "writable, and the disk must have room for the files"
             ) from error
         text = " ".join(str(error).split())
-        raise DataError(
-            f"{archive}: is damaged, or not the official archive ({text}); remove it to download "
-            "it again"
-        ) from error
+        raise DataError(f"{archive}: {fault} ({text}){advice}") from error
     return folder
 
 
-def _extract(tar: tarfile.TarFile, folder: Path, title: str) -> None:
-    for member in progress_bar(iterable=tar, desc=title, unit="file", delay=2):
-        path = PurePath(member.name)
-        if path.anchor or ".." in path.parts or not (member.isreg() or member.isdir()):
-            raise tarfile.TarError(
-                f"{member.name!r} is neither a file nor a folder, or leads outside"
-            )
-        target = folder / path
-        (target if member.isdir() else target.parent).mkdir(parents=True, exist_ok=True)
-        if member.isreg():
-            with tar.extractfile(member) as source, open(target, "wb") as sink:
-                shutil.copyfileobj(source, sink)
-    # tarfile takes a damaged header for the end of the archive; gzip's checksum is at the very end
-    tar.fileobj.seek(tar.offset)
-    if tar.fileobj.read(tarfile.BLOCKSIZE) not in (b"", bytes(tarfile.BLOCKSIZE)):
-        raise tarfile.ReadError(f"no header at byte {tar.offset:,}")
-    while tar.fileobj.read(1 << 20):
-        pass
+def _faults() -> tuple[type[Exception], ...]:
+    try:
+        from lzma import LZMAError
+    except ImportError:  # Python may be built without it
+        return _FAULTS
+    return (*_FAULTS, LZMAError)
+
+
+def _extract(archive: Path, folder: Path) -> None:
+    budget = members.Budget(archive, folder)
+    with members.opened(archive, folder, budget) as every:
+        for member in progress_bar(iterable=every, desc=archive.name, unit="file", delay=2):
+            members.write_member(member, folder, budget)

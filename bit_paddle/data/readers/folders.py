@@ -18,7 +18,7 @@ from bit_paddle.data.images import (
     heif_is_installed,
     readable_suffixes,
 )
-from bit_paddle.data.readers import nesting
+from bit_paddle.data.readers import archives, nesting
 from bit_paddle.data.readers.listing import Listed, is_left_out, list_images
 from bit_paddle.data.spec import DataSpec
 from bit_paddle.errors import ConfigError, DataError, MissingFileError, did_you_mean
@@ -234,7 +234,10 @@ def check_fraction_is_needed(spec: DataSpec, why_not: str) -> None:
 def folder_of(spec: DataSpec) -> Path:
     """Return --datadir. Raises `MissingFileError` if it is no folder."""
     if spec.folder.is_file():
-        raise MissingFileError(f"--datadir {spec.datadir}: is a file, expected a folder")
+        raise MissingFileError(
+            f"--datadir {spec.datadir}: is a file, expected a folder or an archive "
+            f"({' '.join(archives.SUFFIXES)})"
+        )
     return spec.folder
 
 

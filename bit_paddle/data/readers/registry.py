@@ -10,7 +10,8 @@ lists need no code, only a YAML file (`bit_paddle.data.spec`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ import numpy as np
 from bit_paddle.data import exclude, names, splits
 from bit_paddle.data import spec as specs
 from bit_paddle.data.images import Dataset, Images, Parts
+from bit_paddle.data.readers import archives
 from bit_paddle.data.readers.cifar import open_cifar
 from bit_paddle.data.readers.digits import open_digits
 from bit_paddle.data.readers.folders import open_folder
@@ -50,6 +52,8 @@ class Reader:
     uses: frozenset[str] = frozenset()
     #: Content of --datadir, if the data set requires it
     datadir: str | None = None
+    #: Whether --datadir may be an archive of such files
+    archives: bool = False
     #: Reason why --datadir is not accepted, if so
     no_datadir: str | None = None
     #: Published sizes by the list of training images (None: the reader's default list)
@@ -70,6 +74,7 @@ READERS: dict[str, Reader] = {
         open_folder,
         uses=_LISTS | _FILES | {"val_fraction"},
         datadir="a folder with train/<class>/* and val/<class>/*, or <class>/* alone",
+        archives=True,
     ),
     "imagenet2012": Reader(
         open_imagenet,
@@ -81,6 +86,7 @@ READERS: dict[str, Reader] = {
         open_list,
         uses=_LISTS | _FILES | {"val_fraction", "encoding"},
         datadir="a folder with its lists, such as train.csv and val.csv, or one such list",
+        archives=True,
         known={"train800val200.txt": Known(1_000)},  # VTAB-1k; configs/data has the classes
     ),
     "oxford_flowers102": Reader(
@@ -139,7 +145,12 @@ def open_dataset(dataset: str, datadir: str | None = None, **overrides: Any) -> 
 
 def read(spec: DataSpec) -> Dataset:
     """Open the data set of ``spec``. Errors: as of `open_dataset`."""
-    parts = READERS[spec.reader].open(spec)
+    reader, notes = READERS[spec.reader], ()
+    if reader.archives and spec.datadir and archives.is_archive(Path(spec.datadir)):
+        folder = archives.cached(Path(spec.datadir))
+        notes = (f"{spec.datadir} is read from its unpacked copy {folder}",)
+        spec = replace(spec, datadir=str(folder))
+    parts = reader.open(spec)
     if spec.fold:
         parts = splits.cut(parts, spec)
     if spec.exclude:
@@ -153,6 +164,7 @@ def read(spec: DataSpec) -> Dataset:
         test=parts.test,
         folds=parts.folds,
         notes=(
+            *notes,
             *parts.notes,
             *splits.group_notes(parts, spec),
             *splits.absences(parts),
