@@ -129,8 +129,9 @@ def _word(name: str, value: Any) -> str:
 class Run:
     """A run of `fine_tune`: its ``folder`` and its ``result``.
 
-    ``result`` is a dictionary of steps, loss, top1, top5 and images. With ``repeats`` it holds the
-    lowest, median and highest of these. It is None if the run is not complete.
+    ``result`` is a dictionary of steps, loss, top1, top5, balanced_accuracy and images. With
+    ``repeats`` it holds the lowest, median and highest of these. It is None if the run is not
+    complete.
     """
 
     def __init__(self, folder: str | os.PathLike, result: dict[str, Any] | None = None):

@@ -11,14 +11,17 @@ from typing import Any
 import yaml
 
 from bit_paddle.config.types import (
+    AUTO,
     MODELS,
     Kind,
+    auto_or_whole,
     fraction,
     interval_text,
     model_name,
     not_negative,
     one_of,
     positive,
+    share,
     switch,
     text,
     whole,
@@ -27,12 +30,6 @@ from bit_paddle.models import losses, published
 from bit_paddle.recipes import hyperrule, upstream
 from bit_paddle.recipes.recipe import RECIPES, Recipe
 from bit_paddle.system import environment, files
-
-AUTO = "auto"
-
-
-def _auto_or_whole(word: str) -> int | str:
-    return AUTO if word == AUTO else whole(1)(word)
 
 
 def _setting(
@@ -125,7 +122,7 @@ class Settings:
         hyperrule.BATCH,
     )
     batch_split: int | str = _how(
-        Kind(_auto_or_whole, "N"),
+        auto_or_whole,
         "micro-batches per batch (gradient accumulation): more of them take less memory, with the "
         "same result. auto: as few as fit in memory, by estimate on a CPU and by trial on a GPU; "
         "a run that is out of memory later takes more",
@@ -165,6 +162,13 @@ class Settings:
         "loss function. "
         + "; ".join(f"{name}: {loss.about}" for name, loss in losses.LOSSES.items()),
         losses.DEFAULT,
+    )
+    balance: float = _how(
+        share,
+        "weight of rare classes in the loss: an image whose class has n training images has the "
+        "weight n^-X, scaled to a mean of 1 over the images. 0: all images weigh the same, the "
+        "rule; 1: all classes weigh the same. Validation has no weights",
+        0.0,
     )
     epochs: int | None = _how(
         whole(1),
@@ -323,15 +327,15 @@ def differences(before: Mapping[str, Any], now: Settings) -> list[str]:
     """Return the changed settings among those that affect a run's result, one line per setting.
 
     A data set may move to another folder (its images are compared elsewhere), and the split of a
-    batch only changes rounding. Settings that ``before`` lacks are ignored: an older version wrote
-    it, and kept a model's name as it was typed.
+    batch only changes rounding. An older version may have written ``before``: the settings that it
+    lacks had their defaults, and it kept a model's name as it was typed.
     """
-    if "model" in before:
-        before = {**before, "model": published.canonical(str(before["model"]))}
+    before = {**{name: item.default for name, item in FIELDS.items()}, **before}
+    before["model"] = published.canonical(str(before["model"]))
     return [
         f"{name}: {before[name]} -> {getattr(now, name)}"
         for name, item in FIELDS.items()
-        if item.metadata["affects_result"] and name in before and before[name] != getattr(now, name)
+        if item.metadata["affects_result"] and before[name] != getattr(now, name)
     ]
 
 

@@ -79,11 +79,22 @@ def number(fits: Callable[[float], bool], expected: str) -> Kind:
     return Kind(parse, "X")
 
 
+AUTO = "auto"
+
+
+def _auto_or_whole(word: str) -> int | str:
+    return AUTO if word == AUTO else whole(1)(word)
+
+
+auto_or_whole = Kind(_auto_or_whole, "N")
+
 positive = number(lambda value: 0 < value < math.inf, "a positive number")
 
 not_negative = number(lambda value: 0 <= value < math.inf, "0 or more")
 
 fraction = number(lambda value: 0 < value < 1, "a number between 0 and 1")
+
+share = number(lambda value: 0 <= value <= 1, "a number from 0 to 1")
 
 
 def one_of(*choices: str) -> Kind:

@@ -13,7 +13,8 @@ SHOWN = 10  # rows of the table, evenly spaced; those with a validation come on 
 class Steps(list[dict[str, Any]]):
     """One dictionary per step; ``pandas.DataFrame(steps)`` works on it.
 
-    Keys: step, loss, lr, images_per_second; after a validation also val_loss, val_top1, val_top5.
+    Keys: step, loss, lr, images_per_second; after a validation also val_loss, val_top1, val_top5,
+    val_balanced_accuracy.
     """
 
     def __init__(self, history: RunHistory):
@@ -22,7 +23,8 @@ class Steps(list[dict[str, Any]]):
             rows[line["step"]] = {k: v for k, v in line.items() if k not in ("kind", "time")}
         for line in history.val:
             row = rows.setdefault(line["step"], {"step": line["step"]})
-            row.update({f"val_{name}": line.get(name) for name in ("loss", "top1", "top5")})
+            names = ("loss", "top1", "top5", "balanced_accuracy")
+            row.update({f"val_{name}": line.get(name) for name in names})
         super().__init__(row for _, row in sorted(rows.items()))
 
     def _table(self) -> list[list[str]]:

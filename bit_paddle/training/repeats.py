@@ -15,6 +15,13 @@ from bit_paddle.runs.folder import CONFIG, REPEATS, claim, forget
 from bit_paddle.system import files
 from bit_paddle.training.launch import Ended, start
 
+COLUMNS = {  # of the table: key of a result: (title, format)
+    "top1": ("  top-1", "{:7.2%}"),
+    "top5": ("  top-5", "{:7.2%}"),
+    "balanced_accuracy": ("balanced", "{:8.2%}"),
+    "loss": ("    loss", "{:8.4f}"),
+}
+
 
 def repeat(
     settings: Settings, arguments: Sequence[str], force: bool = False, embedded: bool = False
@@ -58,21 +65,23 @@ def repeat(
 
 def report(results: Sequence[dict[str, float]], folder: Path) -> dict[str, Any]:
     """Write, print and return the minimum, median and maximum of the runs so far."""
-    columns = {key: [result[key] for result in results] for key in ("top1", "top5", "loss")}
+    columns = {
+        key: [result[key] for result in results]
+        for key in COLUMNS
+        if all(key in result for result in results)  # older versions lack balanced accuracy
+    }
     spread = {
         key: {"min": min(values), "median": float(np.median(values)), "max": max(values)}
         for key, values in columns.items()
     }
-    rows = [
-        f"{run['seed']:6}  {run['top1']:7.2%}  {run['top5']:7.2%}  {run['loss']:8.4f}\n"
-        for run in results
-    ]
+    rows = [(str(run["seed"]), {key: run[key] for key in columns}) for run in results]
     rows += [
-        f"{key:>6}  {spread['top1'][key]:7.2%}  {spread['top5'][key]:7.2%}  "
-        f"{spread['loss'][key]:8.4f}\n"
-        for key in ("min", "median", "max")
+        (title, {key: spread[key][title] for key in columns}) for title in ("min", "median", "max")
     ]
-    table = f"{'seed':>6}  {'top-1':>7}  {'top-5':>7}  {'loss':>8}\n" + "".join(rows)
+    table = "  ".join(["  seed", *(COLUMNS[key][0] for key in columns)]) + "\n"
+    for title, values in rows:
+        cells = (COLUMNS[key][1].format(value) for key, value in values.items())
+        table += "  ".join([f"{title:>6}", *cells]) + "\n"
     files.write_text(folder / "repeats.txt", table)
     content = {"count": len(results), **spread, "runs": list(results)}
     files.write_text(folder / REPEATS, files.to_json(content))

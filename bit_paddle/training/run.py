@@ -22,6 +22,7 @@ from bit_paddle.config import types as argtypes
 from bit_paddle.config.settings import to_dict
 from bit_paddle.data import loader
 from bit_paddle.data.preprocessing import Preprocessing
+from bit_paddle.inference import metrics
 from bit_paddle.models import published, weights
 from bit_paddle.models.native import build
 from bit_paddle.runs import checkpoints, folder, snapshot
@@ -86,9 +87,9 @@ class TrainingRun:
             self.model.compute_with(operators)
         with log.timed("trying micro-batches"):
             without_velocity = [] if self.progress.step else self.sums.own
-            loss = partial(step.loss_of, name=settings.loss)
+            self._loss = partial(step.loss_of, name=settings.loss, class_weights=plan.class_weights)
             self.batch_split = memory.find_split(
-                plan, device_name, begun.known_split, self.model, loss, without_velocity, log
+                plan, device_name, begun.known_split, self.model, self._loss, without_velocity, log
             )
         if settings.shard and self.world_size == 1:
             log.say("note: --shard has no effect with one process")
@@ -175,7 +176,7 @@ class TrainingRun:
                         batch.lam,
                         self.progress.loss_scale if self.amp == "fp16" else 1.0,
                         self.stop.checked,
-                        self.plan.settings.loss,
+                        self._loss,
                     )
             except errors.OutOfMemoryError:
                 self.batch_split = memory.split_further(self.plan, self.batch_split)
@@ -237,10 +238,7 @@ class TrainingRun:
                 self.model, self.stop.checked(batches), bar.update, plan.settings.loss
             )
         self.log.metrics("val", at, **tally.summary())
-        self.log.say(
-            f"step {at}: validation loss {tally.loss:.4f}, top-1 {tally.top1:.2%}, "
-            f"top-5 {tally.top5:.2%} ({tally.images:,} images)"
-        )
+        self.log.say(f"step {at}: validation: {metrics.in_words(tally)}")
         better, self._tally = tally.top1 > self.progress.best, tally
         best = max(self.progress.best, tally.top1)
         self.progress = replace(self.progress, evaluated=at, best=best)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import astuple
 
 from bit_paddle.data.loader import MicroBatch
 from bit_paddle.inference.metrics import Tally
@@ -24,7 +23,7 @@ def evaluate(
     ``batches`` are this rank's share. ``progress`` is called with the size of each batch. Raises
     `Interrupted` in all ranks if the iterator of any rank does.
     """
-    tally, fault = Tally(), None
+    tally, fault = Tally(model.num_classes), None
     before, model.amp = model.amp, "off"
     model.eval()
     try:
@@ -36,5 +35,4 @@ def evaluate(
     finally:
         model.train()
         model.amp = before
-    images, loss_sum, top1, top5 = distributed.agree(astuple(tally), fault)
-    return Tally(int(images), loss_sum, int(top1), int(top5))
+    return Tally.of_sums(distributed.agree(tally.sums(), fault))

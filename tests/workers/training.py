@@ -107,7 +107,7 @@ tally = validation.evaluate(
     model,
     loader.evaluation_batches(noise(1001, 5), Preprocessing(32), 64, 0, rank=rank, world_size=size),
 )
-told["tally"] = [tally.images, tally.top1_count, tally.top5_count, tally.loss]
+told["tally"] = [tally.images, tally.right_per_class.tolist(), tally.top5_count, tally.loss]
 (out / f"{size}.{rank}.json").write_text(json.dumps(told))
 if rank == 0:
     np.savez(out / f"{size}.npz", **arrays)
