@@ -168,7 +168,6 @@ def float64():
     paddle.set_default_dtype("float32")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("lam", [1.0, 0.3])
 def test_a_batch_may_be_split_in_any_way(name, lam, float64):
@@ -192,7 +191,6 @@ def test_the_first_loss_is_the_mean_weight_times_that_of_guessing(lam, float64):
     assert losses[0] == pytest.approx(mean * np.log(3), rel=1e-13)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_half_precision_has_the_same_weights(amp):
     losses, *_ = trained(2, 1.0, 0.3)
