@@ -129,10 +129,11 @@ def _word(name: str, value: Any) -> str:
 class Run:
     """A run of `fine_tune`: its ``folder`` and its ``result``.
 
-    ``result`` is a dictionary of steps, loss, top1, top5 and images, after the last step. If the
-    data have test images, ``result["test"]`` has the same of "best" and "last", the models with
-    which they were measured. With ``repeats`` or ``folds`` it holds the lowest, median and
-    highest of these; with ``folds`` also "pooled", over all images. It is None if the run is not
+    ``result`` is a dictionary of steps, loss, top1, top5, balanced_accuracy and images, after the
+    last step. If the data have test images, ``result["test"]`` has the same of "best" and "last",
+    the models with which they were measured. With ``repeats`` or ``folds`` it holds the lowest,
+    median and highest of these; with ``folds`` also "pooled", over all images. It is None if the
+    run is not
     complete.
     """
 

@@ -1,7 +1,7 @@
 """Measure a trained model on the images of a data set: ``python -m bit_paddle.evaluate --help``.
 
-It measures top-1, top-5, loss, the accuracy per class and the confusion matrix, with the
-preprocessing of the checkpoint.
+It measures top-1, top-5, balanced accuracy, loss, the accuracy per class and the confusion matrix,
+with the preprocessing of the checkpoint.
 """
 
 from __future__ import annotations
@@ -85,6 +85,7 @@ def write_results(result: Evaluation, dataset: str, split: str, folder: Path) ->
         "preprocessing": asdict(result.preprocessing),
         "top1": result.top1,
         "top5": result.top5,
+        "balanced_accuracy": result.balanced_accuracy,
         "loss": result.loss,
         "images": result.images,
     }

@@ -78,7 +78,7 @@ def test_evaluation_is_that_of_the_command(run_folder, model, image_folder, tmp_
     assert bit.evaluate.main([*words, "--output", str(tmp_path)]) == 0
     assert str(result) in capsys.readouterr().out
     written = json.loads((tmp_path / "metrics.json").read_text())
-    for name in ("top1", "top5", "loss", "images"):
+    for name in ("top1", "top5", "balanced_accuracy", "loss", "images"):
         assert getattr(result, name) == written[name]
     rows = [line.split(",") for line in (tmp_path / "confusion.csv").read_text().splitlines()]
     assert result.confusion.tolist() == [list(map(int, row[1:])) for row in rows[1:]]
@@ -86,6 +86,7 @@ def test_evaluation_is_that_of_the_command(run_folder, model, image_folder, tmp_
     assert result.per_class == {
         name: result.confusion[k, k] / 5 for k, name in enumerate(result.classes)
     }
+    assert result.balanced_accuracy == pytest.approx(np.mean(list(result.per_class.values())))
     # By name, by its words, and with the folder as that of a data set.
     again = bit.evaluate(str(run_folder), "folder", datadir=image_folder, batch=4, workers=0)
     assert (again.top1, again.images) == (result.top1, 15)

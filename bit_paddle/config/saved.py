@@ -26,15 +26,15 @@ def differences(before: Mapping[str, Any], now: Settings) -> list[str]:
     """Return the changed settings among those that affect a run's result, one line per setting.
 
     A data set may move to another folder (its images are compared elsewhere), and the split of a
-    batch only changes rounding. Settings that ``before`` lacks are ignored: an older version wrote
-    it, and kept a model's name as it was typed.
+    batch only changes rounding. An older version may have written ``before``: the settings that it
+    lacks had their defaults, and it kept a model's name as it was typed.
     """
-    if "model" in before:
-        before = {**before, "model": published.canonical(str(before["model"]))}
+    before = {**{name: item.default for name, item in FIELDS.items()}, **before}
+    before["model"] = published.canonical(str(before["model"]))
     return [
         f"{name}: {before[name]} -> {getattr(now, name)}"
         for name, item in FIELDS.items()
-        if item.metadata["affects_result"] and name in before and before[name] != getattr(now, name)
+        if item.metadata["affects_result"] and before[name] != getattr(now, name)
     ]
 
 

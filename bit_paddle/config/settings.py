@@ -20,6 +20,7 @@ from bit_paddle.config.types import (
     one_of,
     positive,
     setting,
+    share,
     switch,
     text,
     whole,
@@ -167,6 +168,13 @@ class Settings:
         "loss function. "
         + "; ".join(f"{name}: {loss.about}" for name, loss in losses.LOSSES.items()),
         losses.DEFAULT,
+    )
+    balance: float = _how(
+        share,
+        "weight of rare classes in the loss: an image whose class has n training images has the "
+        "weight n^-X, scaled to a mean of 1 over the images. 0: all images weigh the same, the "
+        "rule; 1: all classes weigh the same. Validation has no weights",
+        0.0,
     )
     epochs: int | None = _how(
         whole(1),
@@ -324,21 +332,6 @@ def data_options(values: Mapping[str, Any]) -> dict[str, Any]:
         **{name: values[name] for name in ("datadir", "val_fraction", "group", "exclude")},
         "fold": fold,
     }
-
-
-def fold_faults(values: Mapping[str, Any]) -> list[str]:
-    """Return the faults of settings that contradict --folds."""
-    folds, fold, faults = values["folds"], values["fold"], []
-    if fold is not None and (folds is None or fold > folds):
-        faults.append(f"--fold: is {fold}, expected a number from 1 to --folds, which is {folds}")
-    if folds is not None and values["val_fraction"] is not None:
-        faults.append("--val_fraction and --folds: each fold is held out in turn; give only one")
-    if folds is not None and values["repeats"] > 1:
-        faults.append(
-            "--repeats and --folds: both make several runs; give only one. To repeat a "
-            "cross-validation, give --folds with another --seed"
-        )
-    return faults
 
 
 def help_of(name: str) -> str:

@@ -100,6 +100,8 @@ not_negative = number(lambda value: 0 <= value < math.inf, "0 or more")
 
 fraction = number(lambda value: 0 < value < 1, "a number between 0 and 1")
 
+share = number(lambda value: 0 <= value <= 1, "a number from 0 to 1")
+
 
 def one_of(*choices: str) -> Kind:
     """Return the kind whose words are ``choices``."""

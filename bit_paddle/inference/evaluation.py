@@ -17,7 +17,7 @@ from bit_paddle.data import check, loader
 from bit_paddle.data.images import Images
 from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.data.readers import registry
-from bit_paddle.inference.metrics import Tally
+from bit_paddle.inference import metrics
 from bit_paddle.inference.model import TrainedModel
 from bit_paddle.inference.trained import TrainedFile, required_preprocessing
 from bit_paddle.system import progress
@@ -28,12 +28,17 @@ SPLITS = ("val", "train", "test", "all")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result of a model on ``images`` images: accuracies from 0 to 1, and the mean loss."""
+    """The result of a model on ``images`` images: accuracies from 0 to 1, and the mean loss.
+
+    ``balanced_accuracy`` is the mean of the top-1 accuracies per class, over the classes that have
+    images. So a rare class counts as much as a frequent one.
+    """
 
     model: Path
     preprocessing: Preprocessing
     top1: float
     top5: float
+    balanced_accuracy: float
     loss: float
     images: int
     classes: list[str]  # the model's class names, in the order of its outputs
@@ -47,10 +52,7 @@ class Evaluation:
         return dict(zip(self.classes, accuracies))
 
     def __str__(self) -> str:
-        return (
-            f"top-1 {self.top1:.2%}, top-5 {self.top5:.2%}, loss {self.loss:.4f} "
-            f"({self.images:,} images)"
-        )
+        return metrics.in_words(self)
 
     def __repr__(self) -> str:
         return f"<Evaluation {self}>"
@@ -125,7 +127,7 @@ def measure(
     batches = itertools.chain.from_iterable(
         loader.evaluation_batches(images, view, batch, workers) for images in parts
     )
-    tally = Tally()
+    tally = metrics.Tally(len(names))
     confusion = np.zeros((len(names), len(names)), np.int64)
     compute = model.function()
     with progress.progress_bar(desc="evaluation", unit="img", total=sum(map(len, parts))) as bar:
@@ -135,7 +137,11 @@ def measure(
             np.add.at(confusion, (labels, logits.argmax(axis=1)), 1)
             bar.update(len(labels))
     return Evaluation(
-        model.file.path, view, tally.top1, tally.top5, tally.loss, tally.images, names, confusion
+        model=model.file.path,
+        preprocessing=view,
+        **tally.summary(),
+        classes=names,
+        confusion=confusion,
     )
 
 

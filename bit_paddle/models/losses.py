@@ -1,4 +1,5 @@
-"""The losses, one class per loss, and MixUp (arXiv 1710.09412), which blends two labels' losses.
+"""The losses, one class per loss, MixUp (arXiv 1710.09412), which blends two labels' losses, and
+the weights of the classes in a loss.
 
 To add a loss, write a class here and an entry in `LOSSES`; flags, metrics and predictions then know
 it. Importing this module does not load Paddle.
@@ -20,16 +21,30 @@ if TYPE_CHECKING:
 class Loss(ABC):
     """A loss of logits [N, K] and labels [N], one per image.
 
-    A call returns the mean over the images, a Paddle tensor [] with gradients. `per_image` computes
-    the same loss in NumPy.
+    A loss defines `losses` in Paddle and `per_image`, the same in NumPy. A call gives their mean.
     """
 
     about: str  # one line, for --help
     head_bias = 0.0  # the initial bias of a new head
 
+    def __call__(
+        self, logits: Tensor, labels: np.ndarray, class_weights: np.ndarray | None = None
+    ) -> Tensor:
+        """Return the mean loss over the images, a Paddle tensor [] with gradients.
+
+        ``class_weights`` [K] multiply each image's loss by the weight of its label. The sum is
+        divided by the number of images, not by the sum of their weights.
+        """
+        losses = self.losses(logits, labels)
+        if class_weights is not None:
+            import paddle
+
+            losses = losses * paddle.to_tensor(class_weights[labels], losses.dtype)
+        return losses.mean()
+
     @abstractmethod
-    def __call__(self, logits: Tensor, labels: np.ndarray) -> Tensor:
-        """Return the mean loss over the images."""
+    def losses(self, logits: Tensor, labels: np.ndarray) -> Tensor:
+        """Return the losses [N], a Paddle tensor with gradients."""
 
     @abstractmethod
     def per_image(self, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -45,12 +60,12 @@ class Softmax(Loss):
 
     about = "cross-entropy over the classes; each image shows exactly one"
 
-    def __call__(self, logits: Tensor, labels: np.ndarray) -> Tensor:
+    def losses(self, logits: Tensor, labels: np.ndarray) -> Tensor:
         # On a CPU, Paddle's own cross-entropy lets no probability fall below exp(-64): when a run
         # has diverged, its loss is finite, but wrong.
         import paddle
 
-        return (paddle.logsumexp(logits, axis=1) - _true_logits(logits, labels)).mean()
+        return paddle.logsumexp(logits, axis=1) - _true_logits(logits, labels)
 
     def per_image(self, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
         highest = logits.max(axis=1)
@@ -71,10 +86,10 @@ class Sigmoid(Loss):
     )
     head_bias = upstream.HEAD_BIAS
 
-    def __call__(self, logits: Tensor, labels: np.ndarray) -> Tensor:
+    def losses(self, logits: Tensor, labels: np.ndarray) -> Tensor:
         import paddle.nn.functional as F
 
-        return (-F.log_sigmoid(-logits).sum(axis=1) - _true_logits(logits, labels)).mean()
+        return -F.log_sigmoid(-logits).sum(axis=1) - _true_logits(logits, labels)
 
     def per_image(self, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
         return np.logaddexp(0, logits).sum(axis=1) - logits[np.arange(len(labels)), labels]
@@ -94,10 +109,35 @@ def mix(images: Tensor, partners: Tensor, lam: float) -> Tensor:
 
 
 def mixed(
-    loss: Loss, logits: Tensor, labels: np.ndarray, partner_labels: np.ndarray, lam: float
+    loss: Loss,
+    logits: Tensor,
+    labels: np.ndarray,
+    partner_labels: np.ndarray,
+    lam: float,
+    class_weights: np.ndarray | None = None,
 ) -> Tensor:
-    """Return lam x loss(labels) + (1 - lam) x loss(partner_labels), for blended images."""
-    return lam * loss(logits, labels) + (1 - lam) * loss(logits, partner_labels)
+    """Return lam x loss(labels) + (1 - lam) x loss(partner_labels), for blended images.
+
+    With ``class_weights`` [K] each of the two losses has the weight of its own label.
+    """
+    own, partner = (loss(logits, each, class_weights) for each in (labels, partner_labels))
+    return lam * own + (1 - lam) * partner
+
+
+def class_weights(counts: np.ndarray, power: float) -> np.ndarray | None:
+    """Return the weight of each class, float64 [K], or None if ``power`` is 0.
+
+    The weight of a class with n of the ``counts`` [K] training images is n^-power, times a factor
+    that makes the mean weight over all training images 1. The loader draws every image equally
+    often. So the mean weight of a drawn image is 1 too, and the learning rate keeps its meaning.
+    With power 1 every class has the same sum of weights. A class without images has weight 0.
+    """
+    if power == 0:
+        return None
+    present = counts > 0
+    weights = np.zeros(len(counts))
+    weights[present] = (counts[present] / counts.max()) ** -power
+    return weights * (counts.sum() / (counts * weights).sum())
 
 
 def _true_logits(logits: Tensor, labels: np.ndarray) -> Tensor:

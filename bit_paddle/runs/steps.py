@@ -13,18 +13,19 @@ SHOWN = 10  # rows of the table, evenly spaced; those with a validation come on 
 class Steps(list[dict[str, Any]]):
     """One dictionary per step; ``pandas.DataFrame(steps)`` works on it.
 
-    Keys: step, loss, lr, images_per_second; after a validation also val_loss, val_top1, val_top5.
-    The steps of the best and of the last model have test_loss, test_top1, test_top5 if the data
-    have test images.
+    Keys: step, loss, lr, images_per_second; after a validation also val_loss, val_top1, val_top5,
+    val_balanced_accuracy. The steps of the best and of the last model have test_loss and so on if
+    the data have test images.
     """
 
     def __init__(self, history: RunHistory):
         rows: dict[int, dict[str, Any]] = {}
         for line in history.train:
             rows[line["step"]] = {k: v for k, v in line.items() if k not in ("kind", "time")}
+        names = ("loss", "top1", "top5", "balanced_accuracy")
         for line in (*history.val, *history.test):
             row, kind = rows.setdefault(line["step"], {"step": line["step"]}), line["kind"]
-            row.update({f"{kind}_{name}": line.get(name) for name in ("loss", "top1", "top5")})
+            row.update({f"{kind}_{name}": line.get(name) for name in names})
         super().__init__(row for _, row in sorted(rows.items()))
 
     def _table(self) -> list[list[str]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from bit_paddle import __version__
 from bit_paddle.data import loader
 from bit_paddle.models import published
@@ -24,6 +26,9 @@ _PRECISION = {
     "bf16": f"bf16: {_HALF}",
     "fp16": f"fp16: {_HALF}, loss scaled",
 }
+
+
+LARGE_RATIO = 10  # of the largest to the smallest class: from here on the plan names --balance
 
 
 def headline(batch: int, where: str, amp: str, processes: int, batch_split: int) -> str:
@@ -58,6 +63,7 @@ def rows(plan: Plan) -> list[tuple[str, str]]:
         ("model", _model(plan)),
         ("weights", _weights(plan)),
         ("data", _data(plan)),
+        ("classes", _classes(plan)),
         (
             "originals",
             "{} x {} pixels (median by area, of a sample)".format(*plan.image_size),
@@ -69,7 +75,7 @@ def rows(plan: Plan) -> list[tuple[str, str]]:
         ("precision", _PRECISION[settings.amp]),
         ("MixUp", settings.recipe.mixup_reason(len(plan.subset))),
         ("memory", _memory(plan)),
-        ("loss", f"{settings.loss} cross-entropy"),
+        ("loss", _loss(plan)),
         ("optimizer", _optimizer(plan)),
         ("validation", _validation(plan)),
         *([("test", _test(plan))] if plan.data.test else []),
@@ -138,6 +144,37 @@ def _fold(settings: Settings) -> str:
 
 def _test_images(plan: Plan) -> str:
     return f"{len(plan.data.test):,} test images, " if plan.data.test else ""
+
+
+def _classes(plan: Plan) -> str:
+    """Return the largest and the smallest class; classes without training images are counted."""
+    counts, names = plan.class_counts, plan.data.train.classes
+    used = counts[counts > 0]
+    largest, smallest = int(used.max()), int(used.min())
+    ratio = largest / smallest
+    row = f"largest : smallest class = {ratio:.3g} : 1, "
+    if largest == smallest:
+        row += f"{plural(largest, 'training image')} per class"
+    else:
+        first, last = (names[np.flatnonzero(counts == count)[0]] for count in (largest, smallest))
+        row += f"{plural(largest, 'training image')} of {first}, {smallest:,} of {last}"
+    if len(used) < len(counts):
+        row += f"; {plural(len(counts) - len(used), 'class')} without training images"
+    if ratio >= LARGE_RATIO and not plan.settings.balance:
+        row += "; --balance 0.5 gives rare classes more weight"
+    return row
+
+
+def _loss(plan: Plan) -> str:
+    row = f"{plan.settings.loss} cross-entropy"
+    weights = plan.class_weights
+    if weights is not None:
+        used = weights[plan.class_counts > 0]
+        row += (
+            f"; an image weighs {used.min():.3g} (largest class) to {used.max():.3g} (smallest), "
+            f"mean 1 (--balance {plan.settings.balance:g})"
+        )
+    return row
 
 
 def _preprocessing(plan: Plan) -> str:

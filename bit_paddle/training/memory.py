@@ -22,8 +22,7 @@ from bit_paddle.system.device import memory_errors
 from bit_paddle.system.text import plural
 from bit_paddle.training import distributed
 from bit_paddle.training.plan import Plan
-
-Loss = Callable[[ResNetV2, MicroBatch, float], paddle.Tensor]
+from bit_paddle.training.step import MicroBatchLoss
 
 
 def smallest_split(estimate: int, images: int, fits: Callable[[int], bool]) -> int:
@@ -46,7 +45,7 @@ def smallest_split(estimate: int, images: int, fits: Callable[[int], bool]) -> i
 
 def fits(
     model: ResNetV2,
-    loss: Loss,
+    loss: MicroBatchLoss,
     crop: int,
     images: int,
     several: bool,
@@ -100,7 +99,7 @@ def find_split(
     device: str,
     known_split: int,
     model: resnetv2.ResNetV2,
-    loss: Loss,
+    loss: MicroBatchLoss,
     without_velocity: Sequence[Tensor],
     log: logbook.Logbook,
 ) -> int:

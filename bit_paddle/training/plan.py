@@ -16,7 +16,7 @@ from bit_paddle.config.settings import AUTO, Settings
 from bit_paddle.data import check, copies, fewshot, identity
 from bit_paddle.data.readers import registry
 from bit_paddle.errors import CheckpointError, MissingFileError
-from bit_paddle.models import cost, published
+from bit_paddle.models import cost, losses, published
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.models.checkpoint import CheckpointFile
 from bit_paddle.models.hub import Repository
@@ -80,6 +80,8 @@ class Plan:
             "mixup_alpha": self.mixup_alpha,
             "architecture": self.architecture.name,
             "training_images": len(self.subset),
+            "training_images_per_class": self.class_counts.tolist(),
+            "balance": self.settings.balance,
             "validation_images": len(self.data.val),
             "test_images": len(self.data.test) if self.data.test else 0,
             "classes": list(self.data.train.classes),
@@ -109,6 +111,17 @@ class Plan:
                 f"{'; '.join(self.skipped[:5])}{more}"
             )
         return notes
+
+    @cached_property
+    def class_counts(self) -> np.ndarray:
+        """The number of used training images per class, int64 [K]."""
+        train = self.data.train
+        return np.bincount(train.labels[self.subset], minlength=len(train.classes))
+
+    @property
+    def class_weights(self) -> np.ndarray | None:
+        """The weight of each class in the loss, float64 [K]; None: all images weigh the same."""
+        return losses.class_weights(self.class_counts, self.settings.balance)
 
     @property
     def cache_bytes(self) -> int:

@@ -17,7 +17,12 @@ from bit_paddle.runs.results import REPEATS
 from bit_paddle.system import files
 from bit_paddle.training.launch import Ended, start
 
-METRICS = ("top1", "top5", "loss")
+COLUMNS = {  # of the table: key of a result: (title, format)
+    "top1": ("  top-1", "{:7.2%}"),
+    "top5": ("  top-5", "{:7.2%}"),
+    "balanced_accuracy": ("balanced", "{:8.2%}"),
+    "loss": ("    loss", "{:8.4f}"),
+}
 
 
 def repeat(
@@ -99,25 +104,28 @@ def table(results: Sequence[dict[str, Any]], title: str) -> tuple[str, dict[str,
     ]
     if tests:
         spread["test"] = {name: _spread([run["test"][name] for run in results]) for name in tests}
-    heads = "".join(f"  test top-1, {name}" for name in tests)
-    text = f"{title:>6}  {'top-1':>7}  {'top-5':>7}  {'loss':>8}{heads}\n"
-    text += "".join(_row(str(run[title]), run, tests) for run in results)
+    columns = [key for key in COLUMNS if key in spread]
+    heads = [f"{title:>6}", *(COLUMNS[key][0] for key in columns)]
+    text = "  ".join([*heads, *(f"test top-1, {name}" for name in tests)]) + "\n"
+    rows = [(str(run[title]), run) for run in results]
     for key in ("min", "median", "max"):
-        values: dict[str, Any] = {name: spread[name][key] for name in METRICS}
+        values: dict[str, Any] = {name: spread[name][key] for name in columns}
         values["test"] = {name: {"top1": spread["test"][name]["top1"][key]} for name in tests}
-        text += _row(key, values, tests)
+        rows.append((key, values))
+    for name, run in rows:
+        cells = [f"{name:>6}", *(COLUMNS[key][1].format(run[key]) for key in columns)]
+        cells += [f"{run['test'][name]['top1']:16.2%}" for name in tests]  # below "test top-1, …"
+        text += "  ".join(cells) + "\n"
     return text, spread
 
 
 def _spread(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    columns = {key: [result[key] for result in results] for key in METRICS}
+    columns = {
+        key: [result[key] for result in results]
+        for key in COLUMNS
+        if all(key in result for result in results)  # older versions lack balanced accuracy
+    }
     return {
         key: {"min": min(values), "median": float(np.median(values)), "max": max(values)}
         for key, values in columns.items()
     }
-
-
-def _row(title: str, run: dict[str, Any], tests: Sequence[str]) -> str:
-    cells = [f"{title:>6}", f"{run['top1']:7.2%}", f"{run['top5']:7.2%}", f"{run['loss']:8.4f}"]
-    cells += [f"{run['test'][name]['top1']:16.2%}" for name in tests]  # below "test top-1, best"
-    return "  ".join(cells) + "\n"

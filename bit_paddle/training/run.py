@@ -19,7 +19,7 @@ import paddle
 from bit_paddle import errors
 from bit_paddle.config import types as argtypes
 from bit_paddle.data import loader
-from bit_paddle.inference import predictions
+from bit_paddle.inference import metrics, predictions
 from bit_paddle.models import published, weights
 from bit_paddle.models.native import build
 from bit_paddle.runs import checkpoints, results, snapshot
@@ -85,9 +85,9 @@ class TrainingRun:
             self.model.compute_with(operators)
         with log.timed("trying micro-batches"):
             without_velocity = [] if self.progress.step else self.sums.own
-            loss = partial(step.loss_of, name=settings.loss)
+            self._loss = partial(step.loss_of, name=settings.loss, class_weights=plan.class_weights)
             self.batch_split = memory.find_split(
-                plan, device_name, begun.known_split, self.model, loss, without_velocity, log
+                plan, device_name, begun.known_split, self.model, self._loss, without_velocity, log
             )
         if settings.shard and self.world_size == 1:
             log.say("note: --shard has no effect with one process")
@@ -176,7 +176,7 @@ class TrainingRun:
                         batch.lam,
                         self.progress.loss_scale if self.amp == "fp16" else 1.0,
                         self.stop.checked,
-                        self.plan.settings.loss,
+                        self._loss,
                     )
             except errors.OutOfMemoryError:
                 self.batch_split = memory.split_further(self.plan, self.batch_split)
@@ -230,10 +230,7 @@ class TrainingRun:
         if logits is not None and processes.rank() == 0:
             self._write_predictions(logits)
         self.log.metrics("val", at, **tally.summary())
-        self.log.say(
-            f"step {at}: validation loss {tally.loss:.4f}, top-1 {tally.top1:.2%}, "
-            f"top-5 {tally.top5:.2%} ({tally.images:,} images)"
-        )
+        self.log.say(f"step {at}: validation: {metrics.in_words(tally)}")
         self._is_best, self._tally = tally.top1 > self.progress.best, tally
         best = max(self.progress.best, tally.top1)
         self.progress = replace(self.progress, evaluated=at, best=best)

@@ -18,6 +18,27 @@ from bit_paddle.training import distributed, profiling
 from bit_paddle.training.distributed import GradientSums
 from bit_paddle.training.optimizer import Momentum, non_finite, unscale
 
+MicroBatchLoss = Callable[[ResNetV2, loader.MicroBatch, float], Tensor]  # the float is lambda
+
+
+def loss_of(
+    model: ResNetV2,
+    part: loader.MicroBatch,
+    lam: float,
+    name: str = models_losses.DEFAULT,
+    class_weights: np.ndarray | None = None,
+) -> Tensor:
+    """Return the mean loss over a micro-batch, after MixUp unless ``lam`` is 1.
+
+    ``name`` is a key of `losses.LOSSES`. ``class_weights``: see `losses.Loss`.
+    """
+    images, loss = device.to_device(part.images), models_losses.LOSSES[name]
+    if lam == 1.0:
+        return loss(model(images), part.labels, class_weights)
+    images = models_losses.mix(images, device.to_device(part.partner_images), lam)
+    labels, partner_labels = part.labels, part.partner_labels
+    return models_losses.mixed(loss, model(images), labels, partner_labels, lam, class_weights)
+
 
 def update(
     model: ResNetV2,
@@ -29,7 +50,7 @@ def update(
     lam: float = 1.0,
     loss_scale: float = 1.0,
     checked: Callable[[Iterator], Iterator] = iter,
-    loss_name: str = "softmax",
+    loss_of: MicroBatchLoss = loss_of,
 ) -> float:
     """Make one optimizer step on a batch of ``images`` images over all ranks; return the loss.
 
@@ -37,7 +58,7 @@ def update(
     MixUp's lambda. Each gradient is weighted by the size of its micro-batch, so that the sum is
     the gradient of the mean loss. ``loss_scale``, a power of two, scales the gradients while they
     are in half precision. ``checked`` wraps the iterator of micro-batches and may raise
-    `Interrupted` before each. ``loss_name`` is a key of `losses.LOSSES`.
+    `Interrupted` before each. ``loss_of`` computes the loss of a micro-batch.
 
     An error is raised in all ranks and leaves the weights unchanged: `Interrupted` (a signal
     reached a rank before its last micro-batch), `OutOfMemoryError`, `NonFiniteError` (in the loss
@@ -47,7 +68,7 @@ def update(
     try:
         with ExitStack() as stack:
             fault = _passes(
-                model, micro_batches, images, lam, loss_scale, checked, loss_name, losses, stack
+                model, micro_batches, images, lam, loss_scale, checked, loss_of, losses, stack
             )
             (loss,) = distributed.agree([sum(map(float, losses))], fault)
             if not np.isfinite(loss):
@@ -73,7 +94,7 @@ def _passes(
     lam: float,
     loss_scale: float,
     checked: Callable[[Iterator], Iterator],
-    loss_name: str,
+    loss_of: MicroBatchLoss,
     losses: list[Tensor],
     stack: ExitStack,
 ) -> type[BaseException] | None:
@@ -90,9 +111,7 @@ def _passes(
                 if last:
                     last_pass()
                 with profiling.part("forward pass"):
-                    losses.append(
-                        loss_of(model, part, lam, loss_name) * (len(part.labels) / images)
-                    )
+                    losses.append(loss_of(model, part, lam) * (len(part.labels) / images))
                 if not last:
                     with profiling.part("backward pass"):
                         (losses[-1] * loss_scale).backward()
@@ -143,12 +162,3 @@ def _with_last(parts: Iterable[loader.MicroBatch]) -> Iterator[tuple[loader.Micr
         following = next(parts, None)
         yield part, following is None
         part = following
-
-
-def loss_of(model: ResNetV2, part: loader.MicroBatch, lam: float, name: str = "softmax") -> Tensor:
-    """Return the mean loss over a micro-batch, after MixUp unless ``lam`` is 1."""
-    images, loss = device.to_device(part.images), models_losses.LOSSES[name]
-    if lam == 1.0:
-        return loss(model(images), part.labels)
-    images = models_losses.mix(images, device.to_device(part.partner_images), lam)
-    return models_losses.mixed(loss, model(images), part.labels, part.partner_labels, lam)

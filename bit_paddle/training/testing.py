@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bit_paddle.errors import CheckpointError, MissingFileError
-from bit_paddle.inference.metrics import Tally
+from bit_paddle.inference.metrics import Tally, in_words
 from bit_paddle.models import weights
 from bit_paddle.models.resnetv2 import ResNetV2
 from bit_paddle.runs.checkpoints import open_checkpoint
@@ -49,10 +49,7 @@ def measure(
 
 def _logged(title: str, step: int, tally: Tally, log: Logbook) -> dict[str, float]:
     log.metrics("test", step, best="best" in title, **tally.summary())
-    log.say(
-        f"test images, {title} model (after step {step}): loss {tally.loss:.4f}, "
-        f"top-1 {tally.top1:.2%}, top-5 {tally.top5:.2%} ({tally.images:,} images)"
-    )
+    log.say(f"test images, {title} model (after step {step}): {in_words(tally)}")
     return {"step": step, **tally.summary()}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import astuple
 
 import numpy as np
 
@@ -62,7 +61,7 @@ def evaluate(
     ``batches`` are this rank's share. ``progress`` is called with the size of each batch. Raises
     `Interrupted` in all ranks if the iterator of any rank does.
     """
-    tally, fault = Tally(), None
+    tally, fault = Tally(model.num_classes), None
     before, model.amp = model.amp, "off"
     model.eval()
     try:
@@ -77,7 +76,7 @@ def evaluate(
     finally:
         model.train()
         model.amp = before
-    images, loss_sum, top1, top5 = distributed.agree(astuple(tally), fault)
+    sums = distributed.agree(tally.sums(), fault)
     if logits is not None and processes.world_size() > 1:
         logits[:] = distributed.total(logits.ravel()).reshape(logits.shape)
-    return Tally(int(images), loss_sum, int(top1), int(top5))
+    return Tally.of_sums(sums)

@@ -124,6 +124,7 @@ def summary(runs: Iterable[RunHistory]) -> str:
                 "last top-1": _percent(last.get("top1")),
                 "best top-1": _percent(best),
                 "last top-5": _percent(last.get("top5")),
+                "last balanced accuracy": _percent(last.get("balanced_accuracy")),
                 "last validation loss": "" if loss is None else f"{loss:.4f}",
                 **_test(run),
                 "images per second (median)": f"{np.median(speeds):.0f}" if speeds else "",

@@ -476,6 +476,7 @@ CHANGES = {
     "epochs": None,
     "warmup": 0,
     "weight_decay": 100.0,
+    "balance": None,
     "loss": "sigmoid",
     "batch": 4,
     "batch_split": 2,
@@ -643,6 +644,9 @@ def test_repeats(image_folder, tmp_path):
     assert content["count"] == 3 and [one["seed"] for one in content["runs"]] == [4, 5, 6]
     assert content["loss"] == {"min": min(losses), "median": sorted(losses)[1], "max": max(losses)}
     assert len(set(losses)) == 3
+    balanced = [one["balanced_accuracy"] for one in content["runs"]]  # five images per class
+    assert balanced == pytest.approx([one["top1"] for one in content["runs"]], rel=1e-12)
+    assert content["balanced_accuracy"]["max"] == max(balanced)
     table = (tmp_path / "three/repeats.txt").read_text()
     assert table in done.stdout and [line.split()[0] for line in table.splitlines()] == [
         "seed", "4", "5", "6", "min", "median", "max"]  # fmt: skip

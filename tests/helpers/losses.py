@@ -16,6 +16,9 @@ def check(loss: Loss, scale: float) -> None:
     found = loss(paddle.to_tensor(logits), labels)
     assert found.shape == [] and found.dtype == paddle.float64
     np.testing.assert_allclose(float(found), twin.mean(), rtol=1e-12)
+    weights = random.uniform(0.1, 10, 5)
+    weighted = loss(paddle.to_tensor(logits), labels, weights)
+    np.testing.assert_allclose(float(weighted), (weights[labels] * twin).mean(), rtol=1e-12)
     probabilities = loss.probabilities(logits)
     assert probabilities.shape == (6, 5)
     assert (probabilities >= 0).all() and (probabilities <= 1).all()

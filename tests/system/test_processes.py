@@ -355,6 +355,19 @@ def test_the_update_is_the_same_however_a_batch_is_shared_and_split(trained):
 
 
 @pytest.mark.slow
+def test_weights_of_classes_are_the_same_however_a_batch_is_shared_and_split(trained):
+    """Four updates of 18 images of five classes, with MixUp; a process may be without an image."""
+    whole = arrays_of(trained[1][1], "balanced in 1")
+    unweighted = arrays_of(trained[1][1], "uneven in 1")
+    assert largest_difference(whole, unweighted) > 1e-3
+    for count, splits in SPLITS.items():
+        for split in splits:
+            found = largest_difference(whole, arrays_of(trained[count][1], f"balanced in {split}"))
+            print(f"{count} processes, {split} parts: {found:.1e}")
+            assert found < 1e-9
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "title, step, shares", [("uneven", 2, [1, 1, 0, 0]), ("three", 0, [1, 1, 1, 0])]
 )
@@ -380,7 +393,7 @@ def test_a_step_exchanges_each_gradient_once_however_it_is_split(trained):
     """And six numbers: the loss, and whether a signal has come or memory has run out, twice."""
     for count, (told, _) in trained.items():
         for one in told:
-            assert len(one["volumes"]) == len(SPLITS[count]) + 4
+            assert len(one["volumes"]) == 2 * len(SPLITS[count]) + 5
             for title, volumes in one["volumes"].items():
                 ways = 2 if "shared" in title else 1  # weights come back from their owners
                 expected = ways * one["parameters"][title] + 6 if count > 1 else 0
@@ -401,8 +414,8 @@ def test_gradients_are_exchanged_while_the_backward_pass_goes_on(trained):
 @pytest.mark.parametrize("count", [2, 4])
 def test_sharing_out_gradients_and_momentum_changes_no_bit(count, trained):
     told, _ = trained[count]
-    for title in ("8", "three"):
-        split = SPLITS[count][-1] if title == "8" else 1
+    for title in ("8", "three", "balanced"):
+        split = 1 if title == "three" else SPLITS[count][-1]
         plain, shared = f"{title} in {split}", f"shared {title} in {split}"
         total = told[0]["parameters"][plain]
         assert all(one["hashes"][shared] == one["hashes"][plain] for one in told)
@@ -415,7 +428,7 @@ def test_sharing_out_gradients_and_momentum_changes_no_bit(count, trained):
 def test_validation_counts_the_same_on_any_number_of_processes(trained):
     (whole,) = trained[1][0]
     images, *counts, loss = whole["tally"]
-    assert images == 1001 and 0 < counts[0] < 1001 and counts[1] == 1001
+    assert images == 1001 and 0 < sum(counts[0]) < 1001 and counts[1] == 1001
     for told, _ in trained.values():
         for one in told:
             assert one["tally"][:3] == [1001, *counts]

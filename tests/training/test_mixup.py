@@ -24,6 +24,18 @@ def test_mix_and_loss(dtype):
     assert found == pytest.approx((lam * entropy + (1 - lam) * other).mean(), rel=10 * bar)
 
 
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_each_label_of_a_blended_image_has_its_own_weight(name):
+    random = np.random.default_rng(0)
+    logits, lam, weights = random.normal(size=(5, 3)), 0.3, np.array([0.5, 1.0, 3.0])
+    labels, partners = np.array([0, 1, 2, 2, 0]), np.array([2, 0, 2, 1, 1])
+    loss = losses.LOSSES[name]
+    own, other = loss.per_image(logits, labels), loss.per_image(logits, partners)
+    expected = (lam * weights[labels] * own + (1 - lam) * weights[partners] * other).mean()
+    found = losses.mixed(loss, paddle.to_tensor(logits), labels, partners, lam, weights)
+    assert float(found) == pytest.approx(expected, rel=1e-13)
+
+
 def test_draws_lambda_then_partners():
     lam, partners = draw_mixup(0.1, 7, np.random.default_rng(5))
     random = np.random.default_rng(5)

@@ -63,6 +63,8 @@ def test_a_page(run_folder, images, tmp_path):
     text = (tmp_path / "page.html").read_text()
     (val,) = [one for one in history.read(run_folder)[0].val if one["step"] == 3]
     assert f"<td>{val['top1']:.2%}</td>" in text and f"<td>{val['loss']:.4f}</td>" in text
+    balanced = f"{val['balanced_accuracy']:.2%}"
+    assert f"<tr><th>last balanced accuracy</th><td>{balanced}</td></tr>" in text
     # Nothing is elsewhere, nothing of the data's is taken for HTML.
     addresses = set(re.findall(r"https?://[\w./-]+", text))
     assert all("www.w3.org" in one for one in addresses), addresses  # names, not places

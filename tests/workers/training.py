@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from bit_paddle.data import loader
 from bit_paddle.data.images import ArrayImages
 from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.data.readers import registry
+from bit_paddle.models.losses import class_weights
 from bit_paddle.models.weights import create_model
 from bit_paddle.recipes.hyperrule import Resolution
 from bit_paddle.system import processes
@@ -46,7 +48,7 @@ def noise(count, classes):
     return ArrayImages(pixels, random.integers(0, classes, count), names, "noise")
 
 
-def train_on(images, batch, split, precrop, steps, shard=False):
+def train_on(images, batch, split, precrop, steps, shard=False, power=0.0):
     """Return the model, its weights, and of each step loss, what was exchanged, and the share.
 
     Also the numbers whose velocities are here, and of each step how many tensors had been exchanged
@@ -67,6 +69,8 @@ def train_on(images, batch, split, precrop, steps, shard=False):
         rank=rank,
         world_size=size,
     )
+    counts = np.bincount(images.labels, minlength=len(images.classes))
+    loss_of = partial(step.loss_of, class_weights=class_weights(counts, power))
     losses, volumes, shares = [], [], []
     for _ in range(steps):
         exchanged.clear()
@@ -74,7 +78,8 @@ def train_on(images, batch, split, precrop, steps, shard=False):
         parts = list(one.micro_batches(split))
         shares.append(sum(len(part.labels) for part in parts))
         images = len(one.indices)
-        losses.append(step.update(model, optimizer, sums, parts, images, 0.01, one.lam))
+        given = (model, optimizer, sums, parts, images, 0.01, one.lam)
+        losses.append(step.update(*given, loss_of=loss_of))
         volumes.append(sum(exchanged))
     batches.close()
     weights = {name: parameter.numpy() for name, parameter in model.named_parameters()}
@@ -85,15 +90,17 @@ def train_on(images, batch, split, precrop, steps, shard=False):
 folder = registry.open_dataset("folder", image_folder).train
 told = {"parameters": {}, "hashes": {}, "volumes": {}, "shares": {}, "velocities": {}, "early": {}}
 arrays = {}
-for title, images, batch, precrop, split, steps, shard in [
-    *(("8", folder, 8, 36, split, 10, False) for split in splits),
-    ("uneven", noise(18, 5), 8, 32, 1, 4, False),
-    ("three", noise(18, 5), 3, 32, 1, 2, False),
-    ("shared 8", folder, 8, 36, splits[-1], 10, True),
-    ("shared three", noise(18, 5), 3, 32, 1, 2, True),
+for title, images, batch, precrop, split, steps, shard, power in [
+    *(("8", folder, 8, 36, split, 10, False, 0.0) for split in splits),
+    ("uneven", noise(18, 5), 8, 32, 1, 4, False, 0.0),
+    ("three", noise(18, 5), 3, 32, 1, 2, False, 0.0),
+    ("shared 8", folder, 8, 36, splits[-1], 10, True, 0.0),
+    ("shared three", noise(18, 5), 3, 32, 1, 2, True, 0.0),
+    *(("balanced", noise(18, 5), 8, 32, split, 4, False, 0.5) for split in splits),
+    ("shared balanced", noise(18, 5), 8, 32, splits[-1], 4, True, 0.5),
 ]:
     model, weights, losses, volumes, shares, here, early = train_on(
-        images, batch, split, precrop, steps, shard
+        images, batch, split, precrop, steps, shard, power
     )
     title = f"{title} in {split}"
     told["velocities"][title], told["early"][title] = here, early
@@ -107,7 +114,7 @@ tally = validation.evaluate(
     model,
     loader.evaluation_batches(noise(1001, 5), Preprocessing(32), 64, 0, rank=rank, world_size=size),
 )
-told["tally"] = [tally.images, tally.top1_count, tally.top5_count, tally.loss]
+told["tally"] = [tally.images, tally.right_per_class.tolist(), tally.top5_count, tally.loss]
 (out / f"{size}.{rank}.json").write_text(json.dumps(told))
 if rank == 0:
     np.savez(out / f"{size}.npz", **arrays)

@@ -1,0 +1,94 @@
+"""Settings that contradict one another, or what they are for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING
+from pathlib import Path
+from typing import Any
+
+from bit_paddle.config.settings import AUTO, data_options
+from bit_paddle.errors import BitPaddleError
+from bit_paddle.models import published
+from bit_paddle.models.hub import Repository
+from bit_paddle.recipes.recipe import RECIPES
+
+
+def contradictions(
+    values: dict[str, Any], unclear: set[str], find_dataset: Callable[..., object]
+) -> list[str]:
+    """Return the faults of settings that contradict one another or their surroundings.
+
+    A required setting that is not given is MISSING. ``unclear`` settings are faulty themselves,
+    and not compared with others.
+    """
+    faults = []
+    dataset, model = values["dataset"], values["model"]
+    if dataset is not MISSING:
+        try:
+            find_dataset(dataset, **data_options(values))
+        except BitPaddleError as fault:
+            faults.append(str(fault))
+    if model is not MISSING:
+        try:
+            resolved = published.resolve(model, pretrained=not values["from_scratch"])
+            if values["from_scratch"] and isinstance(resolved, (Path, Repository)):
+                faults.append(
+                    f"--model: {model} is a checkpoint, which --from_scratch would not "
+                    "read; give an architecture such as R50x1"
+                )
+        except BitPaddleError as fault:
+            faults.append(f"--model: {fault}")
+    batch, split = values["batch"], values["batch_split"]
+    if split != AUTO and batch % split and "batch" not in unclear:
+        below = next(n for n in range(min(split, batch), 0, -1) if batch % n == 0)
+        above = [n for n in range(split, min(batch, 2 * split) + 1) if batch % n == 0][:1]
+        near = [below, *above]
+        faults.append(
+            f"--batch_split: is {split}, which does not divide --batch {batch}; "
+            f"{' or '.join(map(str, sorted(near)))} would"
+        )
+    if values["epochs"] is not None and RECIPES[values["rule"]].epochs is None:
+        by_epochs = " or ".join(
+            name for name, recipe in RECIPES.items() if recipe.epochs is not None
+        )
+        faults.append(f"--epochs: is for --rule {by_epochs}; the length of fine-tuning is --steps")
+    elif values["epochs"] is not None and values["steps"] is not None:
+        faults.append("--epochs and --steps: both set the length of the run; give only one")
+    faults += _fold_faults(values)
+    if values["nproc"] > batch and "batch" not in unclear:
+        faults.append(
+            f"--nproc: is {values['nproc']}, more than --batch {batch}; each process needs an image"
+        )
+    precrop, crop = values["precrop"], values["crop"]
+    pair = not unclear & {"precrop", "crop"}
+    if pair and (precrop is None) != (crop is None):
+        faults.append("--precrop and --crop: only one is given; give both, or neither")
+    elif pair and crop is not None and precrop < crop:
+        faults.append(
+            f"--precrop: is {precrop}, smaller than --crop {crop}, which is cut out of it"
+        )
+    if values["datadir"] is not None and not Path(values["datadir"]).exists():
+        faults.append(f"--datadir: {values['datadir']}: no such folder")
+    if values["devices"] is not None and values["device"] == "cpu":
+        faults.append(f"--devices: is {values['devices']}, but --device is cpu")
+    name = values["name"]
+    if name is not None and (Path(name).name != name or name in (".", "..")):
+        faults.append(f"--name: is {name!r}, expected a folder's name, without {os.sep}")
+    return faults
+
+
+def _fold_faults(values: Mapping[str, Any]) -> list[str]:
+    """Return the faults of settings that contradict --folds."""
+    folds, fold, faults = values["folds"], values["fold"], []
+    if fold is not None and (folds is None or fold > folds):
+        faults.append(f"--fold: is {fold}, expected a number from 1 to --folds, which is {folds}")
+    if folds is not None and values["val_fraction"] is not None:
+        faults.append("--val_fraction and --folds: each fold is held out in turn; give only one")
+    if folds is not None and values["repeats"] > 1:
+        faults.append(
+            "--repeats and --folds: both make several runs; give only one. To repeat a "
+            "cross-validation, give --folds with another --seed"
+        )
+    return faults
