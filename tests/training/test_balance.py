@@ -13,10 +13,11 @@ from helpers.runs import assert_same, lines_of, state_of
 from PIL import Image
 
 from bit_paddle import create_model, evaluate
-from bit_paddle.config.settings import Settings, differences, to_dict
+from bit_paddle.config.saved import differences, to_dict
+from bit_paddle.config.settings import Settings
 from bit_paddle.data.loader import MicroBatch, step_positions
 from bit_paddle.models.losses import LOSSES, class_weights
-from bit_paddle.runs.folder import result
+from bit_paddle.runs.results import result
 from bit_paddle.training import step
 from bit_paddle.training.description import LARGE_RATIO
 from bit_paddle.training.optimizer import Momentum
