@@ -111,11 +111,11 @@ def test_a_run_that_ends_in_the_test_resumes(which, fine_tune, monkeypatch):
     whole = fine_tune(name="whole", **WORSE)
     calls, measure = [], validation.measure
 
-    def interrupted(*arguments):
+    def interrupted(*arguments, **options):
         calls.append(arguments[-1])
         if calls.count("test") == which:
             raise Interrupted
-        return measure(*arguments)
+        return measure(*arguments, **options)
 
     monkeypatch.setattr(validation, "measure", interrupted)
     with pytest.raises(errors.PeerError):  # it stopped without a signal of its own
@@ -135,8 +135,8 @@ from bit_paddle.training import testing, validation
 measure = validation.measure
 
 
-def killed(*arguments):
-    tally = measure(*arguments)
+def killed(*arguments, **options):
+    tally = measure(*arguments, **options)
     if arguments[-1] == "test":
         os.kill(os.getpid(), signal.SIGKILL)
     return tally
@@ -257,6 +257,10 @@ def test_a_damaged_best_model_is_reported(tmp_path, capsys):
     log = Logbook(tmp_path)
     log.rewind(0, 0)
     model = bit.create_model("R14x0.5", 3)
-    measured = testing.measure(model, 6, tmp_path / "best.npz", lambda: Tally(4, 2.0, 3, 4), log)
-    assert measured == {"last": {"step": 6, "loss": 0.5, "top1": 0.75, "top5": 1.0, "images": 4}}
+    tally = Tally.of_sums([2.0, 4, 3, 1, 0, 2, 1, 0])  # 2 of 3 and 1 of 1 images are right
+    measured = testing.measure(model, 6, tmp_path / "best.npz", lambda: tally, log)
+    (last,) = measured.values()
+    assert last.pop("balanced_accuracy") == pytest.approx(5 / 6)
+    assert last == {"step": 6, "loss": 0.5, "top1": 0.75, "top5": 1.0, "images": 4}
+    assert "last" in measured
     assert "not measured with the best model" in capsys.readouterr().out
