@@ -314,7 +314,7 @@ def test_neither_paddle_nor_a_checkpoint(image_folder, tmp_path):
              "BIT_PADDLE_BASE_URL": "http://127.0.0.1:9"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "not downloaded yet" in done.stdout and not list(tmp_path.rglob("*.npz"))
+    assert "not downloaded yet" in done.stdout and not list(tmp_path.rglob("*R50x1*"))
 
 
 def test_help():

@@ -463,6 +463,7 @@ CHANGES = {
     "model": "R14x1",
     "dataset": "digits",
     "datadir": None,
+    "exclude": None,
     "val_fraction": None,
     "group": None,
     "folds": 3,
