@@ -143,8 +143,11 @@ def _stored_stdin(path: Path) -> str:
     try:
         _file(str(path))
     except DataError as error:
-        reason = str(error).replace(str(path), f"{STDIN} (standard input, {len(content):,} bytes)")
-        raise DataError(reason) from error
+        fault = GET_HEIF if GET_HEIF in str(error) else example
+        raise DataError(
+            f"{STDIN}: the {len(content):,} bytes of the standard input are not an image that can "
+            f"be read; {fault}"
+        ) from error
     return str(path)
 
 

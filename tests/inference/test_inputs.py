@@ -63,7 +63,7 @@ def give(monkeypatch, content, terminal=False):
     "content, terminal, said",
     [
         (b"", False, "-: the standard input is empty; expected an image"),
-        (b"a text", False, r"- \(standard input, 6 bytes\): not an image"),
+        (b"a text", False, "-: the 6 bytes of the standard input are not an image"),
         (b"", True, "-: the standard input is a terminal"),
     ],
 )
