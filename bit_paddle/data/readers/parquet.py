@@ -7,6 +7,7 @@ metadata of the schema. `pyarrow` reads the files. Nothing in them is executed.
 from __future__ import annotations
 
 import csv
+import importlib.metadata
 import importlib.util
 import json
 import re
@@ -20,6 +21,8 @@ from bit_paddle.errors import ConfigError, DataError, WriteError, did_you_mean, 
 from bit_paddle.system.progress import progress_bar
 
 HINT = f"parquet files need the package pyarrow: {install_hint('parquet')}"
+
+OLDEST = [14, 0, 1]  # older versions of pyarrow unpickle
 
 _BATCH = 32  # rows in memory; a photo has some MB at most
 
@@ -38,9 +41,16 @@ class Columns(NamedTuple):
 
 
 def check_installed() -> None:
-    """Raise `ConfigError` if pyarrow is missing."""
+    """Raise `ConfigError` if pyarrow is missing or unsafe."""
     if importlib.util.find_spec("pyarrow") is None:
         raise ConfigError(HINT)
+    version = importlib.metadata.version("pyarrow")
+    numbers = [int(number) for number in re.findall(r"\d+", version)]
+    if numbers < OLDEST:
+        raise ConfigError(
+            f"pyarrow {version} unpickles what a parquet file asks it to (CVE-2023-47248); update "
+            f"it: {install_hint('parquet')}"
+        )
 
 
 @contextmanager
