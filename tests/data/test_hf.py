@@ -14,7 +14,7 @@ from PIL import Image
 
 import bit_paddle as bit
 from bit_paddle.data import splits
-from bit_paddle.data.readers import hub_layout, parquet, registry
+from bit_paddle.data.readers import hub_layout, members, parquet, registry
 from bit_paddle.errors import ConfigError, DataError, DownloadError, MissingFileError
 from bit_paddle.system import fetch, hub_errors
 
@@ -40,7 +40,7 @@ def pictures(count, first=0, paths=True):
     ]
 
 
-def table(images, labels, names=NAMES, image="image", label="label", **more):
+def table(images, labels, names=NAMES, image="image", label="label", rows=4, **more):
     """A parquet file as `datasets` writes it."""
     kind = {"_type": "ClassLabel", "names": names} if names else {"_type": "Value"}
     features = {image: {"_type": "Image"}, label: kind}
@@ -49,7 +49,7 @@ def table(images, labels, names=NAMES, image="image", label="label", **more):
     info = json.dumps({"info": {"features": features}})
     made = made.replace_schema_metadata({"huggingface": info} if names else None)
     stream = io.BytesIO()
-    pq.write_table(made, stream, row_group_size=4)
+    pq.write_table(made, stream, row_group_size=rows, compression="zstd")
     return stream.getvalue()
 
 
@@ -69,6 +69,8 @@ THREE = {
 @pytest.fixture
 def server(monkeypatch, tmp_path):
     server = Hub({"datasets/me/pets": dict(THREE)})
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "native").symlink_to(fetch.cache_dir() / "native")  # compiled once
     for module in (hub_errors, fetch):
         monkeypatch.setattr(module, "FIRST_PAUSE", 0.01)
     for name, value in {
@@ -476,6 +478,16 @@ def test_files_that_cannot_be_read(local, tmp_path):
         registry.open_dataset("hf", str(tmp_path / "nothing"))
 
 
+def test_bombs(local, monkeypatch):
+    """Zeros that shrink, and one image that a dictionary repeats in every row."""
+    monkeypatch.setattr(members, "ALWAYS_ALLOWED", 100_000)
+    zeros = [{"bytes": bytes(1_000_000 + k), "path": None} for k in range(4)]
+    same = [{"bytes": png(0, 40), "path": None}] * 3000
+    for images in (zeros, same):
+        with pytest.raises(DataError, match="100 times the size of the files"):
+            local({"train.parquet": table(images, [0, 1] * (len(images) // 2), rows=5000)})
+
+
 def test_an_unpacked_copy_that_is_incomplete_is_made_again(local, tmp_path):
     content = {"train.parquet": part(8), "val.parquet": part(2, 8)}
     data = local(content)
@@ -529,6 +541,6 @@ def test_fine_tune_and_evaluate(server, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny = {"from_scratch": True, "precrop": 40, "crop": 32, "batch": 4, "steps": 1}
     run = bit.fine_tune("R14x0.5", "hf:me/pets", **tiny)
-    assert run.folder.name == "pets-R14x0.5" and "test" in run.result
+    assert run.folder.name == "R14x0.5-pets" and "test" in run.result
     again = bit.evaluate(run.best, "hf:me/pets", split="test")
     assert again.images == 4

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bit_paddle.data.readers import members
 from bit_paddle.errors import ConfigError, DataError, WriteError, did_you_mean, install_hint
 from bit_paddle.system.progress import progress_bar
 
@@ -182,7 +183,7 @@ def unpack(paths: Sequence[Path], columns: Columns, folder: Path, table: Path) -
     A file has the name of its ``path`` in the parquet file, else the number of its row. A missing
     label is an empty text. A few rows are in memory at a time. Errors: `DataError`, `WriteError`.
     """
-    _check_space(paths, columns.image, folder)
+    limit = _check_space(paths, columns.image, folder)
     names, total, empty, row = _Names(), 0, 0, 0
     try:
         folder.mkdir()
@@ -197,6 +198,8 @@ def unpack(paths: Sequence[Path], columns: Columns, folder: Path, table: Path) -
                             "file, to_parquet does not; or read the folder of the images"
                         )
                     content = content or b""
+                    if total + len(content) > limit:
+                        raise DataError(_bomb(path, limit))
                     place = names.claim(name, row, content)
                     file = folder / place
                     file.parent.mkdir(parents=True, exist_ok=True)
@@ -232,9 +235,15 @@ def _rows(path: Path, columns: Columns) -> Iterator[tuple[bytes | None, str | No
                 bar.update(len(images))
 
 
-def _check_space(paths: Sequence[Path], column: str, folder: Path) -> None:
-    """Raise `WriteError` if the images do not fit on the disk, by the sizes that files declare."""
+def _check_space(paths: Sequence[Path], column: str, folder: Path) -> int:
+    """Return how many bytes the images may have; check the sizes that the files declare.
+
+    Errors: `WriteError` if they do not fit on the disk; `DataError` if they are far larger than the
+    files, because images hardly shrink.
+    """
     need = 0
+    size = sum(path.stat().st_size for path in paths)
+    limit = max(members.ALWAYS_ALLOWED, members.MOST_TIMES * size)
     for path in paths:
         with _opened(path) as file:
             for group in range(file.metadata.num_row_groups):
@@ -243,12 +252,22 @@ def _check_space(paths: Sequence[Path], column: str, folder: Path) -> None:
                     chunk = chunks.column(k)
                     if chunk.path_in_schema.split(".")[0] == column:
                         need += chunk.total_uncompressed_size
+    if need > limit:
+        raise DataError(_bomb(paths[0], limit))
     free = shutil.disk_usage(folder.parent).free
     if need > free:
         raise WriteError(
             f"{folder.parent}: too little space: the images need {need / 1e9:.2f} GB, "
             f"{free / 1e9:.2f} GB are free; BIT_PADDLE_HOME names another cache"
         )
+    return limit
+
+
+def _bomb(path: Path, limit: int) -> str:
+    return (
+        f"{path}: its images have more than {limit / 1e9:.2f} GB, {members.MOST_TIMES} times the "
+        "size of the files; images do not shrink so much, so the file is not unpacked"
+    )
 
 
 class _Names:
