@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -312,11 +313,17 @@ def test_test_images_without_labels(local):
     assert data.test is None and len(data.val) == 2
 
 
-def test_a_file_that_datasets_itself_wrote(monkeypatch, tmp_path):
-    """Version 5.2 of `datasets`: load_dataset("imagefolder"), embed_table_storage, to_parquet."""
-    monkeypatch.setenv("BIT_PADDLE_HOME", str(tmp_path))
-    file = Path(__file__).with_name("datasets-5.2.parquet")
-    data = registry.open_dataset("hf", str(file))
+def test_a_repository_that_datasets_itself_filled(server):
+    """Version 5.2 of `datasets`: load_dataset("imagefolder"), train_test_split, push_to_hub."""
+    with tarfile.open(Path(__file__).with_name("pushed-by-datasets-5.2.tar.xz")) as archive:
+        files = {member.name: archive.extractfile(member).read() for member in archive}
+    assert sorted(files) == [
+        "README.md",
+        "data/test-00000-of-00001.parquet",
+        *(f"data/train-0000{k}-of-00002.parquet" for k in range(2)),
+    ]
+    server.repositories["datasets/me/pets"] = files
+    data = registry.open_dataset("hf:me/pets")
     assert data.train.classes == ["cat", "dog", "owl"]
     assert (len(data.train), len(data.val)) == (9, 3)
     for images in (data.train, data.val):
@@ -397,13 +404,17 @@ def test_labels_without_class_names(labels, keys, classes, expected, tmp_path, l
     assert data.val.labels.tolist() == expected[:2]
 
 
-@pytest.mark.parametrize("kind", [pa.large_string(), pa.dictionary(pa.int8(), pa.string())])
-def test_other_texts_and_binaries(kind, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "texts",
+    [pa.array(["a", "b"] * 2, pa.large_string()), pa.array(["a", "b"] * 2).dictionary_encode()],
+    ids=["long", "dictionary"],
+)
+def test_other_texts_and_binaries(texts, tmp_path, monkeypatch):
     """Strings as pandas writes them, and images as plain bytes, named by `image:`."""
     monkeypatch.setenv("BIT_PADDLE_HOME", str(tmp_path / "home"))
     made = pa.table({
         "photo": pa.array([png(k) for k in range(4)], pa.large_binary()),
-        "kind": pa.array(["a", "b"] * 2, pa.string()).cast(kind),
+        "kind": texts,
     })  # fmt: skip
     pq.write_table(made, tmp_path / "pets.parquet")
     text = "reader: hf\ndatadir: pets.parquet\nimage: photo\n"
@@ -506,6 +517,10 @@ def test_options_that_contradict(tmp_path, monkeypatch):
         registry.find(described(tmp_path, "reader: hf:pets\n"))
     with pytest.raises(ConfigError, match=r"write --dataset hf --datadir a\.parquet"):
         registry.find("a.parquet")
+    with monkeypatch.context() as patch:
+        patch.setattr(parquet.importlib.metadata, "version", lambda name: "14.0.0")
+        with pytest.raises(ConfigError, match=r"pyarrow 14\.0\.0 unpickles .*; update it"):
+            registry.open_dataset("hf", str(tmp_path))
     monkeypatch.setattr(parquet.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"need the package pyarrow: pip install .*\[parquet\]"):
         registry.open_dataset("hf", str(tmp_path))

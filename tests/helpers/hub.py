@@ -148,7 +148,14 @@ class HubHandler(_Handler):
         if revision not in ("main", "v1", commit):
             self.answer(404, x_error_code="RevisionNotFound")
         elif api:
-            self.answer(200, {"id": name, "sha": commit, "siblings": _siblings(files)})
+            self.answer(
+                200,
+                {
+                    "id": "/".join(words[start - 2 : start]),
+                    "sha": commit,
+                    "siblings": _siblings(files),
+                },
+            )
         elif kind != "resolve" or "/".join(rest[1:]) not in files:
             self.answer(404, x_error_code="EntryNotFound", x_repo_commit=commit)
         else:
