@@ -86,9 +86,14 @@ def _unpacked(source: hub_sources.Source, spec: DataSpec) -> Path:
 
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        files.fill_folder(folder, fill)
+    except BitPaddleError:
+        raise
     except OSError as error:
-        raise WriteError(f"{folder.parent}: cannot be written ({error.strerror})") from error
-    files.fill_folder(folder, fill)
+        raise WriteError(
+            f"{folder.parent}: cannot be written ({error.strerror}); BIT_PADDLE_HOME names another "
+            "cache"
+        ) from error
     return folder
 
 
@@ -96,13 +101,16 @@ def _splits(found: Mapping[str, Sequence[str]], spec: DataSpec) -> tuple[dict[st
     """Return {part: split} for the parts train, val and test, and notes on the other splits."""
     splits: dict[str, str] = {}
     usual = {part: name for part, name in _PARTS.items() if part != "test" or not spec.val}
-    for part in _PARTS:
-        given = getattr(spec, part)
+    chosen = [getattr(spec, part) for part in _PARTS]
+    for part, given in zip(_PARTS, chosen):
         if given is not None and given not in found:
             raise ConfigError(f"{part}: is {given!r}; {did_you_mean(given, found)}")
+        if given is not None and chosen.count(given) > 1:
+            raise ConfigError(f"{part}: the split {given!r} is named twice")
         words = hub_layout.KEYWORDS[usual[part]] if part in usual else ()
         words = (*words, *(f"partial-{word}" for word in words))
-        split = given or next((word for word in words if word in found), None)
+        free = (word for word in words if word in found and word not in chosen)
+        split = given or next(free, None)
         if split is None and part == "train" and len(found) == 1:
             split = next(iter(found))
         if split is not None and split not in splits.values():
