@@ -276,17 +276,17 @@ def test_splits_by_the_card(tmp_path, local):
 
 
 def test_the_file_of_the_data_set_chooses_splits(server, tmp_path):
-    open_described = lambda keys: registry.open_dataset(  # noqa: E731
-        described(tmp_path, f"reader: hf:me/pets\n{keys}\n")
-    )
+    def open_described(keys):
+        return registry.open_dataset(described(tmp_path, f"reader: hf:me/pets\n{keys}\n"))
+
     data = open_described("val: test\ntest: validation")
     assert (len(data.train), len(data.val), len(data.test)) == (10, 4, 2)
     data = open_described("val: test")  # as in other data sets, then no test images
     assert (len(data.train), len(data.val), data.test) == (10, 4, None)
     with pytest.raises(ConfigError, match="train: the split 'test' is named twice"):
         open_described("train: test\nval: test")
-    with pytest.raises(ConfigError, match="val: is 'vali'; did you mean validation"):
-        open_described("val: vali")
+    with pytest.raises(ConfigError, match="val: is 'validaton'; did you mean validation"):
+        open_described("val: validaton")
 
 
 @pytest.mark.parametrize("text", ["", "# Pets", "---\n{[\n---\n", "---\n- a\n---\n", "---\n1\n---"])
