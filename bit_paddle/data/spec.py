@@ -3,6 +3,7 @@
 To add a data set, write such a file. Its keys are the fields of `DataSpec`:
 
     reader: list            # cifar10, cifar100, digits, folder, list, imagenet2012, …
+                            # or hf:OWNER/NAME, a data set of the Hugging Face hub
     datadir: /data/birds    # --datadir overrides it
     train: train.csv        # train, val and test name lists or folders, depending on the reader
     val: val.csv            # chooses the best model
@@ -12,6 +13,9 @@ To add a data set, write such a file. Its keys are the fields of `DataSpec`:
     val_fraction: 0.1       # of the training images, if there are no validation images
     group: patient          # a column of the lists, or a regular expression: see `splits`
     exclude: bad.txt        # a file with the paths of images to leave out: see `exclude`
+    image: photo            # the columns of parquet files with the images and with the labels,
+    label: species          # if there are several
+    subset: plain_text      # of the parquet files, if there are several
     flip: false             # a mirrored image would have another label
     random_crop: false      # a part of an image would have another label
     resolution: small       # small or large of BiT-HyperRule (default: by the images' sizes)
@@ -30,9 +34,15 @@ from bit_paddle.data.readers.archives import is_archive, stem
 from bit_paddle.data.text import is_encoding, read_text
 from bit_paddle.errors import ConfigError, DataError, MissingFileError, did_you_mean
 from bit_paddle.system import files
+from bit_paddle.system.hub import PREFIX, DataRepository
 
 VAL_FRACTION = 0.1  # the default if neither the data set nor the user sets it
 
+
+_TEXTS = (
+    *("datadir", "train", "val", "test", "encoding", "group", "exclude"),
+    *("image", "label", "subset"),
+)
 
 # Inside an installed package; next to the package in a clone.
 _HOMES = [Path(__file__).parents[1] / "configs/data", Path(__file__).parents[2] / "configs/data"]
@@ -53,6 +63,10 @@ class DataSpec:
     group: str | None = None
     exclude: str | None = None
     fold: tuple[int, int] | None = None  # (k, K): fold k of K validates; a setting, not a key
+    repository: str | None = None  # hf:OWNER/NAME of a data set on the hub; part of `reader`
+    image: str | None = None
+    label: str | None = None
+    subset: str | None = None
     flip: bool = True
     random_crop: bool = True
     resolution: str | None = None
@@ -86,6 +100,10 @@ def find(dataset: str, readers: Collection[str]) -> DataSpec:
         return _load(described()[dataset], readers)
     if dataset in readers:
         return DataSpec(dataset)
+    if dataset.startswith(PREFIX):
+        return DataSpec("hf", repository=str(DataRepository.parse(dataset)))
+    if dataset.endswith(".parquet"):
+        raise ConfigError(f"--dataset: write --dataset hf --datadir {dataset}")
     if Path(dataset).is_dir() or is_archive(Path(dataset)):
         kind = "a folder of files" if Path(dataset).is_dir() else "an archive"
         raise ConfigError(
@@ -99,7 +117,9 @@ def find(dataset: str, readers: Collection[str]) -> DataSpec:
 
 def short_name(dataset: str, datadir: str | None) -> str:
     """Return the name of ``dataset`` for a run's folder; for own images the folder's name."""
-    if dataset in ("folder", "list") and datadir:
+    if dataset.startswith(PREFIX):
+        return DataRepository.parse(dataset).name
+    if dataset in ("folder", "list", "hf") and datadir:
         path = Path(datadir).resolve()
         return stem(path.name) if is_archive(path) else path.stem
     if dataset.lower().endswith((".yaml", ".yml")):
@@ -117,7 +137,7 @@ def overridden(spec: DataSpec, **values: Any) -> DataSpec:
 
 def _load(path: Path, readers: Collection[str]) -> DataSpec:
     content = files.read_yaml(path, f"--dataset {path}", "reader: folder")
-    expected = {field.name for field in fields(DataSpec)} - {"fold"}
+    expected = {field.name for field in fields(DataSpec)} - {"fold", "repository"}
     faults = [
         f"{key!r} is not a known key; {did_you_mean(str(key), expected)}"
         for key in content
@@ -127,11 +147,17 @@ def _load(path: Path, readers: Collection[str]) -> DataSpec:
     reader = content.get("reader")
     if reader is None:
         faults.append("reader: is missing")
+    elif isinstance(reader, str) and reader.startswith(PREFIX):
+        try:
+            content["repository"] = str(DataRepository.parse(reader))
+        except ConfigError as error:
+            faults.append(f"reader: {error}")
+        content["reader"] = "hf"
     elif not isinstance(reader, str) or reader not in readers:
         faults.append(f"reader: is {reader!r}: {did_you_mean(str(reader), readers)}")
     faults += [
         f"{key}: is {content[key]!r}, expected a text"
-        for key in ("datadir", "train", "val", "test", "encoding", "group", "exclude")
+        for key in _TEXTS
         if not isinstance(content.get(key, ""), str)
     ]
     faults += [

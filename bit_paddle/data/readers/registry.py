@@ -23,6 +23,8 @@ from bit_paddle.data.readers import archives
 from bit_paddle.data.readers.cifar import open_cifar
 from bit_paddle.data.readers.digits import open_digits
 from bit_paddle.data.readers.folders import open_folder
+from bit_paddle.data.readers.hf import located as located_hf
+from bit_paddle.data.readers.hf import open_hf
 from bit_paddle.data.readers.imagenet import open_imagenet
 from bit_paddle.data.readers.lists import open_list
 from bit_paddle.data.readers.oxford import open_flowers, open_pets
@@ -60,7 +62,10 @@ class Reader:
     known: dict[str | None, Known] = field(default_factory=dict)
 
 
-_OPTIONAL = ("train", "val", "test", "classes", "val_fraction", "encoding")
+_OPTIONAL = (
+    *("train", "val", "test", "classes", "val_fraction", "encoding"),
+    *("image", "label", "subset"),
+)
 
 _LISTS = frozenset({"train", "val", "test", "classes"})
 
@@ -75,6 +80,11 @@ READERS: dict[str, Reader] = {
         uses=_LISTS | _FILES | {"val_fraction"},
         datadir="a folder with train/<class>/* and val/<class>/*, or <class>/* alone",
         archives=True,
+    ),
+    "hf": Reader(
+        open_hf,
+        uses=_LISTS | _FILES | {"val_fraction", "image", "label", "subset"},
+        datadir="a folder with parquet files, or one such file; or write --dataset hf:OWNER/NAME",
     ),
     "imagenet2012": Reader(
         open_imagenet,
@@ -111,7 +121,11 @@ def find(dataset: str, need_datadir: bool = True, **overrides: Any) -> DataSpec:
     reader = READERS[spec.reader]
     if reader.no_datadir and spec.datadir is not None:
         raise ConfigError(f"--datadir: is not for --dataset {dataset}, {reader.no_datadir}")
-    if need_datadir and spec.datadir is None and reader.datadir:
+    if spec.repository and spec.datadir is not None:
+        raise ConfigError(
+            f"--datadir: is not for {spec.repository}; --dataset hf reads local parquet files"
+        )
+    if need_datadir and reader.datadir and spec.datadir is None and not spec.repository:
         raise DatadirRequired(f"--datadir: is required by --dataset {dataset}: {reader.datadir}")
     for key, flag in (("group", "--group"), ("fold", "--folds"), ("exclude", "--exclude")):
         if getattr(spec, key) is not None and key not in reader.uses:
@@ -143,13 +157,28 @@ def open_dataset(dataset: str, datadir: str | None = None, **overrides: Any) -> 
     return read(find(dataset, datadir=datadir, **overrides))
 
 
+def located(spec: DataSpec) -> tuple[DataSpec, tuple[str, ...]]:
+    """Return ``spec`` with the folder of the images as ``datadir``, and notes.
+
+    Archives and parquet files are unpacked into the cache at the first use. Errors: as of
+    `open_dataset`.
+    """
+    if spec.reader == "hf":
+        found = located_hf(spec)
+    elif READERS[spec.reader].archives and spec.datadir and archives.is_archive(Path(spec.datadir)):
+        found = replace(spec, datadir=str(archives.cached(Path(spec.datadir))))
+    else:
+        return spec, ()
+    if found == spec:
+        return spec, ()
+    title = spec.repository or spec.datadir
+    return found, (f"{title} is read from its unpacked copy {found.datadir}",)
+
+
 def read(spec: DataSpec) -> Dataset:
     """Open the data set of ``spec``. Errors: as of `open_dataset`."""
-    reader, notes = READERS[spec.reader], ()
-    if reader.archives and spec.datadir and archives.is_archive(Path(spec.datadir)):
-        folder = archives.cached(Path(spec.datadir))
-        notes = (f"{spec.datadir} is read from its unpacked copy {folder}",)
-        spec = replace(spec, datadir=str(folder))
+    reader = READERS[spec.reader]
+    spec, notes = located(spec)
     parts = reader.open(spec)
     if spec.fold:
         parts = splits.cut(parts, spec)
