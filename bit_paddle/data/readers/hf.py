@@ -214,11 +214,9 @@ def _table(path: Path, columns: parquet.Columns) -> _Table:
 
 def _classes(train: _Table, columns: parquet.Columns, spec: DataSpec) -> list[str]:
     """Return the class names in the order of the head's outputs."""
-    if spec.classes:
-        return list(spec.classes)
-    if columns.names:
-        return list(columns.names)
-    return [str(label) for label in sorted(set(train.labels))]
+    own = columns.names or [str(label) for label in sorted(set(train.labels))]
+    by_name = spec.classes is None or set(spec.classes) <= set(own)  # `classes.chosen` selects
+    return list(own) if by_name else list(spec.classes)
 
 
 def _images(

@@ -11,6 +11,7 @@ from bit_paddle.data.readers.folders import (
     class_folders,
     content_of,
     folder_of,
+    named_classes,
     with_notes,
 )
 from bit_paddle.data.readers.listing import list_images
@@ -34,7 +35,8 @@ def open_imagenet(spec: DataSpec) -> Parts:
                 f"--datadir {root}: has no {part}/; expected train/<WordNet id>/*.JPEG and val/, "
                 f"found {content_of(root)}"
             )
-    train = class_folders(parts / "train", list_images(parts / "train").images, spec.classes)
+    listed = list_images(parts / "train").images
+    train = class_folders(parts / "train", listed, named_classes(listed, spec))
     check_no_class_is_empty(train, str(parts / "train"))
     listed = list_images(parts / "val").images
     flat = listed.get("", [])

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bit_paddle.data import exclude, names, splits
+from bit_paddle.data import classes, exclude, names, splits
 from bit_paddle.data import spec as specs
 from bit_paddle.data.images import Dataset, Images, Parts
 from bit_paddle.data.readers import archives
@@ -63,11 +63,11 @@ class Reader:
 
 
 _OPTIONAL = (
-    *("train", "val", "test", "classes", "val_fraction", "encoding"),
+    *("train", "val", "test", "val_fraction", "encoding"),
     *("image", "label", "subset"),
 )
 
-_LISTS = frozenset({"train", "val", "test", "classes"})
+_LISTS = frozenset({"train", "val", "test"})
 
 _FILES = frozenset({"group", "fold", "exclude"})  # of images that have paths
 
@@ -88,7 +88,7 @@ READERS: dict[str, Reader] = {
     ),
     "imagenet2012": Reader(
         open_imagenet,
-        uses=_FILES | {"classes"},
+        uses=_FILES,
         datadir="a folder with train/<WordNet id>/*.JPEG and val/",
         known={None: Known(1_281_167, 1000, "large")},
     ),
@@ -142,8 +142,9 @@ def find(dataset: str, need_datadir: bool = True, **overrides: Any) -> DataSpec:
 def known(spec: DataSpec) -> Known:
     """Return the sizes of a data set without reading it; unknown ones are None."""
     sizes = READERS[spec.reader].known.get(spec.train, Known())
+    all_classes = not spec.classes or (len(spec.classes) == sizes.classes and not spec.merge)
     return Known(
-        sizes.images,
+        sizes.images if all_classes else None,
         len(spec.classes) if spec.classes else sizes.classes,
         spec.resolution or sizes.resolution,
     )
@@ -179,7 +180,9 @@ def read(spec: DataSpec) -> Dataset:
     """Open the data set of ``spec``. Errors: as of `open_dataset`."""
     reader = READERS[spec.reader]
     spec, notes = located(spec)
-    parts = reader.open(spec)
+    parts = reader.open(replace(spec, classes=None) if spec.merge else spec)
+    if spec.merge or spec.classes not in (None, tuple(parts.train.classes)):
+        parts = classes.chosen(parts, spec)
     if spec.fold:
         parts = splits.cut(parts, spec)
     if spec.exclude:
