@@ -178,7 +178,8 @@ def bomb(tmp_path, kind):
     with tarfile.open(path, "w:gz", compresslevel=1) as file:
         info = tarfile.TarInfo("train/a/0.png")
         info.size = 1 << 30
-        file.addfile(info, open("/dev/zero", "rb"))
+        with open("/dev/zero", "rb") as stream:
+            file.addfile(info, stream)
     return path
 
 
