@@ -27,8 +27,9 @@ from bit_paddle.config import parsing
 from bit_paddle.config.settings import FIELDS
 from bit_paddle.data.readers import registry
 from bit_paddle.errors import ConfigError
-from bit_paddle.inference import evaluation, exporting, trained
+from bit_paddle.inference import comparison, evaluation, exporting, trained
 from bit_paddle.inference.arguments import address, data_set
+from bit_paddle.inference.comparison import Comparison
 from bit_paddle.inference.evaluation import Evaluation
 from bit_paddle.inference.exporting import Exported
 from bit_paddle.inference.model import BATCH, TrainedModel
@@ -39,10 +40,12 @@ from bit_paddle.system import environment
 from bit_paddle.training import launch
 
 __all__ = [
+    "Comparison",
     "Evaluation",
     "Exported",
     "Run",
     "TrainedModel",
+    "compare",
     "evaluate",
     "export",
     "fine_tune",
@@ -259,6 +262,9 @@ def evaluate(
     images that cannot be read. ``batch`` images are computed at once; ``workers`` threads decode
     them (None: one per processor, at most 8).
 
+    The result has all scores as attributes: ``macro_f1``, ``kappa``, ``ece``, ``brier``, ``nll``,
+    ``scores`` (per class), ``intervals``, ``reliability``. See `Evaluation`.
+
     Errors: `ConfigError` (an unknown name, or classes that do not match the model's),
     `MissingFileError`, `DataError`, `CheckpointError`, `DownloadError`.
 
@@ -278,6 +284,29 @@ def evaluate(
         file = trained.find_trained(address(model), directory, crop)
         model = TrainedModel(file, device, amp)
     return evaluation.measure(model, classes, parts, batch, workers)
+
+
+def compare(
+    a: TrainedModel | str | os.PathLike,
+    b: TrainedModel | str | os.PathLike,
+    data: str | os.PathLike,
+    split: str = "val",
+    **options: Any,
+) -> Comparison:
+    """Measure two models on the same images; return the comparison of their predictions.
+
+    ``a`` and ``b`` are as ``model`` of `evaluate`, and ``options`` are its keywords. The models
+    must have the same class names, in any order.
+
+    Errors: those of `evaluate`; `ConfigError` if the class names differ.
+
+        found = bit_paddle.compare("bit_logs/one", "bit_logs/two", "my_images/")
+        found.difference, found.interval, found.p_value, found.only_a, found.only_b
+    """
+    for model in (a, b):
+        if not isinstance(model, TrainedModel):
+            trained.resolve_trained(address(model))
+    return comparison.compare(*(evaluate(model, data, split, **options) for model in (a, b)))
 
 
 def export(
