@@ -250,7 +250,7 @@ def evaluate(
     crop: int | None = None,
     directory: str | os.PathLike | None = None,
 ) -> Evaluation:
-    """Measure a model on a data set; return top-1, top-5, loss, per-class accuracy, confusion.
+    """Measure a model on a data set; return all scores, see `Evaluation`.
 
     ``model`` is a result of `load` or an argument of it (with ``device``, ``amp``, ``crop`` and
     ``directory``). ``data`` is a folder with train/<class>/* and val/<class>/*, or only <class>/*.
@@ -262,14 +262,11 @@ def evaluate(
     images that cannot be read. ``batch`` images are computed at once; ``workers`` threads decode
     them (None: one per processor, at most 8).
 
-    The result has all scores as attributes: ``macro_f1``, ``kappa``, ``ece``, ``brier``, ``nll``,
-    ``scores`` (per class), ``intervals``, ``reliability``. See `Evaluation`.
-
     Errors: `ConfigError` (an unknown name, or classes that do not match the model's),
     `MissingFileError`, `DataError`, `CheckpointError`, `DownloadError`.
 
         result = bit_paddle.evaluate("bit_logs/pets", "my_images/", split="all")
-        result.top1, result.per_class["cat"], result.confusion.shape
+        result.top1, result.intervals["top1"], result.macro_f1, result.ece, result.scores.auc
     """
     if not isinstance(model, TrainedModel):
         trained.resolve_trained(address(model))  # report a wrong name before reading data
@@ -293,12 +290,10 @@ def compare(
     split: str = "val",
     **options: Any,
 ) -> Comparison:
-    """Measure two models on the same images; return the comparison of their predictions.
+    """Compare two models on the same images.
 
-    ``a`` and ``b`` are as ``model`` of `evaluate`, and ``options`` are its keywords. The models
-    must have the same class names, in any order.
-
-    Errors: those of `evaluate`; `ConfigError` if the class names differ.
+    ``a`` and ``b`` are as ``model`` of `evaluate`, ``options`` are its keywords, and its errors are
+    raised. `ConfigError` if the class names differ; their order may.
 
         found = bit_paddle.compare("bit_logs/one", "bit_logs/two", "my_images/")
         found.difference, found.interval, found.p_value, found.only_a, found.only_b

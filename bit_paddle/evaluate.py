@@ -18,6 +18,7 @@ from bit_paddle.config.types import file_path, fraction
 from bit_paddle.data import check
 from bit_paddle.data import spec as specs
 from bit_paddle.inference import comparison
+from bit_paddle.inference.arguments import data_set
 from bit_paddle.inference.evaluation import SPLITS
 from bit_paddle.inference.trained import resolve_trained
 from bit_paddle.runs import folder as runs_folder
@@ -78,11 +79,12 @@ def main(arguments: Sequence[str]) -> int:
     data_name = specs.short_name(flags.dataset, flags.datadir)
     default = f"evaluate-{model_name}-{data_name}-{flags.split}"
     folder = Path(flags.output or files.create_folder("bit_logs", default, "metrics.json"))
-    results.write_results(result, flags.dataset, flags.split, folder, flags.datadir)
+    _, datadir = data_set(flags.dataset, flags.datadir)
+    results.write_results(result, flags.dataset, flags.split, folder, datadir)
     if flags.compare:
         found = comparison.compare(result, measure(flags.compare))
         print(f"compared with {found.b.model}: {found}", flush=True)
-        results.write_comparison(found, folder, flags.datadir)
+        results.write_comparison(found, folder, datadir)
     print(f"results are in {folder}")
     return 0
 
