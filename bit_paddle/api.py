@@ -136,8 +136,7 @@ class Run:
     last step. If the data have test images, ``result["test"]`` has the same of "best" and "last",
     the models with which they were measured. With ``repeats`` or ``folds`` it holds the lowest,
     median and highest of these; with ``folds`` also "pooled", over all images. It is None if the
-    run is not
-    complete.
+    run is not complete.
     """
 
     def __init__(self, folder: str | os.PathLike, result: dict[str, Any] | None = None):
@@ -287,21 +286,19 @@ def compare(
     a: TrainedModel | str | os.PathLike,
     b: TrainedModel | str | os.PathLike,
     data: str | os.PathLike,
-    split: str = "val",
     **options: Any,
 ) -> Comparison:
-    """Compare two models on the same images.
+    """Compare two models on the same images; see `Comparison`.
 
-    ``a`` and ``b`` are as ``model`` of `evaluate`, ``options`` are its keywords, and its errors are
-    raised. `ConfigError` if the class names differ; their order may.
+    ``a``, ``b`` and ``options`` are as for `evaluate`. Errors: its own, and `ConfigError` if the
+    class names differ; their order may.
 
-        found = bit_paddle.compare("bit_logs/one", "bit_logs/two", "my_images/")
-        found.difference, found.interval, found.p_value, found.only_a, found.only_b
+        bit_paddle.compare("bit_logs/one", "bit_logs/two", "my_images/").p_value
     """
     for model in (a, b):
         if not isinstance(model, TrainedModel):
             trained.resolve_trained(address(model))
-    return comparison.compare(*(evaluate(model, data, split, **options) for model in (a, b)))
+    return comparison.compare(*(evaluate(model, data, **options) for model in (a, b)))
 
 
 def export(

@@ -20,6 +20,7 @@ from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.data.readers import registry
 from bit_paddle.inference import metrics, scores
 from bit_paddle.inference.model import TrainedModel
+from bit_paddle.inference.scores import PerClass, PerImage, Reliability
 from bit_paddle.inference.trained import TrainedFile, required_preprocessing
 from bit_paddle.system import progress
 from bit_paddle.system.text import plural
@@ -71,12 +72,12 @@ class Evaluation:
         return np.bincount(pairs, minlength=count**2).reshape(count, count)
 
     @cached_property
-    def per_image(self) -> scores.PerImage:
+    def per_image(self) -> PerImage:
         """Prediction, confidence, Brier score and likelihood of each image, arrays [N]."""
         return scores.per_image(self.outputs.logits, self.outputs.labels, self.outputs.loss)
 
     @cached_property
-    def scores(self) -> scores.PerClass:
+    def scores(self) -> PerClass:
         """Precision, recall, F1, AUC (one against rest) and average precision, arrays [K]."""
         return scores.per_class(
             self.outputs.logits, self.per_image, self.outputs.loss, len(self.classes)
@@ -125,7 +126,7 @@ class Evaluation:
         return scores.macro(self.scores.average_precision)
 
     @cached_property
-    def reliability(self) -> scores.Reliability:
+    def reliability(self) -> Reliability:
         """Images, confidence and right predictions in 15 bins of the highest probability."""
         found = self.per_image
         return scores.reliability(found.confidences, found.predictions == found.labels)

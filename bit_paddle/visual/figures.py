@@ -144,7 +144,7 @@ def draw_reliability(found: Reliability, error: float, stream: BinaryIO) -> None
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.6, 5.2), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    above, below = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (3, 1)})
     width, used = 1 / len(found.images), found.images > 0
     centres = (np.flatnonzero(used) + 0.5) * width
     accuracy = found.right[used] / found.images[used]

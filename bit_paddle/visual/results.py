@@ -19,6 +19,8 @@ from bit_paddle.visual.sheet import draw_captioned
 
 CONFUSION_MOST = 2000  # the most classes of confusion.csv and confusion.png; then 4 million cells
 
+DIFFERENCES_MOST = 30  # the most images of each kind in differences.png
+
 SCORES = (
     *("top1", "top5", "balanced_accuracy", "macro_f1", "kappa", "macro_auc"),
     *("mean_average_precision", "ece", "brier", "nll", "loss"),
@@ -72,9 +74,6 @@ def write_results(
         files.write(folder / "confusion.png", draw)
 
 
-DIFFERENCES_MOST = 30  # the most images of each kind in differences.png
-
-
 def write_comparison(found: Comparison, folder: Path, datadir: str | None = None) -> None:
     """Write comparison.json, differences.csv and differences.png into ``folder``.
 
@@ -94,14 +93,14 @@ def write_comparison(found: Comparison, folder: Path, datadir: str | None = None
     }
     files.write_text(folder / "comparison.json", json.dumps(summary, indent=2) + "\n")
     _write_table(folder / "differences.csv", _differences(found, datadir))
-    chosen = [*found.only_a[:DIFFERENCES_MOST], *found.only_b[:DIFFERENCES_MOST]]
-    if chosen:
+    chosen_a, chosen_b = (only[:DIFFERENCES_MOST] for only in (found.only_a, found.only_b))
+    if len(chosen_a) or len(chosen_b):
         places = [(part, index) for part in found.a.outputs.parts for index in range(len(part))]
         tiles = []
-        for number in chosen:
+        for place, number in enumerate([*chosen_a, *chosen_b]):
             part, index = places[number]
             one, other = (result.prediction(number) for result in (found.a, found.b))
-            right = "1" if one == found.a.classes[found.a.outputs.labels[number]] else "2"
+            right = "1st" if place < len(chosen_a) else "2nd"
             tiles.append((partial(part.image, index), f"{right} right: {one} | {other}"))
         sheet = draw_captioned(tiles)
         files.write(folder / "differences.png", lambda stream: sheet.save(stream, format="PNG"))

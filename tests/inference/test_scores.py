@@ -24,6 +24,7 @@ def same(ours, theirs):
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
 def test_per_class_and_summary():
     sklearn = pytest.importorskip("sklearn.metrics")
     for logits, labels, loss in cases(1000):
@@ -49,6 +50,7 @@ def test_per_class_and_summary():
         same(found["nll"], images.nll.mean())
 
 
+@pytest.mark.slow
 def test_ranking():
     sklearn = pytest.importorskip("sklearn.metrics")
     for logits, labels, loss in cases(1000):
