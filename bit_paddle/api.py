@@ -295,9 +295,8 @@ def compare(
 
         bit_paddle.compare("bit_logs/one", "bit_logs/two", "my_images/").p_value
     """
-    for model in (a, b):
-        if not isinstance(model, TrainedModel):
-            trained.resolve_trained(address(model))
+    for model in (model for model in (a, b) if not isinstance(model, TrainedModel)):
+        trained.resolve_trained(address(model))
     return comparison.compare(*(evaluate(model, data, **options) for model in (a, b)))
 
 
