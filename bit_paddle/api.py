@@ -66,10 +66,10 @@ def fine_tune(
 
     ``model`` is as for `load`, without the exported folders, or, with ``from_scratch=True``, an
     architecture such as "R50x1". ``data`` is a folder of images with train/<class>/* and
-    val/<class>/*, or only <class>/*. It may also be the name or YAML file of a data set, as for
-    ``--dataset``; ``datadir`` is then its folder. ``settings`` are the flags of the command by
-    name: ``steps=100, batch=64, flip=False``. ``force`` resumes a run although settings or data
-    have changed.
+    val/<class>/*, or only <class>/*. It may also be the name or YAML file of a data set, or
+    "hf:OWNER/NAME", as for ``--dataset``; ``datadir`` is then its folder. ``settings`` are the
+    flags of the command by name: ``steps=100, batch=64, flip=False``. ``force`` resumes a run
+    although settings or data have changed.
 
     The same call resumes a run that was stopped. On Ctrl-C the run finishes its micro-batch and
     saves a checkpoint, and the call returns; a second Ctrl-C raises KeyboardInterrupt. On other

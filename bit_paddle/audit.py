@@ -107,9 +107,9 @@ def audit(
         resolve_trained(address(model))  # report a wrong name before reading data
     dataset, folder = data_set(data, datadir)
     options = {"val_fraction": val_fraction, "group": group, "exclude": exclude}
-    spec = registry.find(dataset, datadir=folder, **options)
+    spec, notes = registry.located(registry.find(dataset, datadir=folder, **options))
     opened = registry.read(spec)
-    for note in opened.notes:
+    for note in (*notes, *opened.notes):
         print(f"note: {note}", file=sys.stderr)
     if model is not None and not isinstance(model, TrainedModel):
         model = TrainedModel(find_trained(address(model), directory, None), head=False)

@@ -6,7 +6,9 @@ status of the command: 2 for the user's mistake, 1 for a failure (disk, network,
 
 from __future__ import annotations
 
+import codecs
 import difflib
+import json
 import os
 import sys
 import traceback
@@ -103,15 +105,38 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
+# How a stream writes a character that its encoding lacks: as \u72d7, which JSON and Python read.
+_ESCAPE = "bit_paddle.escape"
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
+codecs.register_error(_ESCAPE, _escaped)
+
+
+def tell(text: str, end: str = "\n") -> None:
+    """Print ``text`` also from Python calls: the streams belong to the caller and stay as they are.
+
+    The characters that the encoding of the standard output lacks are escaped.
+    """
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    print(text.encode(encoding, _ESCAPE).decode(encoding), end=end, flush=True)
+
+
 def run_command(command: Callable[[list[str]], int], arguments: list[str]) -> int:
     """Run ``command(arguments)`` and return its exit status, turning errors into one message.
 
-    ``--traceback`` among the arguments prints the traceback too.
+    ``--traceback`` among the arguments prints the traceback too. From here on the standard streams
+    escape what their encoding lacks, so that no text ends a command.
     """
     wants_traceback = "--traceback" in arguments
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # names of files may have bytes outside the encoding
-            stream.reconfigure(errors="backslashreplace")
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors=_ESCAPE)
     try:
         return command([word for word in arguments if word != "--traceback"])
     except KeyboardInterrupt:

@@ -27,8 +27,8 @@ from bit_paddle.data.readers.registry import Known
 from bit_paddle.models import published
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.models.checkpoint import CheckpointFile
-from bit_paddle.models.hub import Repository
 from bit_paddle.recipes.recipe import SIDES
+from bit_paddle.system.hub import Repository
 from bit_paddle.training.estimate import GIB, Task, describe
 from bit_paddle.training.plan import make_plan, resolution_of, resolution_reason, schedule_of
 

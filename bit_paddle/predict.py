@@ -1,7 +1,7 @@
 """Classify images, or compute their features: ``python -m bit_paddle.predict --help``.
 
-Images are files, folders (with all folders inside) or web addresses. The memory that is needed does
-not depend on the number of images.
+Images are files, folders (with all folders inside), patterns, web addresses or the standard input.
+The memory that is needed does not depend on the number of images.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ An image that cannot be read is skipped and reported at the end. The exit status
 
 examples:
   python -m bit_paddle.predict cat.jpg photos/ --model BiT-M-R50x1-ILSVRC2012
+  python -m bit_paddle.predict 'photos/**/*.jpg' --model bit_logs/pets/model.npz
+      the pattern works in each shell, also on Windows
+  curl -s https://example.org/a.jpg | python -m bit_paddle.predict - --model BiT-Mini
   python -m bit_paddle.predict https://example.org/a.jpg --model bit_logs/pets/model.npz --top 1
   python -m bit_paddle.predict photos/ --model BiT-M-R50x1 --features features.npz
       writes "features" float32 [N, C] (pooled pre-logits) and "names" [N]
@@ -102,7 +105,11 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "images", type=file_path, nargs="+", help="image files, folders and web addresses"
+        "images",
+        type=file_path,
+        nargs="+",
+        help="image files, folders, web addresses, quoted patterns such as 'photos/**/*.jpg' (** "
+        "stands for any folders), and - for an image on the standard input",
     )
     parsing.add_flags(parser)
     parser.add_argument(

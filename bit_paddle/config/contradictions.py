@@ -11,8 +11,8 @@ from typing import Any
 from bit_paddle.config.settings import AUTO, data_options
 from bit_paddle.errors import BitPaddleError
 from bit_paddle.models import published
-from bit_paddle.models.hub import Repository
 from bit_paddle.recipes.recipe import RECIPES
+from bit_paddle.system.hub import Repository
 
 
 def contradictions(

@@ -3,15 +3,19 @@
 To add a data set, write such a file. Its keys are the fields of `DataSpec`:
 
     reader: list            # cifar10, cifar100, digits, folder, list, imagenet2012, …
+                            # or hf:OWNER/NAME, a data set of the Hugging Face hub
     datadir: /data/birds    # --datadir overrides it
     train: train.csv        # train, val and test name lists or folders, depending on the reader
     val: val.csv            # chooses the best model
     test: test.csv          # measured once, at the end of a run
-    classes: [crow, owl]    # names in the order of the head's outputs; or a file, a name per line
+    classes: [crow, owl]    # selects and orders; or a file; or {bird: [crow, owl], cat: cat}
     encoding: gb18030       # of the lists and of the class names (default: by the files' bytes)
     val_fraction: 0.1       # of the training images, if there are no validation images
     group: patient          # a column of the lists, or a regular expression: see `splits`
     exclude: bad.txt        # a file with the paths of images to leave out: see `exclude`
+    image: photo            # the columns of parquet files with the images and with the labels,
+    label: species          # if there are several
+    subset: plain_text      # of the parquet files, if there are several
     flip: false             # a mirrored image would have another label
     random_crop: false      # a part of an image would have another label
     resolution: small       # small or large of BiT-HyperRule (default: by the images' sizes)
@@ -30,9 +34,15 @@ from bit_paddle.data.readers.archives import is_archive, stem
 from bit_paddle.data.text import is_encoding, read_text
 from bit_paddle.errors import ConfigError, DataError, MissingFileError, did_you_mean
 from bit_paddle.system import files
+from bit_paddle.system.hub import PREFIX, DataRepository
 
 VAL_FRACTION = 0.1  # the default if neither the data set nor the user sets it
 
+
+_TEXTS = (
+    *("datadir", "train", "val", "test", "encoding", "group", "exclude"),
+    *("image", "label", "subset"),
+)
 
 # Inside an installed package; next to the package in a clone.
 _HOMES = [Path(__file__).parents[1] / "configs/data", Path(__file__).parents[2] / "configs/data"]
@@ -48,11 +58,16 @@ class DataSpec:
     val: str | None = None
     test: str | None = None
     classes: tuple[str, ...] | None = None
+    merge: tuple[tuple[str, ...], ...] | None = None  # each class by its names in the data
     encoding: str | None = None
     val_fraction: float | None = None
     group: str | None = None
     exclude: str | None = None
     fold: tuple[int, int] | None = None  # (k, K): fold k of K validates; a setting, not a key
+    repository: str | None = None  # hf:OWNER/NAME of a data set on the hub; part of `reader`
+    image: str | None = None
+    label: str | None = None
+    subset: str | None = None
     flip: bool = True
     random_crop: bool = True
     resolution: str | None = None
@@ -86,6 +101,10 @@ def find(dataset: str, readers: Collection[str]) -> DataSpec:
         return _load(described()[dataset], readers)
     if dataset in readers:
         return DataSpec(dataset)
+    if dataset.startswith(PREFIX):
+        return DataSpec("hf", repository=str(DataRepository.parse(dataset)))
+    if dataset.endswith(".parquet"):
+        raise ConfigError(f"--dataset: write --dataset hf --datadir {dataset}")
     if Path(dataset).is_dir() or is_archive(Path(dataset)):
         kind = "a folder of files" if Path(dataset).is_dir() else "an archive"
         raise ConfigError(
@@ -99,7 +118,9 @@ def find(dataset: str, readers: Collection[str]) -> DataSpec:
 
 def short_name(dataset: str, datadir: str | None) -> str:
     """Return the name of ``dataset`` for a run's folder; for own images the folder's name."""
-    if dataset in ("folder", "list") and datadir:
+    if dataset.startswith(PREFIX):
+        return DataRepository.parse(dataset).name
+    if dataset in ("folder", "list", "hf") and datadir:
         path = Path(datadir).resolve()
         return stem(path.name) if is_archive(path) else path.stem
     if dataset.lower().endswith((".yaml", ".yml")):
@@ -117,7 +138,7 @@ def overridden(spec: DataSpec, **values: Any) -> DataSpec:
 
 def _load(path: Path, readers: Collection[str]) -> DataSpec:
     content = files.read_yaml(path, f"--dataset {path}", "reader: folder")
-    expected = {field.name for field in fields(DataSpec)} - {"fold"}
+    expected = {field.name for field in fields(DataSpec)} - {"fold", "repository", "merge"}
     faults = [
         f"{key!r} is not a known key; {did_you_mean(str(key), expected)}"
         for key in content
@@ -127,11 +148,17 @@ def _load(path: Path, readers: Collection[str]) -> DataSpec:
     reader = content.get("reader")
     if reader is None:
         faults.append("reader: is missing")
+    elif isinstance(reader, str) and reader.startswith(PREFIX):
+        try:
+            content["repository"] = str(DataRepository.parse(reader))
+        except ConfigError as error:
+            faults.append(f"reader: {error}")
+        content["reader"] = "hf"
     elif not isinstance(reader, str) or reader not in readers:
         faults.append(f"reader: is {reader!r}: {did_you_mean(str(reader), readers)}")
     faults += [
         f"{key}: is {content[key]!r}, expected a text"
-        for key in ("datadir", "train", "val", "test", "encoding", "group", "exclude")
+        for key in _TEXTS
         if not isinstance(content.get(key, ""), str)
     ]
     faults += [
@@ -165,15 +192,8 @@ def _load(path: Path, readers: Collection[str]) -> DataSpec:
             faults.append(f"classes: {error}")
             classes = None
     if classes is not None:
-        if not isinstance(classes, list) or len(classes) < 2:
-            faults.append("classes: expected two or more names, or a file with a name per line")
-        elif not all(type(name) in (str, int, float) for name in classes):
-            faults.append("classes: not all are names; YAML needs quotes around yes, no and null")
-        else:
-            content["classes"] = tuple(str(name).strip() for name in classes)
-            twice = [name for name, times in Counter(content["classes"]).items() if times > 1]
-            if twice:
-                faults.append(f"classes: listed twice: {', '.join(twice[:5])}")
+        content["classes"], content["merge"], more = _classes(classes)
+        faults += more
     if faults:
         raise ConfigError(f"--dataset {path}: " + "; ".join(faults))
     if "datadir" in content:
@@ -181,3 +201,31 @@ def _load(path: Path, readers: Collection[str]) -> DataSpec:
     if "exclude" in content:
         content["exclude"] = os.path.join(path.parent, content["exclude"])
     return DataSpec(**content)
+
+
+def _classes(
+    given: object,
+) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...] | None, list[str]]:
+    """Return the class names, their names in the data (None: the same), and faults.
+
+    ``given`` is a list of names, or a mapping of a name to one name or several of the data.
+    """
+    merges = isinstance(given, dict)
+    pairs = given.items() if isinstance(given, dict) else []
+    sources = [name if value is None else value for name, value in pairs]
+    sources = [value if isinstance(value, list) else [value] for value in sources]
+    listed = list(given) if isinstance(given, (list, dict)) else []
+    every = [name for names in sources for name in names] if merges else listed
+    if len(listed) < 2 or not all(sources):
+        expected = "two or more names, or a file with a name per line, or name: [names in the data]"
+        return (), None, [f"classes: expected {expected}"]
+    if not all(type(name) in (str, int, float) for name in [*listed, *every]):
+        return (), None, ["classes: not all are names; YAML needs quotes around yes, no and null"]
+    twice = [name for name, times in Counter(map(_name, every)).items() if times > 1]
+    faults = [f"classes: listed twice: {', '.join(twice[:5])}"] if twice else []
+    merge = tuple(tuple(map(_name, names)) for names in sources) if merges else None
+    return tuple(map(_name, listed)), merge, faults
+
+
+def _name(word: object) -> str:
+    return str(word).strip()

@@ -13,7 +13,8 @@ from bit_paddle.inference import formats, paddle_inference, verify
 from bit_paddle.inference.formats import FORMATS
 from bit_paddle.inference.trained import TrainedFile, required_preprocessing, resolve_trained
 from bit_paddle.inference.verify import Verified
-from bit_paddle.models import hub
+from bit_paddle.models.hub import upload
+from bit_paddle.system import hub
 
 
 class Exported(NamedTuple):
@@ -119,7 +120,7 @@ def export(
 def _upload(folder: Path, repository: hub.Repository, private: bool = False) -> str:
     """Upload a verified folder; return its address. The error says how to try it again."""
     try:
-        return hub.upload(folder, str(repository), private)
+        return upload(folder, str(repository), private)
     except BitPaddleError as error:
         words = ["hf", "upload", repository.id, str(folder), *(["--private"] if private else [])]
         words += ["--revision", repository.revision] * (repository.revision != "main")

@@ -1,7 +1,8 @@
-"""The input images of a trained model: files, folders, web addresses, images in memory."""
+"""The input images of a trained model: files, folders, patterns, web addresses, memory."""
 
 from __future__ import annotations
 
+import glob
 import os
 import sys
 import tempfile
@@ -24,6 +25,8 @@ from bit_paddle.errors import (
 from bit_paddle.system import fetch
 
 WEB = ("http://", "https://")
+
+STDIN = "-"  # stands for an image on the standard input
 
 
 class GivenImages:
@@ -95,11 +98,15 @@ def _file(path: str) -> Image.Image:
 
 
 def find_images(words: Sequence[str], temporary: Path) -> tuple[list[str], list[str], list[str]]:
-    """Return (names to show, paths, faults) for files, folders and web addresses in ``words``.
+    """Return (names to show, paths, faults) for the images that ``words`` name.
 
-    Web addresses are downloaded into ``temporary``; the faults are failed downloads. Errors:
-    `MissingFileError`; `ConfigError` if there is no image at all.
+    A word is a file, a folder, a pattern such as ``photos/*.jpg``, a web address, or ``-``, the
+    standard input. Web addresses and the standard input are stored in ``temporary``; the faults
+    are failed downloads. Errors: `MissingFileError`; `DataError` if the standard input is not an
+    image; `ConfigError` if there is no image at all.
     """
+    if words.count(STDIN) > 1:
+        raise ConfigError(f"{STDIN}: is given twice, but the standard input can be read only once")
     names, paths, faults = [], [], []
     for word in words:
         if word.startswith(WEB):
@@ -109,21 +116,58 @@ def find_images(words: Sequence[str], temporary: Path) -> tuple[list[str], list[
                 names.append(word)
             except DownloadError as error:
                 faults.append(str(error))
-        elif Path(word).is_dir():
-            files = _images_below(word)
+        elif word == STDIN:
+            paths.append(_stored_stdin(temporary / str(len(paths))))
+            names.append(word)
+        else:
+            files = _local(word)
             names += files
             paths += files
-        elif Path(word).is_file():
-            names.append(word)
-            paths.append(word)
-        else:
-            raise MissingFileError(f"{word}: no such image or folder")
     if not paths and not faults:
         raise ConfigError(
             f"no images in {', '.join(words)}; image extensions are "
             f"{' '.join(sorted(readable_suffixes()))}"
         )
     return names, paths, faults
+
+
+def _stored_stdin(path: Path) -> str:
+    """Write the standard input to ``path`` and return it. Raises `DataError`: not an image."""
+    example = "expected an image, as in: cat cat.jpg | bit_paddle predict - --model …"
+    if sys.stdin is not None and sys.stdin.isatty():
+        raise DataError(f"{STDIN}: the standard input is a terminal; {example}")
+    content = sys.stdin.buffer.read() if sys.stdin is not None else b""
+    if not content:
+        raise DataError(f"{STDIN}: the standard input is empty; {example}")
+    path.write_bytes(content)
+    try:
+        _file(str(path))
+    except DataError as error:
+        fault = GET_HEIF if GET_HEIF in str(error) else example
+        raise DataError(
+            f"{STDIN}: the {len(content):,} bytes of the standard input are not an image that can "
+            f"be read; {fault}"
+        ) from error
+    return str(path)
+
+
+def _local(word: str) -> list[str]:
+    """Return the image files of a file, a folder or a pattern. Raises `MissingFileError`."""
+    if os.path.isdir(word):
+        return _images_below(word)
+    if os.path.isfile(word):  # also if its name has the signs of a pattern
+        return [word]
+    if not glob.has_magic(word):
+        raise MissingFileError(f"{word}: no such image or folder")
+    named, found = set(Path(word).parts), {}
+    for match in sorted(glob.glob(word, recursive=True)):
+        if any(is_left_out(part) for part in Path(match).parts if part not in named):
+            continue
+        for file in _images_below(match) if os.path.isdir(match) else [match]:
+            found[os.path.normpath(file)] = file  # ** names a folder and what is in it
+    if not found:
+        raise MissingFileError(f"{word}: no image matches this pattern")
+    return list(found.values())
 
 
 def _suffix(name: str) -> str:

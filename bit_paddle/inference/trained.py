@@ -17,9 +17,9 @@ from bit_paddle.inference import paddle_inference, scores
 from bit_paddle.models import losses, mirrors, npz, published
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.models.checkpoint import CheckpointFile
-from bit_paddle.models.hub import Repository
 from bit_paddle.models.losses import LOSSES
 from bit_paddle.system import fetch
+from bit_paddle.system.hub import Repository
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ from bit_paddle.models import aliases, hub, mirrors
 from bit_paddle.models.architecture import UNITS, Architecture
 from bit_paddle.models.checkpoint import CheckpointFile, fault_of
 from bit_paddle.models.containers.folder import WEIGHTS, weights_in
-from bit_paddle.models.hub import Repository
 from bit_paddle.models.vtab_tasks import VTAB_MODELS, VTAB_RUNS, VTAB_TASKS
 from bit_paddle.system.fetch import ServerFault, cache_dir
+from bit_paddle.system.hub import PREFIX, Repository
 
 LEMMAS = {data: f"{data}_wordnet_lemmas.txt" for data in ("ilsvrc2012", "imagenet21k")}
 
@@ -203,7 +203,7 @@ def is_path(model: str) -> bool:
     A file or folder that exists is a path. If it has a known name of a model, then only if it holds
     one; the catalogue's own names and architectures are never paths.
     """
-    if model.startswith(hub.PREFIX) or model in CATALOG or Architecture.parse(model):
+    if model.startswith(PREFIX) or model in CATALOG or Architecture.parse(model):
         return False
     if lookup(model) is None:
         return model.endswith(ENDINGS) or os.sep in model or os.path.exists(model)
@@ -221,7 +221,7 @@ def resolve(model: str, pretrained: bool = True) -> Path | Entry | Repository | 
     has no weights, so it is an error with ``pretrained``. Errors: `ConfigError`, `MissingFileError`
     (no such file).
     """
-    if model.startswith(hub.PREFIX):
+    if model.startswith(PREFIX):
         return Repository.parse(model)
     if is_path(model):
         path = Path(model)

@@ -16,9 +16,9 @@ from paddle import Tensor
 from bit_paddle.errors import CheckpointError, ConfigError
 from bit_paddle.models import npz, published
 from bit_paddle.models.checkpoint import CheckpointFile
-from bit_paddle.models.hub import Repository
 from bit_paddle.models.names import parameter_name
 from bit_paddle.models.resnetv2 import ResNetV2
+from bit_paddle.system.hub import Repository
 from bit_paddle.system.progress import progress_bar
 
 HEAD = (npz.HEAD_KERNEL, npz.HEAD_BIAS)

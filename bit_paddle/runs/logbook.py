@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bit_paddle.errors import WriteError
+from bit_paddle.errors import WriteError, tell
 from bit_paddle.system import files
 from bit_paddle.system.progress import bars_are_shown
 
@@ -144,8 +144,8 @@ class Logbook:
         self._log.write(lines.encode(errors="backslashreplace"))
         if console and self._console and sys.stdout is not None:
             try:
-                tqdm.write(text, file=sys.stdout)
-                sys.stdout.flush()
+                with tqdm.external_write_mode(file=sys.stdout):
+                    tell(text)
             except OSError:  # the terminal has been closed; the run continues
                 self._console = False
 

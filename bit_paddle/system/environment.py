@@ -82,7 +82,7 @@ def share(processes: int) -> dict[str, str]:
 def _mkl_type_of_amd() -> str:
     """Return MKL's number of the best kernels for an AMD processor (AVX-512, AVX2), or ""."""
     try:
-        with open("/proc/cpuinfo") as lines:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
             words = set("".join(line for line, _ in zip(lines, range(40))).split())
     except OSError:  # not Linux
         return ""
@@ -128,6 +128,6 @@ def memory_bytes() -> int:
 
 def _read_cgroup(name: str) -> str:
     try:
-        return (_CGROUP / name).read_text()
+        return (_CGROUP / name).read_text(encoding="utf-8")
     except OSError:  # no cgroup v2 here
         return ""

@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -37,6 +38,27 @@ def write(path: str | os.PathLike, fill: Callable[[BinaryIO], object]) -> None:
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def fill_folder(folder: Path, fill: Callable[[Path], Path | None]) -> None:
+    """Make ``folder`` by ``fill(empty folder)``; it gets its name when it is complete.
+
+    ``fill`` may return a folder inside, which then becomes ``folder``. Nothing is done if
+    ``folder`` exists. Several processes may call this: one fills, and the others wait. After an
+    error nothing is left.
+    """
+    from filelock import FileLock  # imported here, because most commands fill no folder
+
+    partial = folder.with_name(f".{folder.name}.unpacking")
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        if folder.is_dir():  # another process was faster
+            return
+        shutil.rmtree(partial, ignore_errors=True)  # left over from a killed process
+        try:
+            partial.mkdir()
+            os.rename(fill(partial) or partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -98,8 +98,8 @@ def _visible_gpus() -> list[str]:
         labels = [word.strip() for word in os.environ["CUDA_VISIBLE_DEVICES"].split(",")]
         return list(itertools.takewhile(lambda label: label not in ("", "-1"), labels))
     with suppress(OSError, subprocess.TimeoutExpired):  # nvidia-smi knows what a container may use
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60)
-        return [str(number) for number in range(listed.stdout.count("GPU "))]
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, timeout=60)
+        return [str(number) for number in range(listed.stdout.count(b"GPU "))]
     count = len(list(_NVIDIA.iterdir())) if _NVIDIA.is_dir() else 0
     return [str(number) for number in range(count)]
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bit_paddle import errors
 from bit_paddle.config.settings import Settings
 from bit_paddle.inference import predictions
 from bit_paddle.inference.metrics import interval
@@ -50,5 +51,5 @@ def report(results: Sequence[dict[str, Any]], folder: Path) -> dict[str, Any]:
     pooled = {"images": len(pairs), "top1": top1, "interval": [low, high], "recall": recall}
     content = {"count": len(results), **spread, "pooled": pooled, "runs": list(results)}
     files.write_text(folder / FOLDS, files.to_json(content))
-    print(table, end="", flush=True)
+    errors.tell(table, end="")
     return content

@@ -62,7 +62,7 @@ def start(
         return Ended(status, log.folder, result)
     with claim(settings, force) as begin:
         if begin.result is not None:
-            print(complete(begin))
+            errors.tell(complete(begin))
             if processes.world_size() == 1:
                 return Ended(0, begin.folder, begin.result)
         plan = plan_of(settings, begin, force)
@@ -137,7 +137,7 @@ def _start_processes(
     """Run `start` in ``count`` processes; configuration errors are raised before any is spawned."""
     with claim(settings, force) as begin:
         if begin.result is not None:
-            print(complete(begin))
+            errors.tell(complete(begin))
             return Ended(0, begin.folder, begin.result)
         plan_of(settings, begin, force)
     command = [sys.executable, "-m", "bit_paddle.train", *arguments]

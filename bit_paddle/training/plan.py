@@ -19,11 +19,11 @@ from bit_paddle.errors import CheckpointError, MissingFileError
 from bit_paddle.models import cost, losses, published
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.models.checkpoint import CheckpointFile
-from bit_paddle.models.hub import Repository
 from bit_paddle.recipes import hyperrule
 from bit_paddle.recipes.recipe import SIDES
 from bit_paddle.runs import folder
 from bit_paddle.system import environment, processes
+from bit_paddle.system.hub import Repository
 from bit_paddle.system.text import plural
 from bit_paddle.training import description
 

@@ -82,7 +82,7 @@ class Profile:
         with tempfile.TemporaryDirectory() as temporary:
             path = Path(temporary) / "trace.json"
             profiler.export(path=str(path), format="json")
-            text = path.read_text()
+            text = path.read_text(encoding="utf-8")
         split = split_of(json.loads(text)["traceEvents"], self._steps - WARM_UP)
         files.write_text(self._log.folder / TRACE, text)
         files.write_text(self._log.folder / TABLE, describe(split))

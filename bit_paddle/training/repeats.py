@@ -63,14 +63,14 @@ def carry_out(
     with claim(settings, force) as begin:
         folder, results = begin.folder, []
         if begin.result is not None:
-            print((folder / table).read_text(encoding="utf-8"), end="")
+            errors.tell((folder / table).read_text(encoding="utf-8"), end="")
             return Ended(0, folder, begin.result)
         new = not (folder / CONFIG).exists()
         files.write_text(folder / CONFIG, to_yaml(settings))
         for number, run in enumerate(runs, 1):
             changes = {**run, "logdir": str(folder)}
             words = [f"--{name}={value}" for name, value in changes.items()]
-            print(f"--- run {number} of {len(runs)}: {folder / changes['name']}", flush=True)
+            errors.tell(f"--- run {number} of {len(runs)}: {folder / changes['name']}")
             try:
                 run_settings = replace(settings, **changes)
                 ended = start(run_settings, [*arguments, *words], force, embedded)
@@ -92,7 +92,7 @@ def report(results: Sequence[dict[str, Any]], folder: Path) -> dict[str, Any]:
     files.write_text(folder / "repeats.txt", text)
     content = {"count": len(results), **spread, "runs": list(results)}
     files.write_text(folder / REPEATS, files.to_json(content))
-    print(text, end="", flush=True)
+    errors.tell(text, end="")
     return content
 
 

@@ -13,7 +13,12 @@ import threading
 import time
 import urllib.parse
 
-LARGE = (".safetensors", ".bin", ".npz")  # git-lfs has them; the rest are files of git itself
+LARGE = (
+    ".safetensors",
+    ".bin",
+    ".npz",
+    ".parquet",
+)  # git-lfs has them; the rest are files of git itself
 
 TOKEN = "hf_of_the_tests"
 
@@ -36,6 +41,8 @@ class _Server(http.server.ThreadingHTTPServer):
 
 class Hub:
     """Has ``repositories`` {OWNER/NAME: {file: bytes}}, each at one commit of its branch main.
+
+    datasets/OWNER/NAME is a data set, and datasets/OWNER/NAME@refs/convert/parquet that branch.
 
     ``access`` {OWNER/NAME: "gated" or "private"} asks for `TOKEN`. ``faults`` are taken off one a
     request of the hub, ``cdn_faults`` one a GET of the CDN: a status, a (status, headers), a body,
@@ -119,9 +126,10 @@ class HubHandler(_Handler):
             return
         if self.fail(hub.faults):
             return
-        api = path.startswith("/api/models/")
-        words = path[len("/api/models/") if api else 1 :].split("/")
-        name, kind, rest = "/".join(words[:2]), "".join(words[2:3]), words[3:]
+        api = path.startswith("/api/")
+        words = path.removeprefix("/api/models/").removeprefix("/api/").strip("/").split("/")
+        start = 3 if words[0] == "datasets" else 2
+        name, kind, rest = "/".join(words[:start]), "".join(words[start:][:1]), words[start + 1 :]
         files = hub.repositories.get(name)
         signed = self.headers.get("Authorization") == f"Bearer {TOKEN}"
         access = None if signed else hub.access.get(name)
@@ -132,11 +140,22 @@ class HubHandler(_Handler):
             self.answer(401 if "Authorization" not in self.headers else 403,
                         x_error_code="GatedRepo")  # fmt: skip
             return
+        branch = "/".join(rest[:3])
+        if f"{name}@{branch}" in hub.repositories:
+            name, rest = f"{name}@{branch}", ["main", *rest[3:]]
+            files = hub.repositories[name]
         commit, revision = hub.commit(name), (rest or ["main"])[0]
         if revision not in ("main", "v1", commit):
             self.answer(404, x_error_code="RevisionNotFound")
         elif api:
-            self.answer(200, {"id": name, "sha": commit, "siblings": _siblings(files)})
+            self.answer(
+                200,
+                {
+                    "id": "/".join(words[start - 2 : start]),
+                    "sha": commit,
+                    "siblings": _siblings(files),
+                },
+            )
         elif kind != "resolve" or "/".join(rest[1:]) not in files:
             self.answer(404, x_error_code="EntryNotFound", x_repo_commit=commit)
         else:

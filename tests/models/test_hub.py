@@ -23,11 +23,12 @@ from bit_paddle.errors import (
     WriteError,
     install_hint,
 )
-from bit_paddle.models import hub, hub_errors, npz, published
+from bit_paddle.models import hub, npz, published
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.models.checkpoint import CheckpointFile
-from bit_paddle.models.hub import Repository
-from bit_paddle.system import fetch
+from bit_paddle.system import fetch, hub_errors
+from bit_paddle.system import hub as system_hub
+from bit_paddle.system.hub import Repository
 
 pytest.importorskip("huggingface_hub")
 
@@ -216,7 +217,7 @@ def test_a_file_of_the_cache_that_has_changed(server):
 def test_verified_once(server, monkeypatch, tmp_path):
     """But again if the notes of the verifications are lost."""
     folder, read = hub.download(NET), []
-    monkeypatch.setattr(hub, "wrong_sum", lambda path, expected: read.append(path))
+    monkeypatch.setattr(system_hub, "wrong_sum", lambda path, expected: read.append(path))
     assert hub.locate(NET) == hub.download(NET) == folder and not read
     shutil.rmtree(tmp_path / "home")
     assert hub.locate(NET) == folder and len(read) == 1
@@ -334,7 +335,7 @@ def test_places_without_room(server, monkeypatch, tmp_path):
 
 
 def test_without_the_package(server, monkeypatch):
-    monkeypatch.setattr(hub, "is_installed", lambda: False)
+    monkeypatch.setattr(system_hub, "is_installed", lambda: False)
     with pytest.raises(ConfigError) as caught:
         hub.download(NET)
     assert install_hint("hub") in str(caught.value)
@@ -435,7 +436,7 @@ def test_a_file_of_the_server_comes_before_the_hub(dead_server, tmp_path):
 
 
 def test_neither_server_nor_hub(dead_server, monkeypatch):
-    monkeypatch.setattr(hub, "is_installed", lambda: False)
+    monkeypatch.setattr(system_hub, "is_installed", lambda: False)
     for call in (published.obtain, published.check_reachable):
         with pytest.raises(DownloadError) as caught:
             call(ENTRY)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import shutil
 import struct
 import tarfile
 import zipfile
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from bit_paddle.data.readers import members
 from bit_paddle.errors import BitPaddleError, DataError, WriteError
-from bit_paddle.system import fetch
+from bit_paddle.system import fetch, files
 from bit_paddle.system.progress import progress_bar
 
 SUFFIXES = (*(".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tbz"),)
@@ -76,24 +75,17 @@ def unpacked(archive: Path, folder: Path) -> Path:
 
 def _unpack(archive: Path, folder: Path, inner: str, fault: str, advice: str) -> Path:
     """Return ``folder``, which gets the content of the folder ``inner`` of the archive."""
-    from filelock import FileLock  # imported here, because most commands unpack nothing
-
     if folder.is_dir():
         return folder
-    partial = folder.with_name(f".{folder.name}.unpacking")
+
+    def fill(partial: Path) -> Path:
+        _extract(archive, partial)
+        if not (partial / inner).is_dir():
+            raise tarfile.TarError(f"it holds no folder {inner}/")
+        return partial / inner
+
     try:
-        with FileLock(folder.with_name(f".{folder.name}.lock")):
-            if folder.is_dir():  # another process was faster
-                return folder
-            shutil.rmtree(partial, ignore_errors=True)  # left over from a killed process
-            try:
-                partial.mkdir()
-                _extract(archive, partial)
-                if not (partial / inner).is_dir():
-                    raise tarfile.TarError(f"it holds no folder {inner}/")
-                os.rename(partial / inner, folder)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
+        files.fill_folder(folder, fill)
     except WriteError as error:
         raise WriteError(f"{archive}: {error}") from error
     except BitPaddleError as error:

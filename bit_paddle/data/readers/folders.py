@@ -48,7 +48,7 @@ def open_folder(spec: DataSpec) -> Parts:
     val = _beside(root, spec.val, *(VALIDATION if usual else ()))
     test = _beside(root, spec.test, *([TEST] if usual and not spec.val else ()))
     listed = list_images(train)
-    images = class_folders(train, listed.images, spec.classes)
+    images = class_folders(train, listed.images, named_classes(listed.images, spec))
     check_no_class_is_empty(images, str(train))
     notes += _skipped(train, listed)
     loose = len(listed.images.get("", []))
@@ -155,6 +155,11 @@ def class_folders(
     paths = [listed.get(name, []) for name in classes]
     labels = np.repeat(np.arange(len(classes)), list(map(len, paths)))
     return FileImages(itertools.chain(*paths), labels, classes, folder)
+
+
+def named_classes(listed: Mapping[str, list[str]], spec: DataSpec) -> Sequence[str] | None:
+    """Return ``spec.classes`` if they name all folders; else None: `classes.chosen` selects."""
+    return spec.classes if set(listed) - {""} <= set(spec.classes or ()) else None
 
 
 def held_out(

@@ -11,6 +11,7 @@ from bit_paddle.data.readers.folders import (
     class_folders,
     content_of,
     folder_of,
+    named_classes,
     with_notes,
 )
 from bit_paddle.data.readers.listing import list_images
@@ -34,7 +35,8 @@ def open_imagenet(spec: DataSpec) -> Parts:
                 f"--datadir {root}: has no {part}/; expected train/<WordNet id>/*.JPEG and val/, "
                 f"found {content_of(root)}"
             )
-    train = class_folders(parts / "train", list_images(parts / "train").images, spec.classes)
+    listed = list_images(parts / "train").images
+    train = class_folders(parts / "train", listed, named_classes(listed, spec))
     check_no_class_is_empty(train, str(parts / "train"))
     listed = list_images(parts / "val").images
     flat = listed.get("", [])
@@ -73,13 +75,13 @@ def _ground_truth(root: Path, val: Path, count: int) -> dict[str, str]:
 
     solution = find("LOC_val_solution.csv")
     if solution:
-        with open(solution, newline="") as stream:
+        with open(solution, encoding="utf-8-sig", newline="") as stream:
             rows = csv.DictReader(stream)
             return {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
     numbers = find("ILSVRC2012_validation_ground_truth.txt")
     ids = find("imagenet_2012_validation_synset_labels.txt")
     if ids:
-        names = ids.read_text().split()
+        names = ids.read_text(encoding="utf-8").split()
     elif numbers:
         meta = find("meta.mat")
         if meta is None:
@@ -91,7 +93,7 @@ def _ground_truth(root: Path, val: Path, count: int) -> dict[str, str]:
 
         synsets = loadmat(meta, squeeze_me=True)["synsets"]
         by_number = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
-        names = [by_number[int(word)] for word in numbers.read_text().split()]
+        names = [by_number[int(word)] for word in numbers.read_text(encoding="utf-8").split()]
     else:
         raise MissingFileError(
             f"{val}: is a flat folder, and the file of its labels is missing; expected "

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -157,5 +158,7 @@ def remember(kind: str, key: str, value: Any) -> None:
 
 
 def _memory(kind: str, key: str) -> Path:
+    encoding = sys.getfilesystemencoding()  # the names of files in it are other strings in another
+    key = key if encoding == "utf-8" else f"{key}\0{encoding}"
     digest = hashlib.sha1(key.encode(errors="surrogateescape")).hexdigest()
     return fetch.cache_dir() / kind / f"{digest}.json"

@@ -189,9 +189,9 @@ def _classes(
 ) -> tuple[list[str], dict[str, int], ClassNames | None]:
     """Return the classes' names, {label: class number} of all labels, and the file of the names.
 
-    With ``spec.classes`` the labels are its names, or their numbers from 0 on. Without it, labels
-    are any names, or numbers that a file in ``folder`` names, or numbers from 0 on without a gap in
-    training. Raises `DataError`.
+    With ``spec.classes`` the labels are its names, or their numbers from 0 on. Without it, or if
+    there are other names (`classes.chosen` selects then), labels are any names, or numbers that a
+    file in ``folder`` names, or numbers from 0 on without a gap in training. Raises `DataError`.
     """
     distinct = {label for _, label, _ in rows}
     short = (word for word in distinct if word.isdecimal() and len(word) < 10)
@@ -201,7 +201,8 @@ def _classes(
         by_name = {name: number for number, name in enumerate(classes)}
         if len(numbers) == len(distinct) and not distinct <= set(by_name):
             return classes, {str(number): number for number in range(len(classes))}, None
-        return classes, by_name, None
+        if distinct <= set(by_name):
+            return classes, by_name, None
     if len(distinct) < 2:
         raise DataError(
             f"--datadir {spec.datadir}: all training images are of class {rows[0][1]!r}"

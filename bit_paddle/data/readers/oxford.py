@@ -126,11 +126,13 @@ def _pet_list(file: Path, breeds: dict[int, str]) -> tuple[list[str], list[int]]
 
 
 def _classes(spec: DataSpec, default: list[str]) -> list[str]:
-    if spec.classes is not None and len(spec.classes) != len(default):
+    if spec.classes is None or set(spec.classes) <= set(default):
+        return default  # `classes.chosen` selects
+    if len(spec.classes) != len(default):
         raise ConfigError(
             f"classes: {len(spec.classes)} names, but {spec.reader} has {len(default)} classes"
         )
-    return default if spec.classes is None else list(spec.classes)
+    return list(spec.classes)
 
 
 def _numbers(file: Path, name: str) -> np.ndarray:

@@ -16,13 +16,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bit_paddle.data import exclude, names, splits
+from bit_paddle.data import classes, exclude, names, splits
 from bit_paddle.data import spec as specs
 from bit_paddle.data.images import Dataset, Images, Parts
 from bit_paddle.data.readers import archives
 from bit_paddle.data.readers.cifar import open_cifar
 from bit_paddle.data.readers.digits import open_digits
 from bit_paddle.data.readers.folders import open_folder
+from bit_paddle.data.readers.hf import located as located_hf
+from bit_paddle.data.readers.hf import open_hf
 from bit_paddle.data.readers.imagenet import open_imagenet
 from bit_paddle.data.readers.lists import open_list
 from bit_paddle.data.readers.oxford import open_flowers, open_pets
@@ -60,9 +62,12 @@ class Reader:
     known: dict[str | None, Known] = field(default_factory=dict)
 
 
-_OPTIONAL = ("train", "val", "test", "classes", "val_fraction", "encoding")
+_OPTIONAL = (
+    *("train", "val", "test", "val_fraction", "encoding"),
+    *("image", "label", "subset"),
+)
 
-_LISTS = frozenset({"train", "val", "test", "classes"})
+_LISTS = frozenset({"train", "val", "test"})
 
 _FILES = frozenset({"group", "fold", "exclude"})  # of images that have paths
 
@@ -76,9 +81,14 @@ READERS: dict[str, Reader] = {
         datadir="a folder with train/<class>/* and val/<class>/*, or <class>/* alone",
         archives=True,
     ),
+    "hf": Reader(
+        open_hf,
+        uses=_LISTS | _FILES | {"val_fraction", "image", "label", "subset"},
+        datadir="a folder with parquet files, or one such file; or write --dataset hf:OWNER/NAME",
+    ),
     "imagenet2012": Reader(
         open_imagenet,
-        uses=_FILES | {"classes"},
+        uses=_FILES,
         datadir="a folder with train/<WordNet id>/*.JPEG and val/",
         known={None: Known(1_281_167, 1000, "large")},
     ),
@@ -111,7 +121,11 @@ def find(dataset: str, need_datadir: bool = True, **overrides: Any) -> DataSpec:
     reader = READERS[spec.reader]
     if reader.no_datadir and spec.datadir is not None:
         raise ConfigError(f"--datadir: is not for --dataset {dataset}, {reader.no_datadir}")
-    if need_datadir and spec.datadir is None and reader.datadir:
+    if spec.repository and spec.datadir is not None:
+        raise ConfigError(
+            f"--datadir: is not for {spec.repository}; --dataset hf reads local parquet files"
+        )
+    if need_datadir and reader.datadir and spec.datadir is None and not spec.repository:
         raise DatadirRequired(f"--datadir: is required by --dataset {dataset}: {reader.datadir}")
     for key, flag in (("group", "--group"), ("fold", "--folds"), ("exclude", "--exclude")):
         if getattr(spec, key) is not None and key not in reader.uses:
@@ -128,8 +142,9 @@ def find(dataset: str, need_datadir: bool = True, **overrides: Any) -> DataSpec:
 def known(spec: DataSpec) -> Known:
     """Return the sizes of a data set without reading it; unknown ones are None."""
     sizes = READERS[spec.reader].known.get(spec.train, Known())
+    all_classes = not spec.classes or (len(spec.classes) == sizes.classes and not spec.merge)
     return Known(
-        sizes.images,
+        sizes.images if all_classes else None,
         len(spec.classes) if spec.classes else sizes.classes,
         spec.resolution or sizes.resolution,
     )
@@ -143,14 +158,31 @@ def open_dataset(dataset: str, datadir: str | None = None, **overrides: Any) -> 
     return read(find(dataset, datadir=datadir, **overrides))
 
 
+def located(spec: DataSpec) -> tuple[DataSpec, tuple[str, ...]]:
+    """Return ``spec`` with the folder of the images as ``datadir``, and notes.
+
+    Archives and parquet files are unpacked into the cache at the first use. Errors: as of
+    `open_dataset`.
+    """
+    if spec.reader == "hf":
+        found = located_hf(spec)
+    elif READERS[spec.reader].archives and spec.datadir and archives.is_archive(Path(spec.datadir)):
+        found = replace(spec, datadir=str(archives.cached(Path(spec.datadir))))
+    else:
+        return spec, ()
+    if found == spec:
+        return spec, ()
+    title = spec.repository or spec.datadir
+    return found, (f"{title} is read from its unpacked copy {found.datadir}",)
+
+
 def read(spec: DataSpec) -> Dataset:
     """Open the data set of ``spec``. Errors: as of `open_dataset`."""
-    reader, notes = READERS[spec.reader], ()
-    if reader.archives and spec.datadir and archives.is_archive(Path(spec.datadir)):
-        folder = archives.cached(Path(spec.datadir))
-        notes = (f"{spec.datadir} is read from its unpacked copy {folder}",)
-        spec = replace(spec, datadir=str(folder))
-    parts = reader.open(spec)
+    reader = READERS[spec.reader]
+    spec, notes = located(spec)
+    parts = reader.open(replace(spec, classes=None) if spec.merge else spec)
+    if spec.merge or spec.classes not in (None, tuple(parts.train.classes)):
+        parts = classes.chosen(parts, spec)
     if spec.fold:
         parts = splits.cut(parts, spec)
     if spec.exclude:

@@ -93,7 +93,7 @@ def index(path: str) -> dict[str, dict[str, Any]]:
 
 def main() -> None:
     """Print {"arrays": …} or {"error": …}."""
-    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    used = int(open("/proc/self/statm", "rb").read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:

@@ -35,6 +35,8 @@ OPERATORS, FACTS, FAULT = "operators.so", "facts.json", "fault.txt"
 
 SECONDS = 600  # the longest that compiling and checking may take
 
+_AS_TEXT = {"capture_output": True, "encoding": "utf-8", "errors": "replace"}
+
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-w")
 
 
@@ -91,7 +93,7 @@ def _load_or_build(say: Callable[[str], object], again: bool) -> tuple[Any, dict
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with FileLock(folder / "lock"):
                 _build_once(folder, say, again)
-        facts = json.loads((folder / FACTS).read_text())
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         operators = _load(folder / OPERATORS, libraries)
         _set_threads(libraries)
         return operators, facts
@@ -107,9 +109,10 @@ def _build_once(folder: Path, say: Callable[[str], object], again: bool) -> None
         for name in (FACTS, FAULT):
             (folder / name).unlink(missing_ok=True)
     if (folder / FAULT).exists():
+        fault = (folder / FAULT).read_text(encoding="utf-8")
         raise Unavailable(
-            f"could not be compiled: {_first_error((folder / FAULT).read_text())}; the full output "
-            f"is in {folder / FAULT}, and `python -m bit_paddle.compile` tries again"
+            f"could not be compiled: {_first_error(fault)}; the full output is in "
+            f" {folder / FAULT}, and `python -m bit_paddle.compile` tries again"
         )
     if not (folder / FACTS).exists():
         say("compiling operators for this processor, only once; this takes half a minute")
@@ -140,17 +143,23 @@ def _folder(libraries: Path) -> Path:
     import paddle
 
     command = [_compiler(), "--version"]
-    version = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+    version = subprocess.run(command, **_AS_TEXT, timeout=60).stdout
     processor = [line for line in _processor().splitlines() if line.startswith(("flags", "model"))]
-    parts = [*(source.read_text() for source in SOURCES), " ".join(_FLAGS), paddle.__version__]
-    parts += [str(libraries), version, *sorted(set(processor))]
+    parts = [source.read_text(encoding="utf-8") for source in SOURCES]
+    parts += [
+        " ".join(_FLAGS),
+        paddle.__version__,
+        str(libraries),
+        version,
+        *sorted(set(processor)),
+    ]
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     return fetch.cache_dir() / "native" / key
 
 
 def _processor() -> str:
     try:
-        return Path("/proc/cpuinfo").read_text()
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
 
@@ -163,7 +172,7 @@ def _build(folder: Path) -> None:
     if os.environ.get("CXX"):
         environ["CC"] = os.environ["CXX"]  # setuptools compiles C++ with CC, too
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=environ)
+        done = subprocess.run(command, **_AS_TEXT, timeout=SECONDS, env=environ)
     except subprocess.TimeoutExpired:
         raise Unavailable(f"could not be compiled within {SECONDS} s") from None
     if done.returncode:
