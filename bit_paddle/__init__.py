@@ -1,8 +1,8 @@
 """Big Transfer (BiT) in PaddlePaddle: the published networks, fine-tuned as published.
 
-``fine_tune``, ``load``, ``evaluate``, ``export`` and ``list_models`` are in `bit_paddle.api`,
-``create_model``, ``load_npz`` and ``save_npz`` in `bit_paddle.models.weights`. They are imported at
-their first use, and Paddle with them: importing the package is quick.
+``fine_tune``, ``load``, ``evaluate``, ``compare``, ``export`` and ``list_models`` are in
+`bit_paddle.api`, ``create_model``, ``load_npz`` and ``save_npz`` in `bit_paddle.models.weights`.
+They are imported at their first use, and Paddle with them: importing the package is quick.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bit_paddle.system import environment
 __version__ = "0.2.0"
 
 _HOMES = {
-    **dict.fromkeys(("fine_tune", "list_models", "load"), "bit_paddle.api"),
+    **dict.fromkeys(("compare", "fine_tune", "list_models", "load"), "bit_paddle.api"),
     **dict.fromkeys(("create_model", "load_npz", "save_npz"), "bit_paddle.models.weights"),
 }
 

@@ -27,8 +27,9 @@ from bit_paddle.config import parsing
 from bit_paddle.config.settings import FIELDS
 from bit_paddle.data.readers import registry
 from bit_paddle.errors import ConfigError
-from bit_paddle.inference import evaluation, exporting, trained
+from bit_paddle.inference import comparison, evaluation, exporting, trained
 from bit_paddle.inference.arguments import address, data_set
+from bit_paddle.inference.comparison import Comparison
 from bit_paddle.inference.evaluation import Evaluation
 from bit_paddle.inference.exporting import Exported
 from bit_paddle.inference.model import BATCH, TrainedModel
@@ -39,10 +40,12 @@ from bit_paddle.system import environment
 from bit_paddle.training import launch
 
 __all__ = [
+    "Comparison",
     "Evaluation",
     "Exported",
     "Run",
     "TrainedModel",
+    "compare",
     "evaluate",
     "export",
     "fine_tune",
@@ -133,8 +136,7 @@ class Run:
     last step. If the data have test images, ``result["test"]`` has the same of "best" and "last",
     the models with which they were measured. With ``repeats`` or ``folds`` it holds the lowest,
     median and highest of these; with ``folds`` also "pooled", over all images. It is None if the
-    run is not
-    complete.
+    run is not complete.
     """
 
     def __init__(self, folder: str | os.PathLike, result: dict[str, Any] | None = None):
@@ -247,7 +249,7 @@ def evaluate(
     crop: int | None = None,
     directory: str | os.PathLike | None = None,
 ) -> Evaluation:
-    """Measure a model on a data set; return top-1, top-5, loss, per-class accuracy, confusion.
+    """Measure a model on a data set; return all scores, see `Evaluation`.
 
     ``model`` is a result of `load` or an argument of it (with ``device``, ``amp``, ``crop`` and
     ``directory``). ``data`` is a folder with train/<class>/* and val/<class>/*, or only <class>/*.
@@ -263,7 +265,7 @@ def evaluate(
     `MissingFileError`, `DataError`, `CheckpointError`, `DownloadError`.
 
         result = bit_paddle.evaluate("bit_logs/pets", "my_images/", split="all")
-        result.top1, result.per_class["cat"], result.confusion.shape
+        result.top1, result.intervals["top1"], result.macro_f1, result.ece, result.scores.auc
     """
     if not isinstance(model, TrainedModel):
         trained.resolve_trained(address(model))  # report a wrong name before reading data
@@ -278,6 +280,24 @@ def evaluate(
         file = trained.find_trained(address(model), directory, crop)
         model = TrainedModel(file, device, amp)
     return evaluation.measure(model, classes, parts, batch, workers)
+
+
+def compare(
+    a: TrainedModel | str | os.PathLike,
+    b: TrainedModel | str | os.PathLike,
+    data: str | os.PathLike,
+    **options: Any,
+) -> Comparison:
+    """Compare two models on the same images; see `Comparison`.
+
+    ``a``, ``b`` and ``options`` are as for `evaluate`. Errors: its own, and `ConfigError` if the
+    class names differ; their order may.
+
+        bit_paddle.compare("bit_logs/one", "bit_logs/two", "my_images/").p_value
+    """
+    for model in (model for model in (a, b) if not isinstance(model, TrainedModel)):
+        trained.resolve_trained(address(model))
+    return comparison.compare(*(evaluate(model, data, **options) for model in (a, b)))
 
 
 def export(

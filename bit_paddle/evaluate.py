@@ -1,16 +1,14 @@
 """Measure a trained model on the images of a data set: ``python -m bit_paddle.evaluate --help``.
 
-It measures top-1, top-5, balanced accuracy, loss, the accuracy per class and the confusion matrix,
-with the preprocessing of the checkpoint.
+It measures accuracies, scores per class, calibration and the confusion matrix, with the
+preprocessing of the checkpoint.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -19,15 +17,22 @@ from bit_paddle.config import parsing, settings
 from bit_paddle.config.types import file_path, fraction
 from bit_paddle.data import check
 from bit_paddle.data import spec as specs
-from bit_paddle.inference.evaluation import SPLITS, Evaluation
+from bit_paddle.inference import comparison
+from bit_paddle.inference.arguments import data_set
+from bit_paddle.inference.evaluation import SPLITS
 from bit_paddle.inference.trained import resolve_trained
 from bit_paddle.runs import folder as runs_folder
 from bit_paddle.system import files
-from bit_paddle.visual import figures
+from bit_paddle.visual import results
 
 _EPILOG = """\
-writes into --output: metrics.json, per_class.csv, confusion.csv (one row per class, one column per
-prediction) and confusion.png
+writes into --output:
+  metrics.json                   all scores, with 95% intervals
+  per_class.csv                  accuracy, precision, recall, F1, AUC, average precision
+  predictions.csv                per image: path, label, and the first five classes
+  reliability.png                does the highest probability equal the accuracy?
+  confusion.csv, confusion.png   rows: classes, columns: predictions; up to 2,000 classes
+  with --compare: comparison.json (both models' scores), differences.csv, differences.png
 
 examples:
   python -m bit_paddle.evaluate --model BiT-M-R50x1-CIFAR10 --dataset cifar10
@@ -37,6 +42,8 @@ examples:
   python -m bit_paddle.evaluate --model bit_logs/pets/model.npz --dataset folder --datadir new \\
       --split all
       measures all images new/<class>/*; the model was not trained on them
+  python -m bit_paddle.evaluate --model bit_logs/one --compare bit_logs/two --dataset pets/
+      is two better than one?
 """
 
 
@@ -46,10 +53,12 @@ def main(arguments: Sequence[str]) -> int:
     resolve_trained(flags.model)  # report a wrong name before reading or downloading anything
     if flags.output:
         files.make_folder(Path(flags.output), "--output")
-    result = api.evaluate(
-        flags.model,
-        flags.dataset,
-        flags.split,
+    if flags.compare:
+        resolve_trained(flags.compare)
+    measure = partial(
+        api.evaluate,
+        data=flags.dataset,
+        split=flags.split,
         datadir=flags.datadir,
         val_fraction=flags.val_fraction,
         group=flags.group,
@@ -62,45 +71,22 @@ def main(arguments: Sequence[str]) -> int:
         crop=flags.crop,
         directory=flags.bit_pretrained_dir,
     )
+    result = measure(flags.model)
     subject = f"{result.model} on {flags.dataset} {flags.split}"
     print(f"{subject} ({result.preprocessing}): {result}", flush=True)
+    print(results.in_words(result), flush=True)
     model_name = runs_folder.model_name(result.model)
     data_name = specs.short_name(flags.dataset, flags.datadir)
     default = f"evaluate-{model_name}-{data_name}-{flags.split}"
     folder = Path(flags.output or files.create_folder("bit_logs", default, "metrics.json"))
-    write_results(result, flags.dataset, flags.split, folder)
+    _, datadir = data_set(flags.dataset, flags.datadir)
+    results.write_results(result, flags.dataset, flags.split, folder, datadir)
+    if flags.compare:
+        found = comparison.compare(result, measure(flags.compare))
+        print(f"compared with {found.b.model}: {found}", flush=True)
+        results.write_comparison(found, folder, datadir)
     print(f"results are in {folder}")
     return 0
-
-
-def write_results(result: Evaluation, dataset: str, split: str, folder: Path) -> None:
-    """Write metrics.json, per_class.csv, confusion.csv and confusion.png into ``folder``.
-
-    Raises `WriteError`.
-    """
-    summary = {
-        "model": str(result.model),
-        "dataset": dataset,
-        "split": split,
-        "preprocessing": asdict(result.preprocessing),
-        "top1": result.top1,
-        "top5": result.top5,
-        "balanced_accuracy": result.balanced_accuracy,
-        "loss": result.loss,
-        "images": result.images,
-    }
-    files.write_text(folder / "metrics.json", json.dumps(summary, indent=2) + "\n")
-    confusion, names = result.confusion, result.classes
-    counts, right = confusion.sum(axis=1), confusion.diagonal()
-    accuracies = (f"{hits / count:.4f}" if count else "" for hits, count in zip(right, counts))
-    rows = zip(names, counts, right, accuracies)
-    table = [("class", "images", "right", "accuracy"), *rows]
-    files.write_text(folder / "per_class.csv", "".join(map(files.csv_line, table)))
-    rows = ((name, *row) for name, row in zip(names, confusion))
-    table = [("class", *names), *rows]
-    files.write_text(folder / "confusion.csv", "".join(map(files.csv_line, table)))
-    draw = partial(figures.draw_confusion, confusion, names)
-    files.write(folder / "confusion.png", draw)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -137,6 +123,13 @@ def parser() -> argparse.ArgumentParser:
         help="val: the validation images; if a folder or list has none, the images that training "
         "holds out. train: the training images. test: the test images, which training never uses. "
         "all: all of these (default: val)",
+    )
+    parser.add_argument(
+        "--compare",
+        type=file_path,
+        metavar="MODEL",
+        help="second model, as for --model, to compare with on the same images: McNemar's test, "
+        "the difference in top-1 with its 95%% interval, and the images where they differ",
     )
     parser.add_argument(
         "--output",

@@ -6,6 +6,7 @@ import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from bit_paddle.data import check, loader
 from bit_paddle.data.images import Images
 from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.data.readers import registry
-from bit_paddle.inference import metrics
+from bit_paddle.inference import metrics, scores
 from bit_paddle.inference.model import TrainedModel
+from bit_paddle.inference.scores import PerClass, PerImage, Reliability
 from bit_paddle.inference.trained import TrainedFile, required_preprocessing
 from bit_paddle.system import progress
 from bit_paddle.system.text import plural
@@ -27,11 +29,29 @@ SPLITS = ("val", "train", "test", "all")
 
 
 @dataclass(frozen=True)
+class Outputs:
+    """The outputs of a model for N images with a label."""
+
+    logits: np.ndarray  # float32 [N, K]
+    labels: np.ndarray  # int64 [N]: numbers of outputs
+    loss: str  # the name of the model's loss, which makes probabilities of the logits
+    parts: tuple[Images, ...]  # where the images are, in this order
+
+    @property
+    def names(self) -> list[str]:
+        """The paths of the images, or their numbers in a file that holds many."""
+        return [part.name(index) for part in self.parts for index in range(len(part))]
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """The result of a model on ``images`` images: accuracies from 0 to 1, and the mean loss.
 
     ``balanced_accuracy`` is the mean of the top-1 accuracies per class, over the classes that have
     images. So a rare class counts as much as a frequent one.
+
+    Probability is the softmax over the classes, or, for a model with the sigmoid loss, one sigmoid
+    per class; these do not add up to 1. Scores that are undefined are NaN.
     """
 
     model: Path
@@ -42,14 +62,94 @@ class Evaluation:
     loss: float
     images: int
     classes: list[str]  # the model's class names, in the order of its outputs
-    confusion: np.ndarray  # int64 [class, prediction]: numbers of images
+    outputs: Outputs  # logits and labels of all images
+
+    @cached_property
+    def confusion(self) -> np.ndarray:
+        """The numbers of images, int64 [class, prediction]."""
+        count = len(self.classes)
+        pairs = self.outputs.labels * count + self.per_image.predictions
+        return np.bincount(pairs, minlength=count**2).reshape(count, count)
+
+    @cached_property
+    def per_image(self) -> PerImage:
+        """Prediction, confidence, Brier score and likelihood of each image, arrays [N]."""
+        return scores.per_image(self.outputs.logits, self.outputs.labels, self.outputs.loss)
+
+    @cached_property
+    def scores(self) -> PerClass:
+        """Precision, recall, F1, AUC (one against rest) and average precision, arrays [K]."""
+        return scores.per_class(
+            self.outputs.logits, self.per_image, self.outputs.loss, len(self.classes)
+        )
+
+    @cached_property
+    def _summary(self) -> dict[str, float]:
+        return scores.summary(self.per_image, len(self.classes))
+
+    @property
+    def macro_f1(self) -> float:
+        """The mean of F1 over the classes that have images or predictions."""
+        return self._summary["macro_f1"]
+
+    @property
+    def kappa(self) -> float:
+        """Cohen's kappa: agreement of predictions and labels beyond chance; 1 is perfect."""
+        return self._summary["kappa"]
+
+    @property
+    def ece(self) -> float:
+        """The expected calibration error, 15 bins of equal width; see `scores.Reliability`."""
+        return self._summary["ece"]
+
+    @property
+    def brier(self) -> float:
+        """The Brier score: squared errors of the probabilities, summed over the classes.
+
+        It is the mean over the images, from 0 (perfect) to 2 with softmax.
+        """
+        return self._summary["brier"]
+
+    @property
+    def nll(self) -> float:
+        """The mean of -log(probability of the label); with softmax it is the loss."""
+        return self._summary["nll"]
+
+    @property
+    def macro_auc(self) -> float:
+        """The mean AUC over the classes where it is defined; it has no interval."""
+        return scores.macro(self.scores.auc)
+
+    @property
+    def mean_average_precision(self) -> float:
+        """The mean of the average precision over the classes with images; it has no interval."""
+        return scores.macro(self.scores.average_precision)
+
+    @cached_property
+    def reliability(self) -> Reliability:
+        """Images, confidence and right predictions in 15 bins of the highest probability."""
+        found = self.per_image
+        return scores.reliability(found.confidences, found.predictions == found.labels)
+
+    @cached_property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """The 95% intervals, by the names of the attributes.
+
+        Wilson's for ``top1``. Percentile bootstrap over images for ``balanced_accuracy``,
+        ``macro_f1``, ``kappa``, ``ece``, ``brier`` and ``nll``: 1,000 resamples, seed 0.
+        """
+        found = scores.bootstrap(self.per_image, len(self.classes))
+        return {"top1": metrics.interval(self.top1, self.images), **found}
 
     @property
     def per_class(self) -> dict[str, float | None]:
         """Return {class: accuracy}; None for a class without images."""
-        counts, right = self.confusion.sum(axis=1), self.confusion.diagonal()
-        accuracies = (float(hits / count) if count else None for hits, count in zip(right, counts))
-        return dict(zip(self.classes, accuracies))
+        recall = (None if np.isnan(share) else float(share) for share in self.scores.recall)
+        return dict(zip(self.classes, recall))
+
+    def prediction(self, image: int) -> str:
+        """Return the predicted class of an image by its number."""
+        return self.classes[self.per_image.predictions[image]]
 
     def __str__(self) -> str:
         return metrics.in_words(self)
@@ -128,20 +228,22 @@ def measure(
         loader.evaluation_batches(images, view, batch, workers) for images in parts
     )
     tally = metrics.Tally(len(names))
-    confusion = np.zeros((len(names), len(names)), np.int64)
+    total, done = sum(map(len, parts)), 0
+    logits, labels = np.empty((total, len(names)), np.float32), np.empty(total, np.int64)
     compute = model.function()
-    with progress.progress_bar(desc="evaluation", unit="img", total=sum(map(len, parts))) as bar:
+    with progress.progress_bar(desc="evaluation", unit="img", total=total) as bar:
         for part in batches:
-            logits, labels = compute(part.images), outputs[part.labels]
-            tally.add(logits, labels, model.file.loss)
-            np.add.at(confusion, (labels, logits.argmax(axis=1)), 1)
-            bar.update(len(labels))
+            rows = slice(done, done + len(part.labels))
+            logits[rows], labels[rows] = compute(part.images), outputs[part.labels]
+            tally.add(logits[rows], labels[rows], model.file.loss)
+            done = rows.stop
+            bar.update(len(part.labels))
     return Evaluation(
         model=model.file.path,
         preprocessing=view,
         **tally.summary(),
         classes=names,
-        confusion=confusion,
+        outputs=Outputs(logits, labels, model.file.loss, tuple(parts)),
     )
 
 

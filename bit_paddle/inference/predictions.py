@@ -1,12 +1,14 @@
-"""Out-of-fold predictions: a CSV file with one line per image.
+"""Predictions: a CSV file with one line per image.
 
-Columns: path, label, fold, prediction, then the probability of each class in the order of the
-model's outputs, ``p(<class>)``.
+Of ``--folds``: path, label, fold, prediction, then the probability of each class in the order of
+the model's outputs, ``p(<class>)``. Of `evaluate`: path, label, prediction, its probability, then
+the class and the probability of the following ranks, up to the fifth.
 """
 
 from __future__ import annotations
 
 import csv
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +18,8 @@ import numpy as np
 
 from bit_paddle.data.images import Images
 from bit_paddle.errors import DataError, MissingFileError
-from bit_paddle.models.losses import LOSSES
+from bit_paddle.inference import scores
+from bit_paddle.inference.evaluation import Outputs
 from bit_paddle.system import files
 from bit_paddle.system.files import csv_line
 
@@ -32,21 +35,52 @@ def write(
 
     Paths are relative to ``datadir`` where they lie below it.
     """
-    probabilities = LOSSES[loss].probabilities(logits.astype(np.float64))
-    classes, root = images.classes, os.path.abspath(datadir or "")
-    root = os.path.dirname(root) if os.path.isfile(root) else root
+    probabilities = scores.probabilities(logits, loss)
+    classes = images.classes
+    names = relative((images.name(index) for index in range(len(images))), datadir)
 
     def fill(stream: BinaryIO) -> None:
         _write_line(stream, [*_FIRST, *(f"p({name})" for name in classes)])
-        for index, row in enumerate(probabilities):
-            name = os.path.abspath(images.name(index))
-            inside = name.startswith(os.path.join(root, ""))
-            name = os.path.relpath(name, root) if inside else name
+        for index, (name, row) in enumerate(zip(names, probabilities)):
             best = classes[int(logits[index].argmax())]
             cells = [name, classes[images.labels[index]], fold, best]
             _write_line(stream, [*cells, *(f"{value:.6g}" for value in row)])
 
     files.write(path, fill)
+
+
+def write_first(
+    path: Path, outputs: Outputs, classes: Sequence[str], datadir: str | None, first: int = 5
+) -> None:
+    """Write the ``first`` classes of each image with their probabilities. Raises `WriteError`.
+
+    Paths are relative to ``datadir`` where they lie below it. Equal logits rank by class number.
+    """
+    first = min(first, len(classes))
+    more = [cell for rank in range(2, first + 1) for cell in (f"class_{rank}", f"p_{rank}")]
+
+    def fill(stream: BinaryIO) -> None:
+        _write_line(stream, ["path", "label", "prediction", "p", *more])
+        names = relative(outputs.names, datadir)
+        for rows in scores.blocks(outputs.logits):
+            logits = outputs.logits[rows]
+            best = np.argsort(-logits, axis=1, kind="stable")[:, :first]
+            shares = scores.probabilities(logits, outputs.loss)
+            shares = np.take_along_axis(shares, best, axis=1)
+            for label, ranks, row in zip(outputs.labels[rows], best, shares):
+                pairs = ((classes[k], f"{share:.6g}") for k, share in zip(ranks, row))
+                _write_line(stream, [next(names), classes[label], *itertools.chain(*pairs)])
+
+    files.write(path, fill)
+
+
+def relative(names: Iterable[str], datadir: str | None) -> Iterator[str]:
+    """Yield paths: relative to ``datadir``, or to the folder of that file, if they lie below it."""
+    root = os.path.abspath(datadir or "")
+    root = os.path.dirname(root) if os.path.isfile(root) else root
+    for name in map(os.path.abspath, names):
+        inside = name.startswith(os.path.join(root, ""))
+        yield os.path.relpath(name, root) if inside else name
 
 
 def join(path: Path, parts: Iterable[Path]) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.errors import CheckpointError, ConfigError, DownloadError
-from bit_paddle.inference import paddle_inference
+from bit_paddle.inference import paddle_inference, scores
 from bit_paddle.models import losses, mirrors, npz, published
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.models.checkpoint import CheckpointFile
@@ -45,7 +45,7 @@ class TrainedFile:
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Return the probabilities of the outputs by the model's loss, float64 [N, K]."""
-        return LOSSES[self.loss].probabilities(logits.astype(np.float64))
+        return scores.probabilities(logits, self.loss)
 
 
 def find_trained(

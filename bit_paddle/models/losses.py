@@ -54,6 +54,11 @@ class Loss(ABC):
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Return the class probabilities [N, K] of float64 ``logits``."""
 
+    def log_probabilities(self, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Return the logarithm of each label's probability [N], of float64 ``logits``."""
+        with np.errstate(divide="ignore"):
+            return np.log(self.probabilities(logits)[np.arange(len(labels)), labels])
+
 
 class Softmax(Loss):
     """log(sum(exp(logits))) - logits[label]: exactly one class is right."""
@@ -76,6 +81,11 @@ class Softmax(Loss):
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         return powers / powers.sum(axis=1, keepdims=True)
 
+    def log_probabilities(self, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        highest = logits.max(axis=1)  # without it, exp overflows
+        powers = np.exp(logits - highest[:, None]).sum(axis=1)
+        return logits[np.arange(len(labels)), labels] - highest - np.log(powers)
+
 
 class Sigmoid(Loss):
     """sum(log(1 + exp(logits))) - logits[label]: each class is a separate yes or no."""
@@ -96,6 +106,9 @@ class Sigmoid(Loss):
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         return np.exp(-np.logaddexp(0, -logits))
+
+    def log_probabilities(self, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        return -np.logaddexp(0, -logits[np.arange(len(labels)), labels])
 
 
 LOSSES: dict[str, Loss] = {"softmax": Softmax(), "sigmoid": Sigmoid()}

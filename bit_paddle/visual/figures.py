@@ -11,6 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from bit_paddle.inference.scores import Reliability
     from bit_paddle.runs.history import RunHistory
 
 
@@ -132,4 +133,27 @@ def draw_confusion(confusion: np.ndarray, names: Sequence[str], stream: BinaryIO
                     color="white" if share > 0.5 else "black",
                 )
     figure.colorbar(picture, shrink=0.7, label="share of the class")
+    figure.savefig(stream, format="png", dpi=120)
+
+
+def draw_reliability(found: Reliability, error: float, stream: BinaryIO) -> None:
+    """Write a reliability diagram as a PNG: accuracy by highest probability, and image counts.
+
+    ``error`` is the expected calibration error. Bars below the diagonal are overconfident.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6, 5.2), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (3, 1)})
+    width, used = 1 / len(found.images), found.images > 0
+    centres = (np.flatnonzero(used) + 0.5) * width
+    accuracy = found.right[used] / found.images[used]
+    above.bar(centres, accuracy, width, color=COLORS[0], edgecolor="white")
+    confidence = found.confidence[used] / found.images[used]
+    above.plot(confidence, accuracy, "o", color=COLORS[1], markersize=4, label="mean of the bin")
+    above.plot((0, 1), (0, 1), "--", color=COLORS[5], linewidth=1, label="calibrated")
+    above.set(xlim=(0, 1), ylim=(0, 1), ylabel="top-1 accuracy", title=f"ECE {error:.2%}")
+    above.legend(loc="upper left", frameon=False, fontsize=8)
+    below.bar(centres, found.images[used], width, color=COLORS[5], edgecolor="white")
+    below.set(xlabel="highest probability", ylabel="images")
     figure.savefig(stream, format="png", dpi=120)

@@ -98,17 +98,28 @@ def draw_beside(
 
     The second image may be missing. An image that cannot be opened is left blank.
     """
+    return draw_sheet(
+        (_side_by_side(_square(a), _square(b), t) for a, b, t in pairs), len(pairs), 4
+    )
 
-    def half(open_image: Callable[[], Image.Image] | None) -> Image.Image:
-        square = Image.new("RGB", (TILE, TILE), PAPER)
-        if open_image is not None:
-            with contextlib.suppress(BitPaddleError):
-                image = open_image()
-                image.thumbnail((TILE, TILE))
-                square.paste(image, ((TILE - image.width) // 2, (TILE - image.height) // 2))
-        return square
 
-    return draw_sheet((_side_by_side(half(a), half(b), t) for a, b, t in pairs), len(pairs), 4)
+def _square(open_image: Callable[[], Image.Image] | None) -> Image.Image:
+    """Return the image in a square; it is blank without an image that can be opened."""
+    square = Image.new("RGB", (TILE, TILE), PAPER)
+    if open_image is not None:
+        with contextlib.suppress(BitPaddleError):
+            image = open_image()
+            image.thumbnail((TILE, TILE))
+            square.paste(image, ((TILE - image.width) // 2, (TILE - image.height) // 2))
+    return square
+
+
+def draw_captioned(
+    images: Sequence[tuple[Callable[[], Image.Image], str]],
+) -> Image.Image:
+    """Return a sheet of images, as functions that open them, with their captions."""
+    tiles = ((_square(open_image), drawable(text)) for open_image, text in images)
+    return draw_sheet(tiles, len(images), columns=6)
 
 
 def draw_pairs(pairs: Sequence[Pair], captions: Sequence[str], stream: BinaryIO) -> None:
