@@ -28,6 +28,7 @@ from bit_paddle.config.settings import FIELDS
 from bit_paddle.data.readers import registry
 from bit_paddle.errors import ConfigError
 from bit_paddle.inference import evaluation, exporting, trained
+from bit_paddle.inference import views as views_of
 from bit_paddle.inference.arguments import address, data_set
 from bit_paddle.inference.evaluation import Evaluation
 from bit_paddle.inference.exporting import Exported
@@ -242,6 +243,7 @@ def evaluate(
     on_bad_image: str = "error",
     batch: int = BATCH,
     workers: int | None = None,
+    views: str | None = None,
     device: str = "auto",
     amp: str = "off",
     crop: int | None = None,
@@ -257,7 +259,8 @@ def evaluate(
     ``val_fraction`` and ``group`` choose the images to hold out if there are no validation images.
     ``exclude`` is a file with the paths of images to leave out. ``on_bad_image`` "skip" skips
     images that cannot be read. ``batch`` images are computed at once; ``workers`` threads decode
-    them (None: one per processor, at most 8).
+    them (None: one per processor, at most 8). ``views`` such as "flip,five" averages the
+    probabilities over several views of each image, as the flag ``--views`` explains.
 
     Errors: `ConfigError` (an unknown name, or classes that do not match the model's),
     `MissingFileError`, `DataError`, `CheckpointError`, `DownloadError`.
@@ -273,11 +276,13 @@ def evaluate(
     workers = min(8, environment.cpu_count()) if workers is None else workers
     dataset, folder = data_set(data, datadir)
     options = {"val_fraction": val_fraction, "group": group, "exclude": exclude}
+    words = views_of.parse(views)
+    flip = not words or registry.find(dataset, datadir=folder).flip
     classes, parts = evaluation.open_split(dataset, folder, split, options, on_bad_image, workers)
     if not isinstance(model, TrainedModel):
         file = trained.find_trained(address(model), directory, crop)
         model = TrainedModel(file, device, amp)
-    return evaluation.measure(model, classes, parts, batch, workers)
+    return evaluation.measure(model, classes, parts, batch, workers, words, flip)
 
 
 def export(

@@ -19,6 +19,7 @@ from bit_paddle.config import parsing, settings
 from bit_paddle.config.types import file_path, fraction
 from bit_paddle.data import check
 from bit_paddle.data import spec as specs
+from bit_paddle.inference import views
 from bit_paddle.inference.evaluation import SPLITS, Evaluation
 from bit_paddle.inference.trained import resolve_trained
 from bit_paddle.runs import folder as runs_folder
@@ -44,6 +45,8 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command with ``arguments``; return its exit status. Raises `bit_paddle.errors`."""
     flags = parser().parse_args(arguments)
     resolve_trained(flags.model)  # report a wrong name before reading or downloading anything
+    if words := views.parse(flags.views):
+        print(views.note(words), file=sys.stderr)
     if flags.output:
         files.make_folder(Path(flags.output), "--output")
     result = api.evaluate(
@@ -57,6 +60,7 @@ def main(arguments: Sequence[str]) -> int:
         on_bad_image=flags.on_bad_image,
         batch=flags.batch,
         workers=flags.workers,
+        views=flags.views,
         device=flags.device,
         amp=flags.amp,
         crop=flags.crop,
@@ -83,6 +87,7 @@ def write_results(result: Evaluation, dataset: str, split: str, folder: Path) ->
         "dataset": dataset,
         "split": split,
         "preprocessing": asdict(result.preprocessing),
+        "views": list(result.views),
         "top1": result.top1,
         "top5": result.top5,
         "balanced_accuracy": result.balanced_accuracy,
@@ -138,6 +143,7 @@ def parser() -> argparse.ArgumentParser:
         "holds out. train: the training images. test: the test images, which training never uses. "
         "all: all of these (default: val)",
     )
+    parser.add_argument("--views", metavar="WORDS", help=views.HELP)
     parser.add_argument(
         "--output",
         type=file_path,

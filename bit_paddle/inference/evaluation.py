@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from bit_paddle import errors
-from bit_paddle.data import check, loader
+from bit_paddle.data import check
 from bit_paddle.data.images import Images
 from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.data.readers import registry
-from bit_paddle.inference import metrics
+from bit_paddle.inference import metrics, views
 from bit_paddle.inference.model import TrainedModel
-from bit_paddle.inference.trained import TrainedFile, required_preprocessing
+from bit_paddle.inference.trained import TrainedFile
 from bit_paddle.system import progress
 from bit_paddle.system.text import plural
 
@@ -43,6 +43,7 @@ class Evaluation:
     images: int
     classes: list[str]  # the model's class names, in the order of its outputs
     confusion: np.ndarray  # int64 [class, prediction]: numbers of images
+    views: tuple[str, ...] = ()  # the words of --views; empty for one view
 
     @property
     def per_class(self) -> dict[str, float | None]:
@@ -116,32 +117,37 @@ def measure(
     parts: Sequence[Images],
     batch: int,
     workers: int,
+    words: Sequence[str] = (),
+    flip: bool = True,
 ) -> Evaluation:
     """Evaluate ``model`` on all images of ``parts``; their labels are indices into ``classes``.
 
-    Errors: `ConfigError` if the classes do not match, or if the resolution is unknown.
+    ``words`` name several views of each image, and ``flip`` False forbids mirrored ones: see
+    `views.looks`. Errors: `ConfigError` if the classes do not match, if the resolution is unknown,
+    or for views that do not suit the model or the data.
     """
-    view = required_preprocessing(model.file)
+    looks = views.looks(words, model.file, flip)
     outputs = match_classes(model.file, classes)
     names = model.file.classes or list(classes)
+    compute = model.function()
     batches = itertools.chain.from_iterable(
-        loader.evaluation_batches(images, view, batch, workers) for images in parts
+        views.infer(compute, images, looks, batch, workers, model.file.loss) for images in parts
     )
     tally = metrics.Tally(len(names))
     confusion = np.zeros((len(names), len(names)), np.int64)
-    compute = model.function()
     with progress.progress_bar(desc="evaluation", unit="img", total=sum(map(len, parts))) as bar:
-        for part in batches:
-            logits, labels = compute(part.images), outputs[part.labels]
+        for logits, part in batches:
+            labels = outputs[part.labels]
             tally.add(logits, labels, model.file.loss)
             np.add.at(confusion, (labels, logits.argmax(axis=1)), 1)
             bar.update(len(labels))
     return Evaluation(
         model=model.file.path,
-        preprocessing=view,
+        preprocessing=looks[0].preprocessing,
         **tally.summary(),
         classes=names,
         confusion=confusion,
+        views=tuple(words),
     )
 
 

@@ -54,6 +54,13 @@ class Loss(ABC):
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Return the class probabilities [N, K] of float64 ``logits``."""
 
+    @abstractmethod
+    def mean_logits(self, logits: np.ndarray) -> np.ndarray:
+        """Return logits [N, K] whose probabilities are the mean of those of V sets of logits.
+
+        ``logits`` is float64 [V, N, K]. The result is exact also where probabilities underflow.
+        """
+
 
 class Softmax(Loss):
     """log(sum(exp(logits))) - logits[label]: exactly one class is right."""
@@ -76,6 +83,9 @@ class Softmax(Loss):
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         return powers / powers.sum(axis=1, keepdims=True)
 
+    def mean_logits(self, logits: np.ndarray) -> np.ndarray:
+        return _log_mean(logits - np.logaddexp.reduce(logits, axis=2, keepdims=True))
+
 
 class Sigmoid(Loss):
     """sum(log(1 + exp(logits))) - logits[label]: each class is a separate yes or no."""
@@ -96,6 +106,9 @@ class Sigmoid(Loss):
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         return np.exp(-np.logaddexp(0, -logits))
+
+    def mean_logits(self, logits: np.ndarray) -> np.ndarray:
+        return _log_mean(-np.logaddexp(0, -logits)) - _log_mean(-np.logaddexp(0, logits))
 
 
 LOSSES: dict[str, Loss] = {"softmax": Softmax(), "sigmoid": Sigmoid()}
@@ -138,6 +151,11 @@ def class_weights(counts: np.ndarray, power: float) -> np.ndarray | None:
     weights = np.zeros(len(counts))
     weights[present] = (counts[present] / counts.max()) ** -power
     return weights * (counts.sum() / (counts * weights).sum())
+
+
+def _log_mean(logarithms: np.ndarray) -> np.ndarray:
+    """Return the logarithm of the mean over the first axis of the numbers themselves."""
+    return np.logaddexp.reduce(logarithms, axis=0) - np.log(len(logarithms))
 
 
 def _true_logits(logits: Tensor, labels: np.ndarray) -> Tensor:
