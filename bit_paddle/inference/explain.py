@@ -106,16 +106,17 @@ class Explanation:
         return f'<img alt="" src="data:image/png;base64,{data}"><p>{escape(str(self))}</p>'
 
 
-def output_of(file: TrainedFile, label: str | int) -> int:
+def output_of(file: TrainedFile, label: object) -> int:
     """Return the output of a class name or number. Raises `ConfigError` for an unknown one."""
     if isinstance(label, (int, np.integer)) and not isinstance(label, bool):
         if 0 <= label < file.outputs:
             return int(label)
         raise ConfigError(f"label: is {label}, expected 0 to {file.outputs - 1}, or a class name")
-    names = file.classes or []
+    names = [file.class_name(output) for output in range(file.outputs)]
     if label in names:
         return names.index(label)
-    raise ConfigError(f"label: is {label!r}, no class of the model: {did_you_mean(label, names)}")
+    hint = did_you_mean(str(label), names)
+    raise ConfigError(f"label: is {label!r}, no class of the model: {hint}")
 
 
 def explanation(
