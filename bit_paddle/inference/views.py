@@ -122,4 +122,5 @@ def infer(
 
 
 def _mean(logits: list[np.ndarray], loss: str) -> np.ndarray:
-    return LOSSES[loss].mean_logits(np.stack(logits).astype(np.float64))
+    with np.errstate(invalid="ignore"):  # of a model that diverged
+        return LOSSES[loss].mean_logits(np.stack(logits).astype(np.float64))
