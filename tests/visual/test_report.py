@@ -147,7 +147,8 @@ def test_the_map_of_a_shown_image_is_that_of_its_prediction(run_folder, images):
         pixels = shown.pixels.transpose(2, 0, 1)[None]
         logit = predictor.infer(model, pixels)[0, shown.prediction]
         bias = float(model.head.bias[shown.prediction])
-        assert shown.map.mean() + bias == pytest.approx(logit, abs=1e-3 * float(np.abs(shown.map).max()))
+        tolerance = 1e-3 * float(np.abs(shown.map).max())
+        assert shown.map.mean() + bias == pytest.approx(logit, abs=tolerance)
 
 
 def test_without_model_or_images(run_folder, images, tmp_path):
