@@ -12,7 +12,6 @@ docs/python.md shows all functions with examples.
 
 from __future__ import annotations
 
-import fnmatch
 import os
 import signal
 import traceback
@@ -28,12 +27,13 @@ from bit_paddle.config.settings import FIELDS
 from bit_paddle.data.readers import registry
 from bit_paddle.errors import ConfigError
 from bit_paddle.inference import comparison, evaluation, exporting, trained
+from bit_paddle.inference import views as views_of
 from bit_paddle.inference.arguments import address, data_set
 from bit_paddle.inference.comparison import Comparison
 from bit_paddle.inference.evaluation import Evaluation
 from bit_paddle.inference.exporting import Exported
 from bit_paddle.inference.model import BATCH, TrainedModel
-from bit_paddle.models import published
+from bit_paddle.models.published import list_models
 from bit_paddle.runs import checkpoints, history
 from bit_paddle.runs.steps import Steps
 from bit_paddle.system import environment
@@ -244,6 +244,7 @@ def evaluate(
     on_bad_image: str = "error",
     batch: int = BATCH,
     workers: int | None = None,
+    views: str | None = None,
     device: str = "auto",
     amp: str = "off",
     crop: int | None = None,
@@ -259,7 +260,8 @@ def evaluate(
     ``val_fraction`` and ``group`` choose the images to hold out if there are no validation images.
     ``exclude`` is a file with the paths of images to leave out. ``on_bad_image`` "skip" skips
     images that cannot be read. ``batch`` images are computed at once; ``workers`` threads decode
-    them (None: one per processor, at most 8).
+    them (None: one per processor, at most 8). ``views`` such as "flip,five" averages the
+    probabilities over several views of each image, as the flag ``--views`` explains.
 
     Errors: `ConfigError` (an unknown name, or classes that do not match the model's),
     `MissingFileError`, `DataError`, `CheckpointError`, `DownloadError`.
@@ -275,11 +277,13 @@ def evaluate(
     workers = min(8, environment.cpu_count()) if workers is None else workers
     dataset, folder = data_set(data, datadir)
     options = {"val_fraction": val_fraction, "group": group, "exclude": exclude}
+    words = views_of.parse(views)
+    flip = not words or registry.find(dataset, datadir=folder).flip
     classes, parts = evaluation.open_split(dataset, folder, split, options, on_bad_image, workers)
     if not isinstance(model, TrainedModel):
         file = trained.find_trained(address(model), directory, crop)
         model = TrainedModel(file, device, amp)
-    return evaluation.measure(model, classes, parts, batch, workers)
+    return evaluation.measure(model, classes, parts, batch, workers, words, flip)
 
 
 def compare(
@@ -331,20 +335,3 @@ def export(
     if file is None:
         file = trained.find_trained(name, directory, crop, names=format == "huggingface")
     return exporting.export(file, format, output, push, private)
-
-
-def list_models(pattern: str = "*") -> list[str]:
-    """Return the published names that match a shell pattern, in the order of the catalog.
-
-    If no name of the catalog matches, then the matching names of other libraries (timm, Hugging
-    Face, TensorFlow Hub) are returned. Each works wherever a model is named. The pattern is
-    case-sensitive. Without a match the list is empty.
-
-        bit_paddle.list_models("BiT-M-R50x1*")  # ["BiT-M-R50x1", "BiT-M-R50x1-ILSVRC2012", …]
-        bit_paddle.list_models("timm/*")        # ["timm/resnetv2_50x1_bit.goog_in21k", …]
-    """
-    for names in (published.CATALOG, published.ALIASES):
-        found = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
-        if found:
-            return found
-    return []

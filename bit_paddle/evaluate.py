@@ -17,7 +17,7 @@ from bit_paddle.config import parsing, settings
 from bit_paddle.config.types import file_path, fraction
 from bit_paddle.data import check
 from bit_paddle.data import spec as specs
-from bit_paddle.inference import comparison
+from bit_paddle.inference import comparison, views
 from bit_paddle.inference.arguments import data_set
 from bit_paddle.inference.evaluation import SPLITS
 from bit_paddle.inference.trained import resolve_trained
@@ -51,6 +51,8 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command with ``arguments``; return its exit status. Raises `bit_paddle.errors`."""
     flags = parser().parse_args(arguments)
     resolve_trained(flags.model)  # report a wrong name before reading or downloading anything
+    if words := views.parse(flags.views):
+        print(views.note(words), file=sys.stderr)
     if flags.output:
         files.make_folder(Path(flags.output), "--output")
     if flags.compare:
@@ -66,6 +68,7 @@ def main(arguments: Sequence[str]) -> int:
         on_bad_image=flags.on_bad_image,
         batch=flags.batch,
         workers=flags.workers,
+        views=flags.views,
         device=flags.device,
         amp=flags.amp,
         crop=flags.crop,
@@ -124,6 +127,7 @@ def parser() -> argparse.ArgumentParser:
         "holds out. train: the training images. test: the test images, which training never uses. "
         "all: all of these (default: val)",
     )
+    parser.add_argument("--views", metavar="WORDS", help=views.HELP)
     parser.add_argument(
         "--compare",
         type=file_path,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +18,13 @@ from bit_paddle import errors
 from bit_paddle.config import parsing
 from bit_paddle.config.types import file_path, whole
 from bit_paddle.data import loader
+from bit_paddle.inference import views
+from bit_paddle.inference.explain import INDEX, write_maps
 from bit_paddle.inference.inputs import ReadableImages, find_images
 from bit_paddle.inference.model import TrainedModel
 from bit_paddle.inference.outputs import FORMATS, classify, write_features, write_text
-from bit_paddle.inference.trained import find_trained, required_preprocessing, resolve_trained
-from bit_paddle.system import progress
+from bit_paddle.inference.trained import find_trained, resolve_trained
+from bit_paddle.system import files, progress
 from bit_paddle.visual.sheet import SHEET_MOST, draw_predictions
 
 _EPILOG = """\
@@ -34,6 +36,7 @@ examples:
       the pattern works in each shell, also on Windows
   curl -s https://example.org/a.jpg | python -m bit_paddle.predict - --model BiT-Mini
   python -m bit_paddle.predict https://example.org/a.jpg --model bit_logs/pets/model.npz --top 1
+  python -m bit_paddle.predict photos/ --model bit_logs/pets --maps maps
   python -m bit_paddle.predict photos/ --model BiT-M-R50x1 --features features.npz
       writes "features" float32 [N, C] (pooled pre-logits) and "names" [N]
 """
@@ -48,11 +51,17 @@ def main(arguments: Sequence[str]) -> int:
         file = find_trained(
             flags.model, flags.bit_pretrained_dir, flags.crop, names=not flags.features
         )
-        view = required_preprocessing(file)
+        looks = views.looks(flags.views, file)
         model = TrainedModel(file, flags.device, flags.amp, head=not flags.features)
-        compute = model.function(head=not flags.features)
-        batches = loader.evaluation_batches(images, view, flags.batch, flags.workers)
-        outputs = _outputs(compute, batches, images)
+        work = (images, looks, flags.batch, flags.workers)
+        if flags.maps:
+            compute, batches = model.map_function(), loader.batches_of_looks(*work)
+            files.make_folder(Path(flags.maps), "--maps")
+            stream = write_maps(Path(flags.maps), file, compute, batches, images, names)
+        else:
+            compute = model.function(head=not flags.features)
+            stream = views.infer(compute, *work, file.loss)
+        outputs = _readable(stream, images)
         if flags.features:
             rows = write_features(flags.features, outputs, file.features, names)
             print(f"{rows:,} x {file.features} features are in {flags.features}")
@@ -73,15 +82,12 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if faults else 0
 
 
-def _outputs(
-    compute: Callable[[np.ndarray], np.ndarray],
-    batches: Iterable[loader.MicroBatch],
-    images: ReadableImages,
+def _readable(
+    stream: Iterable[tuple[np.ndarray, loader.MicroBatch]], images: ReadableImages
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (outputs, indices) per batch, without the images that could not be read."""
     with progress.progress_bar(desc="images", unit="img", total=len(images)) as bar:
-        for batch in batches:
-            values = compute(batch.images)
+        for values, batch in stream:
             bar.update(len(values))
             good = np.array([index not in images.broken for index in batch.indices])
             yield values[good], batch.indices[good]
@@ -133,6 +139,15 @@ def parser() -> argparse.ArgumentParser:
         help=f"draw a contact sheet of the first {SHEET_MOST} images",
     )
     parser.add_argument(
+        "--maps",
+        type=file_path,
+        metavar="DIR",
+        help="draw where the network looks for the predicted class: two PNG files per image, "
+        f"*-heat.png (grey) and *-overlay.png (colours over the image), and the table {INDEX}. "
+        "The mean of a map plus a bias is exactly the logit of the class",
+    )
+    parser.add_argument("--views", metavar="WORDS", help=views.HELP)
+    parser.add_argument(
         "--features",
         type=file_path,
         metavar="FILE.npz",
@@ -143,15 +158,22 @@ def parser() -> argparse.ArgumentParser:
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     flags = parser().parse_args(arguments)
-    if flags.features and (flags.output or flags.sheet):
+    if flags.features and (flags.output or flags.sheet or flags.maps):
         raise errors.ConfigError(
-            "--features: cannot be combined with --output or --sheet, which need classes"
+            "--features: cannot be combined with --output, --sheet or --maps, which need classes"
         )
     for flag in ("output", "sheet", "features"):
         path = getattr(flags, flag)
         if path and not Path(path).parent.is_dir():
             raise errors.ConfigError(f"--{flag} {path}: {Path(path).parent} is not a folder")
     resolve_trained(flags.model)  # report a wrong name before reading or downloading anything
+    flags.views = views.parse(flags.views)
+    if flags.views and (flags.features or flags.maps):
+        raise errors.ConfigError(
+            "--views: cannot be combined with --features or --maps, which show one view"
+        )
+    if flags.views:
+        print(views.note(flags.views), file=sys.stderr)
     return flags
 
 

@@ -19,7 +19,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from bit_paddle.data.images import Images
-from bit_paddle.data.preprocessing import Preprocessing
+from bit_paddle.data.preprocessing import Look, Preprocessing
 from bit_paddle.data.transforms import evaluation_view, inception_view, resized, training_view
 from bit_paddle.recipes.hyperrule import Resolution
 
@@ -168,7 +168,7 @@ def training_batches(
     def cut(index: int, seeds: Sequence[int], mirrored: bool, out: np.ndarray) -> None:
         inception_view(images.image(index), np.random.default_rng(seeds), mirrored, out)
 
-    def job(step: int) -> tuple[tuple, list[View]]:
+    def job(step: int) -> tuple[tuple, list[View], int]:
         indices = subset[step_positions(len(subset), batch, seed, step)]
         random = generator(seed, VIEW, step)
         corners = random.integers(0, precrop - crop + 1, (len(indices), 2)).tolist()
@@ -184,9 +184,9 @@ def training_batches(
             else partial(view, rows[k], *corners[k], flips[k])
             for k in places.tolist()
         ]
-        return (indices, images.labels[indices], lam, partners, share, places), views
+        return (indices, images.labels[indices], lam, partners, share, places), views, crop
 
-    with closing(_made(map(job, itertools.count(start)), crop, workers, ahead=1)) as stream:
+    with closing(_made(map(job, itertools.count(start)), workers, ahead=1)) as stream:
         for fields, pixels in stream:
             yield Batch(*fields, pixels)
 
@@ -204,33 +204,56 @@ def evaluation_batches(
     Yields only the share of ``rank`` among ``world_size`` processes; shares do not overlap.
     ``view`` is the preprocessing of the images.
     """
+    return batches_of_looks(images, [Look(view)], batch, workers, rank, world_size)
 
-    def write(index: int, out: np.ndarray) -> None:
-        out[:] = evaluation_view(images.image(index), view)
+
+def batches_of_looks(
+    images: Images,
+    looks: Sequence[Look],
+    batch: int,
+    workers: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[MicroBatch]:
+    """Yield the batches of `evaluation_batches`, each once for each of ``looks``.
+
+    So as many batches as there are looks show the same images. Each look decodes them anew.
+    """
+
+    def write(look: Look, index: int, out: np.ndarray) -> None:
+        pixels = evaluation_view(images.image(index), look.preprocessing, look.corner)
+        out[:] = pixels[:, :, ::-1] if look.mirrored else pixels
 
     share = np.array_split(np.arange(len(images)), world_size)[rank]
     parts = (share[start : start + batch] for start in range(0, len(share), batch))
-    jobs = ((part, [partial(write, index) for index in part]) for part in parts)
-    with closing(_made(jobs, view.crop, workers, ahead=2)) as stream:
+    jobs = (
+        (part, [partial(write, look, index) for index in part], look.preprocessing.crop)
+        for part in parts
+        for look in looks
+    )
+    with closing(_made(jobs, workers, ahead=2)) as stream:
         for part, pixels in stream:
             yield MicroBatch(pixels, images.labels[part], part)
 
 
 def _made(
-    jobs: Iterable[tuple[Job, list[View]]], crop: int, workers: int, ahead: int
+    jobs: Iterable[tuple[Job, list[View], int]], workers: int, ahead: int
 ) -> Iterator[tuple[Job, np.ndarray]]:
-    """Yield each job with the pixels of its views; ``ahead`` more jobs are decoded meanwhile."""
+    """Yield each job with the pixels of its views; ``ahead`` more jobs are decoded meanwhile.
+
+    The last item of a job is the side of its views in pixels.
+    """
 
     def make(views: list[View], out: np.ndarray) -> None:
         for view, pixels in zip(views, out):
             view(pixels)
 
-    def empty(views: list[View]) -> np.ndarray:
+    def empty(views: list[View], crop: int) -> np.ndarray:
         return np.empty((len(views), 3, crop, crop), np.uint8)
 
     if workers == 0:
-        for job, views in jobs:
-            pixels = empty(views)
+        for job, views, crop in jobs:
+            pixels = empty(views, crop)
             make(views, pixels)
             yield job, pixels
         return
@@ -244,8 +267,8 @@ def _made(
         return job, pixels
 
     try:
-        for job, views in jobs:
-            pixels = empty(views)
+        for job, views, crop in jobs:
+            pixels = empty(views, crop)
             cuts = np.linspace(0, len(views), min(workers, len(views)) + 1).astype(int)
             futures = [
                 pool.submit(make, views[low:high], pixels[low:high])

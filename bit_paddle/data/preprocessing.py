@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from bit_paddle.errors import ConfigError, did_you_mean
 
 _MOST = 1 << 12  # pixels of a side; 50 MB an image
 
 CENTRES = ("down", "even")
+
+ZOOM = 8 / 7  # of an image whose corners are cut: 256 pixels for a crop of 224
 
 FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by Pillow's numbers
 
@@ -48,6 +51,40 @@ class Preprocessing:
         if not all(map(math.isfinite, self.mean + self.std)) or min(self.std) <= 0:
             raise ConfigError(f"mean {self.mean}, std {self.std}: expected finite numbers, std > 0")
 
+    def geometry(
+        self, width: int, height: int, corner: tuple[int, int] | None = None
+    ) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return (width, height) of a resized image, and (left, top) of the crop in it.
+
+        ``width`` and ``height`` are those of the image. The longer side is rounded down, as
+        torchvision's Resize and transformers do. (TensorFlow's code for BiT rounds it to the
+        nearest.) ``corner`` is that of a `Look`.
+        """
+        crop, side = self.crop, self.resize
+        if corner is not None and (side is None or side == crop):
+            enlarged = round(ZOOM * crop)  # else all corners are one, at least of a square image
+        else:
+            enlarged = side or crop
+        size = (enlarged, enlarged)
+        if side is not None:
+            shorter = min(width, height)
+            size = (enlarged * width // shorter, enlarged * height // shorter)
+        if corner is not None:
+            bottom, right = corner
+            return size, (right * (size[0] - crop), bottom * (size[1] - crop))
+        half = round if self.centre == "even" else int
+        return size, (half((size[0] - crop) / 2), half((size[1] - crop) / 2))
+
+    def seen(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Return (left, top, right, bottom) of the part of an image that is in the crop, in pixels.
+
+        ``width`` and ``height`` are those of the image.
+        """
+        size, (left, top) = self.geometry(width, height)
+        across, down = width / size[0], height / size[1]
+        right, bottom = left + self.crop, top + self.crop
+        return left * across, top * down, right * across, bottom * down
+
     @property
     def is_scaled_as_bit(self) -> bool:
         """Whether pixels become -1 to 1, as the network's own input does it."""
@@ -58,3 +95,15 @@ class Preprocessing:
             f"squash {self.crop}" if self.resize is None else f"{self.resize}, centre {self.crop}"
         )
         return text if self.filter == "bilinear" else f"{text}, {self.filter}"
+
+
+class Look(NamedTuple):
+    """One of several views of an image, for predictions that are averaged.
+
+    ``corner`` (bottom, right) of zeros and ones cuts the crop from a corner instead of the centre;
+    an image that has just the size of the crop, or is squashed, is enlarged by `ZOOM` for that.
+    """
+
+    preprocessing: Preprocessing
+    corner: tuple[int, int] | None = None
+    mirrored: bool = False

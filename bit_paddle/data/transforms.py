@@ -67,20 +67,16 @@ def inception_view(
     return training_view(_bands(view), 0, 0, flip, out)
 
 
-def evaluation_view(image: Image.Image, view: Preprocessing) -> np.ndarray:
+def evaluation_view(
+    image: Image.Image, view: Preprocessing, corner: tuple[int, int] | None = None
+) -> np.ndarray:
     """Return RGB ``image`` as ``view`` wants it, uint8 [3, crop, crop].
 
-    The longer side is rounded down, as torchvision's Resize and transformers do. (TensorFlow's code
-    for BiT rounds it to the nearest.)
+    ``corner`` is that of a `Look`.
     """
-    resampling, crop = Image.Resampling[view.filter.upper()], view.crop
-    if view.resize is None:
-        return np.stack(_bands(image.resize((crop, crop), resampling)))
-    width, height = (view.resize * side // min(image.size) for side in image.size)
-    pixels = np.stack(_bands(image.resize((width, height), resampling)))
-    half = round if view.centre == "even" else int
-    top, left = half((height - crop) / 2), half((width - crop) / 2)
-    return pixels[:, top : top + crop, left : left + crop]
+    size, (left, top) = view.geometry(*image.size, corner)
+    pixels = np.stack(_bands(image.resize(size, Image.Resampling[view.filter.upper()])))
+    return pixels[:, top : top + view.crop, left : left + view.crop]
 
 
 def _bands(image: Image.Image) -> list[np.ndarray]:

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from bit_paddle import errors
-from bit_paddle.data import check, loader
+from bit_paddle.data import check
 from bit_paddle.data.images import Images
 from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.data.readers import registry
-from bit_paddle.inference import metrics, scores
+from bit_paddle.inference import metrics, scores, views
 from bit_paddle.inference.model import TrainedModel
 from bit_paddle.inference.scores import PerClass, PerImage, Reliability
-from bit_paddle.inference.trained import TrainedFile, required_preprocessing
+from bit_paddle.inference.trained import TrainedFile
 from bit_paddle.system import progress
 from bit_paddle.system.text import plural
 
@@ -63,6 +63,7 @@ class Evaluation:
     images: int
     classes: list[str]  # the model's class names, in the order of its outputs
     outputs: Outputs  # logits and labels of all images
+    views: tuple[str, ...] = ()  # the words of --views; empty for one view
 
     @cached_property
     def confusion(self) -> np.ndarray:
@@ -216,34 +217,39 @@ def measure(
     parts: Sequence[Images],
     batch: int,
     workers: int,
+    words: Sequence[str] = (),
+    flip: bool = True,
 ) -> Evaluation:
     """Evaluate ``model`` on all images of ``parts``; their labels are indices into ``classes``.
 
-    Errors: `ConfigError` if the classes do not match, or if the resolution is unknown.
+    ``words`` name several views of each image, and ``flip`` False forbids mirrored ones: see
+    `views.looks`. Errors: `ConfigError` if the classes do not match, if the resolution is unknown,
+    or for views that do not suit the model or the data.
     """
-    view = required_preprocessing(model.file)
+    looks = views.looks(words, model.file, flip)
     outputs = match_classes(model.file, classes)
     names = model.file.classes or list(classes)
+    compute = model.function()
     batches = itertools.chain.from_iterable(
-        loader.evaluation_batches(images, view, batch, workers) for images in parts
+        views.infer(compute, images, looks, batch, workers, model.file.loss) for images in parts
     )
     tally = metrics.Tally(len(names))
     total, done = sum(map(len, parts)), 0
-    logits, labels = np.empty((total, len(names)), np.float32), np.empty(total, np.int64)
-    compute = model.function()
+    every, labels = np.empty((total, len(names)), np.float32), np.empty(total, np.int64)
     with progress.progress_bar(desc="evaluation", unit="img", total=total) as bar:
-        for part in batches:
+        for logits, part in batches:
             rows = slice(done, done + len(part.labels))
-            logits[rows], labels[rows] = compute(part.images), outputs[part.labels]
-            tally.add(logits[rows], labels[rows], model.file.loss)
+            every[rows], labels[rows] = logits, outputs[part.labels]
+            tally.add(logits, labels[rows], model.file.loss)
             done = rows.stop
             bar.update(len(part.labels))
     return Evaluation(
         model=model.file.path,
-        preprocessing=view,
+        preprocessing=looks[0].preprocessing,
         **tally.summary(),
         classes=names,
-        outputs=Outputs(logits, labels, model.file.loss, tuple(parts)),
+        outputs=Outputs(every, labels, model.file.loss, tuple(parts)),
+        views=tuple(words),
     )
 
 

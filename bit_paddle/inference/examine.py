@@ -1,7 +1,6 @@
 """Analyze a trained model on its validation images: confusion matrix, class activation maps.
 
-A class activation map (arXiv 1512.04150) is exact for this network. A logit is the mean over the
-image of the last activations, weighted by the head; so each position contributes its own share.
+The maps are those of `predictor.class_maps`.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import paddle
 
 from bit_paddle.data import check, loader
 from bit_paddle.data.images import Images
@@ -22,11 +20,11 @@ from bit_paddle.errors import CheckpointError
 from bit_paddle.inference import predictor
 from bit_paddle.inference.trained import find_trained, required_preprocessing
 from bit_paddle.models import weights
-from bit_paddle.models.native import build, plain
+from bit_paddle.models.native import build
 from bit_paddle.models.resnetv2 import ResNetV2
 from bit_paddle.runs.history import RunHistory
 from bit_paddle.system import progress
-from bit_paddle.system.device import select_device, to_device
+from bit_paddle.system.device import select_device
 
 
 class JudgedImage(NamedTuple):
@@ -94,8 +92,6 @@ def analyze(run: RunHistory, model: Path, count: int, batch: int = 64) -> Analys
     # Reversed, so that the most confident prediction of a class is the one that stays.
     right_of_class = {item[2]: item for item in reversed(predictions) if item[2] == item[3]}
     right = sorted(right_of_class.values(), key=_confident_first)[:count]
-    network.compute_with(plain)  # the activations of `activation_map` are [N, C, H, W]
-    network.eval()
     judged = [_judged(network, images, view, item) for item in (*wrong, *right)]
     return Analysis(names, confusion, judged[: len(wrong)], judged[len(wrong) :])
 
@@ -113,16 +109,6 @@ def _judged(
 ) -> JudgedImage:
     probability, index, label, prediction = item
     pixels = evaluation_view(images.image(index), view)
-    maps = activation_map(network, pixels[None], prediction)
+    maps = predictor.class_maps(network, pixels[None], np.array([prediction])).maps
     name = Path(str(images.name(index))).name
-    return JudgedImage(name, label, prediction, probability, pixels.transpose(1, 2, 0), maps)
-
-
-def activation_map(network: ResNetV2, images: np.ndarray, output: int) -> np.ndarray:
-    """Return the class activation map [h, w] of ``output`` for one image [1, 3, H, W].
-
-    The mean of the map plus the bias of the head is the logit.
-    """
-    with paddle.no_grad():
-        last = network.norm(network.forward_stages(to_device(images))[-1])
-        return paddle.tensordot(last[0], network.head.weight[:, output], axes=[[0], [0]]).numpy()
+    return JudgedImage(name, label, prediction, probability, pixels.transpose(1, 2, 0), maps[0])

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bit_paddle.data import loader
 from bit_paddle.data.transforms import evaluation_view
 from bit_paddle.errors import ConfigError, DataError, did_you_mean
-from bit_paddle.inference import inputs, outputs, paddle_inference
+from bit_paddle.inference import explain, inputs, outputs, paddle_inference, views
+from bit_paddle.inference.explain import Explanation
 from bit_paddle.inference.trained import TrainedFile, required_preprocessing
 from bit_paddle.system import environment, progress
 
 if TYPE_CHECKING:
-    from bit_paddle.inference.predictor import Functions
+    from bit_paddle.inference.predictor import ClassMaps, Functions
 
 DEVICES, AMP = ("auto", "cpu", "gpu"), ("auto", "off", "bf16", "fp16")
 
@@ -73,16 +73,18 @@ class TrainedModel:
     # --- Predictions ----------------------------------------------------------------------------
 
     def __call__(
-        self, images: Any, top: int = 5
+        self, images: Any, top: int = 5, views: str | None = None
     ) -> list[tuple[str, float]] | list[list[tuple[str, float]]]:
         """Return the ``top`` classes as (name, probability), the most probable first.
 
         The result for one image is a list; for a list of images it is a list of lists. The
         probabilities of a model with the sigmoid loss are independent, and do not add up to 1.
+        ``views`` such as "flip,five" averages them over several views of each image, as the flag
+        ``--views`` does; the work grows with their number.
         """
         if not isinstance(top, int) or top < 1:
             raise ConfigError(f"top: is {top!r}, expected a whole number of 1 or more")
-        predictions = outputs.best_classes(self.file, self.logits(images), top)
+        predictions = outputs.best_classes(self.file, self.logits(images, views), top)
         return predictions if _are_many(images) else predictions[0]
 
     def preprocess(self, image: Any) -> np.ndarray:
@@ -95,13 +97,44 @@ class TrainedModel:
         view = required_preprocessing(self.file)
         return evaluation_view(inputs.read_image(image), view)
 
-    def logits(self, images: Any) -> np.ndarray:
+    def logits(self, images: Any, views: str | None = None) -> np.ndarray:
         """Return the outputs of the head, float32 [N, K]; N is 1 for one image.
+
+        With ``views`` they are float64, and their probabilities are the mean of those of the views.
 
         ``images`` may also be a preprocessed batch [N, 3, H, W], uint8 or float32 in [-1, 1]. Such
         a batch is computed at once. Raises `ConfigError` for a model without a head.
         """
-        return self._compute(True, images, self.file.outputs)
+        return self._compute(True, images, self.file.outputs, views)
+
+    def explain(self, image: Any, label: str | int | None = None) -> Explanation:
+        """Return where the network looks in one image: its class activation map for ``label``.
+
+        ``label`` is a class name or the number of an output; None is the predicted class. The mean
+        of the map plus a bias is the logit of the class: nothing else contributes to it. In a
+        notebook the result shows itself as a picture. Raises `ConfigError` for an exported folder,
+        which does not contain the features, and for an unknown class.
+        """
+        compute = self.map_function()
+        view = required_preprocessing(self.file)
+        output = None if label is None else explain.output_of(self.file, label)
+        picture = inputs.read_image(image)
+        pixels = evaluation_view(picture, view)[None]
+        found = compute(pixels, output if output is None else np.array([output]))
+        return explain.explanation(self.file, picture, *(values[0] for values in found), output)
+
+    def map_function(self) -> Callable[..., ClassMaps]:
+        """Return the function `predictor.class_maps` of this model.
+
+        Its argument is a preprocessed batch. Errors: as of `explain`.
+        """
+        self.function()  # reports a model without a head
+        if self._functions.maps is None:
+            raise ConfigError(
+                f"{self.file.path}: is an exported folder, which gives logits but not the features "
+                "that a map is made of; use the checkpoint that was exported"
+            )
+        return self._functions.maps
 
     def features(self, images: Any) -> np.ndarray:
         """Return the pooled features before the head, float32 [N, C]; N is 1 for one image.
@@ -133,22 +166,26 @@ class TrainedModel:
 
         return predictor.load(self.file, self._device, self._amp, self._head)
 
-    def _compute(self, head: bool, images: Any, width: int) -> np.ndarray:
-        compute = self.function(head)
+    def _compute(self, head: bool, images: Any, width: int, words: str | None = None) -> np.ndarray:
+        compute, chosen = self.function(head), views.parse(words)
         if isinstance(images, np.ndarray) and images.ndim == 4:
             if images.shape[1] != 3 or images.dtype not in (np.uint8, np.float32):
                 raise DataError(
                     f"a batch of {images.dtype} {list(images.shape)}: expected [N, 3, H, W], uint8 "
                     "or float32 in [-1, 1]; give images as a list of arrays [H, W, 3]"
                 )
+            if chosen:
+                raise ConfigError("views: a preprocessed batch is one view; give the images")
             return compute(images)
-        view = required_preprocessing(self.file)
+        looks = views.looks(chosen, self.file)
         source = inputs.GivenImages(images if _are_many(images) else [images])
         workers = min(8, environment.cpu_count()) if len(source) > 1 else 0
         results = [np.zeros((0, width), np.float32)]
         with progress.progress_bar(desc="images", unit="img", total=len(source), delay=1) as bar:
-            for batch in loader.evaluation_batches(source, view, BATCH, workers):
-                results.append(compute(batch.images))
+            for values, batch in views.infer(
+                compute, source, looks, BATCH, workers, self.file.loss
+            ):
+                results.append(values)
                 bar.update(len(batch.labels))
         return np.concatenate(results)
 

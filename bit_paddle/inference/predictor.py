@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import paddle
@@ -26,12 +26,22 @@ Function = Callable[[np.ndarray], np.ndarray]  # of images [N, 3, H, W], as for 
 class Functions(NamedTuple):
     """The functions of a model: images to logits [N, K], and images to features [N, C].
 
-    ``logits`` is None for a model without a head, ``features`` for a folder that was exported with
-    its head.
+    ``maps`` are `class_maps` of the model. ``logits`` is None for a model without a head,
+    ``features`` for a folder that was exported with its head, and ``maps`` for both and for every
+    exported folder.
     """
 
     logits: Function | None
     features: Function | None
+    maps: Callable[..., ClassMaps] | None = None
+
+
+class ClassMaps(NamedTuple):
+    """Logits [N, K], and of one output per image its map [N, h, w] and the head's bias [N]."""
+
+    logits: np.ndarray
+    maps: np.ndarray
+    biases: np.ndarray
 
 
 def load(file: TrainedFile, device: str = "auto", amp: str = "off", head: bool = True) -> Functions:
@@ -51,14 +61,14 @@ def load(file: TrainedFile, device: str = "auto", amp: str = "off", head: bool =
     return Functions(*(function and _scaled(function, view) for function in functions))
 
 
-def _scaled(function: Function, view: Preprocessing) -> Function:
+def _scaled(function: Callable, view: Preprocessing) -> Callable:
     """Return ``function`` of images uint8, which are scaled by the mean and std of ``view``."""
     mean, std = (np.array(values, np.float32)[:, None, None] for values in (view.mean, view.std))
 
-    def scaled(images: np.ndarray) -> np.ndarray:
+    def scaled(images: np.ndarray, *arguments: Any) -> Any:
         if images.dtype == np.uint8:
             images = (images.astype(np.float32) / np.float32(255) - mean) / std
-        return function(images)
+        return function(images, *arguments)
 
     return scaled
 
@@ -71,7 +81,9 @@ def _load_weights(file: TrainedFile, device: str, amp: str, head: bool) -> Funct
     model.amp = amp
     model.eval()
     features = partial(_compute, model.forward_features)
-    return Functions(partial(infer, model) if model.num_classes else None, features)
+    if not model.num_classes:
+        return Functions(None, features)
+    return Functions(partial(infer, model), features, partial(class_maps, model))
 
 
 def _load_exported(file: TrainedFile, device: str, amp: str) -> Functions:
@@ -97,3 +109,21 @@ def infer(model: ResNetV2, images: np.ndarray) -> np.ndarray:
 def _compute(function: Callable[[Tensor], Tensor], images: np.ndarray) -> np.ndarray:
     with paddle.no_grad():
         return function(to_device(images)).numpy()
+
+
+def class_maps(model: ResNetV2, images: np.ndarray, outputs: np.ndarray | None = None) -> ClassMaps:
+    """Return the logits of ``images``, and one class activation map per image.
+
+    The map of an output (arXiv 1512.04150) is the contribution of each place to its logit: the mean
+    of the map plus the bias is the logit. This is exact here, because a logit is the mean over the
+    image of the last activations, weighted by the head. ``outputs`` int64 [N] chooses the outputs;
+    the default is the one with the highest logit.
+    """
+    with paddle.no_grad():
+        logits, last = model.forward_maps(to_device(images))
+        logits, last = logits.numpy(), last.astype(logits.dtype).numpy()  # from half precision
+    chosen = logits.argmax(axis=1) if outputs is None else outputs
+    weights = model.head.weight.numpy().T[chosen]  # [N, C]
+    maps = np.matmul(weights[:, None], last.reshape(*last.shape[:2], -1))  # [N, 1, h w]
+    biases = model.head.bias.numpy()[chosen]
+    return ClassMaps(logits, maps.reshape(len(last), *last.shape[2:]), biases)

@@ -38,6 +38,7 @@ class TrainedFile:
     trained_here: bool  # by `bit_paddle.train`: the file contains the class names
     loss: str = losses.DEFAULT
     architecture: str = ""  # R50x1, for example; empty in older exports
+    flip: bool = True  # False: training mirrored no images, because that would change labels
 
     def class_name(self, index: int) -> str:
         """Return the name of an output, or its number."""
@@ -74,12 +75,13 @@ def find_trained(
         if file.averaged:
             print(f"note: {path}: its averaged weights ({file.averaged}) are used", file=sys.stderr)
     classes, preprocessing, loss = facts.classes, facts.preprocessing, facts.loss
+    flip = notes.get("flip") is not False
     if isinstance(source, published.Entry):  # the same facts, wherever its weights came from
         entry, classes, preprocessing = source, None, None
     else:
         entry = published.known(path, facts.origin)
     if npz.FACTS in notes:
-        classes, preprocessing, loss = _read_facts(path, notes[npz.FACTS])
+        classes, preprocessing, loss, flip = _read_facts(path, notes[npz.FACTS])
     elif "crop" in notes:
         preprocessing = Preprocessing(notes["crop"], notes.get("resize"))
         classes = notes.get("classes")
@@ -100,6 +102,7 @@ def find_trained(
     settings = notes.get("settings")
     if isinstance(settings, dict):
         loss = settings.get("loss")
+        flip = flip and settings.get("flip") is not False
     if not isinstance(loss, str) or loss not in LOSSES:  # such as none, or a later version's
         loss = losses.DEFAULT
     if entry is not None and entry.data == "imagenet21k" and outputs == entry.classes:
@@ -113,6 +116,7 @@ def find_trained(
         "classes" in notes,
         loss,
         architecture.name,
+        flip,
     )
 
 
@@ -124,14 +128,15 @@ def resolve_trained(model: str) -> Path | published.Entry | Repository | Archite
 def facts_of(file: TrainedFile) -> dict[str, Any]:
     """Return what `find_trained` reads from the notes of an exported file."""
     facts = asdict(file)
-    return {name: facts[name] for name in ("classes", "preprocessing", "loss")}
+    return {name: facts[name] for name in ("classes", "preprocessing", "loss", "flip")}
 
 
-def _read_facts(path: Path, facts: Any) -> tuple[list[str] | None, Preprocessing | None, str]:
+def _read_facts(path: Path, facts: Any) -> tuple[list[str] | None, Preprocessing | None, str, bool]:
     try:
         view, classes = facts["preprocessing"], facts["classes"]
         names = None if classes is None else [str(name) for name in list(classes)]
-        return names, Preprocessing(**view) if view else None, str(facts["loss"])
+        view = Preprocessing(**view) if view else None
+        return names, view, str(facts["loss"]), facts.get("flip") is not False
     except (TypeError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: its notes are malformed ({error})") from error
 

@@ -59,6 +59,13 @@ class Loss(ABC):
         with np.errstate(divide="ignore"):
             return np.log(self.probabilities(logits)[np.arange(len(labels)), labels])
 
+    @abstractmethod
+    def mean_logits(self, logits: np.ndarray) -> np.ndarray:
+        """Return logits [N, K] whose probabilities are the mean of those of V sets of logits.
+
+        ``logits`` is float64 [V, N, K]. The result is exact also where probabilities underflow.
+        """
+
 
 class Softmax(Loss):
     """log(sum(exp(logits))) - logits[label]: exactly one class is right."""
@@ -86,6 +93,9 @@ class Softmax(Loss):
         powers = np.exp(logits - highest[:, None]).sum(axis=1)
         return logits[np.arange(len(labels)), labels] - highest - np.log(powers)
 
+    def mean_logits(self, logits: np.ndarray) -> np.ndarray:
+        return _log_mean(logits - np.logaddexp.reduce(logits, axis=2, keepdims=True))
+
 
 class Sigmoid(Loss):
     """sum(log(1 + exp(logits))) - logits[label]: each class is a separate yes or no."""
@@ -109,6 +119,9 @@ class Sigmoid(Loss):
 
     def log_probabilities(self, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
         return -np.logaddexp(0, -logits[np.arange(len(labels)), labels])
+
+    def mean_logits(self, logits: np.ndarray) -> np.ndarray:
+        return _log_mean(-np.logaddexp(0, -logits)) - _log_mean(-np.logaddexp(0, logits))
 
 
 LOSSES: dict[str, Loss] = {"softmax": Softmax(), "sigmoid": Sigmoid()}
@@ -151,6 +164,11 @@ def class_weights(counts: np.ndarray, power: float) -> np.ndarray | None:
     weights = np.zeros(len(counts))
     weights[present] = (counts[present] / counts.max()) ** -power
     return weights * (counts.sum() / (counts * weights).sum())
+
+
+def _log_mean(logarithms: np.ndarray) -> np.ndarray:
+    """Return the logarithm of the mean over the first axis of the numbers themselves."""
+    return np.logaddexp.reduce(logarithms, axis=0) - np.log(len(logarithms))
 
 
 def _true_logits(logits: Tensor, labels: np.ndarray) -> Tensor:

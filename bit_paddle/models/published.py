@@ -11,6 +11,7 @@ they are the authors'. BiT-Mini comes with this package; its accuracy is on CIFA
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import re
 import sys
@@ -320,3 +321,20 @@ def check_reachable(entry: Entry) -> None:
         mirrors.check_reachable(entry.file)
     except ServerFault as fault:
         hub.instead(entry.hub, fault, hub.check_reachable)
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Return the published names that match a shell pattern, in the order of the catalog.
+
+    If no name of the catalog matches, then the matching names of other libraries (timm, Hugging
+    Face, TensorFlow Hub) are returned. Each works wherever a model is named. The pattern is
+    case-sensitive. Without a match the list is empty.
+
+        bit_paddle.list_models("BiT-M-R50x1*")  # ["BiT-M-R50x1", "BiT-M-R50x1-ILSVRC2012", …]
+        bit_paddle.list_models("timm/*")        # ["timm/resnetv2_50x1_bit.goog_in21k", …]
+    """
+    for names in (CATALOG, ALIASES):
+        found = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+        if found:
+            return found
+    return []

@@ -189,6 +189,14 @@ class ResNetV2(nn.Layer):
         """Return the features [N, C]: the last stage, activated and averaged over the image."""
         return self._operators.average(self.norm(self._stages(x)[-1]))
 
+    def forward_maps(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits [N, num_classes], and the maps [N, C, H/32, W/32] before the average.
+
+        The averages of the maps are the features.
+        """
+        last = self.norm(self._stages(x)[-1])
+        return self.head(self._operators.average(last)), self._operators.leave(last)
+
     def forward(self, x: Tensor) -> Tensor:
         features = self.forward_features(x)
         return self.head(features) if self.num_classes else features

@@ -83,6 +83,7 @@ def checkpoint_notes(plan: Plan, progress: Progress, batch_split: int, amp: str)
         "classes": list(plan.data.train.classes),
         "crop": plan.resolution.crop,
         "resize": plan.resize,
+        "flip": plan.flip,
         "steps": progress.step,
         "settings": to_dict(plan.settings),
         "progress": asdict(progress),

@@ -50,6 +50,7 @@ def write_results(
         "dataset": dataset,
         "split": split,
         "preprocessing": asdict(result.preprocessing),
+        "views": list(result.views),
         **{name: _finite(getattr(result, name)) for name in SCORES},
         "images": result.images,
         "probabilities": result.outputs.loss,

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from bit_paddle.data.images import FileImages
 from bit_paddle.errors import BitPaddleError
+from bit_paddle.inference import explain
 from bit_paddle.system import files
 
 if TYPE_CHECKING:
@@ -141,17 +142,9 @@ def pair(judged: JudgedImage) -> Pair:
 
     Brightness is the positive part of the map, relative to its maximum.
     """
-    import matplotlib
-
-    size, bicubic = (TILE, TILE), Image.Resampling.BICUBIC
+    size = (TILE, TILE)
     seen = Image.fromarray(judged.pixels).resize(size, Image.Resampling.BILINEAR)
-    positive = np.maximum(judged.map, 0)
-    scaled = (positive / (positive.max() or 1)).astype(np.float32)
-    heat = np.asarray(Image.fromarray(scaled).resize(size, bicubic)).clip(0, 1)
-    colors = matplotlib.colormaps["inferno"](heat)[..., :3]
-    grey = np.asarray(seen.convert("L"), np.float32)[..., None] / 255
-    mixed = 255 * (0.35 * grey + 0.65 * colors)
-    return seen, Image.fromarray(mixed.round().astype(np.uint8))
+    return seen, explain.overlaid(seen, explain.placed(judged.map, len(judged.pixels), size))
 
 
 # --- Text on a picture --------------------------------------------------------------------------
