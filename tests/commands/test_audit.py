@@ -173,4 +173,4 @@ def test_planted_copies_are_found(tmp_path):
         archive.extractall(tmp_path)
     planted = plant.plant(tmp_path, seed=0)
     counts = plant.count_copies(planted, bit.audit(tmp_path))
-    assert [found for _, found, _ in counts[:3]] == [10, 10, 10] and counts[3][1] <= 5
+    assert [found for _, found, _ in counts[:3]] == [10, 10, 10] and counts[3][1] <= 2
