@@ -2,7 +2,7 @@
 
 The features of a trained network are mapped to classes by ridge regression, leave-one-out: each
 image is judged by all other images and never by its own label. On clothing10 with planted wrong
-labels this names half as many again as the votes of the nearest neighbours do.
+labels this names 19 of 30, where the votes of the nearest neighbours name 13 to 14.
 """
 
 from __future__ import annotations
