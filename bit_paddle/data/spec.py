@@ -8,7 +8,8 @@ To add a data set, write such a file. Its keys are the fields of `DataSpec`:
     train: train.csv        # train, val and test name lists or folders, depending on the reader
     val: val.csv            # chooses the best model
     test: test.csv          # measured once, at the end of a run
-    classes: [crow, owl]    # names in the order of the head's outputs; or a file, a name per line
+    classes: [crow, owl]    # names in the order of the head's outputs; or a file, a name per line;
+                            # or {bird: [crow, owl], cat: }, which merges classes
     encoding: gb18030       # of the lists and of the class names (default: by the files' bytes)
     val_fraction: 0.1       # of the training images, if there are no validation images
     group: patient          # a column of the lists, or a regular expression: see `splits`
@@ -24,15 +25,15 @@ To add a data set, write such a file. Its keys are the fields of `DataSpec`:
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from bit_paddle.data.classes import Classes, parsed
 from bit_paddle.data.readers.archives import is_archive, stem
-from bit_paddle.data.text import is_encoding, read_text
-from bit_paddle.errors import ConfigError, DataError, MissingFileError, did_you_mean
+from bit_paddle.data.text import is_encoding
+from bit_paddle.errors import ConfigError, MissingFileError, did_you_mean
 from bit_paddle.system import files
 from bit_paddle.system.hub import PREFIX, DataRepository
 
@@ -57,7 +58,7 @@ class DataSpec:
     train: str | None = None
     val: str | None = None
     test: str | None = None
-    classes: tuple[str, ...] | None = None
+    classes: Classes | None = None
     encoding: str | None = None
     val_fraction: float | None = None
     group: str | None = None
@@ -178,28 +179,14 @@ def _load(path: Path, readers: Collection[str]) -> DataSpec:
     elif not is_encoding(encoding):
         faults.append(f"encoding: is {encoding!r}, expected a name such as utf-8 or gb18030")
         encoding = None
-    for key in {"datadir", "train", "val", "test", "exclude"} & set(content):
+    for key in {"datadir", "train", "val", "test", "exclude", "classes"} & set(content):
         if isinstance(content[key], str):
             content[key] = files.expanded(content[key])
-    classes = content.get("classes")
-    if isinstance(classes, str):
-        file = path.parent / files.expanded(classes)
+    if "classes" in content:
         try:
-            lines = read_text(file, encoding).text.splitlines()
-            classes = [line for line in lines if line.strip()]
-        except DataError as error:
-            faults.append(f"classes: {error}")
-            classes = None
-    if classes is not None:
-        if not isinstance(classes, list) or len(classes) < 2:
-            faults.append("classes: expected two or more names, or a file with a name per line")
-        elif not all(type(name) in (str, int, float) for name in classes):
-            faults.append("classes: not all are names; YAML needs quotes around yes, no and null")
-        else:
-            content["classes"] = tuple(str(name).strip() for name in classes)
-            twice = [name for name, times in Counter(content["classes"]).items() if times > 1]
-            if twice:
-                faults.append(f"classes: listed twice: {', '.join(twice[:5])}")
+            content["classes"] = parsed(content["classes"], path.parent, encoding)
+        except ConfigError as error:
+            faults.append(str(error))
     if faults:
         raise ConfigError(f"--dataset {path}: " + "; ".join(faults))
     if "datadir" in content:

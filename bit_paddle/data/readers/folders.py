@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from bit_paddle.data import splits
+from bit_paddle.data.classes import Classes, labels_of
 from bit_paddle.data.images import (
     GET_HEIF,
     HEIF_SUFFIXES,
@@ -49,7 +50,7 @@ def open_folder(spec: DataSpec) -> Parts:
     test = _beside(root, spec.test, *([TEST] if usual and not spec.val else ()))
     listed = list_images(train)
     images = class_folders(train, listed.images, spec.classes)
-    check_no_class_is_empty(images, str(train))
+    check_no_class_is_empty(images, str(train), spec.classes)
     notes += _skipped(train, listed)
     loose = len(listed.images.get("", []))
     if loose:
@@ -71,7 +72,7 @@ def open_folder(spec: DataSpec) -> Parts:
     parts = []
     for part in (val, test):
         listed = list_images(part) if part else None
-        parts.append(listed and class_folders(part, listed.images, images.classes))
+        parts.append(listed and class_folders(part, listed.images, spec.classes, images.classes))
         notes += _skipped(part, listed) if listed else []
     if val is None:
         return held_out(images, spec, notes, parts[1])
@@ -131,21 +132,28 @@ def not_measured(fault: str) -> str:
 
 
 def class_folders(
-    folder: Path, listed: Mapping[str, list[str]], classes: Sequence[str] | None
+    folder: Path,
+    listed: Mapping[str, list[str]],
+    given: Classes | None,
+    training: Sequence[str] | None = None,
 ) -> FileImages:
     """Return the ``listed`` images; the first folder of a path below ``folder`` is its class.
 
-    Raises `DataError` for a folder that is not in ``classes`` (None: the sorted folders).
+    The classes are the sorted folders, those of ``given`` first. For other images than those of
+    ``training`` they are its classes; then a folder without a class is allowed only with ``given``,
+    which leaves it out (`classes.select`). Otherwise `DataError` is raised.
     """
     names = sorted(name for name in listed if name)
-    if classes is None and len(names) < 2:
+    if not given and training is None and len(names) < 2:
         loose = len(listed.get("", []))
         only = f" ({names[0]})" if names else ""
         advice = ""
         if loose:
             advice = f". It holds {loose:,} images: put each into the folder of its class"
         raise DataError(f"{folder}: {len(names)} class folders{only}; expected two or more{advice}")
-    classes = names if classes is None else classes
+    classes = labels_of(given) if training is None else training
+    if given or training is None:
+        classes = list(dict.fromkeys([*classes, *names]))
     for name in names:
         if name not in classes and listed[name]:
             raise DataError(
@@ -216,13 +224,20 @@ def with_notes(
     return Parts(train, val, tuple(notes), test)
 
 
-def check_no_class_is_empty(images: FileImages, title: str) -> None:
-    """Raise `DataError` if a class has no image."""
+def check_no_class_is_empty(images: FileImages, title: str, given: Classes | None) -> None:
+    """Raise `DataError` if a class has no image; with ``given``, only its labels count."""
     counts = np.bincount(images.labels, minlength=len(images.classes))
     empty = [images.classes[label] for label in np.flatnonzero(counts == 0)]
+    hint, wanted = "", labels_of(given)
+    if wanted:
+        empty = [name for name in empty if name in wanted]
+        others = [images.classes[label] for label in np.flatnonzero(counts)]
+        others = [name for name in others if name not in wanted]
+        hint = f" ({did_you_mean(empty[0], others)})" if empty and others else ""
     if empty:
         more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
-        raise DataError(f"{title}: no images in {', '.join(empty[:5])}{more}; {_extensions()}")
+        names = f"{', '.join(empty[:5])}{more}{hint}"
+        raise DataError(f"{title}: no images in {names}; {_extensions()}")
 
 
 def check_fraction_is_needed(spec: DataSpec, why_not: str) -> None:

@@ -9,14 +9,14 @@ lists need no code, only a YAML file (`bit_paddle.data.spec`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from bit_paddle.data import exclude, names, splits
+from bit_paddle.data import classes, exclude, names, splits
 from bit_paddle.data import spec as specs
 from bit_paddle.data.images import Dataset, Images, Parts
 from bit_paddle.data.readers import archives
@@ -105,7 +105,7 @@ READERS: dict[str, Reader] = {
     "oxford_iiit_pet": Reader(open_pets, _LISTS | _FILES, known={None: Known(3_680, 37, "large")}),
     "tf_flowers": Reader(
         open_tf_flowers,
-        _FILES | {"val_fraction"},
+        _FILES | {"val_fraction", "classes"},
         known={None: Known(3_303, 5, "large")},  # without the tenth that is held out
     ),
 }
@@ -142,8 +142,9 @@ def find(dataset: str, need_datadir: bool = True, **overrides: Any) -> DataSpec:
 def known(spec: DataSpec) -> Known:
     """Return the sizes of a data set without reading it; unknown ones are None."""
     sizes = READERS[spec.reader].known.get(spec.train, Known())
+    fewer = spec.classes and sizes.classes not in (None, len(spec.classes))
     return Known(
-        sizes.images,
+        None if fewer or isinstance(spec.classes, Mapping) else sizes.images,
         len(spec.classes) if spec.classes else sizes.classes,
         spec.resolution or sizes.resolution,
     )
@@ -180,6 +181,8 @@ def read(spec: DataSpec) -> Dataset:
     reader = READERS[spec.reader]
     spec, notes = located(spec)
     parts = reader.open(spec)
+    if spec.classes:  # after images are held out, so a selection leaves each image in its part
+        parts = classes.select(parts, spec.classes)
     if spec.fold:
         parts = splits.cut(parts, spec)
     if spec.exclude:
