@@ -77,6 +77,7 @@ class Dataset(NamedTuple):
     resolution: str | None = None  # "small" or "large"; None: the rule measures the images
     test: Images | None = None  # measured once, at the end of a run; None: there are none
     folds: tuple[int, ...] = ()  # the number of images in each fold of a cross-validation
+    datadir: str | None = None  # the unpacked folder of an archive; paths of images start there
     notes: tuple[str, ...] = ()
 
 

@@ -77,7 +77,7 @@ class DataSpec:
         """``datadir`` as a path. Raises `MissingFileError` if it does not exist."""
         path = Path(self.datadir or ".")
         if not path.exists():
-            raise MissingFileError(f"--datadir {path}: no such folder")
+            raise MissingFileError(f"--datadir {path}: no such folder or archive")
         return path
 
 

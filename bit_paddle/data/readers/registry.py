@@ -158,7 +158,7 @@ def open_dataset(dataset: str, datadir: str | None = None, **overrides: Any) -> 
     return read(find(dataset, datadir=datadir, **overrides))
 
 
-def located(spec: DataSpec) -> tuple[DataSpec, tuple[str, ...]]:
+def _located(spec: DataSpec) -> tuple[DataSpec, tuple[str, ...]]:
     """Return ``spec`` with the folder of the images as ``datadir``, and notes.
 
     Archives and parquet files are unpacked into the cache at the first use. Errors: as of
@@ -179,7 +179,7 @@ def located(spec: DataSpec) -> tuple[DataSpec, tuple[str, ...]]:
 def read(spec: DataSpec) -> Dataset:
     """Open the data set of ``spec``. Errors: as of `open_dataset`."""
     reader = READERS[spec.reader]
-    spec, notes = located(spec)
+    spec, notes = _located(spec)
     parts = reader.open(spec)
     if spec.classes:  # after images are held out, so a selection leaves each image in its part
         parts = classes.select(parts, spec.classes)
@@ -195,6 +195,7 @@ def read(spec: DataSpec) -> Dataset:
         resolution=spec.resolution,
         test=parts.test,
         folds=parts.folds,
+        datadir=spec.datadir,
         notes=(
             *notes,
             *parts.notes,
