@@ -19,6 +19,8 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda *_: None)
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores, of one thread each
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+else:  # Paddle sets 1 where there is none; commands that a test starts would inherit that
+    os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
 
 from helpers.commands import run_here, run_train, start_train, wait_until
 from helpers.places import GOLDEN, ROOT, SHARED

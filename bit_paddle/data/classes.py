@@ -9,7 +9,7 @@ from typing import Any, Union
 
 import numpy as np
 
-from bit_paddle.data.images import FileImages, Images, Parts
+from bit_paddle.data.images import Images, Parts
 from bit_paddle.data.text import read_text
 from bit_paddle.errors import ConfigError, DataError, did_you_mean
 from bit_paddle.system.text import plural
@@ -17,6 +17,10 @@ from bit_paddle.system.text import plural
 Classes = Union[tuple[str, ...], Mapping[str, Sequence[str]]]  # names; or {name: labels}
 
 _SHOWN = 5
+
+_EXPECTED = (
+    "expected two or more names, or a file with a name per line, or name: [names in the data]"
+)
 
 
 def parsed(value: Any, folder: Path, encoding: str | None) -> Classes:
@@ -31,10 +35,7 @@ def parsed(value: Any, folder: Path, encoding: str | None) -> Classes:
             raise ConfigError(f"classes: {error}") from error
         value = [line for line in lines if line.strip()]
     if not isinstance(value, (list, dict)) or len(value) < 2:
-        raise ConfigError(
-            "classes: expected two or more names, or {name: [labels]}, or a file with a name per "
-            "line"
-        )
+        raise ConfigError(f"classes: {_EXPECTED}")
     if isinstance(value, list):
         return tuple(_unique(map(_name, value)))
     merged: dict[str, tuple[str, ...]] = {}
@@ -42,7 +43,7 @@ def parsed(value: Any, folder: Path, encoding: str | None) -> Classes:
         name = _name(key)
         labels = [name] if labels is None else labels if isinstance(labels, list) else [labels]
         if not labels:
-            raise ConfigError(f"classes: {name}: has an empty list, expected labels of the data")
+            raise ConfigError(f"classes: {name} has an empty list; {_EXPECTED}")
         merged[name] = tuple(map(_name, labels))
     _unique(label for labels in merged.values() for label in labels)
     return merged
@@ -51,7 +52,7 @@ def parsed(value: Any, folder: Path, encoding: str | None) -> Classes:
 def _name(value: Any) -> str:
     if type(value) not in (str, int, float):
         raise ConfigError(
-            f"classes: {value!r} is no name; YAML needs quotes around yes, no and null"
+            f"classes: not all are names ({value!r}); YAML needs quotes around yes, no and null"
         )
     return str(value).strip()
 
@@ -94,10 +95,10 @@ def is_alone(classes: Classes | None, label: str) -> bool:
 
 
 def select(parts: Parts, classes: Classes) -> Parts:
-    """Return ``parts`` with the images of ``classes`` only, numbered in their order, and a note.
+    """Return ``parts`` with the images of ``classes`` only, numbered in their order, and notes.
 
-    `Images.classes` of a part are the labels of the data. Raises `DataError` if images are left
-    out, but a label of ``classes`` has no image: one is probably misspelt. It is also raised if no
+    `Images.classes` of a part are the labels of the data. Errors: `ConfigError` if images are left
+    out, but a label of ``classes`` has no image, as one is probably misspelt; `DataError` if no
     image is left to train or to validate on.
     """
     number = {
@@ -107,19 +108,36 @@ def select(parts: Parts, classes: Classes) -> Parts:
     every = {part: images for part, images in named.items() if images is not None}
     counts = sum(map(_counts, every.values()), Counter())
     others = Counter({label: count for label, count in counts.items() if label not in number})
-    names, notes = list(by_name(classes)), list(parts.notes)
-    chosen = {part: _chosen(images, number, names) for part, images in every.items()}
+    notes = [*parts.notes, *_merged(classes)]
     if others:
-        _require_images(number, counts)
-        per_part = {part: len(every[part]) - len(images) for part, images in chosen.items()}
-        notes.append(_left_out(others, per_part))
-    for part, images in chosen.items():
-        if len(every[part]) and not len(images) and part != "test":
-            raise DataError(f"classes: no {part} image has a label of {', '.join(classes)}")
+        require(number, counts)
+        shown = ", ".join(f"{label} {count:,}" for label, count in others.most_common(_SHOWN))
+        notes.append(
+            f"classes: {plural(len(others), 'class')} of {len(counts)} and "
+            f"{plural(sum(others.values()), 'image')} are left out "
+            f"({shown}{' …' if len(others) > _SHOWN else ''})"
+        )
+    names = list(by_name(classes))
+    chosen: dict[str, Any] = {
+        part: _chosen(images, number, names) for part, images in every.items()
+    }
+    for part, images in every.items():
+        if len(images) and not len(chosen[part]) and part != "test":
+            raise DataError(f"classes: no {part} image is of {', '.join(names[:_SHOWN])}")
     if "test" in chosen and not len(chosen["test"]):
         chosen["test"] = None
         notes.append("classes: no test image is left, so none is measured at the end of a run")
     return parts._replace(**chosen, notes=tuple(notes))
+
+
+def require(wanted: Iterable[str], found: Collection[str]) -> None:
+    """Raise `ConfigError` if a label of ``wanted`` is not ``found`` in the data."""
+    absent = [label for label in wanted if label not in found]
+    if absent:
+        free = sorted(set(found).difference(wanted))
+        raise ConfigError(
+            f"classes: {absent[0]!r} is not a class of the data: {did_you_mean(absent[0], free)}"
+        )
 
 
 def _counts(images: Images) -> Counter[str]:
@@ -127,33 +145,21 @@ def _counts(images: Images) -> Counter[str]:
     return Counter({label: count for label, count in zip(images.classes, counts) if count})
 
 
-def _require_images(wanted: Mapping[str, int], found: Mapping[str, int]) -> None:
-    absent = [label for label in wanted if label not in found]
-    if absent:
-        more = f" and {len(absent) - _SHOWN} more" if len(absent) > _SHOWN else ""
-        free = sorted(set(found) - set(wanted))
-        raise DataError(
-            f"classes: no image has the label {', '.join(map(repr, absent[:_SHOWN]))}{more}; "
-            f"{did_you_mean(absent[0], free)}"
-        )
+def _merged(classes: Classes) -> list[str]:
+    """Return a note on the classes that are not the label of the same name."""
+    merged = [
+        f"{name} = {' + '.join(labels)}"
+        for name, labels in by_name(classes).items()
+        if tuple(labels) != (name,)
+    ]
+    more = " …" if len(merged) > _SHOWN else ""
+    return [f"classes: {', '.join(merged[:_SHOWN])}{more}"] if merged else []
 
 
-def _left_out(others: Counter[str], per_part: Mapping[str, int]) -> str:
-    shown = ", ".join(f"{label} {count:,}" for label, count in others.most_common(_SHOWN))
-    more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
-    where = ", ".join(f"{count:,} of {part}" for part, count in per_part.items())
-    return (
-        f"classes: {plural(sum(others.values()), 'image')} of "
-        f"{plural(len(others), 'other class')} left out ({where}): {shown}{more}"
-    )
-
-
-def _chosen(images: FileImages, number: Mapping[str, int], names: list[str]) -> FileImages:
+def _chosen(images: Images, number: Mapping[str, int], names: list[str]) -> Images:
     places = [number.get(label, -1) for label in images.classes]
     if images.classes == names and places == list(range(len(names))):
         return images
     labels = np.array(places)[images.labels]
     stays = np.flatnonzero(labels >= 0)
-    chosen = images.subset(stays)
-    chosen.labels, chosen.classes = labels[stays], names
-    return chosen
+    return images.chosen(stays, labels[stays], names)

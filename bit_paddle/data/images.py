@@ -56,6 +56,9 @@ class Images(Protocol):
     def name(self, index: int) -> str:
         """Return the name of image ``index`` for messages: its path, if it has one."""
 
+    def chosen(self, indices: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Images:
+        """Return only the images of ``indices``, with other ``labels`` and ``classes``."""
+
 
 class Parts(NamedTuple):
     """Result of a reader: training, validation and test images, and notes for the user."""
@@ -102,6 +105,12 @@ class ArrayImages:
 
     def name(self, index: int) -> str:
         return f"{self.title} image {index}"
+
+    def chosen(
+        self, indices: np.ndarray, labels: Sequence[int] | np.ndarray, classes: Sequence[str]
+    ) -> ArrayImages:
+        """Return only the images of ``indices``, with other ``labels`` and ``classes``."""
+        return ArrayImages(self.pixels[indices], labels, classes, self.title)
 
 
 # --- HEIC ---------------------------------------------------------------------------------------
@@ -251,10 +260,16 @@ class FileImages:
 
     def subset(self, indices: np.ndarray) -> FileImages:
         """Return only the images of ``indices``, with the same classes."""
+        return self.chosen(indices, self.labels[indices], self.classes)
+
+    def chosen(
+        self, indices: np.ndarray, labels: Sequence[int] | np.ndarray, classes: Sequence[str]
+    ) -> FileImages:
+        """Return only the images of ``indices``, with other ``labels`` and ``classes``."""
         return FileImages(
             [self.paths[index] for index in indices],
-            self.labels[indices],
-            self.classes,
+            labels,
+            classes,
             self.root,
             self.groups and [self.groups[index] for index in indices],
         )

@@ -431,9 +431,9 @@ def test_a_selection_of_labels(names, tmp_path, local):
     data = registry.open_dataset(described(tmp_path, text))
     assert data.train.labels.tolist() == [1, 0, 0] and data.val.labels.tolist() == [1]
     assert data.train.classes == [last, first]
-    assert "2 images of 1 other class left out (1 of train, 1 of val)" in data.notes[-2]
-    words = "no image has the label 'x'" if names else "label 2, which is no class"
-    with pytest.raises(DataError, match=words):
+    assert "1 class of 3 and 2 images are left out" in data.notes[-2]
+    words = "'x' is not a class" if names else "label 2, which is no class"
+    with pytest.raises((ConfigError, DataError), match=words):
         registry.open_dataset(described(tmp_path, text.replace(f"'{first}'", "x")))
 
 

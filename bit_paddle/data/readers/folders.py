@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from bit_paddle.data import splits
-from bit_paddle.data.classes import Classes, labels_of
+from bit_paddle.data.classes import Classes, labels_of, require
 from bit_paddle.data.images import (
     GET_HEIF,
     HEIF_SUFFIXES,
@@ -225,19 +225,20 @@ def with_notes(
 
 
 def check_no_class_is_empty(images: FileImages, title: str, given: Classes | None) -> None:
-    """Raise `DataError` if a class has no image; with ``given``, only its labels count."""
+    """Raise `DataError` if a class has no image; with ``given``, only its labels count.
+
+    Raises `ConfigError` if a label of ``given`` has no folder in the folder ``title``.
+    """
     counts = np.bincount(images.labels, minlength=len(images.classes))
     empty = [images.classes[label] for label in np.flatnonzero(counts == 0)]
-    hint, wanted = "", labels_of(given)
-    if wanted:
+    if given:
+        wanted = labels_of(given)
+        filled = (images.classes[label] for label in np.flatnonzero(counts))
+        require(wanted, {*filled, *(name for name in empty if (Path(title) / name).is_dir())})
         empty = [name for name in empty if name in wanted]
-        others = [images.classes[label] for label in np.flatnonzero(counts)]
-        others = [name for name in others if name not in wanted]
-        hint = f" ({did_you_mean(empty[0], others)})" if empty and others else ""
     if empty:
         more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
-        names = f"{', '.join(empty[:5])}{more}{hint}"
-        raise DataError(f"{title}: no images in {names}; {_extensions()}")
+        raise DataError(f"{title}: no images in {', '.join(empty[:5])}{more}; {_extensions()}")
 
 
 def check_fraction_is_needed(spec: DataSpec, why_not: str) -> None:

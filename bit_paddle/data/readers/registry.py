@@ -63,11 +63,11 @@ class Reader:
 
 
 _OPTIONAL = (
-    *("train", "val", "test", "classes", "val_fraction", "encoding"),
+    *("train", "val", "test", "val_fraction", "encoding"),
     *("image", "label", "subset"),
 )
 
-_LISTS = frozenset({"train", "val", "test", "classes"})
+_LISTS = frozenset({"train", "val", "test"})
 
 _FILES = frozenset({"group", "fold", "exclude"})  # of images that have paths
 
@@ -88,7 +88,7 @@ READERS: dict[str, Reader] = {
     ),
     "imagenet2012": Reader(
         open_imagenet,
-        uses=_FILES | {"classes"},
+        uses=_FILES,
         datadir="a folder with train/<WordNet id>/*.JPEG and val/",
         known={None: Known(1_281_167, 1000, "large")},
     ),
@@ -105,7 +105,7 @@ READERS: dict[str, Reader] = {
     "oxford_iiit_pet": Reader(open_pets, _LISTS | _FILES, known={None: Known(3_680, 37, "large")}),
     "tf_flowers": Reader(
         open_tf_flowers,
-        _FILES | {"val_fraction", "classes"},
+        _FILES | {"val_fraction"},
         known={None: Known(3_303, 5, "large")},  # without the tenth that is held out
     ),
 }
