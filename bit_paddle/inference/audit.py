@@ -51,6 +51,11 @@ class Finding(NamedTuple):
     score: float
     why: str
 
+    @property
+    def is_across(self) -> bool:
+        """Whether it is a copy of an image in another part."""
+        return self.kind.endswith("copy") and self.other_part != self.part
+
 
 HEADER = ("kind", "path", "part", "label", "other path", "other part", "score", "why")
 
@@ -72,22 +77,20 @@ class Audit:
         yield f"# images to leave out, of {self.images:,}; remove a # to leave out more"
         for kind, title in KINDS.items():
             for across in (True, False):
-                chosen = [
-                    one for one in self.of(kind) if (one.other_part not in ("", one.part)) == across
-                ]
-                leaves = kind in ("exact copy", "unreadable", "one colour")
-                leaves |= kind == "near copy" and across
+                chosen = [one for one in self.of(kind) if one.is_across == across]
+                leaves = across or kind in ("exact copy", "unreadable", "one colour")
                 if chosen:
-                    where = " across parts" if across and kind.endswith("copy") else ""
+                    where = " across parts" if across else ""
                     yield f"# {title}{where}" + ("" if leaves else ": look at each first")
-                yield from (one.path if leaves else f"# {one.path}" for one in chosen)
+                lines = (exclude.line(one.path) for one in chosen)
+                yield from (line if leaves else f"# {line}" for line in lines)
 
     def __str__(self) -> str:
         lines = [f"{self.images:,} images"]
         for kind, title in KINDS.items():
             found = self.of(kind)
-            across = sum(one.other_part not in ("", one.part) for one in found)
-            more = f", {across:,} of them across parts" if across and kind != "label" else ""
+            across = sum(one.is_across for one in found)
+            more = f", {across:,} of them across parts" if across else ""
             lines.append(f"{len(found):6,}  {title}{more}")
         return "\n".join(lines)
 
@@ -147,6 +150,8 @@ def audit(
     exact = list(_exact(every, data, workers))
     same = {frozenset((first, second)) for first, second, _ in exact}
     pairs = _near(every, looks, good, found)
+    names = every.names  # a list may have a path twice, which is no copy
+    pairs = (pair for pair in pairs if names[pair[0]] != names[pair[1]])
     near = _best(pair for pair in pairs if frozenset(pair[:2]) not in same)
     taken: set[int] = set()
     findings = list(_copies(every, "exact copy", exact, taken))
@@ -162,11 +167,9 @@ def audit(
 
 
 def _order(finding: Finding) -> tuple:
-    copy = finding.kind.endswith("copy")
-    within = not copy or finding.other_part == finding.part
     smallest_first = finding.kind in ("tiny", "rare mode")
     score = finding.score if smallest_first else -finding.score
-    return within, list(KINDS).index(finding.kind), score
+    return not finding.is_across, list(KINDS).index(finding.kind), score
 
 
 def _readable(every: _Everything, good: np.ndarray) -> list[Images]:

@@ -104,7 +104,7 @@ def draw_beside(
         if open_image is not None:
             with contextlib.suppress(BitPaddleError):
                 image = open_image()
-                image.thumbnail((TILE, TILE))
+                image.thumbnail((TILE - 4, TILE - 4))  # both images stay apart
                 square.paste(image, ((TILE - image.width) // 2, (TILE - image.height) // 2))
         return square
 
