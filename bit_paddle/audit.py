@@ -109,14 +109,13 @@ def audit(
         resolve_trained(address(model))  # report a wrong name before reading data
     dataset, folder = data_set(data, datadir)
     options = {"val_fraction": val_fraction, "group": group, "exclude": exclude}
-    spec, notes = registry.located(registry.find(dataset, datadir=folder, **options))
-    opened = registry.read(spec)
-    for note in (*notes, *opened.notes):
+    opened = registry.open_dataset(dataset, folder, **options)
+    for note in opened.notes:
         print(f"note: {note}", file=sys.stderr)
     if model is not None and not isinstance(model, TrainedModel):
         model = TrainedModel(find_trained(address(model), directory, None), head=False)
     workers = min(8, environment.cpu_count()) if workers is None else workers
-    return audits.audit(opened, spec.datadir, workers, model, BATCH, predictions)
+    return audits.audit(opened, workers, model, BATCH, predictions)
 
 
 def write_results(result: Audit, folder: Path) -> None:

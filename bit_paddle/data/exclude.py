@@ -73,7 +73,7 @@ def without(parts: Parts, spec: DataSpec) -> Parts:
         notes.append(
             f"{title}: {plural(len(unknown), 'path')} of {len(unwanted):,} found no image: "
             f"{', '.join(unknown[:_SHOWN])}{more}; expected paths relative to the folder of the "
-            "data"
+            "data" + ("; `classes` may have left these images out" if spec.classes else "")
         )
     return parts._replace(**kept, notes=(*parts.notes, *notes))
 

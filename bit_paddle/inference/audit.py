@@ -121,13 +121,12 @@ class _Everything(NamedTuple):
 
 def audit(
     data: Dataset,
-    datadir: str | None,
     workers: int,
     model: TrainedModel | None = None,
     batch: int = 32,
     out_of_fold: str | None = None,
 ) -> Audit:
-    """Return what is found in ``data``, whose paths are given relative to ``datadir``.
+    """Return what is found in ``data``.
 
     ``model`` computes features, which find more near copies, and judge the labels. ``out_of_fold``
     is the predictions.csv of a cross-validation, which judges labels too; with both, the mean of
@@ -140,7 +139,7 @@ def audit(
         parts,
         np.repeat(np.arange(len(parts)), list(map(len, parts))),
         np.concatenate([part.labels for part in parts]),
-        list(chain.from_iterable(exclude.paths_below(part, datadir) for part in parts)),
+        list(chain.from_iterable(exclude.paths_below(part, data.datadir) for part in parts)),
         data.train.classes,
     )
     looks = list(chain.from_iterable(appearance.looks(part, workers) for part in parts))
