@@ -67,6 +67,7 @@ class Audit:
     findings: list[Finding]
     images: int
     open_image: dict[str, Callable[[], Image.Image]]  # of the images, by their paths
+    labels_judged: bool  # whether there was a model, or predictions
 
     def of(self, kind: str) -> list[Finding]:
         """Return the findings of one of `KINDS`."""
@@ -91,7 +92,10 @@ class Audit:
             found = self.of(kind)
             across = sum(one.is_across for one in found)
             more = f", {across:,} of them across parts" if across else ""
-            lines.append(f"{len(found):6,}  {title}{more}")
+            if kind != "label" or self.labels_judged:
+                lines.append(f"{len(found):6,}  {title}{more}")
+        if not self.labels_judged:
+            lines.append("labels are not judged: that needs --model, or --predictions")
         return "\n".join(lines)
 
     def __repr__(self) -> str:
@@ -157,13 +161,14 @@ def audit(
     findings = list(_copies(every, "exact copy", exact, taken))
     findings += _copies(every, "near copy", near, taken)
     findings += [every.finding(kind, k, s, why) for kind, k, s, why in appearance.oddities(looks)]
-    if found is not None or out_of_fold is not None:
+    judged = found is not None or out_of_fold is not None
+    if judged:
         findings += _labels(every, good, found, out_of_fold)
     findings.sort(key=_order)
     images = chain.from_iterable(
         (partial(part.image, index) for index in range(len(part))) for part in every.parts
     )
-    return Audit(findings, len(every.names), dict(zip(every.names, images)))
+    return Audit(findings, len(every.names), dict(zip(every.names, images)), judged)
 
 
 def _order(finding: Finding) -> tuple:
