@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,7 +34,8 @@ SHOWN = 40  # findings of each kind on the sheet
 _EPILOG = f"""\
 writes into --output:
   audit.csv    one finding per line, copies across the parts (train, val, test) first
-  sheet.png    at most {SHOWN} findings of each kind; a copy stands beside the image that it copies
+  sheet.png    at most {SHOWN} findings of each kind; a copy stands beside the image that it copies;
+               the number of a finding is its line in audit.csv
   exclude.txt  paths for --exclude of bit_paddle.train, or for `exclude:` in a data set's .yaml file
 
 Exact copies have the same content. Near copies are found by a perceptual hash: also if they were
@@ -107,14 +109,13 @@ def audit(
         resolve_trained(address(model))  # report a wrong name before reading data
     dataset, folder = data_set(data, datadir)
     options = {"val_fraction": val_fraction, "group": group, "exclude": exclude}
-    spec, notes = registry.located(registry.find(dataset, datadir=folder, **options))
-    opened = registry.read(spec)
-    for note in (*notes, *opened.notes):
+    opened = registry.open_dataset(dataset, folder, **options)
+    for note in opened.notes:
         print(f"note: {note}", file=sys.stderr)
     if model is not None and not isinstance(model, TrainedModel):
         model = TrainedModel(find_trained(address(model), directory, None), head=False)
     workers = min(8, environment.cpu_count()) if workers is None else workers
-    return audits.audit(opened, spec.datadir, workers, model, BATCH, predictions)
+    return audits.audit(opened, workers, model, BATCH, predictions)
 
 
 def write_results(result: Audit, folder: Path) -> None:
@@ -122,21 +123,29 @@ def write_results(result: Audit, folder: Path) -> None:
     rows = [HEADER, *((*one[:6], f"{one.score:.4f}", one.why) for one in result.findings)]
     files.write_text(folder / "audit.csv", "".join(map(files.csv_line, rows)))
     lines = "".join(f"{line}\n" for line in result.exclude_lines())
-    files.write_text(folder / "exclude.txt", lines)
+    content = lines.encode(errors="surrogateescape")  # names of files as they are
+    files.write(folder / "exclude.txt", lambda stream: stream.write(content))
     sheet = draw_sheet(result)
     files.write(folder / "sheet.png", lambda stream: sheet.save(stream, format="PNG"))
 
 
 def draw_sheet(result: Audit) -> Image.Image:
-    """Return a sheet of the first findings of each kind; a copy has its original beside it."""
-    tiles = []
-    for kind in audits.KINDS:
-        for one in result.of(kind)[:SHOWN]:
-            text = f"{kind}: {one.label}, {one.path}"
-            if one.kind == "label":
-                text = f"{one.label}? {one.why}"
-            other = result.open_image[one.other] if one.other else None
-            tiles.append((result.open_image[one.path], other, text))
+    """Return a sheet of the first findings of each kind; a copy has its original beside it.
+
+    A caption begins with the line of the finding in audit.csv.
+    """
+    tiles, shown = [], Counter[str]()
+    for line, one in enumerate(result.findings, 2):
+        shown[one.kind] += 1
+        if shown[one.kind] > SHOWN:
+            continue
+        text = f"{one.kind}: {one.why}"
+        if one.kind.endswith("copy"):
+            text = f"{one.part}, {one.other_part}: {one.why}"
+        elif one.kind == "label":
+            text = f"{one.label}? {one.why}"
+        other = result.open_image[one.other] if one.other else None
+        tiles.append((result.open_image[one.path], other, f"{line}. {text}"))
     return draw_beside(tiles)
 
 

@@ -70,7 +70,7 @@ def contradictions(
             f"--precrop: is {precrop}, smaller than --crop {crop}, which is cut out of it"
         )
     if values["datadir"] is not None and not Path(values["datadir"]).exists():
-        faults.append(f"--datadir: {values['datadir']}: no such folder")
+        faults.append(f"--datadir: {values['datadir']}: no such folder or archive")
     if values["devices"] is not None and values["device"] == "cpu":
         faults.append(f"--devices: is {values['devices']}, but --device is cpu")
     name = values["name"]

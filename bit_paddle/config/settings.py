@@ -55,8 +55,8 @@ class Settings:
         file_path,
         "folder of the data. For folder it holds train/<class>/*, val/<class>/* and perhaps "
         "test/<class>/*, or <class>/* alone. For list it holds train.csv, val.csv and perhaps "
-        "test.csv (or .tsv, .txt) with a path and a label per line. For the other data sets it "
-        "holds the official files",
+        "test.csv (or .tsv, .txt) with a path and a label per line. For both it may be an archive "
+        "of such files (.zip, .tar, .tar.gz). For the other data sets it holds the official files",
         None,
         default_help="the cache, for data sets that can be downloaded",
         affects_result=False,

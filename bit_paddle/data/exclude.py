@@ -37,6 +37,11 @@ def _below(home: str, path: str) -> str:
     return (path[len(home) :] if path.startswith(home) else path).replace(os.sep, "/")
 
 
+def line(path: str) -> str:
+    """Return ``path`` as a line of the file that `without` reads."""
+    return path if path[0] != "#" and path == path.strip() else f"./{path}"
+
+
 def without(parts: Parts, spec: DataSpec) -> Parts:
     """Return ``parts`` without the images that the file ``spec.exclude`` names, and with notes.
 
@@ -68,7 +73,7 @@ def without(parts: Parts, spec: DataSpec) -> Parts:
         notes.append(
             f"{title}: {plural(len(unknown), 'path')} of {len(unwanted):,} found no image: "
             f"{', '.join(unknown[:_SHOWN])}{more}; expected paths relative to the folder of the "
-            "data"
+            "data" + ("; `classes` may have left these images out" if spec.classes else "")
         )
     return parts._replace(**kept, notes=(*parts.notes, *notes))
 
@@ -78,7 +83,7 @@ def _lines(path: Path) -> list[str]:
         text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
         raise MissingFileError(f"--exclude {path}: cannot be read ({error.strerror})") from error
-    lines = (line.strip() for line in text.splitlines())
+    lines = (line.strip() for line in text.split("\n"))  # a name may have U+2028 and the like
     return [line for line in lines if line and line[0] != "#"]
 
 

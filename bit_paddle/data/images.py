@@ -56,6 +56,9 @@ class Images(Protocol):
     def name(self, index: int) -> str:
         """Return the name of image ``index`` for messages: its path, if it has one."""
 
+    def chosen(self, indices: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Images:
+        """Return only the images of ``indices``, with other ``labels`` and ``classes``."""
+
 
 class Parts(NamedTuple):
     """Result of a reader: training, validation and test images, and notes for the user."""
@@ -77,6 +80,7 @@ class Dataset(NamedTuple):
     resolution: str | None = None  # "small" or "large"; None: the rule measures the images
     test: Images | None = None  # measured once, at the end of a run; None: there are none
     folds: tuple[int, ...] = ()  # the number of images in each fold of a cross-validation
+    datadir: str | None = None  # the unpacked folder of an archive; paths of images start there
     notes: tuple[str, ...] = ()
 
 

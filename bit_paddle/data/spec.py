@@ -8,7 +8,8 @@ To add a data set, write such a file. Its keys are the fields of `DataSpec`:
     train: train.csv        # train, val and test name lists or folders, depending on the reader
     val: val.csv            # chooses the best model
     test: test.csv          # measured once, at the end of a run
-    classes: [crow, owl]    # selects and orders; or a file; or {bird: [crow, owl], cat: cat}
+    classes: [crow, owl]    # names in the order of the head's outputs; or a file, a name per line;
+                            # or {bird: [crow, owl], cat: }, which merges classes
     encoding: gb18030       # of the lists and of the class names (default: by the files' bytes)
     val_fraction: 0.1       # of the training images, if there are no validation images
     group: patient          # a column of the lists, or a regular expression: see `splits`
@@ -24,15 +25,15 @@ To add a data set, write such a file. Its keys are the fields of `DataSpec`:
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from bit_paddle.data.classes import Classes, parsed
 from bit_paddle.data.readers.archives import is_archive, stem
-from bit_paddle.data.text import is_encoding, read_text
-from bit_paddle.errors import ConfigError, DataError, MissingFileError, did_you_mean
+from bit_paddle.data.text import is_encoding
+from bit_paddle.errors import ConfigError, MissingFileError, did_you_mean
 from bit_paddle.system import files
 from bit_paddle.system.hub import PREFIX, DataRepository
 
@@ -57,8 +58,7 @@ class DataSpec:
     train: str | None = None
     val: str | None = None
     test: str | None = None
-    classes: tuple[str, ...] | None = None
-    merge: tuple[tuple[str, ...], ...] | None = None  # each class by its names in the data
+    classes: Classes | None = None
     encoding: str | None = None
     val_fraction: float | None = None
     group: str | None = None
@@ -77,7 +77,7 @@ class DataSpec:
         """``datadir`` as a path. Raises `MissingFileError` if it does not exist."""
         path = Path(self.datadir or ".")
         if not path.exists():
-            raise MissingFileError(f"--datadir {path}: no such folder")
+            raise MissingFileError(f"--datadir {path}: no such folder or archive")
         return path
 
 
@@ -138,7 +138,7 @@ def overridden(spec: DataSpec, **values: Any) -> DataSpec:
 
 def _load(path: Path, readers: Collection[str]) -> DataSpec:
     content = files.read_yaml(path, f"--dataset {path}", "reader: folder")
-    expected = {field.name for field in fields(DataSpec)} - {"fold", "repository", "merge"}
+    expected = {field.name for field in fields(DataSpec)} - {"fold", "repository"}
     faults = [
         f"{key!r} is not a known key; {did_you_mean(str(key), expected)}"
         for key in content
@@ -179,21 +179,14 @@ def _load(path: Path, readers: Collection[str]) -> DataSpec:
     elif not is_encoding(encoding):
         faults.append(f"encoding: is {encoding!r}, expected a name such as utf-8 or gb18030")
         encoding = None
-    for key in {"datadir", "train", "val", "test", "exclude"} & set(content):
+    for key in {"datadir", "train", "val", "test", "exclude", "classes"} & set(content):
         if isinstance(content[key], str):
             content[key] = files.expanded(content[key])
-    classes = content.get("classes")
-    if isinstance(classes, str):
-        file = path.parent / files.expanded(classes)
+    if "classes" in content:
         try:
-            lines = read_text(file, encoding).text.splitlines()
-            classes = [line for line in lines if line.strip()]
-        except DataError as error:
-            faults.append(f"classes: {error}")
-            classes = None
-    if classes is not None:
-        content["classes"], content["merge"], more = _classes(classes)
-        faults += more
+            content["classes"] = parsed(content["classes"], path.parent, encoding)
+        except ConfigError as error:
+            faults.append(str(error))
     if faults:
         raise ConfigError(f"--dataset {path}: " + "; ".join(faults))
     if "datadir" in content:
@@ -201,31 +194,3 @@ def _load(path: Path, readers: Collection[str]) -> DataSpec:
     if "exclude" in content:
         content["exclude"] = os.path.join(path.parent, content["exclude"])
     return DataSpec(**content)
-
-
-def _classes(
-    given: object,
-) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...] | None, list[str]]:
-    """Return the class names, their names in the data (None: the same), and faults.
-
-    ``given`` is a list of names, or a mapping of a name to one name or several of the data.
-    """
-    merges = isinstance(given, dict)
-    pairs = given.items() if isinstance(given, dict) else []
-    sources = [name if value is None else value for name, value in pairs]
-    sources = [value if isinstance(value, list) else [value] for value in sources]
-    listed = list(given) if isinstance(given, (list, dict)) else []
-    every = [name for names in sources for name in names] if merges else listed
-    if len(listed) < 2 or not all(sources):
-        expected = "two or more names, or a file with a name per line, or name: [names in the data]"
-        return (), None, [f"classes: expected {expected}"]
-    if not all(type(name) in (str, int, float) for name in [*listed, *every]):
-        return (), None, ["classes: not all are names; YAML needs quotes around yes, no and null"]
-    twice = [name for name, times in Counter(map(_name, every)).items() if times > 1]
-    faults = [f"classes: listed twice: {', '.join(twice[:5])}"] if twice else []
-    merge = tuple(tuple(map(_name, names)) for names in sources) if merges else None
-    return tuple(map(_name, listed)), merge, faults
-
-
-def _name(word: object) -> str:
-    return str(word).strip()

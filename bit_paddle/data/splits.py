@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from bit_paddle.data.classes import is_alone
 from bit_paddle.data.images import FileImages, Parts
 from bit_paddle.data.spec import VAL_FRACTION, DataSpec
 from bit_paddle.errors import ConfigError, DataError
@@ -110,7 +111,7 @@ def held_out(images: FileImages, spec: DataSpec) -> tuple[FileImages, FileImages
     chosen: set[str] = set()
     for label, groups in enumerate(classes):
         total = sum(map(len, groups.values()))
-        if total == 1:
+        if total == 1 and is_alone(spec.classes, images.classes[label]):
             (path,) = next(iter(groups.values()))
             raise DataError(
                 f"{os.path.join(images.root, path)}: is the only image of class "

@@ -51,6 +51,11 @@ class Finding(NamedTuple):
     score: float
     why: str
 
+    @property
+    def is_across(self) -> bool:
+        """Whether it is a copy of an image in another part."""
+        return self.kind.endswith("copy") and self.other_part != self.part
+
 
 HEADER = ("kind", "path", "part", "label", "other path", "other part", "score", "why")
 
@@ -62,6 +67,7 @@ class Audit:
     findings: list[Finding]
     images: int
     open_image: dict[str, Callable[[], Image.Image]]  # of the images, by their paths
+    labels_judged: bool  # whether there was a model, or predictions
 
     def of(self, kind: str) -> list[Finding]:
         """Return the findings of one of `KINDS`."""
@@ -72,23 +78,24 @@ class Audit:
         yield f"# images to leave out, of {self.images:,}; remove a # to leave out more"
         for kind, title in KINDS.items():
             for across in (True, False):
-                chosen = [
-                    one for one in self.of(kind) if (one.other_part not in ("", one.part)) == across
-                ]
-                leaves = kind in ("exact copy", "unreadable", "one colour")
-                leaves |= kind == "near copy" and across
+                chosen = [one for one in self.of(kind) if one.is_across == across]
+                leaves = across or kind in ("exact copy", "unreadable", "one colour")
                 if chosen:
-                    where = " across parts" if across and kind.endswith("copy") else ""
+                    where = " across parts" if across else ""
                     yield f"# {title}{where}" + ("" if leaves else ": look at each first")
-                yield from (one.path if leaves else f"# {one.path}" for one in chosen)
+                lines = (exclude.line(one.path) for one in chosen)
+                yield from (line if leaves else f"# {line}" for line in lines)
 
     def __str__(self) -> str:
         lines = [f"{self.images:,} images"]
         for kind, title in KINDS.items():
             found = self.of(kind)
-            across = sum(one.other_part not in ("", one.part) for one in found)
-            more = f", {across:,} of them across parts" if across and kind != "label" else ""
-            lines.append(f"{len(found):6,}  {title}{more}")
+            across = sum(one.is_across for one in found)
+            more = f", {across:,} of them across parts" if across else ""
+            if kind != "label" or self.labels_judged:
+                lines.append(f"{len(found):6,}  {title}{more}")
+        if not self.labels_judged:
+            lines.append("labels are not judged: that needs --model, or --predictions")
         return "\n".join(lines)
 
     def __repr__(self) -> str:
@@ -118,13 +125,12 @@ class _Everything(NamedTuple):
 
 def audit(
     data: Dataset,
-    datadir: str | None,
     workers: int,
     model: TrainedModel | None = None,
     batch: int = 32,
     out_of_fold: str | None = None,
 ) -> Audit:
-    """Return what is found in ``data``, whose paths are given relative to ``datadir``.
+    """Return what is found in ``data``.
 
     ``model`` computes features, which find more near copies, and judge the labels. ``out_of_fold``
     is the predictions.csv of a cross-validation, which judges labels too; with both, the mean of
@@ -137,7 +143,7 @@ def audit(
         parts,
         np.repeat(np.arange(len(parts)), list(map(len, parts))),
         np.concatenate([part.labels for part in parts]),
-        list(chain.from_iterable(exclude.paths_below(part, datadir) for part in parts)),
+        list(chain.from_iterable(exclude.paths_below(part, data.datadir) for part in parts)),
         data.train.classes,
     )
     looks = list(chain.from_iterable(appearance.looks(part, workers) for part in parts))
@@ -148,26 +154,27 @@ def audit(
     exact = list(_exact(every, data, workers))
     same = {frozenset((first, second)) for first, second, _ in exact}
     pairs = _near(every, looks, good, found)
+    names = every.names  # a list may have a path twice, which is no copy
+    pairs = (pair for pair in pairs if names[pair[0]] != names[pair[1]])
     near = _best(pair for pair in pairs if frozenset(pair[:2]) not in same)
     taken: set[int] = set()
     findings = list(_copies(every, "exact copy", exact, taken))
     findings += _copies(every, "near copy", near, taken)
     findings += [every.finding(kind, k, s, why) for kind, k, s, why in appearance.oddities(looks)]
-    if found is not None or out_of_fold is not None:
+    judged = found is not None or out_of_fold is not None
+    if judged:
         findings += _labels(every, good, found, out_of_fold)
     findings.sort(key=_order)
     images = chain.from_iterable(
         (partial(part.image, index) for index in range(len(part))) for part in every.parts
     )
-    return Audit(findings, len(every.names), dict(zip(every.names, images)))
+    return Audit(findings, len(every.names), dict(zip(every.names, images)), judged)
 
 
 def _order(finding: Finding) -> tuple:
-    copy = finding.kind.endswith("copy")
-    within = not copy or finding.other_part == finding.part
     smallest_first = finding.kind in ("tiny", "rare mode")
     score = finding.score if smallest_first else -finding.score
-    return within, list(KINDS).index(finding.kind), score
+    return not finding.is_across, list(KINDS).index(finding.kind), score
 
 
 def _readable(every: _Everything, good: np.ndarray) -> list[Images]:

@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from bit_paddle.data.exclude import paths_below
 from bit_paddle.data.images import Images
 from bit_paddle.errors import DataError, MissingFileError
 from bit_paddle.inference import scores
@@ -33,17 +34,16 @@ def write(
 ) -> None:
     """Write the predictions of a fold's model; ``logits`` is [N, K]. Raises `WriteError`.
 
-    Paths are relative to ``datadir`` where they lie below it.
+    Paths are those of `exclude.paths_below`.
     """
     probabilities = scores.probabilities(logits, loss)
-    classes = images.classes
-    names = relative((images.name(index) for index in range(len(images))), datadir)
+    classes, names = images.classes, paths_below(images, datadir)
 
     def fill(stream: BinaryIO) -> None:
         _write_line(stream, [*_FIRST, *(f"p({name})" for name in classes)])
-        for index, (name, row) in enumerate(zip(names, probabilities)):
+        for index, row in enumerate(probabilities):
             best = classes[int(logits[index].argmax())]
-            cells = [name, classes[images.labels[index]], fold, best]
+            cells = [names[index], classes[images.labels[index]], fold, best]
             _write_line(stream, [*cells, *(f"{value:.6g}" for value in row)])
 
     files.write(path, fill)
@@ -117,8 +117,8 @@ def read(path: str | os.PathLike, names: Sequence[str], classes: Sequence[str]) 
         raise DataError(f"{path}: is no predictions.csv of --folds with the classes of the data")
     for number, cells in enumerate(lines, 2):
         try:
-            if cells[0].replace(os.sep, "/") in row_of:
-                result[row_of[cells[0].replace(os.sep, "/")]] = [*map(float, cells[len(_FIRST) :])]
+            if cells[0] in row_of:
+                result[row_of[cells[0]]] = [*map(float, cells[len(_FIRST) :])]
         except (ValueError, IndexError) as error:
             raise DataError(f"{path}:{number}: cannot be read ({error})") from error
     if np.isnan(result).all():

@@ -2,7 +2,7 @@
 
 The features of a trained network are mapped to classes by ridge regression, leave-one-out: each
 image is judged by all other images and never by its own label. On clothing10 with planted wrong
-labels this names half as many again as the votes of the nearest neighbours do.
+labels this names 19 of 30, where the votes of the nearest neighbours name 13 to 14.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bit_paddle.inference.model import TrainedModel
 from bit_paddle.inference.trained import required_preprocessing
 from bit_paddle.system.progress import progress_bar
 
-SCALES = (1.0, 1.5, 0.75)  # of the side that the model takes; the largest is decoded
+SCALES = (1.0, 0.5, 0.75, 1.25, 1.5, 1.75, 2.0)  # of the side that the model takes
 
 PENALTIES = np.geomspace(1e-2, 1e3, 11)  # of ridge regression; features have length 1 per scale
 
@@ -30,7 +30,7 @@ class Features(NamedTuple):
     """Features of N images, centred and of length 1 per scale.
 
     ``main`` float32 [N, C] are those of the model's own scale, mean of the image and its mirror
-    image. ``all`` float32 [N, 3 * C] are those of all `SCALES`.
+    image. ``all`` float32 [N, 7 * C] are those of all `SCALES`, divided by their deviations first.
     """
 
     main: np.ndarray
@@ -52,10 +52,13 @@ def features(model: TrainedModel, parts: list[Images], batch: int, workers: int)
                 for side, results in zip(sides, found):
                     pixels = _resized(part.images, side)
                     mirrored = np.ascontiguousarray(pixels[..., ::-1])
-                    results.append((compute(pixels) + compute(mirrored)) / 2)
+                    few = max(1, int(batch * min(1, (view.crop / side) ** 2)))  # same memory
+                    for top in range(0, len(pixels), few):
+                        rows = slice(top, top + few)
+                        results.append((compute(pixels[rows]) + compute(mirrored[rows])) / 2)
                 bar.update(len(part.labels))
-    scales = [_centred(np.concatenate(results)) for results in found]
-    return Features(scales[0], np.concatenate(scales, axis=1))
+    scales = [np.concatenate(results) for results in found]
+    return Features(_centred(scales[0]), np.concatenate(list(map(_scaled, scales)), axis=1))
 
 
 def _resized(pixels: np.ndarray, side: int) -> np.ndarray:
@@ -71,6 +74,10 @@ def _centred(values: np.ndarray) -> np.ndarray:
     values = values - values.mean(axis=0)
     length = np.linalg.norm(values, axis=1, keepdims=True)
     return (values / np.where(length, length, 1)).astype(np.float32)
+
+
+def _scaled(values: np.ndarray) -> np.ndarray:
+    return _centred(values / np.maximum(values.std(axis=0), 1e-6))
 
 
 def probabilities(features: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:

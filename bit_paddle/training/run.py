@@ -240,8 +240,8 @@ class TrainingRun:
     def _write_predictions(self, logits: np.ndarray) -> None:
         """Write the outputs of the last model for the images of its fold."""
         settings, path = self.plan.settings, self.log.folder / predictions.PREDICTIONS
-        images = self.plan.data.val
-        predictions.write(path, images, logits, settings.loss, settings.fold, settings.datadir)
+        data = self.plan.data
+        predictions.write(path, data.val, logits, settings.loss, settings.fold, data.datadir)
 
     def test(self) -> None:
         """Measure the test images, if there are any, with the best and the last model."""

@@ -110,7 +110,7 @@ def _square(open_image: Callable[[], Image.Image] | None) -> Image.Image:
     if open_image is not None:
         with contextlib.suppress(BitPaddleError):
             image = open_image()
-            image.thumbnail((TILE, TILE))
+            image.thumbnail((TILE - 4, TILE - 4))  # images side by side stay apart
             square.paste(image, ((TILE - image.width) // 2, (TILE - image.height) // 2))
     return square
 

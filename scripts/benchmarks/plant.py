@@ -97,13 +97,15 @@ def plant(root: Path, seed: int) -> Planted:
 
 
 def count_copies(planted: Planted, found: Audit) -> list[tuple[str, int, int]]:
-    """Return (kind, found, planted) for each kind of copy."""
-    copies = [*found.of("exact copy"), *found.of("near copy")]
-    pairs = {frozenset((row.path, row.other)) for row in copies}
-    return [
+    """Return (kind, found, planted) for each kind of copy; last those that were not planted."""
+    named = [*found.of("exact copy"), *found.of("near copy")]
+    pairs = {frozenset((row.path, row.other)) for row in named}
+    rows = [
         (kind, sum(frozenset(pair) in pairs for pair in copies.items()), len(copies))
         for kind, copies in planted.copies.items()
     ]
+    true = sum(count for _, count, _ in rows)
+    return [*rows, ("not planted, of all named copies", len(pairs) - true, len(pairs))]
 
 
 def count_labels(planted: Planted, found: Audit) -> tuple[int, int]:

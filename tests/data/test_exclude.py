@@ -5,7 +5,7 @@ from helpers.pictures import fill
 
 from bit_paddle import errors
 from bit_paddle.config import parsing
-from bit_paddle.data.exclude import paths_below
+from bit_paddle.data.exclude import line, paths_below
 from bit_paddle.data.readers import registry
 from bit_paddle.training.plan import make_plan
 
@@ -37,6 +37,17 @@ def test_paths_are_left_out_of_every_part(folder):
     assert data.train.labels.tolist() == [0] * 3 + [1] * 3
     file = folder.parent / "bad.txt"
     assert data.notes == (f"exclude: {file}: 3 images left out (2 of train, 1 of val)",)
+
+
+def test_odd_names_survive_the_file(tmp_path):
+    """A blank or # at the start of a path, and a character that some call a line end."""
+    classes = (" blank", "#2", "a\u2028b")
+    fill(tmp_path / "d", dict.fromkeys(classes, 6))
+    whole = registry.open_dataset("folder", str(tmp_path / "d"), val_fraction=0.3)
+    gone = [f"{name}/1.jpg" for name in classes]
+    data = opened(tmp_path / "d", "".join(f"{line(path)}\n" for path in gone), val_fraction=0.3)
+    before, after = (set().union(*paths(one, tmp_path / "d")) for one in (whole, data))
+    assert before - after == set(gone)
 
 
 def test_unknown_paths_are_reported(folder):

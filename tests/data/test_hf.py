@@ -406,6 +406,9 @@ def test_several_class_labels(tmp_path, local):
         (["b", "a", "b", "a"], "classes: [b, a]", ["b", "a"], [0, 1, 0, 1]),
         ([0, 1, 0, 1], "classes: [crow, owl]", ["crow", "owl"], [0, 1, 0, 1]),
         ([10, 2, 10, 2], "classes: ['10', '2']", ["10", "2"], [0, 1, 0, 1]),
+        ([0, 1, 2, 1], "classes: {x: [2, 0], y: 1}", ["x", "y"], [0, 1, 0, 1]),
+        ([0, 1, 0, 1], "classes: ['1', '3']", ["1", "3"], [0, 1, 0, 1]),  # names of 0 and 1
+        (["a", "b", "c", "b"], "classes: {x: [c, a], y: b}", ["x", "y"], [0, 1, 0, 1]),
     ],
 )
 def test_labels_without_class_names(labels, keys, classes, expected, tmp_path, local):
@@ -416,6 +419,22 @@ def test_labels_without_class_names(labels, keys, classes, expected, tmp_path, l
     data = registry.open_dataset(described(tmp_path, text))
     assert data.train.classes == classes and data.train.labels.tolist() == expected
     assert data.val.labels.tolist() == expected[:2]
+
+
+@pytest.mark.parametrize("names", [["cat", "dog", "owl"], None])
+def test_a_selection_of_labels(names, tmp_path, local):
+    content = {"train.parquet": table(pictures(4), [0, 2, 1, 2], names)}
+    content["val.parquet"] = table(pictures(2, 4), [0, 1], names)
+    local(content)
+    first, last = ("cat", "owl") if names else ("0", "2")
+    text = f"reader: hf\ndatadir: {tmp_path / 'files'}\nclasses: ['{last}', '{first}']\n"
+    data = registry.open_dataset(described(tmp_path, text))
+    assert data.train.labels.tolist() == [1, 0, 0] and data.val.labels.tolist() == [1]
+    assert data.train.classes == [last, first]
+    assert "1 class of 3 and 2 images are left out" in data.notes[-2]
+    words = "'x' is not a class" if names else "label 2, which is no class"
+    with pytest.raises((ConfigError, DataError), match=words):
+        registry.open_dataset(described(tmp_path, text.replace(f"'{first}'", "x")))
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,8 @@ def test_a_last_model_that_is_the_best_is_measured_once(fine_tune, capsys):
     assert line["best"] is True and line["step"] == 6
     assert run.result["test"]["best"] == run.result["test"]["last"]
     assert "test images, best and last model (after step 6)" in capsys.readouterr().out
+    log = (run.folder / "train.log").read_text()
+    assert "12 test images are copies of training or validation images: the test" in log
 
 
 @pytest.mark.slow

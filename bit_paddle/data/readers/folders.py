@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from bit_paddle.data import splits
+from bit_paddle.data.classes import Classes, labels_of, require
 from bit_paddle.data.images import (
     GET_HEIF,
     HEIF_SUFFIXES,
@@ -48,8 +49,8 @@ def open_folder(spec: DataSpec) -> Parts:
     val = _beside(root, spec.val, *(VALIDATION if usual else ()))
     test = _beside(root, spec.test, *([TEST] if usual and not spec.val else ()))
     listed = list_images(train)
-    images = class_folders(train, listed.images, named_classes(listed.images, spec))
-    check_no_class_is_empty(images, str(train))
+    images = class_folders(train, listed.images, spec.classes)
+    check_no_class_is_empty(images, str(train), spec.classes)
     notes += _skipped(train, listed)
     loose = len(listed.images.get("", []))
     if loose:
@@ -71,7 +72,7 @@ def open_folder(spec: DataSpec) -> Parts:
     parts = []
     for part in (val, test):
         listed = list_images(part) if part else None
-        parts.append(listed and class_folders(part, listed.images, images.classes))
+        parts.append(listed and class_folders(part, listed.images, spec.classes, images.classes))
         notes += _skipped(part, listed) if listed else []
     if val is None:
         return held_out(images, spec, notes, parts[1])
@@ -131,21 +132,28 @@ def not_measured(fault: str) -> str:
 
 
 def class_folders(
-    folder: Path, listed: Mapping[str, list[str]], classes: Sequence[str] | None
+    folder: Path,
+    listed: Mapping[str, list[str]],
+    given: Classes | None,
+    training: Sequence[str] | None = None,
 ) -> FileImages:
     """Return the ``listed`` images; the first folder of a path below ``folder`` is its class.
 
-    Raises `DataError` for a folder that is not in ``classes`` (None: the sorted folders).
+    The classes are the sorted folders, those of ``given`` first. For other images than those of
+    ``training`` they are its classes; then a folder without a class is allowed only with ``given``,
+    which leaves it out (`classes.select`). Otherwise `DataError` is raised.
     """
     names = sorted(name for name in listed if name)
-    if classes is None and len(names) < 2:
+    if not given and training is None and len(names) < 2:
         loose = len(listed.get("", []))
         only = f" ({names[0]})" if names else ""
         advice = ""
         if loose:
             advice = f". It holds {loose:,} images: put each into the folder of its class"
         raise DataError(f"{folder}: {len(names)} class folders{only}; expected two or more{advice}")
-    classes = names if classes is None else classes
+    classes = labels_of(given) if training is None else training
+    if given or training is None:
+        classes = list(dict.fromkeys([*classes, *names]))
     for name in names:
         if name not in classes and listed[name]:
             raise DataError(
@@ -155,11 +163,6 @@ def class_folders(
     paths = [listed.get(name, []) for name in classes]
     labels = np.repeat(np.arange(len(classes)), list(map(len, paths)))
     return FileImages(itertools.chain(*paths), labels, classes, folder)
-
-
-def named_classes(listed: Mapping[str, list[str]], spec: DataSpec) -> Sequence[str] | None:
-    """Return ``spec.classes`` if they name all folders; else None: `classes.chosen` selects."""
-    return spec.classes if set(listed) - {""} <= set(spec.classes or ()) else None
 
 
 def held_out(
@@ -221,10 +224,18 @@ def with_notes(
     return Parts(train, val, tuple(notes), test)
 
 
-def check_no_class_is_empty(images: FileImages, title: str) -> None:
-    """Raise `DataError` if a class has no image."""
+def check_no_class_is_empty(images: FileImages, title: str, given: Classes | None) -> None:
+    """Raise `DataError` if a class has no image; with ``given``, only its labels count.
+
+    Raises `ConfigError` if a label of ``given`` has no folder in the folder ``title``.
+    """
     counts = np.bincount(images.labels, minlength=len(images.classes))
     empty = [images.classes[label] for label in np.flatnonzero(counts == 0)]
+    if given:
+        wanted = labels_of(given)
+        filled = (images.classes[label] for label in np.flatnonzero(counts))
+        require(wanted, {*filled, *(name for name in empty if (Path(title) / name).is_dir())})
+        empty = [name for name in empty if name in wanted]
     if empty:
         more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
         raise DataError(f"{title}: no images in {', '.join(empty[:5])}{more}; {_extensions()}")

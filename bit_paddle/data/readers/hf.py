@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bit_paddle.data.classes import are_labels, labels_of
 from bit_paddle.data.images import FileImages, Parts
 from bit_paddle.data.readers import folders, hub_layout, hub_sources, parquet
 from bit_paddle.data.spec import DataSpec
@@ -180,8 +181,8 @@ def open_hf(spec: DataSpec) -> Parts:
             )
         if not table.paths:
             raise DataError(f"{root / part}: the split {about['splits'][part]} has no images")
-    classes = _classes(tables["train"], columns, spec)
-    parts = {part: _images(root / part, table, columns, classes) for part, table in tables.items()}
+    classes, numbers = _classes(tables, columns, spec)
+    parts = {part: _images(root / part, table, classes, numbers) for part, table in tables.items()}
     places = {part: PurePosixPath(about["splits"][part]) for part in parts}
     val, test, more = folders.roles(spec, places.get("val"), places.get("test"))
     notes += more
@@ -212,37 +213,37 @@ def _table(path: Path, columns: parquet.Columns) -> _Table:
     return _Table([name for name, _ in rows], labels)
 
 
-def _classes(train: _Table, columns: parquet.Columns, spec: DataSpec) -> list[str]:
-    """Return the class names in the order of the head's outputs."""
-    own = columns.names or [str(label) for label in sorted(set(train.labels))]
-    by_name = spec.classes is None or set(spec.classes) <= set(own)  # `classes.chosen` selects
-    return list(own) if by_name else list(spec.classes)
+def _classes(
+    tables: Mapping[str, _Table], columns: parquet.Columns, spec: DataSpec
+) -> tuple[list[str], dict[Any, int]]:
+    """Return the names of the labels, and {label in a table: place of its name}.
+
+    A list of names that are no labels stands for the numbers from 0 on.
+    """
+    given, found = labels_of(spec.classes), sorted(set(tables["train"].labels))
+    if columns.names:
+        named = dict(enumerate(columns.names))
+    else:
+        known = are_labels(spec.classes, list(map(str, found)))
+        if isinstance(spec.classes, tuple) and columns.are_numbers and not known:
+            return given, {number: number for number in range(len(given))}
+        if given:  # labels that they do not name are left out, also those that training lacks
+            found = sorted({label for table in tables.values() for label in table.labels})
+        named = {label: str(label) for label in found}
+    names = list(dict.fromkeys([*named.values(), *given]))
+    places = {name: place for place, name in enumerate(names)}
+    return names, {label: places[name] for label, name in named.items()}
 
 
 def _images(
-    folder: Path, table: _Table, columns: parquet.Columns, classes: Sequence[str]
+    folder: Path, table: _Table, classes: Sequence[str], numbers: Mapping[Any, int]
 ) -> FileImages:
-    """Return the images of a part; a label becomes the index of its class."""
-    index = {name: number for number, name in enumerate(classes)}
-    if columns.names:
-        known = {number: index.get(name) for number, name in enumerate(columns.names)}
-    elif columns.are_numbers:
-        known = {int(n): k for n, k in index.items()} if _all_numbers(classes) else {}
-        known = known or {number: number for number in range(len(classes))}
-    else:
-        known = index
-    labels = [known.get(label) for label in table.labels]
+    """Return the images of a part; a label becomes its number in ``classes``."""
+    labels = [numbers.get(label) for label in table.labels]
     if None in labels:
         row = labels.index(None)
-        label = table.labels[row]
-        if columns.names and label in known:
-            label = columns.names[label]
         raise DataError(
-            f"{folder / table.paths[row]}: has the label {label!r}, which is no class; "
-            f"{did_you_mean(str(label), classes)}"
+            f"{folder / table.paths[row]}: has the label {table.labels[row]!r}, which is no class; "
+            f"{did_you_mean(str(table.labels[row]), classes)}"
         )
     return FileImages(table.paths, np.array(labels, np.int64), classes, folder)
-
-
-def _all_numbers(classes: Sequence[str]) -> bool:
-    return all(name.isascii() and name.lstrip("-").isdigit() for name in classes)

@@ -11,7 +11,6 @@ from bit_paddle.data.readers.folders import (
     class_folders,
     content_of,
     folder_of,
-    named_classes,
     with_notes,
 )
 from bit_paddle.data.readers.listing import list_images
@@ -35,13 +34,12 @@ def open_imagenet(spec: DataSpec) -> Parts:
                 f"--datadir {root}: has no {part}/; expected train/<WordNet id>/*.JPEG and val/, "
                 f"found {content_of(root)}"
             )
-    listed = list_images(parts / "train").images
-    train = class_folders(parts / "train", listed, named_classes(listed, spec))
-    check_no_class_is_empty(train, str(parts / "train"))
+    train = class_folders(parts / "train", list_images(parts / "train").images, spec.classes)
+    check_no_class_is_empty(train, str(parts / "train"), spec.classes)
     listed = list_images(parts / "val").images
     flat = listed.get("", [])
     if not flat:
-        val = class_folders(parts / "val", listed, train.classes)
+        val = class_folders(parts / "val", listed, spec.classes, train.classes)
     else:
         try:
             ids = _ground_truth(root, parts / "val", len(flat))
@@ -53,16 +51,17 @@ def open_imagenet(spec: DataSpec) -> Parts:
                 "are they the official files?"
             ) from error
         unknown = sorted(set(ids.values()) - set(train.classes))
-        if unknown:
+        if unknown and not spec.classes:
             raise DataError(f"{root}: validation class {unknown[0]} is not in train/")
-        number = {name: label for label, name in enumerate(train.classes)}
+        classes = [*train.classes, *unknown]
+        number = {name: label for label, name in enumerate(classes)}
         try:
             labels = [number[ids[path.split(".")[0]]] for path in flat]
         except KeyError as error:
             raise DataError(
                 f"{parts / 'val'}: no label for {error}; are these ILSVRC-2012's files?"
             ) from error
-        val = FileImages(flat, labels, train.classes, parts / "val")
+        val = FileImages(flat, labels, classes, parts / "val")
     return with_notes(train, val, [], str(parts / "val"))
 
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from bit_paddle.data.classes import are_labels, labels_of
 from bit_paddle.data.images import FileImages, Parts
 from bit_paddle.data.readers import folders, nesting
 from bit_paddle.data.readers.class_names import ClassNames, find_class_names
@@ -53,6 +54,10 @@ def open_list(spec: DataSpec) -> Parts:
         test_list, notes = None, [*notes, folders.not_measured(fault)]
     val_list, test_list, more = folders.roles(spec, val_list, test_list)
     rows.update({path: _all_rows(path, texts[path]) for path in (val_list, test_list) if path})
+    if spec.classes and list(number_of) == classes:  # labels that they do not name are left out
+        for _, label, _ in itertools.chain(*rows.values()):
+            number_of.setdefault(label, len(number_of))
+        classes = list(number_of)
     notes += _names_and_encodings(classes, named, texts, spec)
     for path, content in rows.items():
         rows[path], count = _with_slashes(content, root)
@@ -189,30 +194,26 @@ def _classes(
 ) -> tuple[list[str], dict[str, int], ClassNames | None]:
     """Return the classes' names, {label: class number} of all labels, and the file of the names.
 
-    With ``spec.classes`` the labels are its names, or their numbers from 0 on. Without it, or if
-    there are other names (`classes.chosen` selects then), labels are any names, or numbers that a
-    file in ``folder`` names, or numbers from 0 on without a gap in training. Raises `DataError`.
+    Labels are any names, or numbers that a file in ``folder`` names, or numbers from 0 on without a
+    gap in training. With ``spec.classes`` they may also be any numbers; or a list of names stands
+    for the numbers from 0 on, unless these names are in that file. Raises `DataError`.
     """
     distinct = {label for _, label, _ in rows}
     short = (word for word in distinct if word.isdecimal() and len(word) < 10)
     numbers = sorted(int(word) for word in short if str(int(word)) == word)
-    if spec.classes:
-        classes = list(spec.classes)
-        by_name = {name: number for number, name in enumerate(classes)}
-        if len(numbers) == len(distinct) and not distinct <= set(by_name):
-            return classes, {str(number): number for number in range(len(classes))}, None
-        if distinct <= set(by_name):
-            return classes, by_name, None
-    if len(distinct) < 2:
+    if len(distinct) < 2 and not spec.classes:
         raise DataError(
             f"--datadir {spec.datadir}: all training images are of class {rows[0][1]!r}"
         )
-    named = find_class_names(folder, spec.encoding) if len(numbers) == len(distinct) else None
+    unnamed = len(numbers) == len(distinct) and not are_labels(spec.classes, distinct)
+    named = _named(folder, spec) if unnamed else None
     if named:
         places = {str(number): place for place, number in enumerate(named.names)}
         return list(named.names.values()), places, named
-    if len(numbers) < len(distinct):
-        classes = sorted(distinct)
+    if unnamed and isinstance(spec.classes, tuple):
+        return list(spec.classes), {str(k): k for k in range(len(spec.classes))}, None
+    if spec.classes or len(numbers) < len(distinct):
+        classes = list(dict.fromkeys([*labels_of(spec.classes), *sorted(distinct)]))
     else:
         missing = next((k for k, number in enumerate(numbers) if number != k), None)
         if missing is not None:
@@ -223,6 +224,18 @@ def _classes(
             )
         classes = [str(number) for number in numbers]
     return classes, {name: number for number, name in enumerate(classes)}, None
+
+
+def _named(folder: Path, spec: DataSpec) -> ClassNames | None:
+    """Return the file of the class names, if ``spec.classes`` name no others."""
+    try:
+        named = find_class_names(folder, spec.encoding)
+    except DataError:
+        if spec.classes:
+            return None
+        raise
+    given = set(labels_of(spec.classes))
+    return named if named and given <= set(named.names.values()) else None
 
 
 def _repetitions(lists: Mapping[str, Sequence[Row]]) -> list[str]:

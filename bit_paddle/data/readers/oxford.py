@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from bit_paddle.data.classes import labels_of
 from bit_paddle.data.images import FileImages, Parts, check_labels
 from bit_paddle.data.readers.official import Part, official_folder
 from bit_paddle.data.spec import DataSpec
@@ -79,7 +80,6 @@ def open_pets(spec: DataSpec) -> Parts:
     The defaults are annotations/trainval.txt, annotations/test.txt and no test. Errors: as of
     `open_flowers`.
     """
-    _classes(spec, [""] * PET_CLASSES)
     root = official_folder(spec, "oxford_iiit_pet", PETS_URL, PETS)
     names = [spec.train or "annotations/trainval.txt", spec.val or "annotations/test.txt"]
     files = [root / name for name in [*names, spec.test] if name]
@@ -126,11 +126,15 @@ def _pet_list(file: Path, breeds: dict[int, str]) -> tuple[list[str], list[int]]
 
 
 def _classes(spec: DataSpec, default: list[str]) -> list[str]:
-    if spec.classes is None or set(spec.classes) <= set(default):
-        return default  # `classes.chosen` selects
-    if len(spec.classes) != len(default):
+    """Return the labels of the data: ``default``, or a list of as many other names."""
+    unknown = [label for label in labels_of(spec.classes) if label not in default]
+    if not unknown:
+        return default
+    if isinstance(spec.classes, Mapping) or len(spec.classes) != len(default):
         raise ConfigError(
-            f"classes: {len(spec.classes)} names, but {spec.reader} has {len(default)} classes"
+            f"classes: {unknown[0]!r} is no class of {spec.reader} "
+            f"({did_you_mean(unknown[0], default)}). Names of your own for all its classes need a "
+            f"list; it has {len(spec.classes)} names, but {spec.reader} has {len(default)} classes"
         )
     return list(spec.classes)
 

@@ -9,7 +9,7 @@ lists need no code, only a YAML file (`bit_paddle.data.spec`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -142,9 +142,9 @@ def find(dataset: str, need_datadir: bool = True, **overrides: Any) -> DataSpec:
 def known(spec: DataSpec) -> Known:
     """Return the sizes of a data set without reading it; unknown ones are None."""
     sizes = READERS[spec.reader].known.get(spec.train, Known())
-    all_classes = not spec.classes or (len(spec.classes) == sizes.classes and not spec.merge)
+    fewer = spec.classes and sizes.classes not in (None, len(spec.classes))
     return Known(
-        sizes.images if all_classes else None,
+        None if fewer or isinstance(spec.classes, Mapping) else sizes.images,
         len(spec.classes) if spec.classes else sizes.classes,
         spec.resolution or sizes.resolution,
     )
@@ -158,7 +158,7 @@ def open_dataset(dataset: str, datadir: str | None = None, **overrides: Any) -> 
     return read(find(dataset, datadir=datadir, **overrides))
 
 
-def located(spec: DataSpec) -> tuple[DataSpec, tuple[str, ...]]:
+def _located(spec: DataSpec) -> tuple[DataSpec, tuple[str, ...]]:
     """Return ``spec`` with the folder of the images as ``datadir``, and notes.
 
     Archives and parquet files are unpacked into the cache at the first use. Errors: as of
@@ -179,10 +179,10 @@ def located(spec: DataSpec) -> tuple[DataSpec, tuple[str, ...]]:
 def read(spec: DataSpec) -> Dataset:
     """Open the data set of ``spec``. Errors: as of `open_dataset`."""
     reader = READERS[spec.reader]
-    spec, notes = located(spec)
-    parts = reader.open(replace(spec, classes=None) if spec.merge else spec)
-    if spec.merge or spec.classes not in (None, tuple(parts.train.classes)):
-        parts = classes.chosen(parts, spec)
+    spec, notes = _located(spec)
+    parts = reader.open(spec)
+    if spec.classes:  # after images are held out, so a selection leaves each image in its part
+        parts = classes.select(parts, spec.classes)
     if spec.fold:
         parts = splits.cut(parts, spec)
     if spec.exclude:
@@ -195,6 +195,7 @@ def read(spec: DataSpec) -> Dataset:
         resolution=spec.resolution,
         test=parts.test,
         folds=parts.folds,
+        datadir=spec.datadir,
         notes=(
             *notes,
             *parts.notes,
