@@ -143,9 +143,7 @@ def probe(
         if not isinstance(one, TrainedModel):
             file = find_trained(address(one), directory, crop, names=False)
             one = TrainedModel(file, device, amp, head=False)
-        results.append(
-            probing_models.probe(one, train, val, seeds, layers, batch, workers, output)
-        )
+        results.append(probing_models.probe(one, train, val, seeds, layers, batch, workers, output))
     return results
 
 

@@ -78,7 +78,8 @@ def probe(
     classes = train.classes if train is not None else []
     labels = train.labels if train is not None else np.zeros(0, np.int64)
     probing.check(labels, classes, len(val) if val is not None else 0)
-    assert train is not None and val is not None
+    assert train is not None
+    assert val is not None
     model.function(head=False)  # loads the weights, which is not part of the time
     started = time.perf_counter()
     values = [features(model, images, batch, workers, layers) for images in (train, val)]

@@ -9,15 +9,9 @@ from helpers.commands import run
 import bit_paddle as bit
 
 
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("BIT_PADDLE_HOME", str(tmp_path / "home"))
-    return tmp_path
-
-
-def test_probe(home, small_checkpoint, image_folder):
+def test_probe(tmp_path, small_checkpoint, image_folder):
     words = ("--dataset", "folder", "--datadir", image_folder, "--crop", 32, "--seeds", 2)
-    output, results = home / "found.npz", home / "results"
+    output, results = tmp_path / "found.npz", tmp_path / "results"
     done = run(
         *("probe", "--model", small_checkpoint, *words),
         *("--output", output, "--results", results, "--layers"),
@@ -38,7 +32,7 @@ def test_probe(home, small_checkpoint, image_folder):
     assert "32 x 32" in model.preprocessing
 
 
-def test_the_written_head_gives_the_scores_of_ridge_regression(home, small_checkpoint):
+def test_the_written_head_gives_the_scores_of_ridge_regression(tmp_path, small_checkpoint):
     from bit_paddle.inference import probing, probing_models
 
     model = bit.load(small_checkpoint, crop=32)
@@ -46,18 +40,18 @@ def test_the_written_head_gives_the_scores_of_ridge_regression(home, small_check
     features, labels = model.features(images), np.arange(12) % 3
     fit = probing.Fit(features, labels, 3)
     classifier = fit.ridge(fit.strength)
-    probing_models.write_head(model, classifier, ["a", "b", "c"], home / "found.npz")
-    made = bit.load(home / "found.npz")
+    probing_models.write_head(model, classifier, ["a", "b", "c"], tmp_path / "found.npz")
+    made = bit.load(tmp_path / "found.npz")
     scores = features.astype(np.float64) @ classifier[0] + classifier[1]
     np.testing.assert_allclose(made.logits(images), scores, atol=2e-4)
 
 
-def test_several_models(home, small_checkpoint, image_folder):
+def test_several_models(small_checkpoint, image_folder):
     found = bit.probe([small_checkpoint, small_checkpoint], image_folder, crop=32, seeds=1)
     assert [row.top1 for row in found[0].rows] == [row.top1 for row in found[1].rows]
 
 
-def test_wrong_input(home, small_checkpoint, image_folder):
+def test_wrong_input(small_checkpoint, image_folder):
     words = ("--model", small_checkpoint, "--dataset", "folder", "--datadir", image_folder)
     for more, fault in (
         (("--output", "head.pth"), "must end in .npz"),

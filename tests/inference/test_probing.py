@@ -35,7 +35,9 @@ def test_ridge_is_the_solution_of_the_normal_equations(images, width, strength):
     rows = np.vstack([x, np.sqrt(strength) * np.eye(width + 1)])  # least squares, no inverse
     solution = np.linalg.lstsq(rows, np.vstack([y, np.zeros((width + 1, 5))]), rcond=None)[0]
     weights, bias = probing.Fit(features, labels, 5).ridge(strength)
-    np.testing.assert_allclose(features.astype(np.float64) @ weights + bias, x @ solution, atol=1e-8)
+    np.testing.assert_allclose(
+        features.astype(np.float64) @ weights + bias, x @ solution, atol=1e-8
+    )
 
 
 def test_the_strength_is_the_best_when_each_image_is_left_out():
@@ -121,7 +123,7 @@ def test_checks():
 
 @pytest.fixture
 def pictures(tmp_path, monkeypatch):
-    monkeypatch.setenv("BIT_PADDLE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(cached, "cache_folder", lambda file: tmp_path / "features")
     random, paths = np.random.default_rng(0), []
     for k in range(3):
         paths.append(str(tmp_path / f"{k}.png"))
