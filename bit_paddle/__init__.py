@@ -22,7 +22,12 @@ _HOMES = {
     **dict.fromkeys(("create_model", "load_npz", "save_npz"), "bit_paddle.models.weights"),
 }
 
-_CALLABLE = ("audit", "evaluate", "export")  # also the commands' modules, see `_make_callable`
+_CALLABLE = (
+    "audit",
+    "evaluate",
+    "export",
+    "probe",
+)  # also the commands' modules, see `_make_callable`
 
 __all__ = ["__version__", *_CALLABLE, *_HOMES]
 

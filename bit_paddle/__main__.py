@@ -16,6 +16,7 @@ COMMANDS = {
     "show": "show the images as the model gets them, before training",
     "audit": "look for copies and wrong labels, before training",
     "plan": "estimate the time and memory of a run, before training",
+    "probe": "judge a model's features on images, in minutes",
     "evaluate": "measure a model on the images of a data set",
     "predict": "classify images, or write their features",
     "report": "write a page about runs: curves, accuracy, mistakes",

@@ -159,6 +159,21 @@ class TrainedModel:
             )
         return self._functions.logits if head else self._functions.features
 
+    def pooled(self) -> Callable[[np.ndarray], np.ndarray]:
+        """Return a function from preprocessed batches to the pooled four stages and the features.
+
+        Its result is float32 [N, C1 + C2 + C3 + C4 + C]. Raises `ConfigError` for an exported
+        folder.
+        """
+        if paddle_inference.is_exported(self.file.path):
+            raise ConfigError(f"{self.file.path}: an exported folder has no layers; use the model")
+        return self._functions.pooled
+
+    @property
+    def precision(self) -> tuple[str, str]:
+        """The device and the precision, as they were asked for."""
+        return self._device, self._amp
+
     @cached_property
     def _functions(self) -> Functions:
         paddle_inference.hush()

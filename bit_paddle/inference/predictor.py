@@ -26,7 +26,8 @@ Function = Callable[[np.ndarray], np.ndarray]  # of images [N, 3, H, W], as for 
 class Functions(NamedTuple):
     """The functions of a model: images to logits [N, K], and images to features [N, C].
 
-    ``maps`` are `class_maps` of the model. ``logits`` is None for a model without a head,
+    ``maps`` are `class_maps` of the model, and ``pooled`` is `ResNetV2.forward_pooled`, which
+    exported folders lack. ``logits`` is None for a model without a head,
     ``features`` for a folder that was exported with its head, and ``maps`` for both and for every
     exported folder.
     """
@@ -34,6 +35,7 @@ class Functions(NamedTuple):
     logits: Function | None
     features: Function | None
     maps: Callable[..., ClassMaps] | None = None
+    pooled: Function | None = None
 
 
 class ClassMaps(NamedTuple):
@@ -81,9 +83,10 @@ def _load_weights(file: TrainedFile, device: str, amp: str, head: bool) -> Funct
     model.amp = amp
     model.eval()
     features = partial(_compute, model.forward_features)
+    pooled = partial(_compute, model.forward_pooled)
     if not model.num_classes:
-        return Functions(None, features)
-    return Functions(partial(infer, model), features, partial(class_maps, model))
+        return Functions(None, features, None, pooled)
+    return Functions(partial(infer, model), features, partial(class_maps, model), pooled)
 
 
 def _load_exported(file: TrainedFile, device: str, amp: str) -> Functions:

@@ -185,6 +185,15 @@ class ResNetV2(nn.Layer):
             stages.append(x)  # [N, 256 w, H/4, W/4] … [N, 2048 w, H/32, W/32]
         return stages
 
+    def forward_pooled(self, x: Tensor) -> Tensor:
+        """Return the averages over the image of the four stages, then the features, [N, sum of C].
+
+        The stages are taken as they are, before activation.
+        """
+        stages = self._stages(x)
+        averages = [self._operators.average(stage) for stage in (*stages, self.norm(stages[-1]))]
+        return paddle.concat(averages, axis=1)
+
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the features [N, C]: the last stage, activated and averaged over the image."""
         return self._operators.average(self.norm(self._stages(x)[-1]))

@@ -1,0 +1,257 @@
+"""Judge features by simple classifiers: ridge regression, nearest neighbours, logistic regression.
+
+The ridge regression is that of big_vision's evaluator ``fewshot_lsr``: features standardized by the
+training images, targets 1 and -1, and a constant feature of 100 for the bias, which the penalty
+hardly touches. The evaluator takes one fixed strength, or the best on the test images. Here the
+training images choose it: each is judged by all the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import median
+
+import numpy as np
+
+from bit_paddle.errors import DataError
+
+STRENGTHS = 2.0 ** np.arange(-10, 20)  # of the ridge penalty
+
+FIXED = 2.0**10  # taken if a class has one image, which the others cannot judge
+
+NEIGHBOURS = (1, 5, 10, 20)
+
+SHOTS: tuple[int | None, ...] = (1, 5, 10, 25, None)  # images per class; None: all
+
+METHODS = ("ridge", "k-NN", "logistic")
+
+_BIAS, _SMALLEST_STD = 100.0, 1e-5
+
+_ROWS = 1024  # of similarities in memory at once
+
+
+class Fit:
+    """Linear classifiers on training ``features`` [N, C] with ``labels`` int64 [N], in float64.
+
+    A classifier is (weights [C, K], bias [K]) for the features as they are: the standardization is
+    part of it.
+    """
+
+    def __init__(self, features: np.ndarray, labels: np.ndarray, classes: int):
+        values = features.astype(np.float64)
+        self.labels, self.classes = labels, classes
+        self.mean, self.std = values.mean(axis=0), values.std(axis=0) + _SMALLEST_STD
+        self._left, self._singular, self._right = np.linalg.svd(
+            (values - self.mean) / self.std, full_matrices=False
+        )
+        self._targets = 2.0 * np.eye(classes)[labels] - 1.0
+
+    def ridge(self, strength: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return the classifier of ridge regression."""
+        scale = self._singular / (self._singular**2 + strength)
+        weights = self._right.T @ (scale[:, None] * (self._left.T @ self._targets))
+        return self._unstandardized(weights, self._targets.mean(axis=0) * self._kept_bias(strength))
+
+    def logistic(self, strength: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+        """Return the classifier with the least sum of cross-entropies + strength * |weights|² / 2.
+
+        The bias has no penalty. The features are rotated into their own subspace, which changes
+        nothing in the result and makes few images quick.
+        """
+        from scipy.optimize import minimize
+
+        inputs, onehot = self._left * self._singular, np.eye(self.classes)[self.labels]
+        rank = inputs.shape[1]
+
+        def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
+            weights, bias = np.split(flat.reshape(rank + 1, self.classes), [rank])
+            scores = inputs @ weights + bias
+            scores -= scores.max(axis=1, keepdims=True)
+            sums = np.exp(scores).sum(axis=1, keepdims=True)
+            errors = np.exp(scores) / sums - onehot
+            value = (np.log(sums) - (scores * onehot).sum(axis=1, keepdims=True)).sum()
+            gradient = np.concatenate(
+                [inputs.T @ errors + strength * weights, errors.sum(axis=0, keepdims=True)]
+            )
+            return float(value + strength * (weights**2).sum() / 2), gradient.ravel()
+
+        start = np.zeros((rank + 1) * self.classes)
+        options = {"maxiter": 1000, "maxfun": 2000, "ftol": 1e-12, "gtol": 1e-6}
+        found = minimize(loss, start, jac=True, method="L-BFGS-B", options=options)
+        weights, bias = np.split(found.x.reshape(rank + 1, self.classes), [rank])
+        return self._unstandardized(self._right.T @ weights, bias[0])
+
+    @cached_property
+    def strength(self) -> float:
+        """The strength with the most right answers if each image is judged by all the others.
+
+        Equal ones are told apart by the squared error, then the smaller wins. The mean and
+        standard deviation stay those of all images.
+        """
+        if np.bincount(self.labels, minlength=self.classes).min() < 2:
+            return FIXED
+        return max(STRENGTHS.tolist(), key=lambda each: (*self._left_one_out(each), -each))
+
+    def _left_one_out(self, strength: float) -> tuple[int, float]:
+        """Return the number of right answers and minus the mean squared error, leave-one-out."""
+        kept = self._singular**2 / (self._singular**2 + strength)
+        bias = self._kept_bias(strength)
+        fitted = self._left @ (kept[:, None] * (self._left.T @ self._targets))
+        fitted += self._targets.mean(axis=0) * bias
+        leverage = ((self._left**2) @ kept + bias / len(self.labels))[:, None]
+        apart = np.maximum(1 - leverage, 1e-12)
+        scores = (fitted - leverage * self._targets) / apart
+        right = int((scores.argmax(axis=1) == self.labels).sum())
+        return right, -float(((scores - self._targets) ** 2).mean())
+
+    def _kept_bias(self, strength: float) -> float:
+        # the standardized features have the mean 0: the constant feature is orthogonal to them
+        size = len(self.labels) * _BIAS**2
+        return size / (size + strength)
+
+    def _unstandardized(self, weights: np.ndarray, bias: np.ndarray) -> tuple:
+        weights = weights / self.std[:, None]
+        return weights, bias - self.mean @ weights
+
+
+def predict(classifier: tuple[np.ndarray, np.ndarray], features: np.ndarray) -> np.ndarray:
+    """Return the class of each row of ``features``, int64 [N]; equal scores: the first class."""
+    weights, bias = classifier
+    return (features.astype(np.float64) @ weights + bias).argmax(axis=1)
+
+
+def nearest(
+    features: np.ndarray,
+    labels: np.ndarray,
+    queries: np.ndarray,
+    classes: int,
+    counts: Sequence[int] = NEIGHBOURS,
+    own: bool = False,
+) -> np.ndarray:
+    """Return the classes that the k nearest images elect, int64 [len(counts), Q].
+
+    Near is a large cosine. Of equally near images the first count; of classes with equally many
+    votes the first wins. ``own``: the queries are the training images, and none votes for itself.
+    """
+    known, asked = _unit(features), _unit(queries)
+    result = np.empty((len(counts), len(asked)), np.int64)
+    most = min(max(counts), len(known) - own)
+    for start in range(0, len(asked), _ROWS):
+        rows = np.arange(start, min(start + _ROWS, len(asked)))
+        cosines = asked[rows] @ known.T
+        if own:
+            cosines[np.arange(len(rows)), rows] = -np.inf
+        order = labels[np.argsort(-cosines, axis=1, kind="stable")[:, :most]]
+        for place, count in enumerate(counts):
+            votes = np.zeros((len(rows), classes), np.int64)
+            for column in order[:, :count].T:
+                votes[np.arange(len(rows)), column] += 1
+            result[place, rows] = votes.argmax(axis=1)
+    return result
+
+
+def _unit(values: np.ndarray) -> np.ndarray:
+    values = values.astype(np.float64)
+    length = np.linalg.norm(values, axis=1, keepdims=True)
+    return values / np.where(length, length, 1)
+
+
+def choose_neighbours(features: np.ndarray, labels: np.ndarray, classes: int) -> int:
+    """Return the k of `NEIGHBOURS` with the most right answers, leave-one-out; 1 for one image."""
+    if np.bincount(labels, minlength=classes).min() < 2:
+        return 1
+    right = (nearest(features, labels, features, classes, own=True) == labels).sum(axis=1)
+    return NEIGHBOURS[int(right.argmax())]
+
+
+# --- The table ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """Top-1 accuracies, one per seed, of a classifier on ``shots`` images per class (None: all).
+
+    ``layer`` is "features", or "block1" to "block4".
+    """
+
+    layer: str
+    shots: int | None
+    method: str
+    top1: list[float]
+
+    @property
+    def spread(self) -> tuple[float, float, float]:
+        """Minimum, median and maximum."""
+        return min(self.top1), median(self.top1), max(self.top1)
+
+
+def table(
+    layer: str,
+    train: tuple[np.ndarray, np.ndarray],
+    val: tuple[np.ndarray, np.ndarray],
+    classes: int,
+    seeds: int,
+    done: Callable[[], object] = lambda: None,
+) -> list[Row]:
+    """Return the rows of one layer. ``train`` and ``val`` are features [N, C] and labels [N].
+
+    A class with fewer images gives all it has. If no class has more, the number is left out: it
+    would repeat "all", which is measured once. ``done()`` is called after each fit.
+    """
+    rows, (features, labels) = [], train
+    most = np.bincount(labels, minlength=classes).max()
+    for shots in SHOTS:
+        if shots is not None and shots >= most:
+            continue
+        results: dict[str, list[float]] = {method: [] for method in METHODS}
+        for seed in range(seeds if shots else 1):
+            chosen = some_of_each(labels, shots, seed, classes)
+            for method, answers in _answers(features[chosen], labels[chosen], val[0], classes):
+                results[method].append(float((answers == val[1]).mean()))
+            done()
+        rows += [Row(layer, shots, method, top1) for method, top1 in results.items()]
+    return rows
+
+
+def _answers(
+    features: np.ndarray, labels: np.ndarray, queries: np.ndarray, classes: int
+) -> list[tuple[str, np.ndarray]]:
+    fit = Fit(features, labels, classes)
+    count = choose_neighbours(features, labels, classes)
+    return [
+        ("ridge", predict(fit.ridge(fit.strength), queries)),
+        ("k-NN", nearest(features, labels, queries, classes, [count])[0]),
+        ("logistic", predict(fit.logistic(), queries)),
+    ]
+
+
+def some_of_each(labels: np.ndarray, shots: int | None, seed: int, classes: int) -> np.ndarray:
+    """Return the ascending indices of ``shots`` images per class; fewer if a class has fewer.
+
+    They are the images of ``--examples_per_class`` with this seed, for classes with enough.
+    """
+    if shots is None:
+        return np.arange(len(labels))
+    chosen = []
+    for label in range(classes):
+        own = np.flatnonzero(labels == label)
+        generator = np.random.default_rng([seed, label])
+        chosen.append(generator.choice(own, min(shots, len(own)), replace=False))
+    return np.sort(np.concatenate(chosen))
+
+
+def check(labels: np.ndarray, classes: Sequence[str], images: int) -> None:
+    """Raise `DataError` unless every class has training images, and others measure them."""
+    if len(classes) < 2:
+        raise DataError(f"probe: the data have {len(classes)} class; expected 2 or more")
+    if not images:
+        raise DataError("probe: there are no validation images, which measure the classifiers")
+    counts = np.bincount(labels, minlength=len(classes))
+    missing = [name for name, count in zip(classes, counts) if not count]
+    if missing:
+        raise DataError(
+            f"probe: {len(missing)} classes have no training image, the first is {missing[0]!r}; "
+            "add images, or remove the class"
+        )

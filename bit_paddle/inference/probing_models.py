@@ -1,0 +1,136 @@
+"""Judge the features of a model on a data set, and put the found head onto its network."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bit_paddle.data.images import Images
+from bit_paddle.inference import probing
+from bit_paddle.inference.features import features
+from bit_paddle.inference.model import TrainedModel
+from bit_paddle.inference.probing import METHODS, SHOTS, Fit, Row
+from bit_paddle.models import losses, npz
+from bit_paddle.models.architecture import Architecture
+from bit_paddle.models.checkpoint import CheckpointFile
+from bit_paddle.system import progress
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The top-1 accuracies of classifiers on the features of a model, on ``images`` images.
+
+    ``seconds`` are those of the features (few if they were cached) and of the classifiers.
+    """
+
+    model: Path
+    images: int
+    train_images: int
+    rows: list[Row]
+    seconds: tuple[float, float]
+    strength: float | None = None  # of the written head's ridge regression
+
+    def __str__(self) -> str:
+        made, fitted = self.seconds
+        lines = [
+            f"{self.model}: top-1 in % on {self.images:,} images, {self.train_images:,} to train "
+            f"on; features {made:.1f} s, classifiers {fitted:.1f} s",
+            f"{'layer':10}{'per class':>10}" + "".join(f"{method:>19}" for method in METHODS),
+        ]
+        cells = {(row.layer, row.shots, row.method): row for row in self.rows}
+        for layer in dict.fromkeys(row.layer for row in self.rows):
+            for shots in SHOTS:
+                if (layer, shots, METHODS[0]) in cells:
+                    words = (_cell(cells[layer, shots, method]) for method in METHODS)
+                    text = "".join(f"{word:>19}" for word in words)
+                    lines.append(f"{layer:10}{shots or 'all':>10}{text}")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"<Probe {self.model}, {len(self.rows)} rows>"
+
+
+def _cell(row: Row) -> str:
+    low, middle, high = (f"{100 * value:.1f}" for value in row.spread)
+    return middle if len(row.top1) == 1 else f"{low}-{middle}-{high}"
+
+
+def probe(
+    model: TrainedModel,
+    train: Images | None,
+    val: Images | None,
+    seeds: int,
+    layers: bool,
+    batch: int,
+    workers: int,
+    output: str | os.PathLike | None = None,
+) -> Probe:
+    """Return the accuracies on ``val`` of classifiers that ``train`` trains.
+
+    ``output`` is the file to write, the model with a head of ridge regression. Errors: those of
+    `features` and `probing.check`; `WriteError`.
+    """
+    classes = train.classes if train is not None else []
+    labels = train.labels if train is not None else np.zeros(0, np.int64)
+    probing.check(labels, classes, len(val) if val is not None else 0)
+    assert train is not None
+    assert val is not None
+    model.function(head=False)  # loads the weights, which is not part of the time
+    started = time.perf_counter()
+    values = [features(model, images, batch, workers, layers) for images in (train, val)]
+    between = time.perf_counter()
+    rows = []
+    fits = sum(seeds if shots else 1 for shots in SHOTS)
+    splits = _layers(model, values[0].shape[1])
+    with progress.progress_bar(desc="classifiers", unit="fit", total=fits * len(splits)) as bar:
+        for layer, part in splits.items():
+            given = [(each[:, part], images.labels) for each, images in zip(values, (train, val))]
+            rows += probing.table(layer, *given, len(classes), seeds, bar.update)
+    seconds = between - started, time.perf_counter() - between
+    strength = None
+    if output is not None:
+        fit = Fit(values[0][:, splits["features"]], labels, len(classes))
+        strength = fit.strength
+        write_head(model, fit.ridge(strength), classes, output)
+    return Probe(model.file.path, len(val), len(train), rows, seconds, strength)
+
+
+def _layers(model: TrainedModel, width: int) -> dict[str, slice]:
+    """Return {layer: its columns} of the result of `features`."""
+    last = model.file.features
+    if width == last:
+        return {"features": slice(0, last)}
+    sizes = [last // 8, last // 4, last // 2, last, last]  # each block has twice the channels
+    ends = np.cumsum(sizes).tolist()
+    names = ("block1", "block2", "block3", "block4", "features")
+    return {name: slice(end - size, end) for name, size, end in zip(names, sizes, ends)}
+
+
+def write_head(
+    model: TrainedModel,
+    classifier: tuple[np.ndarray, np.ndarray],
+    classes: Sequence[str],
+    output: str | os.PathLike,
+) -> None:
+    """Write the network of ``model`` with the head ``classifier``, in the published layout.
+
+    ``classifier`` is (weights [C, K], bias [K]). The file has the names of the classes and the
+    preprocessing. Raises `WriteError`.
+    """
+    view = model.file.preprocessing
+    facts = {
+        "classes": list(classes),
+        "preprocessing": None if view is None else vars(view),
+        "loss": losses.DEFAULT,
+    }
+    weights, bias = (values.astype(np.float32) for values in classifier)
+    with CheckpointFile(model.file.path) as file:
+        architecture: Architecture = file.architecture()
+        body = ((key, file.array(key)) for key, _ in npz.shapes(architecture, 0))
+        head = ((npz.HEAD_KERNEL, weights[None, None]), (npz.HEAD_BIAS, bias))
+        npz.write(output, (pair for pairs in (body, head) for pair in pairs), {npz.FACTS: facts})

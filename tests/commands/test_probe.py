@@ -1,0 +1,65 @@
+"""The command: what it prints and writes, the model it makes, and wrong input."""
+
+import json
+
+import numpy as np
+import pytest
+from helpers.commands import run
+
+import bit_paddle as bit
+
+
+def test_probe(tmp_path, small_checkpoint, image_folder):
+    words = ("--dataset", "folder", "--datadir", image_folder, "--crop", 32, "--seeds", 2)
+    output, results = tmp_path / "found.npz", tmp_path / "results"
+    done = run(
+        *("probe", "--model", small_checkpoint, *words),
+        *("--output", output, "--results", results, "--layers"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert (results / "probe.txt").read_text() in done.stdout
+    (content,) = json.loads((results / "probe.json").read_text())
+    layers = {row["layer"] for row in content["rows"]}
+    assert layers == {"features", "block1", "block2", "block3", "block4"}
+    every = next(
+        row
+        for row in content["rows"]
+        if (row["layer"], row["shots"], row["method"]) == ("features", None, "ridge")
+    )
+    model = bit.load(output)  # has its preprocessing and classes
+    measured = bit.evaluate(model, image_folder)
+    assert measured.top1 == every["top1"][0] and measured.classes == model.classes
+    assert "32 x 32" in model.preprocessing
+
+
+def test_the_written_head_gives_the_scores_of_ridge_regression(tmp_path, small_checkpoint):
+    from bit_paddle.inference import probing, probing_models
+
+    model = bit.load(small_checkpoint, crop=32)
+    images = [np.random.default_rng(k).integers(0, 256, (32, 32, 3), np.uint8) for k in range(12)]
+    features, labels = model.features(images), np.arange(12) % 3
+    fit = probing.Fit(features, labels, 3)
+    classifier = fit.ridge(fit.strength)
+    probing_models.write_head(model, classifier, ["a", "b", "c"], tmp_path / "found.npz")
+    made = bit.load(tmp_path / "found.npz")
+    scores = features.astype(np.float64) @ classifier[0] + classifier[1]
+    np.testing.assert_allclose(made.logits(images), scores, atol=2e-4)
+
+
+def test_several_models(small_checkpoint, image_folder):
+    found = bit.probe([small_checkpoint, small_checkpoint], image_folder, crop=32, seeds=1)
+    assert [row.top1 for row in found[0].rows] == [row.top1 for row in found[1].rows]
+
+
+def test_wrong_input(small_checkpoint, image_folder):
+    words = ("--model", small_checkpoint, "--dataset", "folder", "--datadir", image_folder)
+    for more, fault in (
+        (("--output", "head.pth"), "must end in .npz"),
+        (("--seeds", 0), "--seeds"),
+    ):
+        done = run("probe", *words, "--crop", 32, *more)
+        assert done.returncode == 2 and fault in done.stderr
+    done = run("probe", *words)  # of an unknown resolution
+    assert done.returncode == 2 and "--crop" in done.stderr
+    with pytest.raises(bit.errors.ConfigError, match="--output takes exactly one"):
+        bit.probe([small_checkpoint] * 2, image_folder, output="a.npz")
