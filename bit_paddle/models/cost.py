@@ -53,12 +53,13 @@ def activations(
 ) -> int:
     """Return the bytes of activations per image of side ``crop``, at the peak of a training step.
 
-    Frozen parts (``learn``) save nothing; they matter if one of their layers takes more than all of
-    what learns. The peak of the latter is the tensors saved for the backward pass, or more inside one unit or block: there the
-    recomputed tensors (``recompute``) and the gradients under way are added. The numbers follow
-    Paddle's operations on a CPU, where `scripts/benchmarks/plan.py` measures them. The memory that
-    a kernel needs only while it runs (cuDNN's workspace) is not included. ``half`` (--amp) follows
-    the code of `models` and is not measured, because a CPU has no half-precision kernels.
+    The peak is the tensors saved for the backward pass, or more inside one unit or block: there the
+    recomputed tensors (``recompute``) and the gradients under way are added. Parts that do not
+    ``learn`` save nothing: they count if their largest layer takes more than this. The numbers
+    follow Paddle's operations on a CPU, where `scripts/benchmarks/plan.py` measures them. The
+    memory that a kernel needs only while it runs (cuDNN's workspace) is not included. ``half``
+    (--amp) follows the code of `models` and is not measured, because a CPU has no half-precision
+    kernels.
     """
     number = HALF if half else FLOAT
     frozen = frozen_parts(learn)
@@ -91,9 +92,7 @@ def activations(
     return max(peak, saved + inside + end + FLOAT * architecture.features)
 
 
-def boundary_bytes(
-    architecture: Architecture, crop: int, learn: str, half: bool = False
-) -> int:
+def boundary_bytes(architecture: Architecture, crop: int, learn: str, half: bool = False) -> int:
     """Return the bytes per image of the output of the frozen parts, which what learns takes."""
     if learn == "head":
         return FLOAT * architecture.features  # never in half precision
