@@ -58,9 +58,9 @@ def learns_rows(architecture: Architecture, classes: int, learn: str) -> list[tu
     if not frozen:
         return []
     parts = ", ".join(part for part in PARTS if part not in frozen)
-    learned = architecture.learned_parameters(classes, learn) / 1e6
-    every = architecture.parameters(classes) / 1e6
-    return [("learns", f"{parts}: {learned:.3g} of {every:.3g} million weights")]
+    counts = architecture.learned_parameters(classes, learn), architecture.parameters(classes)
+    learned, every = (f"{count / 1e6:#.3g}".rstrip(".") for count in counts)
+    return [("learns", f"{parts}: {learned} of {every} million weights")]
 
 
 def few_shot(settings: Settings) -> str:
