@@ -67,6 +67,8 @@ def begin(plan: Plan, amp: str, log: Logbook) -> Begun:
     model.recompute, model.amp = settings.recompute, amp
     progress, known_split, moving = _of_rank_0(progress, known_split, moving)
     distributed.broadcast(model.parameters())
+    if model.frozen:
+        model.train()  # standardizes the kernels that have arrived
     sums = distributed.GradientSums(list(model.learned().values()), settings.shard)
     if moving:
         optimizer.load_velocities(sums.scattered(None if processes.rank() else velocities))
