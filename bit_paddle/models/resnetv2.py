@@ -205,6 +205,10 @@ class ResNetV2(nn.Layer):
 
     def learned_part(self, x: Tensor) -> Tensor:
         """Return the logits, or features without a head, of a result of `frozen_part`."""
+        if self.frozen and self.frozen[-1] != "norm":
+            x = x.detach()
+            # Else GroupNorm's backward pass fails in Paddle 2, and a PyLayer has none.
+            x.stop_gradient = False
         return self._through(PARTS[len(self.frozen) :], x)
 
     def forward_stages(self, x: Tensor) -> list[Tensor]:

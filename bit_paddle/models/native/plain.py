@@ -71,12 +71,7 @@ class _Recomputed(PyLayer):
 
 def recompute(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Return ``function(x)``; with gradients enabled, only ``x`` is saved for them."""
-    if not paddle.is_grad_enabled():
-        return function(x)
-    if x.stop_gradient:  # from a frozen part; Paddle would drop the gradients of the function, too
-        x = x.detach()
-        x.stop_gradient = False
-    return _Recomputed.apply(x, function)
+    return _Recomputed.apply(x, function) if paddle.is_grad_enabled() else function(x)
 
 
 # --- The operators, also in `compiled` ----------------------------------------------------------
