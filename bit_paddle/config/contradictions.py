@@ -40,6 +40,11 @@ def contradictions(
                 )
         except BitPaddleError as fault:
             faults.append(f"--model: {fault}")
+    if values["learn"] != "all" and values["from_scratch"]:
+        faults.append(
+            f"--learn: is {values['learn']}, which keeps the weights before it, but --from_scratch "
+            "makes them random; give a checkpoint as --model, or --learn all"
+        )
     batch, split = values["batch"], values["batch_split"]
     if split != AUTO and batch % split and "batch" not in unclear:
         below = next(n for n in range(min(split, batch), 0, -1) if batch % n == 0)

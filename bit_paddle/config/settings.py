@@ -26,6 +26,7 @@ from bit_paddle.config.types import (
     whole,
 )
 from bit_paddle.models import losses
+from bit_paddle.models.architecture import LEARN
 from bit_paddle.recipes import hyperrule, upstream
 from bit_paddle.recipes.recipe import RECIPES, Recipe
 from bit_paddle.system import environment
@@ -123,6 +124,12 @@ class Settings:
         "authors' code, which produced the published accuracies. paper: BiT-HyperRule as in the "
         "paper's text. upstream: pre-training, the recipe of bit_paddle.pretrain",
         "code",
+    )
+    learn: str = _how(
+        one_of(*LEARN),
+        "what learns: all, the linear head alone, or a block and all that follows (block4: block "
+        "4, the last norm, the head). What comes before is frozen: less time, less memory",
+        "all",
     )
     batch: int = _how(
         whole(1),

@@ -149,6 +149,7 @@ def training_batches(
     rank: int = 0,
     world_size: int = 1,
     inception: bool = False,
+    decoded: bool = True,
 ) -> Iterator[Batch]:
     """Yield the batch of each optimizer step from step ``start`` on, without end.
 
@@ -157,7 +158,8 @@ def training_batches(
     shares are the batch of a single process: MixUp's partners are drawn over the whole batch, and a
     process also decodes its images' partners in other shares. Without ``flip`` no view is mirrored.
     ``memory`` is that of `ResizedImages`. With ``inception``, views are `transforms.inception_view`
-    instead of crops of ``resolution.crop`` from ``resolution.precrop``.
+    instead of crops of ``resolution.crop`` from ``resolution.precrop``. Without ``decoded`` batches
+    have indices and labels, but no pixels.
     """
     precrop, crop = resolution.precrop, resolution.crop
     source = ResizedImages(images, precrop, len(subset), memory)
@@ -182,7 +184,7 @@ def training_batches(
             partial(cut, rows[k], (seed, INCEPTION, step, k), flips[k])
             if inception
             else partial(view, rows[k], *corners[k], flips[k])
-            for k in places.tolist()
+            for k in (places.tolist() if decoded else ())
         ]
         return (indices, images.labels[indices], lam, partners, share, places), views, crop
 
@@ -198,13 +200,14 @@ def evaluation_batches(
     workers: int,
     rank: int = 0,
     world_size: int = 1,
+    subset: np.ndarray | None = None,
 ) -> Iterator[MicroBatch]:
     """Yield ``images`` in order, ``batch`` at a time; the last batch may be smaller.
 
     Yields only the share of ``rank`` among ``world_size`` processes; shares do not overlap.
-    ``view`` is the preprocessing of the images.
+    ``view`` is the preprocessing of the images. ``subset`` are the indices of the images to yield.
     """
-    return batches_of_looks(images, [Look(view)], batch, workers, rank, world_size)
+    return batches_of_looks(images, [Look(view)], batch, workers, rank, world_size, subset)
 
 
 def batches_of_looks(
@@ -214,6 +217,7 @@ def batches_of_looks(
     workers: int,
     rank: int = 0,
     world_size: int = 1,
+    subset: np.ndarray | None = None,
 ) -> Iterator[MicroBatch]:
     """Yield the batches of `evaluation_batches`, each once for each of ``looks``.
 
@@ -224,7 +228,8 @@ def batches_of_looks(
         pixels = evaluation_view(images.image(index), look.preprocessing, look.corner)
         out[:] = pixels[:, :, ::-1] if look.mirrored else pixels
 
-    share = np.array_split(np.arange(len(images)), world_size)[rank]
+    subset = np.arange(len(images)) if subset is None else subset
+    share = np.array_split(subset, world_size)[rank]
     parts = (share[start : start + batch] for start in range(0, len(share), batch))
     jobs = (
         (part, [partial(write, look, index) for index in part], look.preprocessing.crop)

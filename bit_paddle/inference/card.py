@@ -38,7 +38,7 @@ _PUBLISHED_DATA = {  # name, number of images of the published accuracy, id on t
     "cifar10": ("CIFAR-10", 10_000, "cifar10"),
 }
 
-_ROWS = ("resolution", "preprocessing", "schedule", "batch", "MixUp", "loss", "optimizer")
+_ROWS = ("learns", "resolution", "preprocessing", "schedule", "batch", "MixUp", "loss", "optimizer")
 
 _MOST_CLASSES = 100  # that are listed
 

@@ -21,6 +21,17 @@ GROUPS = 32  # in every GroupNorm
 
 FEATURES_PER_WIDTH = 2048  # channels of the pre-logits of a network of width 1
 
+PARTS = ("root_block", "block1", "block2", "block3", "block4", "norm", "head")  # of a network
+
+# What can learn: everything, or one of these parts and all parts after it. The kernels of the root
+# and the last norm cannot be chosen alone.
+LEARN = ("all", "head", "block4", "block3", "block2", "block1")
+
+
+def frozen_parts(learn: str) -> tuple[str, ...]:
+    """Return the `PARTS` that do not learn, for a word of `LEARN`."""
+    return () if learn == "all" else PARTS[: PARTS.index(learn)]
+
 
 class Unit(NamedTuple):
     """A bottleneck unit: its block and its sizes.
@@ -43,6 +54,16 @@ class Unit(NamedTuple):
         """Number of weights in the kernels of ``a``, ``b``, ``c`` and the projection."""
         projection = self.channels * self.out if self.project else 0
         return self.middle * (self.channels + 9 * self.middle + self.out) + projection
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights in the kernels and in the three GroupNorms."""
+        return self.kernels + 2 * (self.channels + 2 * self.middle)
+
+    @property
+    def part(self) -> str:
+        """The name of its block among `PARTS`."""
+        return PARTS[1 + self.block]
 
 
 @dataclass(frozen=True)
@@ -82,8 +103,22 @@ class Architecture:
 
     def parameters(self, classes: int = 0) -> int:
         """Return the number of parameters with a head of ``classes`` outputs (0: no head)."""
-        norms = sum(2 * (unit.channels + 2 * unit.middle) for unit in self.every_unit())
-        return self.kernels + norms + 2 * self.features + (self.features + 1) * classes
+        return sum(self.parameters_of(part, classes) for part in PARTS)
+
+    def parameters_of(self, part: str, classes: int = 0) -> int:
+        """Return the number of parameters of one of `PARTS`."""
+        if part == "head":
+            return (self.features + 1) * classes
+        if part == "norm":
+            return 2 * self.features
+        if part == "root_block":
+            return 7 * 7 * 3 * self.root_channels
+        return sum(unit.parameters for unit in self.every_unit() if unit.part == part)
+
+    def learned_parameters(self, classes: int, learn: str) -> int:
+        """Return the number of parameters that learn, for a word of `LEARN`."""
+        frozen = frozen_parts(learn)
+        return sum(self.parameters_of(part, classes) for part in PARTS if part not in frozen)
 
     def every_unit(self, crop: int = 32) -> Iterator[Unit]:
         """Yield the units from root to head, for images of side ``crop``."""

@@ -5,7 +5,7 @@ All is computed from an `Architecture`, without Paddle and without data. Sizes a
 
 from __future__ import annotations
 
-from bit_paddle.models.architecture import GROUPS, Architecture, Unit, half_of
+from bit_paddle.models.architecture import GROUPS, Architecture, Unit, frozen_parts, half_of
 
 FLOAT, HALF = 4, 2  # bytes per number
 
@@ -21,29 +21,58 @@ def multiply_adds(architecture: Architecture, crop: int, classes: int = 0) -> in
     Only the convolutions and the head are counted. GroupNorm, ReLU, pooling, additions and the
     standardization of kernels (once per step) are not. A multiply-add is two operations.
     """
-    root = 7 * 7 * 3 * architecture.root_channels * half_of(crop) ** 2
+    root = _root_multiply_adds(architecture, crop)
     units = sum(unit_multiply_adds(unit) for unit in architecture.every_unit(crop))
     return root + units + architecture.features * classes
 
 
+def _root_multiply_adds(architecture: Architecture, crop: int) -> int:
+    return 7 * 7 * 3 * architecture.root_channels * half_of(crop) ** 2
+
+
+def training_multiply_adds(
+    architecture: Architecture, crop: int, classes: int = 0, learn: str = "all"
+) -> int:
+    """Return the multiply-adds of a training step, for one image of side ``crop``.
+
+    What learns takes three times its forward pass; what is frozen takes it once.
+    """
+    frozen = frozen_parts(learn)
+    fixed = 0 if learn == "all" else _root_multiply_adds(architecture, crop)
+    units = (unit for unit in architecture.every_unit(crop) if unit.part in frozen)
+    fixed += sum(map(unit_multiply_adds, units))
+    return 3 * multiply_adds(architecture, crop, classes) - 2 * fixed
+
+
 def activations(
-    architecture: Architecture, crop: int, recompute: str = "off", half: bool = False
+    architecture: Architecture,
+    crop: int,
+    recompute: str = "off",
+    half: bool = False,
+    learn: str = "all",
 ) -> int:
     """Return the bytes of activations per image of side ``crop``, at the peak of a training step.
 
     The peak is the tensors saved for the backward pass, or more inside one unit or block: there the
-    recomputed tensors (``recompute``) and the gradients under way are added. The numbers follow
-    Paddle's operations on a CPU, where `scripts/benchmarks/plan.py` measures them. The memory that
-    a kernel needs only while it runs (cuDNN's workspace) is not included. ``half`` (--amp) follows
-    the code of `models` and is not measured, because a CPU has no half-precision kernels.
+    recomputed tensors (``recompute``) and the gradients under way are added. Parts that do not
+    ``learn`` save nothing: they count if their largest layer takes more than this. The numbers
+    follow Paddle's operations on a CPU, where `scripts/benchmarks/plan.py` measures them. The
+    memory that a kernel needs only while it runs (cuDNN's workspace) is not included. ``half``
+    (--amp) follows the code of `models` and is not measured, because a CPU has no half-precision
+    kernels.
     """
     number = HALF if half else FLOAT
-    # The image, the input saved by max-pooling (the padded root's output), the first unit's input.
-    padded, pooled = ((half_of(crop) + 2) ** 2, half_of(half_of(crop)) ** 2)
-    saved = FLOAT * 3 * crop**2 + architecture.root_channels * (FLOAT * padded + number * pooled)
-    saved += architecture.root_channels * FLOAT * pooled if half else 0
-    every = list(architecture.every_unit(crop))
-    peak = inside = 0
+    frozen = frozen_parts(learn)
+    every = [unit for unit in architecture.every_unit(crop) if unit.part not in frozen]
+    peak, saved = 0, FLOAT * 3 * crop**2  # the image
+    if frozen:
+        peak = saved + _peak_without_gradients(architecture, crop, frozen, half)
+        saved += boundary_bytes(architecture, crop, learn, half)
+    else:  # the input saved by max-pooling (the padded root's output), the first unit's input
+        padded, pooled = ((half_of(crop) + 2) ** 2, half_of(half_of(crop)) ** 2)
+        saved += architecture.root_channels * (FLOAT * padded + number * pooled)
+        saved += architecture.root_channels * FLOAT * pooled if half else 0
+    inside = 0
     for unit, following in zip(every, [*every[1:], None]):
         inside += kept_bytes(unit, half)
         output = number * unit.out * unit.after
@@ -55,49 +84,75 @@ def activations(
         # Twice: the recomputed output, and its gradient, which the caller holds.
         peak = max(peak, saved + inside + 2 * output + in_flight(unit, half))
         saved, inside = saved + output, 0
+    if not every:  # the head alone
+        return max(peak, saved + FLOAT * architecture.features)
     # The last GroupNorm, ReLU and mean.
     last = unit.out * unit.after
     end = norm_in_float32(last) if half else FLOAT * (2 * last + 2 * GROUPS)
     return max(peak, saved + inside + end + FLOAT * architecture.features)
 
 
+def boundary_bytes(architecture: Architecture, crop: int, learn: str, half: bool = False) -> int:
+    """Return the bytes per image of the output of the frozen parts, which what learns takes."""
+    if learn == "head":
+        return FLOAT * architecture.features  # never in half precision
+    number = HALF if half else FLOAT
+    first = next(unit for unit in architecture.every_unit(crop) if unit.part == learn)
+    return number * first.channels * first.before
+
+
 def training_memory(
-    architecture: Architecture, classes: int, half: bool = False, shared: int = 1
+    architecture: Architecture,
+    classes: int,
+    half: bool = False,
+    shared: int = 1,
+    learn: str = "all",
 ) -> dict[str, int]:
     """Return {part: bytes} of everything that training holds at once, without activations.
 
     All is float32, except the copies of the kernels in ``half``. With several micro-batches the
     gradients belong to the standardized kernels; the last backward pass turns each into the
     gradient of its kernel (`ResNetV2.standardized_once`). ``shared`` is the number of processes
-    that share the momentum (--shard).
+    that share the momentum (--shard). Only what learns (``learn``) has gradients and momentum.
     """
     every, kernels = FLOAT * architecture.parameters(classes), FLOAT * architecture.kernels
+    learned = FLOAT * architecture.learned_parameters(classes, learn)
     parts = {
         "weights": every,
-        "gradients": every,
-        "momentum": -(-every // shared),
+        "gradients": learned,
+        "momentum": -(-learned // shared),
         "standardized kernels": kernels,
     }
     return {**parts, "kernels in half": kernels * HALF // FLOAT} if half else parts
 
 
 def room(
-    architecture: Architecture, memory: int, classes: int, half: bool = False, shared: int = 1
+    architecture: Architecture,
+    memory: int,
+    classes: int,
+    half: bool = False,
+    shared: int = 1,
+    learn: str = "all",
 ) -> int:
     """Return the bytes that activations may take on a GPU with ``memory`` bytes.
 
     This is `PLANNED` of the memory that `training_memory` leaves. The rest is for CUDA itself, the
     workspaces of convolutions, and fragments that are too small to use.
     """
-    left = memory - sum(training_memory(architecture, classes, half, shared).values())
+    left = memory - sum(training_memory(architecture, classes, half, shared, learn).values())
     return max(0, int(PLANNED * left))
 
 
 def fits(
-    architecture: Architecture, memory: int, crop: int, recompute: str = "off", half: bool = False
+    architecture: Architecture,
+    memory: int,
+    crop: int,
+    recompute: str = "off",
+    half: bool = False,
+    learn: str = "all",
 ) -> int:
     """Return the number of images whose activations fit into ``memory`` bytes."""
-    return memory // activations(architecture, crop, recompute, half)
+    return memory // activations(architecture, crop, recompute, half, learn)
 
 
 def split(
@@ -107,12 +162,14 @@ def split(
     crop: int,
     recompute: str = "off",
     half: bool = False,
+    learn: str = "all",
 ) -> int:
     """Return the number of parts of ``images``, so that each part fits into ``memory`` bytes.
 
     If not even one image fits, each part is one image.
     """
-    return -(-images // min(max(1, fits(architecture, memory, crop, recompute, half)), images))
+    fitting = fits(architecture, memory, crop, recompute, half, learn)
+    return -(-images // min(max(1, fitting), images))
 
 
 # --- A unit -------------------------------------------------------------------------------------
@@ -160,3 +217,49 @@ def norm_in_float32(size: int) -> int:
     these three, all in float32.
     """
     return 6 * FLOAT * size
+
+
+# --- Frozen parts -------------------------------------------------------------------------------
+
+
+def _peak_without_gradients(
+    architecture: Architecture, crop: int, parts: tuple[str, ...], half: bool
+) -> int:
+    """Return the bytes per image that the largest layer of ``parts`` takes without gradients.
+
+    These are the tensors that Python still refers to while the layer runs.
+    """
+    number = HALF if half else FLOAT
+    side = half_of(crop)
+    pooled = half_of(side) ** 2
+    peak = number * architecture.root_channels * (side**2 + (side + 2) ** 2 + pooled)
+    block_input = 0
+    for unit in architecture.every_unit(crop):
+        if unit.part not in parts:
+            return peak
+        held = number * (0 if unit.project else block_input)
+        block_input = unit.channels * unit.before if unit.project else block_input
+        peak = max(peak, held + _unit_without_gradients(unit, half))
+    last = unit.out * unit.after  # the head alone learns: the last norm is frozen, too
+    return max(peak, number * last + _norm_without_gradients(last, half))
+
+
+def _unit_without_gradients(unit: Unit, half: bool) -> int:
+    """Return the bytes that a unit takes at once without gradients, with its input."""
+    number = HALF if half else FLOAT
+    a, b, c = unit.channels * unit.before, unit.middle * unit.before, unit.middle * unit.after
+    output = unit.out * unit.after
+    first = number * a + _norm_without_gradients(a, half)
+    beside = number * (2 * a + (output if unit.project else 0))  # input, activated, shortcut
+    return max(
+        first,
+        beside + number * b + _norm_without_gradients(b, half),
+        beside + number * (2 * b + c),
+        beside + number * c + _norm_without_gradients(c, half),
+        beside + number * (2 * c + output),
+    )
+
+
+def _norm_without_gradients(size: int, half: bool) -> int:
+    """Return the bytes of GroupNorm's and ReLU's outputs; of half precision also their input."""
+    return 3 * FLOAT * size if half else 2 * FLOAT * size

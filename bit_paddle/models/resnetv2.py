@@ -6,7 +6,7 @@ Activations are [N, C, H, W], kernels [O, I, H, W]. The layers stand in the orde
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -15,10 +15,12 @@ import numpy as np
 import paddle
 from paddle import Tensor, nn
 
-from bit_paddle.models.architecture import GROUPS, Architecture
+from bit_paddle.models.architecture import GROUPS, PARTS, Architecture, frozen_parts
 from bit_paddle.models.native import plain
 
 AMP = {"fp16": paddle.float16, "bf16": paddle.bfloat16}  # of activations between the layers
+
+_BLOCKS = PARTS[1:5]
 
 # A checkpoint or `reset_parameters` fills the parameters.
 _ZEROS = nn.initializer.Constant(0.0)
@@ -36,11 +38,11 @@ class StdConv2D(nn.Layer):
             [out_channels, in_channels, kernel_size, kernel_size], default_initializer=_ZEROS
         )
         self.standardized: Tensor | None = None  # set within ResNetV2.standardized_once
-        self.folded: Tensor | None = None  # set by ResNetV2.eval, for passes without gradients
+        self.folded: Tensor | None = None  # of inference and of frozen parts, without gradients
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         kernel = self.standardized
-        if kernel is None and not (self.training or paddle.is_grad_enabled()):
+        if kernel is None and not paddle.is_grad_enabled():
             kernel = self.folded
         if kernel is None:
             kernel = self.operators.standardize(self.weight)
@@ -144,6 +146,7 @@ class ResNetV2(nn.Layer):
         self.architecture, self.num_classes = architecture, num_classes
         self.recompute = "off"  # or "unit" or "block"
         self.amp = "off"  # or a key of AMP
+        self.frozen: tuple[str, ...] = ()  # the first of PARTS; set by `learn_only`
         self._operators: Any = plain
         channels = architecture.root_channels
         self.root_block = RootBlock(channels)
@@ -167,22 +170,53 @@ class ResNetV2(nn.Layer):
         for layer in self.sublayers():
             if hasattr(layer, "operators"):
                 layer.operators = operators
+        if self.frozen:
+            self._fold()
+
+    def learn_only(self, learn: str) -> None:
+        """Freeze what ``learn``, a word of `architecture.LEARN`, leaves out.
+
+        Frozen parts come before all others. Their parameters get no gradients. In a forward pass
+        they save no activations, and their kernels are standardized now instead of in every pass.
+        """
+        self.frozen = frozen_parts(learn)
+        for name in PARTS:
+            for parameter in getattr(self, name).parameters() if hasattr(self, name) else ():
+                parameter.stop_gradient = name in self.frozen
+        self._fold()
+
+    def learned(self) -> dict[str, Tensor]:
+        """Return {name: parameter} of the parameters that are not frozen, in their order."""
+        return {name: one for name, one in self.named_parameters() if not one.stop_gradient}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.learned_part(self.frozen_part(x))
+
+    def frozen_part(self, x: Tensor) -> Tensor:
+        """Return the output of the frozen parts, computed without gradients, for `learned_part`.
+
+        If nothing is frozen, this is ``x`` as the operators take it.
+        """
+        x = self._enter(x)
+        if not self.frozen:
+            return x
+        with paddle.no_grad():
+            return self._through(self.frozen, x)
+
+    def learned_part(self, x: Tensor) -> Tensor:
+        """Return the logits, or features without a head, of a result of `frozen_part`."""
+        if self.frozen and self.frozen[-1] != "norm":
+            x = x.detach()
+            # Else GroupNorm's backward pass fails in Paddle 2, and a PyLayer has none.
+            x.stop_gradient = False
+        return self._through(PARTS[len(self.frozen) :], x)
 
     def forward_stages(self, x: Tensor) -> list[Tensor]:
         """Return the outputs of the four blocks, at strides 4, 8, 16 and 32, before activation."""
-        return [self._operators.leave(stage) for stage in self._stages(x)]
-
-    def _stages(self, x: Tensor) -> list[Tensor]:
-        stages = []
-        x = self._operators.enter(x)
-        if self.amp != "off":
-            x = x.astype(AMP[self.amp])
-        x = self.root_block(x)  # [N, 64 w, H/4, W/4]
-        for block in (self.block1, self.block2, self.block3, self.block4):
-            for part in block if self.recompute == "unit" else [block]:
-                recompute = self.training and self.recompute != "off"
-                x = plain.recompute(part, x) if recompute else part(x)
-            stages.append(x)  # [N, 256 w, H/4, W/4] … [N, 2048 w, H/32, W/32]
+        stages, x = [], self._apply("root_block", self._enter(x))
+        for block in _BLOCKS:
+            x = self._apply(block, x)
+            stages.append(self._operators.leave(x))
         return stages
 
     def forward_pooled(self, x: Tensor) -> Tensor:
@@ -196,19 +230,38 @@ class ResNetV2(nn.Layer):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the features [N, C]: the last stage, activated and averaged over the image."""
-        return self._operators.average(self.norm(self._stages(x)[-1]))
+        return self._through(PARTS[:-1], self._enter(x))
 
     def forward_maps(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits [N, num_classes], and the maps [N, C, H/32, W/32] before the average.
 
         The averages of the maps are the features.
         """
-        last = self.norm(self._stages(x)[-1])
+        last = self.norm(self._through(("root_block", *_BLOCKS), self._enter(x)))
         return self.head(self._operators.average(last)), self._operators.leave(last)
 
-    def forward(self, x: Tensor) -> Tensor:
-        features = self.forward_features(x)
-        return self.head(features) if self.num_classes else features
+    def _enter(self, x: Tensor) -> Tensor:
+        x = self._operators.enter(x)
+        return x if self.amp == "off" else x.astype(AMP[self.amp])
+
+    def _through(self, parts: Sequence[str], x: Tensor) -> Tensor:
+        for part in parts:
+            x = self._apply(part, x)
+        return x
+
+    def _apply(self, part: str, x: Tensor) -> Tensor:
+        """Return the output of one of `PARTS`; of the norm it is averaged over the image."""
+        if part == "root_block":
+            return self.root_block(x)  # [N, 64 w, H/4, W/4]
+        if part == "norm":
+            return self._operators.average(self.norm(x))
+        if part == "head":
+            return self.head(x) if self.num_classes else x
+        block = getattr(self, part)  # [N, 256 w, H/4, W/4] … [N, 2048 w, H/32, W/32]
+        for layer in block if self.recompute == "unit" else [block]:
+            recompute = self.training and self.recompute != "off"
+            x = plain.recompute(layer, x) if recompute else layer(x)
+        return x
 
     def eval(self) -> None:
         """Switch to inference: standardize all kernels now instead of in every pass.
@@ -217,26 +270,30 @@ class ResNetV2(nn.Layer):
         change a kernel in another way, call `eval` again.
         """
         super().eval()
-        self._fold(lambda layer: self._operators.standardize(layer.weight))
+        self._fold()
 
     def train(self) -> None:
         """Switch back to training."""
         super().train()
-        self._fold(lambda layer: None)
+        self._fold()
 
     @paddle.no_grad()
-    def _fold(self, folded: Callable[[StdConv2D], Tensor | None]) -> None:
+    def _fold(self) -> None:
+        """Standardize the kernels that stay as they are: in inference all, else the frozen ones."""
         for layer in self._convolutions():
-            layer.folded = folded(layer)
+            layer.folded = None
+        parts = PARTS[:-1] if not self.training else self.frozen
+        for layer in self._convolutions(parts):
+            layer.folded = self._operators.standardize(layer.weight)
 
-    def _convolutions(self) -> list[StdConv2D]:
-        return [layer for layer in self.sublayers() if isinstance(layer, StdConv2D)]
+    def _convolutions(self, parts: Sequence[str] = PARTS[:-1]) -> list[StdConv2D]:
+        layers = (layer for part in parts for layer in getattr(self, part).sublayers())
+        return [layer for layer in layers if isinstance(layer, StdConv2D)]
 
     def set_state_dict(self, *arguments: Any, **options: Any) -> Any:
-        """Load parameters as every Paddle layer does; in inference also update the kernels."""
+        """Load parameters as every Paddle layer does; also update the standardized kernels."""
         result = super().set_state_dict(*arguments, **options)
-        if not self.training:
-            self.eval()
+        self._fold()
         return result
 
     set_dict = load_dict = set_state_dict
@@ -249,9 +306,9 @@ class ResNetV2(nn.Layer):
         yielded function before the last backward pass: that pass propagates the sums through the
         standardization to the kernels. The gradients are those of separate passes, because the
         standardization depends only on the kernels. Do not change the kernels in the context.
-        Without a last pass, the gradients of the kernels are lost.
+        Without a last pass, the gradients of the kernels are lost. Frozen kernels stay as they are.
         """
-        convolutions = self._convolutions()
+        convolutions = self._convolutions(PARTS[len(self.frozen) : -1])
         standardized = [self._operators.standardize(layer.weight) for layer in convolutions]
         for convolution, kernel in zip(convolutions, standardized):
             convolution.standardized = kernel.detach()  # a leaf: sums the gradients

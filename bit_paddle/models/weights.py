@@ -115,8 +115,8 @@ def fill(model: ResNetV2, file: CheckpointFile, head: str) -> None:
         else:
             array = to_paddle(key, file.array(key))
         parameter.set_value(np.ascontiguousarray(array, dtype=dtype_of(parameter)))
-    if not model.training:
-        model.eval()  # standardizes the new kernels
+    if model.frozen or not model.training:
+        (model.train if model.training else model.eval)()  # standardizes the new kernels
 
 
 def _published_arrays(model: ResNetV2) -> Iterator[tuple[str, np.ndarray]]:

@@ -12,6 +12,7 @@ from paddle import Tensor
 
 from bit_paddle.errors import CheckpointError
 from bit_paddle.models import npz
+from bit_paddle.models.architecture import frozen_parts
 from bit_paddle.models.checkpoint import CheckpointFile
 from bit_paddle.models.names import parameter_name
 from bit_paddle.models.resnetv2 import ResNetV2
@@ -32,11 +33,12 @@ Snapshot = list[tuple[str, np.ndarray]]  # (key, array in Paddle's layout)
 def snapshot(model: ResNetV2, velocities: Iterable[Tensor | None]) -> Snapshot:
     """Return copies of the weights and the velocities, for `write_snapshot`."""
     parameters = dict(model.named_parameters())
-    pairs = zip(parameters, velocities)
+    pairs = zip(model.learned(), velocities)
     copies = {name: velocity.numpy() for name, velocity in pairs if velocity is not None}
     keys = [key for key, _ in npz.shapes(model.architecture, model.num_classes)]
-    return [(key, parameters[parameter_name(key)].numpy()) for key in keys] + [
-        (MOMENTUM + key, copies[parameter_name(key)]) for key in keys if copies
+    names = [(key, parameter_name(key)) for key in keys]
+    return [(key, parameters[name].numpy()) for key, name in names] + [
+        (MOMENTUM + key, copies[name]) for key, name in names if name in copies
     ]
 
 
@@ -54,6 +56,8 @@ def write_snapshot(path: str | os.PathLike, arrays: Snapshot, notes: dict[str, A
 def restore(model: ResNetV2, optimizer: Optimizer, path: str | os.PathLike) -> None:
     """Load the weights and velocities that `write_snapshot` wrote, bit for bit.
 
+    What learns now, and was frozen in the run of the file, has no velocity there: it starts at 0.
+
     Raises `CheckpointError` if anything in the file is damaged or missing; some of the weights may
     have been replaced then.
     """
@@ -62,9 +66,15 @@ def restore(model: ResNetV2, optimizer: Optimizer, path: str | os.PathLike) -> N
         if not file.notes().get("momentum"):
             return
         velocities = {}
-        parameters = dict(model.named_parameters())
+        parameters = model.learned()
+        before = frozen_parts(file.notes().get("settings", {}).get("learn", "all"))
         for key in keys(model, "loading momentum"):
-            parameter = parameters[parameter_name(key)]
+            parameter = parameters.get(parameter_name(key))
+            if parameter is None:
+                continue
+            if parameter_name(key).startswith(before):
+                velocities[parameter_name(key)] = paddle.zeros_like(parameter)
+                continue
             array = to_paddle(key, file.array(MOMENTUM + key))
             if list(array.shape) != parameter.shape or array.dtype.kind != "f":
                 raise CheckpointError(

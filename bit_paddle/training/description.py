@@ -10,9 +10,11 @@ import numpy as np
 from bit_paddle import __version__
 from bit_paddle.data import loader
 from bit_paddle.models import published
+from bit_paddle.models.architecture import PARTS, Architecture, frozen_parts
 from bit_paddle.recipes import hyperrule
 from bit_paddle.system import environment
 from bit_paddle.system.text import plural
+from bit_paddle.training import frozen
 
 if TYPE_CHECKING:
     from bit_paddle.config.settings import Settings
@@ -50,6 +52,17 @@ def resolution_row(resolution: hyperrule.Resolution, reason: str) -> tuple[str, 
     return "resolution", f"{resolution.precrop} -> {resolution.crop}, {reason}"
 
 
+def learns_rows(architecture: Architecture, classes: int, learn: str) -> list[tuple[str, str]]:
+    """Return the line on what learns; without frozen parts there is none."""
+    frozen = frozen_parts(learn)
+    if not frozen:
+        return []
+    parts = ", ".join(part for part in PARTS if part not in frozen)
+    counts = architecture.learned_parameters(classes, learn), architecture.parameters(classes)
+    learned, every = (f"{count / 1e6:#.3g}".rstrip(".") for count in counts)
+    return [("learns", f"{parts}: {learned} of {every} million weights")]
+
+
 def few_shot(settings: Settings) -> str:
     """Return the few-shot selection in words, "" if all images are used."""
     number = settings.examples_per_class
@@ -62,6 +75,7 @@ def rows(plan: Plan) -> list[tuple[str, str]]:
     lines = [
         ("model", _model(plan)),
         ("weights", _weights(plan)),
+        *learns_rows(plan.architecture, len(plan.data.train.classes), settings.learn),
         ("data", _data(plan)),
         ("classes", _classes(plan)),
         (
@@ -218,6 +232,12 @@ def _batch(plan: Plan) -> str:
 
 
 def _memory(plan: Plan) -> str:
+    if frozen.are_remembered(plan):
+        size = frozen.bytes_of(plan)
+        return (
+            f"{size / 1e6:,.1f} MB for the outputs of the frozen parts, computed once per image: "
+            "the views are fixed"
+        )
     if plan.inception:
         return "originals are decoded again in each epoch: nothing is cached"
     size = loader.resized_bytes(len(plan.subset), plan.resolution.precrop)

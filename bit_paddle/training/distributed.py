@@ -18,6 +18,8 @@ from bit_paddle.errors import OutOfMemoryError, PeerError
 from bit_paddle.system import processes
 from bit_paddle.system.signals import Interrupted
 
+_PART = 1 << 26  # bytes of a large array that are exchanged at once
+
 _PRECISIONS = ("off", "fp16", "bf16")  # a GPU that computes in one computes in those before it
 
 
@@ -34,6 +36,15 @@ def total(values: Sequence[float]) -> np.ndarray:
     tensor = paddle.to_tensor(np.asarray(values, np.float64))
     _for_each([tensor], paddle.distributed.all_reduce)
     return tensor.numpy()
+
+
+def add_up(rows: np.ndarray) -> None:
+    """Replace ``rows`` by its sum over all ranks, in its own precision and part by part."""
+    if processes.world_size() > 1 and rows.size:
+        for part in np.array_split(rows, -(-rows.nbytes // _PART)):  # views
+            tensor = paddle.to_tensor(part)
+            _for_each([tensor], paddle.distributed.all_reduce)
+            part[:] = tensor.numpy()
 
 
 def largest(value: float) -> float:

@@ -10,7 +10,7 @@ from bit_paddle.models import cost
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.recipes import hyperrule
 from bit_paddle.system.text import plural
-from bit_paddle.training.description import aligned, few_shot, resolution_row
+from bit_paddle.training.description import aligned, few_shot, learns_rows, resolution_row
 
 GIB, MIB = 2**30, 2**20  # bytes
 
@@ -46,6 +46,9 @@ def describe(
     crop, steps = task.resolution.crop, task.schedule.steps
     total = steps * settings.batch
     operations = cost.multiply_adds(architecture, crop, task.classes) / 1e9
+    learn = settings.learn
+    in_training = cost.training_multiply_adds(architecture, crop, task.classes, learn) / 1e9
+    with_recompute = in_training + (in_training - operations) / 2  # learned parts forward again
     few = few_shot(settings)
     few = f" ({few})" if few else ""
     by_rule = "" if settings.steps else ", by the rule"
@@ -68,11 +71,15 @@ def describe(
         ),
         (
             "operations",
-            f"{operations:,.1f} G multiply-adds per image forward, about {3 * operations:,.1f} G "
+            f"{operations:,.1f} G multiply-adds per image forward, about {in_training:,.1f} G "
             "in training,",
         ),
-        ("", f"{4 * operations:,.1f} G with --recompute. Counted are the convolutions and the"),
+        (
+            "",
+            f"{with_recompute:,.1f} G with --recompute. Counted are the convolutions and the",
+        ),
         ("", "head; not GroupNorm, ReLU, pooling, additions, and the kernels' standardization"),
+        *learns_rows(architecture, task.classes, learn),
         *_memory_rows(settings, architecture, task.classes, memory, gpus),
         *_split_rows(settings, architecture, task, memory, gpus),
         ("time", _time(settings, task, gpus, images_per_second)),
@@ -86,13 +93,13 @@ def _memory_rows(
     settings: Settings, architecture: Architecture, classes: int, memory: int, gpus: int
 ) -> list[tuple[str, str]]:
     """Return the lines on the memory of a GPU: used by each part, and left, per precision."""
-    shared = gpus if settings.shard else 1
+    shared, learn = gpus if settings.shard else 1, settings.learn
     full, half = (
-        cost.training_memory(architecture, classes, half, shared) for half in (False, True)
+        cost.training_memory(architecture, classes, half, shared, learn) for half in (False, True)
     )
     rows = [(part, full.get(part, 0), size) for part, size in half.items()]
     left = [memory - sum(parts.values()) for parts in (full, half)]
-    room = [cost.room(architecture, memory, classes, half, shared) for half in (False, True)]
+    room = [cost.room(architecture, memory, classes, half, shared, learn) for half in (False, True)]
     lines = [
         f"{title:22}" + "".join(f"{size / GIB:8.2f} GiB" for size in sizes)
         for title, *sizes in [*rows, ("left", *left), ("for activations", *room)]
@@ -102,9 +109,8 @@ def _memory_rows(
     else:
         lines[-1] += f", {cost.PLANNED:.0%} of it; the rest is a reserve"
     if gpus > 1 and not settings.shard:
-        saved = (
-            full["momentum"] - cost.training_memory(architecture, classes, False, gpus)["momentum"]
-        )
+        parts = cost.training_memory(architecture, classes, False, gpus, learn)
+        saved = full["momentum"] - parts["momentum"]
         lines.append(f"--shard: GPUs share the momentum, which leaves {saved / GIB:.2f} GiB more")
     head = f"{memory / GIB:g} GiB on {_each_gpu(gpus)} (2^30 bytes). Training takes"
     return [
@@ -119,18 +125,18 @@ def _split_rows(
 ) -> list[tuple[str, str]]:
     """Return a line on the split per precision and --recompute, and one for the settings."""
     crop, share = task.resolution.crop, -(-settings.batch // gpus)
-    shared = gpus if settings.shard else 1
+    shared, learn = gpus if settings.shard else 1, settings.learn
     lines = ["--amp       --recompute  MiB/image     fit  per micro-batch  micro-batches"]
     verdict = ""
     for half in (False, True):
-        room = cost.room(architecture, memory, task.classes, half, shared)
+        room = cost.room(architecture, memory, task.classes, half, shared, learn)
         for recompute in RECOMPUTE:
             chosen = (half, recompute) == (_half(settings), settings.recompute)
-            size = cost.activations(architecture, crop, recompute, half)
-            fits = cost.fits(architecture, room, crop, recompute, half)
+            size = cost.activations(architecture, crop, recompute, half, learn)
+            fits = cost.fits(architecture, room, crop, recompute, half, learn)
             parts = settings.batch_split
             if parts == AUTO:
-                parts = cost.split(architecture, share, room, crop, recompute, half)
+                parts = cost.split(architecture, share, room, crop, recompute, half, learn)
             images = -(-share // parts)
             lines.append(
                 f"{'fp16, bf16' if half else 'off':10}  {recompute:11}  {size / MIB:9,.1f}  "

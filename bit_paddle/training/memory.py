@@ -82,7 +82,12 @@ def release(model: ResNetV2) -> None:
 
 
 def activation_memory(
-    device: str, architecture: Architecture, classes: int, amp: str = "off", shared: int = 1
+    device: str,
+    architecture: Architecture,
+    classes: int,
+    amp: str = "off",
+    shared: int = 1,
+    learn: str = "all",
 ) -> int:
     """Return the bytes that activations may take, by estimate: a part of the device's memory.
 
@@ -90,7 +95,7 @@ def activation_memory(
     """
     if device == "gpu":
         memory = paddle.device.cuda.get_device_properties().total_memory
-        return cost.room(architecture, memory, classes, amp != "off", shared)
+        return cost.room(architecture, memory, classes, amp != "off", shared, learn)
     return int(0.3 * environment.memory_bytes())
 
 
@@ -115,7 +120,8 @@ def find_split(
     if device == "gpu" and known_split:
         return known_split
     shared, classes = world_size if settings.shard else 1, len(plan.data.train.classes)
-    memory = activation_memory(device, plan.architecture, classes, model.amp, shared)
+    learn = settings.learn
+    memory = activation_memory(device, plan.architecture, classes, model.amp, shared, learn)
     estimate = plan.batch_split(memory, model.amp, world_size)
     if device != "gpu":
         return int(distributed.largest(max(estimate, known_split)))

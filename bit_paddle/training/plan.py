@@ -25,7 +25,7 @@ from bit_paddle.runs import folder
 from bit_paddle.system import environment, processes
 from bit_paddle.system.hub import Repository
 from bit_paddle.system.text import plural
-from bit_paddle.training import description
+from bit_paddle.training import description, frozen
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ class Plan:
             return self.settings.batch_split
         share, crop = -(-self.settings.batch // processes), self.resolution.crop
         recompute = self.settings.recompute
-        return cost.split(self.architecture, share, memory, crop, recompute, amp != "off")
+        half, learn = amp != "off", self.settings.learn
+        return cost.split(self.architecture, share, memory, crop, recompute, half, learn)
 
     def describe(self) -> str:
         """Return the plan as aligned lines."""
@@ -101,6 +102,7 @@ class Plan:
             *self._test_notes(),
             *self.data.notes,
             *self.settings.recipe.notes(len(self.subset), self.settings.batch),
+            *frozen.notes(self),
             *suspicions(self.data.train.classes, self.flip, self.crops),
             *_foreign(self.checkpoint),
         ]

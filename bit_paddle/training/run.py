@@ -30,6 +30,7 @@ from bit_paddle.system.signals import Interrupt, Interrupted
 from bit_paddle.training import (
     description,
     distributed,
+    frozen,
     memory,
     profiling,
     start,
@@ -125,6 +126,7 @@ class TrainingRun:
             processes.rank(),
             self.world_size,
             plan.inception,
+            decoded=not frozen.are_remembered(plan),
         )
 
     # --- The loop -------------------------------------------------------------------------------
@@ -132,6 +134,9 @@ class TrainingRun:
     def train(self) -> None:
         """Make all remaining steps; then save, validate and test."""
         steps = self.plan.schedule.steps
+        if frozen.are_remembered(self.plan) and self.progress.step < steps:
+            given = (self.plan, self.model, self.batch_split, self.log, self.stop)
+            self._loss = partial(self._loss, outputs=frozen.compute(*given))
         with progress_bar(desc="training", total=steps, initial=self.progress.step) as bar:
             while self.progress.step < steps:
                 self.validate_if_due()

@@ -52,6 +52,7 @@ def begin(plan: Plan, amp: str, log: Logbook) -> Begun:
     progress, known_split, restored = Progress(), 0, False
     if processes.rank() or plan.start.checkpoints:
         model = resnetv2.ResNetV2(plan.architecture, classes)
+        model.learn_only(settings.learn)
         optimizer = _optimizer(settings, model)
         checkpoint = _restore(plan, model, optimizer, log)
         if checkpoint is not None:
@@ -59,13 +60,16 @@ def begin(plan: Plan, amp: str, log: Logbook) -> Begun:
             restored = True
     if not restored and processes.rank() == 0:
         model = _create(plan, classes)
+        model.learn_only(settings.learn)
         optimizer = _optimizer(settings, model)
     velocities = optimizer.velocities()
     moving = any(velocity is not None for velocity in velocities)
     model.recompute, model.amp = settings.recompute, amp
     progress, known_split, moving = _of_rank_0(progress, known_split, moving)
     distributed.broadcast(model.parameters())
-    sums = distributed.GradientSums(model.parameters(), settings.shard)
+    if model.frozen:
+        model.train()  # standardizes the kernels that have arrived
+    sums = distributed.GradientSums(list(model.learned().values()), settings.shard)
     if moving:
         optimizer.load_velocities(sums.scattered(None if processes.rank() else velocities))
     return Begun(model, optimizer, sums, progress, known_split)
@@ -130,9 +134,10 @@ def _resumed(plan: Plan, checkpoint: Checkpoint, amp: str, log: Logbook) -> tupl
     if before != amp:
         log.say(f"warning: --amp was {before} before, and is {amp} from this step on")
     size = {"processes": processes.world_size(), "amp": amp, "crop": plan.resolution.crop}
+    earlier = {"learn": "all", **notes["settings"]}  # version 0.1.0 had no such setting
     same_size = all(notes.get(key) == value for key, value in size.items()) and all(
-        notes["settings"].get(key) == getattr(settings, key)
-        for key in ("batch", "recompute", "shard")
+        earlier.get(key) == getattr(settings, key)
+        for key in ("batch", "recompute", "shard", "learn")
     )
     moved = checkpoint.elsewhere or notes["data"] != plan.data_identity
     if moved or not (log.folder / checkpoints.CHECKPOINTS / checkpoints.BEST).exists():
@@ -163,7 +168,7 @@ def _optimizer(settings: Settings, model: resnetv2.ResNetV2) -> Momentum:
     return Momentum(
         settings.base_lr,
         hyperrule.MOMENTUM,
-        model.parameters(),
+        list(model.learned().values()),
         weight_decay=settings.weight_decay,
     )
 

@@ -16,6 +16,7 @@ from bit_paddle.system import device
 from bit_paddle.system.signals import Interrupted
 from bit_paddle.training import distributed, profiling
 from bit_paddle.training.distributed import GradientSums
+from bit_paddle.training.frozen import Outputs
 from bit_paddle.training.optimizer import Momentum, non_finite, unscale
 
 MicroBatchLoss = Callable[[ResNetV2, loader.MicroBatch, float], Tensor]  # the float is lambda
@@ -27,12 +28,17 @@ def loss_of(
     lam: float,
     name: str = models_losses.DEFAULT,
     class_weights: np.ndarray | None = None,
+    outputs: Outputs | None = None,
 ) -> Tensor:
     """Return the mean loss over a micro-batch, after MixUp unless ``lam`` is 1.
 
-    ``name`` is a key of `losses.LOSSES`. ``class_weights``: see `losses.Loss`.
+    ``name`` is a key of `losses.LOSSES`. ``class_weights``: see `losses.Loss`. With the ``outputs``
+    of the model's frozen parts, the images are not used.
     """
-    images, loss = device.to_device(part.images), models_losses.LOSSES[name]
+    loss = models_losses.LOSSES[name]
+    if outputs is not None:
+        return loss(model.learned_part(outputs(part.indices)), part.labels, class_weights)
+    images = device.to_device(part.images)
     if lam == 1.0:
         return loss(model(images), part.labels, class_weights)
     images = models_losses.mix(images, device.to_device(part.partner_images), lam)

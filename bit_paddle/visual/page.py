@@ -120,6 +120,7 @@ def summary(runs: Iterable[RunHistory]) -> str:
                 "": run.name,
                 "model": Path(run.settings.model).name,
                 "data": run.settings.dataset,
+                **({} if run.settings.learn == "all" else {"learns": run.settings.learn}),
                 "steps": steps,
                 "last top-1": _percent(last.get("top1")),
                 "best top-1": _percent(best),

@@ -18,7 +18,7 @@ import subprocess
 import sys
 
 from bit_paddle.models import cost
-from bit_paddle.models.architecture import Architecture
+from bit_paddle.models.architecture import LEARN, Architecture
 
 STEP = """
 import resource, sys
@@ -29,10 +29,11 @@ from bit_paddle.training import distributed
 from bit_paddle.training.optimizer import Momentum
 from bit_paddle.training import step
 from bit_paddle.data.loader import MicroBatch
-name, side, images, recompute = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+name, side, images, recompute, learn = sys.argv[1], *map(int, sys.argv[2:4]), *sys.argv[4:]
 model = weights.create_model(name, 10)
 model.recompute = recompute
-optimizer = Momentum(0.003, 0.9, model.parameters())
+model.learn_only(learn)
+optimizer = Momentum(0.003, 0.9, list(model.learned().values()))
 pixels = np.random.default_rng(0).integers(0, 256, (images, 3, side, side), np.uint8)
 part = MicroBatch(pixels, np.arange(images) % 10, np.arange(images))
 step.update(model, optimizer, distributed.GradientSums([]), [part, part], 2 * images, 1e-9)
@@ -59,6 +60,7 @@ def main() -> None:
     parser.add_argument(
         "--images", type=int, nargs=2, default=[12, 24], help="images per micro-batch"
     )
+    parser.add_argument("--learn", choices=LEARN, default="all", help="what learns")
     parser.add_argument("--gaps", action="store_true", help="keep glibc's defaults")
     flags = parser.parse_args()
 
@@ -67,10 +69,9 @@ def main() -> None:
     print(f"{flags.model:8}  side  --recompute  estimate  allocated  ratio  resident  ratio")
     for side in flags.side:
         for recompute in ("off", "unit", "block"):
-            estimate = cost.activations(Architecture.parse(flags.model), side, recompute) / 1e6
-            pairs = zip(
-                *(peaks(flags.model, side, n, recompute, gaps=flags.gaps) for n in (few, many))
-            )
+            architecture, more = Architecture.parse(flags.model), (recompute, flags.learn)
+            estimate = cost.activations(architecture, side, recompute, learn=flags.learn) / 1e6
+            pairs = zip(*(peaks(flags.model, side, n, *more, gaps=flags.gaps) for n in (few, many)))
             allocated, resident = ((high - low) / (many - few) / 1e6 for low, high in pairs)
             print(
                 f"{'':8}  {side:4}  {recompute:11}  {estimate:8.2f}  {allocated:9.2f}  "

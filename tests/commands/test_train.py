@@ -474,6 +474,7 @@ CHANGES = {
     "examples_per_class": 3,
     "examples_per_class_seed": 1,
     "rule": "paper",
+    "learn": "head",
     "epochs": None,
     "warmup": 0,
     "weight_decay": 100.0,
