@@ -44,8 +44,9 @@ def checkpoint(tmp_path_factory):
 
 
 def model_of(learn, **options):
-    model = create_model(MODEL, 3, seed=3)
-    model.head.weight.set_value(paddle.ones_like(model.head.weight) / 64)
+    model, random = create_model(MODEL, 3, seed=3), np.random.default_rng(0)
+    head = random.standard_normal(model.head.weight.shape) / 64  # not 0, which learns nothing below
+    model.head.weight.set_value(head.astype("float32"))
     for name, value in options.items():
         setattr(model, name, value)
     model.learn_only(learn)
