@@ -62,7 +62,7 @@ def batch_of(count, side=32):
 
 
 def gradients_of(model, part, scale=1.0):
-    """The gradients of two micro-batches, as a step computes them, times ``scale``; MixUp in one."""
+    """The gradients of the two micro-batches of a step, times ``scale``; the second has MixUp."""
     with model.standardized_once() as last_pass:
         (step.loss_of(model, part, 1.0) * scale).backward()
         last_pass()
