@@ -611,8 +611,8 @@ WITHOUT_GRADIENTS = """
 import json
 from contextlib import nullcontext
 from pathlib import Path
+from bit_paddle import create_model  # before Paddle: after Paddle 2.6.2, zlib crashes
 import paddle
-from bit_paddle import create_model
 from bit_paddle.models import cost
 from bit_paddle.models.native import build
 
