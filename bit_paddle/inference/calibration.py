@@ -64,7 +64,7 @@ class Calibration:
         return ~(confidence.score(self.score, logits, loss) >= self.threshold(share))  # NaN, too
 
     def __str__(self) -> str:
-        return f"T = {self.temperature:.3g}, fitted on {self.images:,} images of {self.data}"
+        return f"T = {self.temperature:.4g}, fitted on {self.images:,} images of {self.data}"
 
 
 class Calibrated(NamedTuple):
@@ -224,9 +224,9 @@ def calibrate(
 ) -> Evaluation:
     """Fit a calibration to ``result`` and write it into the file of ``model``; return both joined.
 
-    ``dataset``, ``datadir`` and ``split`` name the images in the file. Notes are printed on standard error. ``model`` gets the calibration,
-    too. The arrays of the file keep their bits, and it is replaced when the new file is complete.
-    Errors: those of `fit`; `WriteError`.
+    ``dataset``, ``datadir`` and ``split`` name the images in the file. ``model`` gets the
+    calibration, too. Notes are printed on standard error. The arrays of the file keep their bits,
+    and it is replaced when the new file is complete. Errors: those of `fit`; `WriteError`.
     """
     path, outputs = model.file.path, result.outputs
     found, notes = fit(
