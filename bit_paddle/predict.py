@@ -38,7 +38,7 @@ examples:
   python -m bit_paddle.predict https://example.org/a.jpg --model bit_logs/pets/model.npz --top 1
   python -m bit_paddle.predict photos/ --model bit_logs/pets --maps maps
   python -m bit_paddle.predict photos/ --model bit_logs/pets --calibrated --unknown 5%
-      after: python -m bit_paddle.evaluate --model bit_logs/pets --dataset pets --calibrate
+      after: python -m bit_paddle.evaluate --model bit_logs/pets --dataset pets/ --calibrate
   python -m bit_paddle.predict photos/ --model BiT-M-R50x1 --features features.npz
       writes "features" float32 [N, C] (pooled pre-logits) and "names" [N]
 """
@@ -163,10 +163,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--unknown",
         metavar="SHARE",
-        help="call an image unknown that seems to show none of the classes: the model is less sure "
-        "of it than of all but this share (such as 5%%) of the images on which it was calibrated "
-        "by `bit_paddle evaluate --calibrate`. So about 5%% of the images of the classes are "
-        "called unknown by mistake",
+        help="call an image unknown if it seems to show none of the classes. SHARE, such as 5%%, is "
+        "the share of the images of the classes that is called unknown by mistake: a higher share "
+        "finds more strangers. The model must have been calibrated, as for --calibrated",
     )
     parser.add_argument(
         "--features",

@@ -28,7 +28,7 @@ from bit_paddle.inference.evaluation import Evaluation
 from bit_paddle.system import files
 
 OWN, STRANGERS = "clothing10", {"CIFAR-10": "cifar10/test", "omniglot136": "omniglot136/val"}
-RULE = {"steps": 500, "batch": 64, "base_lr": 0.1, "precrop": 72, "crop": 64}
+RULE = {"steps": 500, "batch": 32, "base_lr": 0.1, "precrop": 72, "crop": 64}
 HALVES = ("seed", "temperature", "changed", "top1", *(f"{n}_{k}" for n in ("ece", "nll", "brier")
           for k in ("raw", "calibrated")))  # fmt: skip
 SEPARATIONS = ("model", "strangers", "seed", "score", "auroc", "fpr95")
