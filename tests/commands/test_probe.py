@@ -1,12 +1,15 @@
 """The command: what it prints and writes, the model it makes, and wrong input."""
 
+import io
 import json
 
 import numpy as np
 import pytest
 from helpers.commands import run
+from PIL import Image
 
 import bit_paddle as bit
+from bit_paddle.visual import figures
 
 
 def test_probe(tmp_path, small_checkpoint, image_folder):
@@ -19,6 +22,8 @@ def test_probe(tmp_path, small_checkpoint, image_folder):
     assert done.returncode == 0, done.stderr
     assert (results / "probe.txt").read_text() in done.stdout
     (content,) = json.loads((results / "probe.json").read_text())
+    with Image.open(results / "probe.png") as chart:
+        assert chart.format == "PNG"
     layers = {row["layer"] for row in content["rows"]}
     assert layers == {"features", "block1", "block2", "block3", "block4"}
     every = next(
@@ -49,6 +54,12 @@ def test_the_written_head_gives_the_scores_of_ridge_regression(tmp_path, small_c
 def test_several_models(small_checkpoint, image_folder):
     found = bit.probe([small_checkpoint, small_checkpoint], image_folder, crop=32, seeds=1)
     assert [row.top1 for row in found[0].rows] == [row.top1 for row in found[1].rows]
+    sizes = []
+    for some in (found[:1], found):
+        stream = io.BytesIO()
+        figures.draw_probes(some, stream)
+        sizes.append(Image.open(stream).size)
+    assert sizes[1][0] > 1.5 * sizes[0][0] and sizes[1][1] == sizes[0][1]  # a panel per model
 
 
 def test_wrong_input(small_checkpoint, image_folder):
