@@ -172,8 +172,9 @@ FORMATS = {
 
 def folded(model: ResNetV2) -> ResNetV2:
     """Return a copy of ``model`` that uses only Paddle's own layers, with standardized kernels."""
+    from bit_paddle.models.layers import StdConv2D
     from bit_paddle.models.native.plain import standardize
-    from bit_paddle.models.resnetv2 import ResNetV2, StdConv2D
+    from bit_paddle.models.resnetv2 import ResNetV2
 
     result = ResNetV2(model.architecture, model.num_classes)
     result.set_state_dict(model.state_dict())

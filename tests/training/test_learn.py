@@ -14,7 +14,8 @@ from bit_paddle.config.settings import Settings
 from bit_paddle.data import loader
 from bit_paddle.models import cost
 from bit_paddle.models.architecture import LEARN, PARTS, Architecture, frozen_parts
-from bit_paddle.models.resnetv2 import ResNetV2, StdConv2D
+from bit_paddle.models.layers import StdConv2D
+from bit_paddle.models.resnetv2 import ResNetV2
 from bit_paddle.recipes.hyperrule import Resolution
 from bit_paddle.runs import snapshot
 from bit_paddle.runs.checkpoints import open_checkpoint
