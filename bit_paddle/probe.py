@@ -77,7 +77,8 @@ def main(arguments: Sequence[str]) -> int:
     data_name = specs.short_name(flags.dataset, flags.datadir)
     name = f"probe-{runs_folder.model_name(found[0].model)}-{data_name}"
     folder = Path(flags.results or files.create_folder("bit_logs", name, "probe.json"))
-    text = "\n".join(map(str, found))
+    tables = [*map(str, found), *([probing_models.summary(found)] if len(found) > 1 else [])]
+    text = "\n".join(tables)
     files.write_text(folder / "probe.txt", f"{text}\n")
     content = [{**asdict(one), "model": str(one.model)} for one in found]
     files.write_text(folder / "probe.json", files.to_json(content))

@@ -9,6 +9,7 @@ from helpers.commands import run
 from PIL import Image
 
 import bit_paddle as bit
+from bit_paddle.inference import probing_models
 from bit_paddle.visual import figures
 
 
@@ -38,7 +39,7 @@ def test_probe(tmp_path, small_checkpoint, image_folder):
 
 
 def test_the_written_head_gives_the_scores_of_ridge_regression(tmp_path, small_checkpoint):
-    from bit_paddle.inference import probing, probing_models
+    from bit_paddle.inference import probing
 
     model = bit.load(small_checkpoint, crop=32)
     images = [np.random.default_rng(k).integers(0, 256, (32, 32, 3), np.uint8) for k in range(12)]
@@ -54,6 +55,10 @@ def test_the_written_head_gives_the_scores_of_ridge_regression(tmp_path, small_c
 def test_several_models(small_checkpoint, image_folder):
     found = bit.probe([small_checkpoint, small_checkpoint], image_folder, crop=32, seeds=1)
     assert [row.top1 for row in found[0].rows] == [row.top1 for row in found[1].rows]
+    lines = [line.split() for line in probing_models.summary(found).splitlines()]
+    assert lines[0] == ["ridge,", "median", "1", "5", "10", "all"] and lines[1] == lines[2]
+    medians = [row.spread[1] for row in found[0].rows if row.method == "ridge"]
+    assert lines[1][1:] == [f"{100 * median:.1f}" for median in medians]
     sizes = []
     for some in (found[:1], found):
         stream = io.BytesIO()
