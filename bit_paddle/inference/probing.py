@@ -58,7 +58,7 @@ class Fit:
         weights = self._right.T @ (scale[:, None] * self._inner)
         return self._unstandardized(weights, self._targets.mean(axis=0) * self._kept_bias(strength))
 
-    def logistic(self, tolerance: float = 1e-3) -> tuple[np.ndarray, np.ndarray]:
+    def logistic(self, tolerance: float = 1e-2) -> tuple[np.ndarray, np.ndarray]:
         """Return the classifier of `logistic.fit` with a penalty of 1.
 
         The features are rotated into their own subspace, which changes nothing in the result and

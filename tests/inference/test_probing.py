@@ -117,7 +117,7 @@ def test_logistic_regression_is_that_of_scikit_learn(images, width, classes):
     other = sklearn.LogisticRegression(C=strength, tol=1e-10, max_iter=100_000, solver="newton-cg")
     other.fit(x, labels)
     expected = np.vstack([other.coef_.T, other.intercept_])
-    for tolerance, error in ((1e-8, 1e-6), (1e-3, 1e-3)):  # the second is that of the table
+    for tolerance, error in ((1e-7, 1e-6), (1e-2, 1e-2)):  # the second is that of the table
         weights, bias = fit.logistic(tolerance)
         found = np.vstack([weights * fit.std[:, None], bias + fit.mean @ weights])  # for x
         if classes == 2:
