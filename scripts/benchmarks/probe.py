@@ -2,20 +2,16 @@
 
 FOLDER has clothing10/ and omniglot136/ (train/<class>/*, val/<class>/*) and cifar10/ with the
 archive of CIFAR-10, cut to 1,000 training images and 200 test images per class. BiT-Mini is judged
-and fine-tuned on each: ``small`` is the rule at a size for two cores (100 steps of 64 images, 64
-pixels), ``rule`` BiT-HyperRule itself (500 steps of 512 images).
+on each, and fine-tuned on all training images with several seeds, in three ways at 64 pixels:
+``short`` (100 steps of 64 images), ``128`` (500 steps of 128, the authors' settings for little
+memory) and ``512`` (500 steps of 512, as BiT-HyperRule has it), the last two in bfloat16.
 
 Time: each round takes, one after another, the whole command ``probe`` with nothing in its cache,
-the whole command ``train`` with ``small``, and a few steps of ``rule`` at its own resolution, whose
-speed gives the time of all its steps (without start and validation). Nothing else should run.
-
-Accuracy: ``small`` with several seeds and numbers of images per class, one run per core at a time;
-``rule`` with --rule_seeds seeds and all images, at 128 pixels for all three (photographs of clothes
-would have 480 by the rule, fourteen times the work), in bfloat16.
+the whole command ``train`` of ``short``, and a few steps of BiT-HyperRule at its own resolution,
+128 or 480 pixels. Their speed gives the time of its 500 steps, without start and validation.
 
 Writes times.csv, runs.csv and table.md into --logdir. The same command resumes after a stop;
-without FOLDER it only rewrites the table. Two cores take ten minutes for the time, half an hour for
-``small`` and one to two hours for a seed of ``rule``.
+without FOLDER it only rewrites the table. A run of ``512`` takes a core about 25 minutes.
 """
 
 from __future__ import annotations
@@ -34,23 +30,23 @@ import numpy as np
 
 from bit_paddle import errors
 from bit_paddle.config.types import whole
+from bit_paddle.inference.probing import METHODS
 from bit_paddle.recipes import hyperrule
 from bit_paddle.runs import history
 from bit_paddle.system import environment, fetch, files
 
 SETS = {"clothing10": "folder", "omniglot136": "folder", "cifar10": "cifar10"}
-SHOTS = (1, 5, 10, None)
-SMALL = ["--steps", "100", "--batch", "64", "--base_lr", "0.1", "--precrop", "72", "--crop", "64"]
-RULE = ["--precrop", "160", "--crop", "128", "--amp", "bf16"]
-STEPS, BATCH = 5, 64  # timed steps of the rule, of which the first is left out
-WAYS = {
-    "ridge": "probe, ridge",
-    "k-NN": "probe, k-NN",
-    "logistic": "probe, logistic",
-    "small": "fine-tuning, 100 x 64",
-    "rule": "fine-tuning, 500 x 512",
+SHOTS = ("1", "5", "10", "25", "all")
+VIEW = ["--precrop", "72", "--crop", "64"]
+TUNED = {  # name: title, flags
+    "short": ("fine-tuning, 100 x 64", ["--steps", "100", "--batch", "64", "--base_lr", "0.1"]),
+    "128": ("fine-tuning, 500 x 128", ["--batch", "128", "--base_lr", "0.001", "--amp", "bf16"]),
+    "512": ("fine-tuning, 500 x 512", ["--amp", "bf16"]),
 }
-RUNS, TIMES = ("set", "way", "shots", "seed", "top1"), ("set", "round", "probe", "small", "rule")
+STEPS, BATCH = 5, 64  # timed steps of the rule, of which the first is left out
+WAYS = {method: f"probe, {method}" for method in METHODS}
+WAYS.update({name: title for name, (title, _) in TUNED.items()})
+RUNS, TIMES = ("set", "way", "shots", "seed", "top1"), ("set", "round", "probe", "short", "rule")
 
 
 def main(arguments: list[str]) -> int:
@@ -61,8 +57,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("folder", type=Path, nargs="?", help="folder of the three data sets")
     parser.add_argument("--only", choices=("time", "accuracy"), help="(default: both)")
     parser.add_argument("--rounds", type=whole(1), default=3, help="of the time (default: 3)")
-    parser.add_argument("--seeds", type=whole(1), default=5, help="of small (default: 5)")
-    parser.add_argument("--rule_seeds", type=whole(0), default=1, help="of rule (default: 1)")
+    help = "of short, 128 and 512 (default: 5 5 1)"
+    parser.add_argument("--seeds", type=whole(0), nargs=3, default=(5, 5, 1), help=help)
     parser.add_argument(
         "--logdir", type=Path, default="bit_logs/my-probe", help="(default: bit_logs/my-probe)"
     )
@@ -71,11 +67,11 @@ def main(arguments: list[str]) -> int:
         lines = [files.csv_line(TIMES)]
         for turn in range(flags.rounds):
             for name in SETS:
-                lines.append(files.csv_line([name, turn, *times(flags.folder / name)]))
+                lines.append(files.csv_line([name, turn, *times_of(flags.folder / name)]))
                 print(lines[-1], end="", flush=True)
         files.write_text(flags.logdir / "times.csv", "".join(lines))
     if flags.folder is not None and flags.only != "time":
-        accuracies(flags)
+        accuracies(flags.folder, flags.logdir, dict(zip(TUNED, flags.seeds)))
     text = table(flags.logdir)
     files.write_text(flags.logdir / "table.md", text)
     print(text, end="")
@@ -92,8 +88,8 @@ def words(command: str, data: Path) -> list[str]:
 # --- Time ---------------------------------------------------------------------------------------
 
 
-def times(data: Path) -> list[str]:
-    """Return the seconds of the probe, of ``small``, and of all steps of ``rule``."""
+def times_of(data: Path) -> list[str]:
+    """Return the seconds of the probe, of ``short``, and of all steps of the rule."""
     with tempfile.TemporaryDirectory() as home:
         (Path(home) / "native").symlink_to(fetch.cache_dir() / "native")  # compiled before
         place = {**environment.share(1), "BIT_PADDLE_HOME": home}
@@ -105,12 +101,12 @@ def times(data: Path) -> list[str]:
 
         judged = seconds(*words("probe", data), "--results", f"{home}/probe")
         train = [*words("train", data), "--no-save", "--logdir", home]
-        tuned = seconds(*train, *SMALL, "--name", "small")
+        tuned = seconds(*train, *VIEW, *TUNED["short"][1], "--name", "short")
         batch = BATCH // 4 if data.name == "clothing10" else BATCH  # images of 480 pixels
         seconds(*train, "--steps", str(STEPS), "--batch", str(batch), "--name", "rule")
-        (run,) = history.read(Path(home) / "rule")
-    seconds_of_steps = run.train[-1]["time"] - run.train[0]["time"]
-    speed = batch * (len(run.train) - 1) / seconds_of_steps  # images per second
+        (ended,) = history.read(Path(home) / "rule")
+    made = ended.train[-1]["time"] - ended.train[0]["time"]
+    speed = batch * (len(ended.train) - 1) / made  # images per second
     rule = hyperrule.schedule(0).steps * hyperrule.BATCH / speed
     return [f"{value:.1f}" for value in (judged, tuned, rule)]
 
@@ -118,36 +114,41 @@ def times(data: Path) -> list[str]:
 # --- Accuracy -----------------------------------------------------------------------------------
 
 
-def accuracies(flags: argparse.Namespace) -> None:
-    """Make the runs; write runs.csv."""
-    lines, jobs = [files.csv_line(RUNS)], []
+def accuracies(folder: Path, logs: Path, seeds: dict[str, int]) -> None:
+    """Make the runs, one per core at a time; write runs.csv."""
     for name in SETS:
-        place = flags.logdir / f"{name}-probe"
-        command = words("probe", flags.folder / name)
-        command += ["--seeds", str(flags.seeds), "--results", str(place)]
-        subprocess.run(command, check=True)
-        for row in json.loads((place / "probe.json").read_text())[0]["rows"]:
+        run([*words("probe", folder / name), "--results", str(logs / f"{name}-probe")])
+    jobs = [(way, seed, name) for way in TUNED for seed in range(seeds[way]) for name in SETS]
+
+    def start(job: tuple[str, int, str]) -> None:
+        way, seed, name = job
+        more = ["--logdir", str(logs), "--name", f"{name}-{way}-{seed}", "--seed", str(seed)]
+        run([*words("train", folder / name), *VIEW, *TUNED[way][1], *more])
+
+    with ThreadPoolExecutor(environment.cpu_count()) as pool:
+        for _ in pool.map(start, jobs):
+            collect(logs)
+
+
+def run(command: list[str]) -> None:
+    """Run ``command`` on its share of the cores."""
+    subprocess.run(command, env=environment.share(environment.cpu_count()), check=True)
+
+
+def collect(logs: Path) -> None:
+    """Write the results of all complete runs as runs.csv."""
+    lines = [files.csv_line(RUNS)]
+    for name in SETS:
+        (found,) = json.loads((logs / f"{name}-probe" / "probe.json").read_text())
+        for row in found["rows"]:
             for seed, top1 in enumerate(row["top1"]):
-                shots = row["shots"] or "all"
-                lines.append(files.csv_line([name, row["method"], shots, seed, top1]))
-        jobs += [(name, "small", shots, seed) for shots in SHOTS for seed in range(flags.seeds)]
-    jobs += [(name, "rule", None, seed) for name in SETS for seed in range(flags.rule_seeds)]
-    count = environment.cpu_count()
-
-    def start(job: tuple) -> str:
-        name, way, shots, seed = job
-        run = f"{name}-{way}-{shots or 'all'}-{seed}"
-        command = [*words("train", flags.folder / name), *(SMALL if way == "small" else RULE)]
-        command += ["--logdir", str(flags.logdir), "--name", run, "--seed", str(seed), "--no-save"]
-        if shots:
-            command += ["--examples_per_class", str(shots), "--examples_per_class_seed", str(seed)]
-        subprocess.run(command, env=environment.share(count), check=True)
-        result = json.loads((flags.logdir / run / "result.json").read_text())
-        return files.csv_line([name, way, shots or "all", seed, result["top1"]])
-
-    with ThreadPoolExecutor(count) as pool:
-        lines += pool.map(start, jobs)
-    files.write_text(flags.logdir / "runs.csv", "".join(lines))
+                values = (name, row["method"], row["shots"] or "all", seed, top1)
+                lines.append(files.csv_line(values))
+        for path in sorted(logs.glob(f"{name}-*/result.json")):
+            _, way, seed = path.parent.name.split("-")
+            top1 = json.loads(path.read_text())["top1"]
+            lines.append(files.csv_line((name, way, "all", seed, top1)))
+    files.write_text(logs / "runs.csv", "".join(lines))
 
 
 # --- Table --------------------------------------------------------------------------------------
@@ -157,29 +158,25 @@ def table(logs: Path) -> str:
     """Return Markdown tables of runs.csv and times.csv, as far as they are there."""
     text = ""
     if runs := read(logs / "runs.csv"):
-        text += f"| data | top-1, % | {' | '.join(str(shots or 'all') for shots in SHOTS)} |\n"
-        text += "|---" * (2 + len(SHOTS)) + "|\n"
+        text += f"| data | top-1, % | {' | '.join(SHOTS)} |\n" + "|---" * (2 + len(SHOTS)) + "|\n"
         for name in SETS:
             for way, title in WAYS.items():
-                cells = []
-                for shots in SHOTS:
-                    key = (name, way, str(shots or "all"))
-                    top1 = [
-                        100 * float(run["top1"]) for run in runs if tuple(run.values())[:3] == key
-                    ]
-                    cells.append(spread(top1, ".1f"))
-                text += f"| {name} | {title} | {' | '.join(cells)} |\n"
+                own = [each for each in runs if (each["set"], each["way"]) == (name, way)]
+                found = {shots: [] for shots in SHOTS}
+                for each in own:
+                    found[each["shots"]].append(100 * float(each["top1"]))
+                if own:
+                    cells = [spread(top1, ".1f") for top1 in found.values()]
+                    text += f"| {name} | {title} | {' | '.join(cells)} |\n"
         text += "\n"
-    if found := read(logs / "times.csv"):
-        text += (
-            "| data | probe, s | 100 x 64, s | by the rule, min | small : probe | rule : probe |\n"
-        )
+    if times := read(logs / "times.csv"):
+        text += "| data | probe, s | 100 x 64, s | rule, min | 100 x 64 / probe | rule / probe |\n"
         text += "|---" * 6 + "|\n"
         for name in SETS:
-            rows = [row for row in found if row["set"] == name]
-            probe, small, rule = (np.array([float(row[key]) for row in rows]) for key in TIMES[2:])
-            cells = [spread(probe, ".0f"), spread(small, ".0f"), spread(rule / 60, ".0f")]
-            cells += [spread(small / probe, ".1f"), spread(rule / probe, ".0f")]
+            rows = [row for row in times if row["set"] == name]
+            probe, short, rule = (np.array([float(row[key]) for row in rows]) for key in TIMES[2:])
+            cells = [spread(probe, ".0f"), spread(short, ".0f"), spread(rule / 60, ".0f")]
+            cells += [spread(short / probe, ".1f"), spread(rule / probe, ".0f")]
             text += f"| {name} | {' | '.join(cells)} |\n"
     return text
 
