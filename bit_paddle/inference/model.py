@@ -185,9 +185,9 @@ class TrainedModel:
         return self._functions.pooled
 
     @property
-    def precision(self) -> tuple[str, str]:
-        """The device and the precision, as they were asked for."""
-        return self._device, self._amp
+    def computed_by(self) -> str:
+        """What computes the model: Paddle, the device, the precision and the operators, as text."""
+        return self._functions.computed_by
 
     @cached_property
     def _functions(self) -> Functions:
