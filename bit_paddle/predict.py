@@ -163,9 +163,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--unknown",
         metavar="SHARE",
-        help="call an image unknown if it seems to show none of the classes. SHARE, such as 5%%, is "
-        "the share of the images of the classes that is called unknown by mistake: a higher share "
-        "finds more strangers. The model must have been calibrated, as for --calibrated",
+        help="call an image unknown if it seems to show none of the classes. SHARE, such as 5%%, "
+        "is the share of the images of the classes that is called unknown by mistake: a higher "
+        "share finds more strangers. The model must have been calibrated, as for --calibrated",
     )
     parser.add_argument(
         "--features",
