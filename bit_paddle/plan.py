@@ -29,6 +29,7 @@ from bit_paddle.models.architecture import Architecture
 from bit_paddle.models.checkpoint import CheckpointFile
 from bit_paddle.recipes.recipe import SIDES
 from bit_paddle.system.hub import Repository
+from bit_paddle.training import frozen
 from bit_paddle.training.estimate import GIB, Task, describe
 from bit_paddle.training.plan import make_plan, resolution_of, resolution_reason, schedule_of
 
@@ -119,20 +120,23 @@ def _known_task(settings: Settings, known: Known, architecture: Architecture) ->
             f"images, {images // known.classes:,} each on average"
         )
     images = images if few is None else few * known.classes
-    crops = specs.find(settings.dataset, registry.READERS).random_crop
-    crops = crops if settings.random_crop is None else settings.random_crop
+    spec = specs.find(settings.dataset, registry.READERS)
+    crops = spec.random_crop if settings.random_crop is None else settings.random_crop
+    flip = spec.flip if settings.flip is None else settings.flip
     resolution = resolution_of(
         settings, *SIDES[known.resolution or "large"], architecture.name, crops
     )
     reason = resolution_reason(settings, None, known.resolution, crops)
     schedule = schedule_of(settings, images)
-    return Task(images, known.classes, "not opened", resolution, reason, schedule)
+    fixed = not (crops or flip or settings.recipe.mixup_alpha(images))
+    return Task(images, known.classes, "not opened", resolution, reason, schedule, fixed)
 
 
 def _opened_task(settings: Settings) -> Task:
     plan = make_plan(dataclasses.replace(settings, name=None), fetch=False)
     classes, reason = len(plan.data.train.classes), plan.resolution_reason
-    return Task(len(plan.subset), classes, "opened", plan.resolution, reason, plan.schedule)
+    sizes, fixed = (len(plan.subset), classes, "opened"), frozen.has_fixed_views(plan)
+    return Task(*sizes, plan.resolution, reason, plan.schedule, fixed)
 
 
 # --- The command line ---------------------------------------------------------------------------

@@ -135,10 +135,10 @@ class ResNetV2(nn.Layer):
 
     def _stages(self, x: Tensor) -> list[Tensor]:
         """Return the outputs of the four blocks as the operators lay them out."""
-        x = self._apply("root_block", self._enter(x))
+        x = self._output("root_block", self._enter(x))
         stages = []
         for block in _BLOCKS:
-            x = self._apply(block, x)
+            x = self._output(block, x)
             stages.append(x)
         return stages
 
@@ -148,10 +148,10 @@ class ResNetV2(nn.Layer):
 
     def _through(self, parts: Sequence[str], x: Tensor) -> Tensor:
         for part in parts:
-            x = self._apply(part, x)
+            x = self._output(part, x)
         return x
 
-    def _apply(self, part: str, x: Tensor) -> Tensor:
+    def _output(self, part: str, x: Tensor) -> Tensor:
         """Return the output of one of `PARTS`; of the norm it is averaged over the image."""
         if part == "root_block":
             return self.root_block(x)  # [N, 64 w, H/4, W/4]
