@@ -44,7 +44,7 @@ TUNED = {  # name: title, flags
     "512": ("fine-tuning, 500 x 512", ["--amp", "bf16"]),
 }
 STEPS = 5
-IMAGES = {"clothing10": 16, "omniglot136": 64, "cifar10": 64}  # per timed step of the rule
+IMAGES = {"clothing10": 16, "omniglot136": 16, "cifar10": 64}  # per timed step of the rule
 WAYS = {method: f"probe, {method}" for method in METHODS}
 WAYS.update({name: title for name, (title, _) in TUNED.items()})
 RUNS, TIMES = ("set", "way", "shots", "seed", "top1"), ("set", "round", "probe", "short", "rule")
