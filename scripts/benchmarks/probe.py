@@ -64,6 +64,7 @@ def main(arguments: list[str]) -> int:
         "--logdir", type=Path, default="bit_logs/my-probe", help="(default: bit_logs/my-probe)"
     )
     flags = parser.parse_args(arguments)
+    files.make_folder(flags.logdir, "--logdir")
     if flags.folder is not None and flags.only != "accuracy":
         jobs = [(name, turn) for turn in range(flags.rounds) for name in SETS]
         with ThreadPoolExecutor(environment.cpu_count()) as pool:
@@ -114,7 +115,9 @@ def times_of(data: Path) -> list[str]:
         short = train("short", *VIEW, *TUNED["short"][1])
         image = (rule(STEPS) - rule(1)) / (STEPS - 1) / IMAGES[data.name]
     steps = image * hyperrule.schedule(0).steps * hyperrule.BATCH
-    return [f"{value:.1f}" for value in (probe, short, steps)]
+    found = [f"{value:.1f}" for value in (probe, short, steps)]
+    print(data.name, *found, flush=True)
+    return found
 
 
 # --- Accuracy -----------------------------------------------------------------------------------
