@@ -9,6 +9,7 @@ training images choose it: each is judged by all the others.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import median
@@ -17,6 +18,7 @@ import numpy as np
 
 from bit_paddle.errors import DataError
 from bit_paddle.inference import logistic
+from bit_paddle.system import environment
 
 STRENGTHS = 2.0 ** np.arange(-10, 20)  # of the ridge penalty
 
@@ -50,7 +52,7 @@ class Fit:
             (values - self.mean) / self.std, full_matrices=False
         )
         self._targets = 2.0 * np.eye(classes)[labels] - 1.0
-        self._inner, self._left_squared = self._left.T @ self._targets, self._left**2
+        self._inner = self._left.T @ self._targets
 
     def ridge(self, strength: float) -> tuple[np.ndarray, np.ndarray]:
         """Return the classifier of ridge regression."""
@@ -77,15 +79,16 @@ class Fit:
         """
         if np.bincount(self.labels, minlength=self.classes).min() < 2:
             return FIXED
-        return max(STRENGTHS.tolist(), key=lambda each: (*self._left_one_out(each), -each))
+        squares = self._left**2
+        return max(STRENGTHS.tolist(), key=lambda each: (*self._left_one_out(each, squares), -each))
 
-    def _left_one_out(self, strength: float) -> tuple[int, float]:
+    def _left_one_out(self, strength: float, squares: np.ndarray) -> tuple[int, float]:
         """Return the number of right answers and minus the mean squared error, leave-one-out."""
         kept = self._singular**2 / (self._singular**2 + strength)
         bias = self._kept_bias(strength)
         fitted = self._left @ (kept[:, None] * self._inner)
         fitted += self._targets.mean(axis=0) * bias
-        leverage = (self._left_squared @ kept + bias / len(self.labels))[:, None]
+        leverage = (squares @ kept + bias / len(self.labels))[:, None]
         apart = np.maximum(1 - leverage, 1e-12)
         scores = (fitted - leverage * self._targets) / apart
         right = int((scores.argmax(axis=1) == self.labels).sum())
@@ -195,33 +198,39 @@ def table(
     """Return the rows of one layer. ``train`` and ``val`` are features [N, C] and labels [N].
 
     A class with fewer images gives all it has. If no class has more, the number is left out: it
-    would repeat "all", which is measured once. ``done()`` is called after each fit.
+    would repeat "all", which is measured once. Each core makes another fit; ``done()`` is called
+    after each.
     """
-    rows, (features, labels) = [], train
-    most = np.bincount(labels, minlength=classes).max()
-    for shots in SHOTS:
-        if shots is not None and shots >= most:
-            continue
-        results: dict[str, list[float]] = {method: [] for method in METHODS}
-        for seed in range(seeds if shots else 1):
-            chosen = some_of_each(labels, shots, seed, classes)
-            for method, answers in _answers(features[chosen], labels[chosen], val[0], classes):
-                results[method].append(float((answers == val[1]).mean()))
+    (features, labels), most = train, np.bincount(train[1], minlength=classes).max()
+    used = [shots for shots in SHOTS if shots is None or shots < most]
+    jobs = [(shots, seed) for shots in reversed(used) for seed in range(seeds if shots else 1)]
+
+    def fit(job: tuple[int | None, int]) -> dict[str, float]:
+        chosen = some_of_each(labels, *job, classes)
+        answers = _answers(features[chosen], labels[chosen], val[0], classes)
+        return {method: float((found == val[1]).mean()) for method, found in answers.items()}
+
+    results: dict[tuple[int | None, str], list[float]] = {}
+    with ThreadPoolExecutor(environment.cpu_count()) as pool:
+        for (shots, _), found in zip(jobs, pool.map(fit, jobs)):  # the largest come first
+            for method, top1 in found.items():
+                results.setdefault((shots, method), []).append(top1)
             done()
-        rows += [Row(layer, shots, method, top1) for method, top1 in results.items()]
-    return rows
+    return [
+        Row(layer, shots, method, results[shots, method]) for shots in used for method in METHODS
+    ]
 
 
 def _answers(
     features: np.ndarray, labels: np.ndarray, queries: np.ndarray, classes: int
-) -> list[tuple[str, np.ndarray]]:
+) -> dict[str, np.ndarray]:
     fit = Fit(features, labels, classes)
     count = choose_neighbours(features, labels, classes)
-    return [
-        ("ridge", predict(fit.ridge(fit.strength), queries)),
-        ("k-NN", nearest(features, labels, queries, classes, [count])[0]),
-        ("logistic", predict(fit.logistic(), queries)),
-    ]
+    return {
+        "ridge": predict(fit.ridge(fit.strength), queries),
+        "k-NN": nearest(features, labels, queries, classes, [count])[0],
+        "logistic": predict(fit.logistic(), queries),
+    }
 
 
 def some_of_each(labels: np.ndarray, shots: int | None, seed: int, classes: int) -> np.ndarray:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from bit_paddle.data.images import Images
 from bit_paddle.inference import probing
@@ -100,19 +101,22 @@ def probe(
     started = time.perf_counter()
     values = [features(model, images, batch, workers, layers) for images in (train, val)]
     between = time.perf_counter()
-    rows = []
+    rows, strength = [], None
     fits = sum(seeds if shots else 1 for shots in SHOTS)
     splits = _layers(model, values[0].shape[1])
-    with progress.progress_bar(desc="classifiers", unit="fit", total=fits * len(splits)) as bar:
+    # The cores share the fits; one alone has matrices too small for several cores.
+    with (
+        threadpool_limits(1, "blas"),
+        progress.progress_bar(desc="classifiers", unit="fit", total=fits * len(splits)) as bar,
+    ):
         for layer, part in splits.items():
             given = [(each[:, part], images.labels) for each, images in zip(values, (train, val))]
             rows += probing.table(layer, *given, len(classes), seeds, bar.update)
-    seconds = between - started, time.perf_counter() - between
-    strength = None
-    if output is not None:
-        fit = Fit(values[0][:, splits["features"]], labels, len(classes))
-        strength = fit.strength
-        write_head(model, fit.ridge(strength), classes, output)
+        seconds = between - started, time.perf_counter() - between
+        if output is not None:
+            fit = Fit(values[0][:, splits["features"]], labels, len(classes))
+            strength = fit.strength
+            write_head(model, fit.ridge(strength), classes, output)
     return Probe(model.file.path, len(val), len(train), rows, seconds, strength)
 
 
