@@ -23,7 +23,8 @@ NEED_PADDLE = {
         f"training.{name}"
         for name in ("distributed", "memory", "optimizer", "run", "start", "step", "testing")
     ),
-    "training.validation",
+    "training.classification.task",
+    "training.classification.validation",
     "runs.snapshot",
     "system.device",
 }
