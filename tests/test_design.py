@@ -63,6 +63,22 @@ def test_no_circles():
         arrows = {name: others for name, others in arrows.items() if name not in ends}
 
 
+LOOP = ("distributed", "memory", "optimizer", "plan", "run", "start", "step", "task", "testing")
+OF_CLASSIFICATION = ("data", "inference", "models.losses", "training.classification",
+                     "training.frozen")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOOP)
+def test_the_loop_knows_no_classification(name):
+    found = imports(MODULES[f"training.{name}"])
+    assert not {
+        module
+        for module in found
+        for other in OF_CLASSIFICATION
+        if module == f"bit_paddle.{other}" or module.startswith(f"bit_paddle.{other}.")
+    }
+
+
 # --- Sizes --------------------------------------------------------------------------------------
 
 PACKAGE = ROOT / "bit_paddle"
