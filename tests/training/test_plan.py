@@ -318,7 +318,7 @@ def test_data_that_are_opened_give_what_train_would_do(more, image_folder):
     assert found[:2] == (len(expected.subset), 3)
     assert (found.resolution, found.schedule) == (expected.resolution, expected.schedule)
     given = plan.Known(36, 3, "small")
-    again = plan._known_task(settings, given, Architecture.parse("R14x0.5"))
+    again = plan._known_sizes(settings, given, Architecture.parse("R14x0.5"))
     assert again[:2] == found[:2] and again[3] == found[3] and again[5] == found[5]
 
 
