@@ -29,6 +29,7 @@ from bit_paddle.models.architecture import Architecture
 from bit_paddle.models.checkpoint import CheckpointFile
 from bit_paddle.recipes.recipe import SIDES
 from bit_paddle.system.hub import Repository
+from bit_paddle.training import frozen
 from bit_paddle.training.classification.plan import (
     make_plan,
     resolution_of,
@@ -124,20 +125,23 @@ def _known_sizes(settings: Settings, known: Known, architecture: Architecture) -
             f"images, {images // known.classes:,} each on average"
         )
     images = images if few is None else few * known.classes
-    crops = specs.find(settings.dataset, registry.READERS).random_crop
-    crops = crops if settings.random_crop is None else settings.random_crop
+    spec = specs.find(settings.dataset, registry.READERS)
+    crops = spec.random_crop if settings.random_crop is None else settings.random_crop
+    flip = spec.flip if settings.flip is None else settings.flip
     resolution = resolution_of(
         settings, *SIDES[known.resolution or "large"], architecture.name, crops
     )
     reason = resolution_reason(settings, None, known.resolution, crops)
     schedule = schedule_of(settings, images)
-    return Sizes(images, known.classes, "not opened", resolution, reason, schedule)
+    fixed = not (crops or flip or settings.recipe.mixup_alpha(images))
+    return Sizes(images, known.classes, "not opened", resolution, reason, schedule, fixed)
 
 
 def _opened_sizes(settings: Settings) -> Sizes:
     plan = make_plan(dataclasses.replace(settings, name=None), fetch=False)
     classes, reason = len(plan.data.train.classes), plan.resolution_reason
-    return Sizes(len(plan.subset), classes, "opened", plan.resolution, reason, plan.schedule)
+    sizes, fixed = (len(plan.subset), classes, "opened"), frozen.has_fixed_views(plan)
+    return Sizes(*sizes, plan.resolution, reason, plan.schedule, fixed)
 
 
 # --- The command line ---------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from bit_paddle.errors import ConfigError
+from bit_paddle.errors import ConfigError, did_you_mean
 
 UNITS = {
     14: (1, 1, 1, 1),
@@ -29,7 +29,9 @@ LEARN = ("all", "head", "block4", "block3", "block2", "block1")
 
 
 def frozen_parts(learn: str) -> tuple[str, ...]:
-    """Return the `PARTS` that do not learn, for a word of `LEARN`."""
+    """Return the `PARTS` that do not learn, for a word of `LEARN`; else raise `ConfigError`."""
+    if learn not in LEARN:
+        raise ConfigError(f"learn: is {learn!r}: {did_you_mean(learn, LEARN)}")
     return () if learn == "all" else PARTS[: PARTS.index(learn)]
 
 

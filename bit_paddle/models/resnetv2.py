@@ -1,6 +1,6 @@
 """ResNetV2 with GroupNorm and weight standardization, as in Big Transfer (arXiv 1912.11370).
 
-Activations are [N, C, H, W], kernels [O, I, H, W]. The layers stand in the order of the data flow.
+Activations are [N, C, H, W], kernels [O, I, H, W]. `layers` has the residual unit and its parts.
 """
 
 from __future__ import annotations
@@ -15,116 +15,13 @@ import numpy as np
 import paddle
 from paddle import Tensor, nn
 
-from bit_paddle.models.architecture import GROUPS, PARTS, Architecture, frozen_parts
+from bit_paddle.models.architecture import PARTS, Architecture, frozen_parts
+from bit_paddle.models.layers import ZEROS, Bottleneck, GroupNormReLU, RootBlock, StdConv2D
 from bit_paddle.models.native import plain
 
 AMP = {"fp16": paddle.float16, "bf16": paddle.bfloat16}  # of activations between the layers
 
 _BLOCKS = PARTS[1:5]
-
-# A checkpoint or `reset_parameters` fills the parameters.
-_ZEROS = nn.initializer.Constant(0.0)
-
-
-class StdConv2D(nn.Layer):
-    """A convolution without bias; its kernel is standardized first."""
-
-    operators: Any = plain
-
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1):
-        super().__init__()
-        self.stride = stride
-        self.weight = self.create_parameter(
-            [out_channels, in_channels, kernel_size, kernel_size], default_initializer=_ZEROS
-        )
-        self.standardized: Tensor | None = None  # set within ResNetV2.standardized_once
-        self.folded: Tensor | None = None  # of inference and of frozen parts, without gradients
-
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        kernel = self.standardized
-        if kernel is None and not paddle.is_grad_enabled():
-            kernel = self.folded
-        if kernel is None:
-            kernel = self.operators.standardize(self.weight)
-        return self.operators.convolve(x, kernel, self.stride, residual)
-
-
-class GroupNormReLU(nn.GroupNorm):
-    """GroupNorm, then ReLU."""
-
-    operators: Any = plain
-
-    def __init__(self, channels: int):
-        super().__init__(GROUPS, channels, epsilon=plain.NORM_EPSILON)
-
-    def forward(
-        self, x: Tensor, twice: bool = False, beside: bool = False
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Return the activated ``x``.
-
-        ``twice`` returns the result twice, for two users; ``beside`` returns the result and ``x``.
-        In both cases the gradients of the two users are added.
-        """
-        if twice:
-            return self.operators.norm_relu_twice(x, self)
-        return (self.operators.norm_relu_beside if beside else self.operators.norm_relu)(x, self)
-
-
-class RootBlock(nn.Layer):
-    """A convolution and a pool, both with stride 2: [N, 3, H, W] to about [N, C, H/4, W/4]."""
-
-    operators: Any = plain
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = StdConv2D(3, channels, kernel_size=7, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.operators.pool(self.conv(x))
-
-
-class PreActivationConv(nn.Layer):
-    """GroupNorm, ReLU, convolution."""
-
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1):
-        super().__init__()
-        self.norm = GroupNormReLU(in_channels)
-        self.conv = StdConv2D(in_channels, out_channels, kernel_size, stride)
-
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        return self.conv(self.norm(x), residual)
-
-
-class Projection(nn.Layer):
-    """The 1x1 convolution of a shortcut."""
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int):
-        super().__init__()
-        self.conv = StdConv2D(in_channels, out_channels, kernel_size=1, stride=stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
-
-
-class Bottleneck(nn.Layer):
-    """A residual unit: convolutions ``a`` 1x1, ``b`` 3x3 with the stride, ``c`` 1x1, a shortcut."""
-
-    def __init__(self, in_channels: int, middle: int, stride: int, project: bool):
-        super().__init__()
-        if project:
-            self.proj = Projection(in_channels, 4 * middle, stride)
-        self.project = project
-        self.a = PreActivationConv(in_channels, middle, kernel_size=1)
-        self.b = PreActivationConv(middle, middle, kernel_size=3, stride=stride)
-        self.c = PreActivationConv(middle, 4 * middle, kernel_size=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.project:  # the projection takes the activated input
-            activated, shortcut = self.a.norm(x, twice=True)
-            shortcut = self.proj(shortcut)
-        else:
-            activated, shortcut = self.a.norm(x, beside=True)
-        return self.c(self.b(self.a.conv(activated)), shortcut)
 
 
 class ResNetV2(nn.Layer):
@@ -162,7 +59,7 @@ class ResNetV2(nn.Layer):
             self.add_sublayer(f"block{block + 1}", layers)
         self.norm = GroupNormReLU(channels)
         if num_classes:
-            self.head = nn.Linear(channels, num_classes, weight_attr=_ZEROS, bias_attr=_ZEROS)
+            self.head = nn.Linear(channels, num_classes, weight_attr=ZEROS, bias_attr=ZEROS)
 
     def compute_with(self, operators: Any) -> None:
         """Compute with ``operators``: `models.native.plain`, or an object with its functions."""
@@ -213,11 +110,7 @@ class ResNetV2(nn.Layer):
 
     def forward_stages(self, x: Tensor) -> list[Tensor]:
         """Return the outputs of the four blocks, at strides 4, 8, 16 and 32, before activation."""
-        stages, x = [], self._apply("root_block", self._enter(x))
-        for block in _BLOCKS:
-            x = self._apply(block, x)
-            stages.append(self._operators.leave(x))
-        return stages
+        return [self._operators.leave(stage) for stage in self._stages(x)]
 
     def forward_pooled(self, x: Tensor) -> Tensor:
         """Return the averages over the image of the four stages, then the features, [N, sum of C].
@@ -237,8 +130,17 @@ class ResNetV2(nn.Layer):
 
         The averages of the maps are the features.
         """
-        last = self.norm(self._through(("root_block", *_BLOCKS), self._enter(x)))
+        last = self.norm(self._through(PARTS[:5], self._enter(x)))
         return self.head(self._operators.average(last)), self._operators.leave(last)
+
+    def _stages(self, x: Tensor) -> list[Tensor]:
+        """Return the outputs of the four blocks as the operators lay them out."""
+        x = self._output("root_block", self._enter(x))
+        stages = []
+        for block in _BLOCKS:
+            x = self._output(block, x)
+            stages.append(x)
+        return stages
 
     def _enter(self, x: Tensor) -> Tensor:
         x = self._operators.enter(x)
@@ -246,10 +148,10 @@ class ResNetV2(nn.Layer):
 
     def _through(self, parts: Sequence[str], x: Tensor) -> Tensor:
         for part in parts:
-            x = self._apply(part, x)
+            x = self._output(part, x)
         return x
 
-    def _apply(self, part: str, x: Tensor) -> Tensor:
+    def _output(self, part: str, x: Tensor) -> Tensor:
         """Return the output of one of `PARTS`; of the norm it is averaged over the image."""
         if part == "root_block":
             return self.root_block(x)  # [N, 64 w, H/4, W/4]

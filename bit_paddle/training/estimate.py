@@ -27,6 +27,7 @@ class Sizes(NamedTuple):
     resolution: hyperrule.Resolution
     reason: str  # of the resolution
     schedule: hyperrule.Schedule
+    fixed_views: bool  # every step sees an image in the same view
 
 
 # --- The plan -----------------------------------------------------------------------------------
@@ -81,6 +82,7 @@ def describe(
         ),
         ("", "head; not GroupNorm, ReLU, pooling, additions, and the kernels' standardization"),
         *learns_rows(architecture, sizes.classes, learn),
+        *_remembered_rows(architecture, sizes, learn),
         *_memory_rows(settings, architecture, sizes.classes, memory, gpus),
         *_split_rows(settings, architecture, sizes, memory, gpus),
         ("time", _time(settings, sizes, gpus, images_per_second)),
@@ -88,6 +90,22 @@ def describe(
     if settings.runs > 1:
         rows.append(("runs", f"{settings.runs}: the steps and the time are those of one run"))
     return aligned(rows)
+
+
+def _remembered_rows(architecture: Architecture, sizes: Sizes, learn: str) -> list[tuple[str, str]]:
+    """Return the lines on frozen parts that are computed once per image; see `frozen`."""
+    if learn == "all" or not sizes.fixed_views:
+        return []
+    crop, classes = sizes.resolution.crop, sizes.classes
+    size = sizes.images * cost.boundary_bytes(architecture, crop, learn) / 1e6
+    forward = cost.multiply_adds(architecture, crop, classes)
+    backward = cost.training_multiply_adds(architecture, crop, classes, learn) - forward
+    step = f"{1.5 * backward / 1e9:,.1f}" if backward >= 1e8 else "less than 0.1"
+    lines = (
+        "the views are fixed: frozen parts are computed once per image, if their outputs",
+        f"({size:,.1f} MB) fit into the cache (--cache_gb). A step then takes {step} G per image",
+    )
+    return [("", line) for line in lines]
 
 
 def _memory_rows(

@@ -61,13 +61,14 @@ def notes(plan: ClassificationPlan) -> list[str]:
         )
     if plan.mixup_alpha:
         return lines
-    if not has_fixed_views(plan):
+    fits = bytes_of(plan) <= plan.cache_bytes
+    if fits and not has_fixed_views(plan):
         lines.append(
             "the frozen parts are computed in every step, because the views are random. With "
             "--no-crop --no-flip they are computed once per image: much less time, but the images "
             "are not augmented"
         )
-    elif bytes_of(plan) > plan.cache_bytes:
+    elif has_fixed_views(plan) and not fits:
         lines.append(
             f"the outputs of the frozen parts ({bytes_of(plan) / 1e6:,.1f} MB) do not fit in the "
             "cache: they are computed in every step; --cache_gb sets the size of the cache"

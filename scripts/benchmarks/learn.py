@@ -5,9 +5,12 @@ turns, so that a busy moment of the machine affects all. "remembered" steps star
 of the frozen parts, as a run does whose views are fixed. The table has the median, fastest and
 slowest step in seconds, and the ratio of the medians to the whole network's.
 
-Memory is the most that Paddle has allocated in two steps of two micro-batches, in a new process
-each: the second pass holds the gradients of the first. Beside it is the estimate of `bit_paddle
-plan`, which is for Paddle's own operators; the compiled ones take less.
+Memory is that of two steps of two micro-batches, in a new process each: the second pass holds the
+gradients of the first. "Allocated" is the most that Paddle has asked for; "resident" is the peak of
+resident memory, less that of a process which has only loaded Paddle and the operators. Freed blocks
+of 64 KiB and more are returned to the system at once, as in scripts/benchmarks/plan.py. Beside them
+is the estimate of `bit_paddle plan`, which is for Paddle's own operators; the compiled ones take
+less. A run that remembers the outputs makes them in passes of a micro-batch; so does the process.
 
 ``--accuracy FOLDER`` instead fine-tunes BiT-Mini on FOLDER (train/<class>/*, val/<class>/*) with
 several seeds for each --learn, with random and with fixed views, and prints the accuracies:
@@ -34,17 +37,15 @@ from bit_paddle.config.types import whole
 from bit_paddle.models import cost
 from bit_paddle.models.architecture import Architecture
 
-WORDS, CLASSES = ("all", "block4", "head"), 10
+STEPS, CLASSES = ("all", "block4", "head", "block4, remembered", "head, remembered"), 10
 
 RULE = {"steps": 100, "batch": 64, "base_lr": 0.1, "precrop": 72, "crop": 64}
 
 RUNS = (("all", False), ("block4", False), ("head", False), ("block4", True), ("head", True))
 
 
-def step_of(
-    flags: argparse.Namespace, learn: str, remembered: bool = False, parts: int = 1
-) -> Callable[[], float]:
-    """Return a function that makes a step of ``parts`` micro-batches, and returns the loss."""
+def step_of(flags: argparse.Namespace, title: str, parts: int = 1) -> Callable[[], float]:
+    """Return a function that makes a step of `STEPS`, in ``parts``, and returns the loss."""
     from bit_paddle.data.loader import MicroBatch
     from bit_paddle.models import weights
     from bit_paddle.models.native import build
@@ -53,6 +54,7 @@ def step_of(
     from bit_paddle.training.classification.task import loss_of
     from bit_paddle.training.optimizer import Momentum
 
+    learn, _, remembered = title.partition(", ")
     model = weights.create_model(flags.model, CLASSES)
     model.learn_only(learn)
     model.compute_with(build.choose(device.select_device("cpu"), "off", lambda text: None)[0])
@@ -72,8 +74,7 @@ def step_of(
 
 def times(flags: argparse.Namespace) -> dict[str, list[float]]:
     """Return {title: seconds of each round}."""
-    steps = {learn: step_of(flags, learn) for learn in WORDS}
-    steps.update({f"{learn}, remembered": step_of(flags, learn, True) for learn in WORDS[1:]})
+    steps = {title: step_of(flags, title) for title in STEPS}
     found: dict[str, list[float]] = {title: [] for title in steps}
     for turn in range(flags.rounds + 1):
         for title, make in steps.items():
@@ -84,21 +85,37 @@ def times(flags: argparse.Namespace) -> dict[str, list[float]]:
     return found
 
 
-def peak(flags: argparse.Namespace, learn: str, compiled: bool) -> int:
-    """Return the most bytes that Paddle has allocated in a new process, after two steps."""
-    environment = os.environ if compiled else {**os.environ, "BIT_PADDLE_NATIVE": "0"}
-    words = [sys.executable, "-W", "ignore", __file__, flags.model, "--worker", learn]
+def peaks(flags: argparse.Namespace, title: str, compiled: bool) -> list[int]:
+    """Return the bytes that two steps in a new process take at most: allocated, and resident."""
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**16)}
+    if not compiled:
+        environment["BIT_PADDLE_NATIVE"] = "0"
+    words = [sys.executable, "-W", "ignore", __file__, flags.model, "--worker", title]
     words += ["--side", str(flags.side), "--batch", str(flags.batch)]
     done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def work(flags: argparse.Namespace) -> None:
+    """Print the bytes of `peaks`, measured in this process."""
     import paddle
 
+    from bit_paddle.models.native import build
+    from bit_paddle.system import device
+    from bit_paddle.training import distributed  # noqa: F401 (loaded before the measurement)
+
+    build.choose(device.select_device("cpu"), "off", lambda text: None)
+    before = resident()
     make = step_of(flags, flags.worker, parts=2)
     make(), make()
-    print(json.dumps(paddle.base.core.host_memory_stat_peak_value("Allocated", 0)))
+    allocated = paddle.base.core.host_memory_stat_peak_value("Allocated", 0)
+    print(json.dumps([allocated, resident() - before]))
+
+
+def resident() -> int:
+    """Return the peak of this process's resident memory, in bytes; ru_maxrss has the parent's."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 def accuracies(folder: Path, repeats: int, logs: Path) -> None:
@@ -140,7 +157,7 @@ def main() -> None:
     parser.add_argument("--accuracy", type=Path, metavar="FOLDER", help="fine-tune on FOLDER")
     parser.add_argument("--repeats", type=whole(1), default=5, help="seeds of --accuracy")
     parser.add_argument("--logdir", type=Path, default="bit_logs/my-learn", help="of --accuracy")
-    parser.add_argument("--worker", choices=WORDS, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=STEPS, help=argparse.SUPPRESS)
     flags = parser.parse_args()
     if flags.worker:
         work(flags)
@@ -160,15 +177,18 @@ def compare(flags: argparse.Namespace) -> None:
         median = statistics.median(seconds)
         cells = (median, min(seconds), max(seconds), median / whole_network)
         print(f"| {title} | {' | '.join(f'{cell:.3f}' for cell in cells)} |")
-    print("\n| --learn | estimate, MB | Paddle's operators | ratio | compiled operators | ratio |")
-    print("|---|---|---|---|---|---|")
+    print("\nMB, and the estimate divided by it; c: with compiled operators")
+    print("| --learn | estimate | allocated | ratio | resident | ratio | c allocated | resident |")
+    print("|---|---|---|---|---|---|---|---|")
     architecture = Architecture.parse(flags.model)
-    for learn in WORDS:
+    for title in STEPS:
+        learn = title.partition(",")[0]
         estimate = sum(cost.training_memory(architecture, CLASSES, learn=learn).values())
         estimate += flags.batch * cost.activations(architecture, flags.side, learn=learn)
-        both = [peak(flags, learn, compiled) for compiled in (False, True)]
-        cells = (f"{allocated / 1e6:,.0f} | {estimate / allocated:.2f}" for allocated in both)
-        print(f"| {learn} | {estimate / 1e6:,.0f} | {' | '.join(cells)} |", flush=True)
+        plain = peaks(flags, title, compiled=False)
+        cells = [f"{size / 1e6:,.0f} | {estimate / size:.2f}" for size in plain]
+        cells += [f"{size / 1e6:,.0f}" for size in peaks(flags, title, compiled=True)]
+        print(f"| {title} | {estimate / 1e6:,.0f} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

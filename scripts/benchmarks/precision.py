@@ -153,7 +153,7 @@ def disturb(model: ResNetV2, unit: float) -> None:
     """Add random relative errors within ``unit`` to ``model`` wherever --amp rounds."""
     import paddle
 
-    from bit_paddle.models import resnetv2
+    from bit_paddle.models import layers
 
     def with_error(x: Tensor) -> Tensor:
         return x * (1 + paddle.uniform(x.shape, x.dtype, -unit, unit))
@@ -174,9 +174,9 @@ def disturb(model: ResNetV2, unit: float) -> None:
 
     model.root_block.register_forward_pre_hook(lambda _, inputs: with_error(inputs[0]))
     for layer in model.sublayers():
-        if isinstance(layer, (resnetv2.StdConv2D, resnetv2.GroupNormReLU, resnetv2.Bottleneck)):
+        if isinstance(layer, (layers.StdConv2D, layers.GroupNormReLU, layers.Bottleneck)):
             layer.register_forward_post_hook(lambda _, __, outputs: disturbed(outputs))
-        if isinstance(layer, resnetv2.StdConv2D):
+        if isinstance(layer, layers.StdConv2D):
             layer.weight.set_value(with_error(layer.weight.detach()))
             layer.weight.register_hook(with_error)
 

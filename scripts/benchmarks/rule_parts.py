@@ -121,14 +121,14 @@ def run(name: str, data: str, flags: argparse.Namespace) -> int:
 
 def leave_out(part: str, parts: int) -> None:
     """Remove ``part`` from the package in this process; a batch has ``parts`` micro-batches."""
-    from bit_paddle.models import resnetv2, weights
+    from bit_paddle.models import layers, resnetv2, weights
     from bit_paddle.models.native import compiled, plain
 
     import numpy as np  # isort: skip
     import paddle  # isort: skip
     import paddle.nn.functional as F  # isort: skip
 
-    class BatchNormReLU(resnetv2.GroupNormReLU):
+    class BatchNormReLU(layers.GroupNormReLU):
         def __init__(self, channels: int):
             super().__init__(channels)
             self.register_buffer("mean", paddle.zeros([channels]))
@@ -163,7 +163,7 @@ def leave_out(part: str, parts: int) -> None:
         plain.standardize = lambda weight: weight.scale(1.0)
         compiled.Compiled.standardize = lambda self, weight: weight.scale(1.0)
     elif part == "GroupNorm":
-        resnetv2.GroupNormReLU = BatchNormReLU
+        layers.GroupNormReLU = resnetv2.GroupNormReLU = BatchNormReLU
     elif part == "zero head":
         weights.create_model = with_random_head
 

@@ -7,8 +7,9 @@ import pytest
 from bit_paddle import create_model
 from bit_paddle.errors import ConfigError
 from bit_paddle.models.architecture import Architecture
+from bit_paddle.models.layers import GroupNormReLU, StdConv2D
 from bit_paddle.models.native.plain import standardize
-from bit_paddle.models.resnetv2 import GroupNormReLU, ResNetV2, StdConv2D
+from bit_paddle.models.resnetv2 import ResNetV2
 
 
 def formula(weight):

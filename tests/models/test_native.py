@@ -21,8 +21,8 @@ from conftest import ROOT, Golden, run_train, start_train, update, wait_until
 from bit_paddle import create_model, load_npz, save_npz
 from bit_paddle.data.loader import MicroBatch
 from bit_paddle.models.architecture import GROUPS
+from bit_paddle.models.layers import GroupNormReLU, StdConv2D
 from bit_paddle.models.native import build, plain
-from bit_paddle.models.resnetv2 import GroupNormReLU, StdConv2D
 from bit_paddle.system import environment
 from bit_paddle.training.optimizer import Momentum
 

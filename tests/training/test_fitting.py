@@ -24,8 +24,8 @@ from bit_paddle.errors import OutOfMemoryError
 from bit_paddle.models import cost
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.models.checkpoint import CheckpointFile
+from bit_paddle.models.layers import StdConv2D
 from bit_paddle.models.native import plain
-from bit_paddle.models.resnetv2 import StdConv2D
 from bit_paddle.runs import logbook
 from bit_paddle.system import processes
 from bit_paddle.system.signals import Interrupt

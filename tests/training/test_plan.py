@@ -19,7 +19,8 @@ from bit_paddle.data.loader import MicroBatch
 from bit_paddle.data.readers import registry
 from bit_paddle.models import cost, npz, published
 from bit_paddle.models.architecture import UNITS, Architecture
-from bit_paddle.models.resnetv2 import ResNetV2, StdConv2D
+from bit_paddle.models.layers import StdConv2D
+from bit_paddle.models.resnetv2 import ResNetV2
 from bit_paddle.training.classification.plan import make_plan
 from bit_paddle.training.classification.task import loss_of
 from bit_paddle.training.estimate import RECOMPUTE, format_duration

@@ -20,8 +20,9 @@ from bit_paddle.errors import GradientOverflow, NonFiniteError
 from bit_paddle.inference import predictor
 from bit_paddle.models import npz
 from bit_paddle.models.checkpoint import CheckpointFile
+from bit_paddle.models.layers import GroupNormReLU, StdConv2D
 from bit_paddle.models.native.plain import standardize
-from bit_paddle.models.resnetv2 import AMP, GroupNormReLU, StdConv2D
+from bit_paddle.models.resnetv2 import AMP
 from bit_paddle.runs import checkpoints, snapshot
 from bit_paddle.training.classification import validation
 from bit_paddle.training.classification.plan import make_plan
