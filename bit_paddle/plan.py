@@ -29,7 +29,7 @@ from bit_paddle.models.architecture import Architecture
 from bit_paddle.models.checkpoint import CheckpointFile
 from bit_paddle.recipes.recipe import SIDES
 from bit_paddle.system.hub import Repository
-from bit_paddle.training import frozen
+from bit_paddle.training.classification import frozen
 from bit_paddle.training.classification.plan import (
     make_plan,
     resolution_of,

@@ -64,8 +64,7 @@ def test_no_circles():
 
 
 LOOP = ("distributed", "memory", "optimizer", "plan", "run", "start", "step", "task", "testing")
-OF_CLASSIFICATION = ("data", "inference", "models.losses", "training.classification",
-                     "training.frozen")  # fmt: skip
+OF_CLASSIFICATION = ("data", "inference", "models.losses", "training.classification")
 
 
 @pytest.mark.parametrize("name", LOOP)

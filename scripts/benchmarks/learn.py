@@ -50,7 +50,8 @@ def step_of(flags: argparse.Namespace, title: str, parts: int = 1) -> Callable[[
     from bit_paddle.models import weights
     from bit_paddle.models.native import build
     from bit_paddle.system import device
-    from bit_paddle.training import distributed, frozen, step
+    from bit_paddle.training import distributed, step
+    from bit_paddle.training.classification import frozen
     from bit_paddle.training.classification.task import loss_of
     from bit_paddle.training.optimizer import Momentum
 

@@ -23,7 +23,7 @@ from bit_paddle.runs.checkpoints import open_checkpoint
 from bit_paddle.runs.logbook import Silent
 from bit_paddle.system.device import to_device
 from bit_paddle.system.signals import Interrupt, Interrupted
-from bit_paddle.training import frozen
+from bit_paddle.training.classification import frozen
 from bit_paddle.training.classification.plan import make_plan
 from bit_paddle.training.classification.task import loss_of
 from bit_paddle.training.optimizer import Momentum

@@ -19,8 +19,8 @@ from bit_paddle.recipes import hyperrule
 from bit_paddle.recipes.recipe import SIDES
 from bit_paddle.runs import folder
 from bit_paddle.system import processes
-from bit_paddle.training import frozen, initialization
-from bit_paddle.training.classification import rows
+from bit_paddle.training import initialization
+from bit_paddle.training.classification import frozen, rows
 from bit_paddle.training.plan import Plan, schedule_of
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ import numpy as np
 from bit_paddle.data import loader
 from bit_paddle.recipes import hyperrule
 from bit_paddle.system.text import plural
-from bit_paddle.training import description, frozen
+from bit_paddle.training import description
+from bit_paddle.training.classification import frozen
 
 if TYPE_CHECKING:
     from bit_paddle.config.settings import Settings

@@ -12,14 +12,12 @@ from paddle import Tensor
 from bit_paddle.data import loader
 from bit_paddle.inference import predictions
 from bit_paddle.inference.metrics import Tally
-from bit_paddle.models import losses, published, resnetv2, weights
+from bit_paddle.models import losses, published, weights
 from bit_paddle.models.resnetv2 import ResNetV2
 from bit_paddle.runs.logbook import Logbook
 from bit_paddle.system import device, processes
 from bit_paddle.system.signals import Interrupt
-from bit_paddle.training import frozen
-from bit_paddle.training.classification import validation
-from bit_paddle.training.frozen import Outputs
+from bit_paddle.training.classification import frozen, validation
 from bit_paddle.training.task import MicroBatchLoss, Task
 
 if TYPE_CHECKING:
@@ -33,7 +31,7 @@ def loss_of(
     lam: float = 1.0,
     name: str = losses.DEFAULT,
     class_weights: np.ndarray | None = None,
-    outputs: Outputs | None = None,
+    outputs: frozen.Outputs | None = None,
 ) -> Tensor:
     """Return the part of a micro-batch in the mean loss over a batch of so many ``images``.
 
@@ -62,7 +60,7 @@ class Classification(Task):
 
     def new_network(self) -> ResNetV2:
         """Return a network with a head for the classes."""
-        return resnetv2.ResNetV2(self._plan.architecture, len(self._plan.data.train.classes))
+        return ResNetV2(self._plan.architecture, len(self._plan.data.train.classes))
 
     def initial_network(self) -> ResNetV2:
         """Return the pre-trained network with a new head, or a random one."""
