@@ -39,7 +39,10 @@ class Plan(ABC):
 
     @abstractmethod
     def task(self, log: Logbook, stop: Interrupt) -> Task:
-        """Return the task, which writes to ``log`` and ends early by ``stop``. Loads Paddle."""
+        """Return the task, which writes to ``log`` and ends early by ``stop``. Loads Paddle.
+
+        The processes have not met yet: it must not communicate.
+        """
 
     @property
     @abstractmethod

@@ -34,7 +34,7 @@ from bit_paddle.training import (
     testing,
 )
 from bit_paddle.training.plan import Plan
-from bit_paddle.training.task import Batch
+from bit_paddle.training.task import Batch, Task
 
 
 def run(plan: Plan, log: Logbook, stop: Interrupt) -> tuple[int, dict[str, Any] | None]:
@@ -43,6 +43,7 @@ def run(plan: Plan, log: Logbook, stop: Interrupt) -> tuple[int, dict[str, Any] 
     ``stop`` is entered here. A signal that it catches ends the run early, with a checkpoint.
     """
     with log.timed("loading Paddle"), stop.at_once():
+        task = plan.task(log, stop)  # which imports Paddle
         device_name = device.select_device(plan.settings.device, plan.settings.deterministic)
         amp = device.amp_for(device_name, plan.settings.amp)
         distributed.join()  # from here on, all ranks must call the same collectives
@@ -50,7 +51,7 @@ def run(plan: Plan, log: Logbook, stop: Interrupt) -> tuple[int, dict[str, Any] 
     with stop:
         if not distributed.from_first([plan.start.result is None])[0]:
             return 0, plan.start.result or {}
-        return _carry_out(TrainingRun(plan, log, stop, device_name, amp), stop)
+        return _carry_out(TrainingRun(plan, task, log, stop, device_name, amp), stop)
 
 
 def _carry_out(training: TrainingRun, stop: Interrupt) -> tuple[int, dict[str, Any] | None]:
@@ -70,12 +71,13 @@ def _carry_out(training: TrainingRun, stop: Interrupt) -> tuple[int, dict[str, A
 class TrainingRun:
     """The state of a run (model, optimizer, progress) and the parts of its loop."""
 
-    def __init__(self, plan: Plan, log: Logbook, stop: Interrupt, device_name: str, amp: str):
-        self.plan, self.log, self.stop, self.amp = plan, log, stop, amp
+    def __init__(
+        self, plan: Plan, task: Task, log: Logbook, stop: Interrupt, device_name: str, amp: str
+    ):
+        self.plan, self.task, self.log, self.stop, self.amp = plan, task, log, stop, amp
         settings, self.world_size = plan.settings, processes.world_size()
         with log.timed("loading the model"):
-            self.task = plan.task(log, stop)
-            begun = start.begin(plan, self.task, amp, log)
+            begun = start.begin(plan, task, amp, log)
             self.model, self.optimizer, self.sums = begun.model, begun.optimizer, begun.sums
             self.progress = begun.progress
         with log.timed("preparing operators"):
@@ -85,7 +87,7 @@ class TrainingRun:
             without_velocity = [] if self.progress.step else self.sums.own
             known = begun.known_split
             self.batch_split = memory.find_split(
-                plan, self.task, device_name, known, self.model, without_velocity, log
+                plan, task, device_name, known, self.model, without_velocity, log
             )
         if settings.shard and self.world_size == 1:
             log.say("note: --shard has no effect with one process")

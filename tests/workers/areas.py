@@ -2,10 +2,10 @@
 
 import sys
 
+from bit_paddle.runs import logbook  # isort: skip  # before Paddle, as users import the package
 import paddle
 from helpers.boxes import plan_of
 
-from bit_paddle.runs import logbook
 from bit_paddle.system import processes
 from bit_paddle.system.signals import Interrupt
 from bit_paddle.training import run
