@@ -29,9 +29,14 @@ from bit_paddle.models.architecture import Architecture
 from bit_paddle.models.checkpoint import CheckpointFile
 from bit_paddle.recipes.recipe import SIDES
 from bit_paddle.system.hub import Repository
-from bit_paddle.training import frozen
-from bit_paddle.training.estimate import GIB, Task, describe
-from bit_paddle.training.plan import make_plan, resolution_of, resolution_reason, schedule_of
+from bit_paddle.training.classification import frozen
+from bit_paddle.training.classification.plan import (
+    make_plan,
+    resolution_of,
+    resolution_reason,
+)
+from bit_paddle.training.estimate import GIB, Sizes, describe
+from bit_paddle.training.plan import schedule_of
 
 PROG, TRAIN = "python -m bit_paddle.plan", "python -m bit_paddle.train"
 
@@ -58,13 +63,13 @@ def main(arguments: Sequence[str]) -> int:
     flags, rest = parser().parse_known_args(list(arguments))
     settings, known = _settings(rest, flags.images, flags.classes)
     architecture = _architecture(settings)
-    task = _known_task(settings, known, architecture) if known else _opened_task(settings)
+    sizes = _known_sizes(settings, known, architecture) if known else _opened_sizes(settings)
     memory = int(flags.gpu_memory * GIB)
-    print(describe(settings, architecture, task, memory, flags.gpus, flags.images_per_second))
+    print(describe(settings, architecture, sizes, memory, flags.gpus, flags.images_per_second))
     return 0
 
 
-# --- The task -----------------------------------------------------------------------------------
+# --- The sizes ----------------------------------------------------------------------------------
 
 
 def _settings(
@@ -110,8 +115,8 @@ def _architecture(settings: Settings) -> Architecture:
     return model.architecture if isinstance(model, published.Entry) else model
 
 
-def _known_task(settings: Settings, known: Known, architecture: Architecture) -> Task:
-    """Return the task for data of a known size; `make_plan` does the same for opened data."""
+def _known_sizes(settings: Settings, known: Known, architecture: Architecture) -> Sizes:
+    """Return the sizes for data of a known size; `make_plan` does the same for opened data."""
     images, few = known.images, settings.examples_per_class
     images -= images // settings.folds if settings.folds else 0
     if few is not None and few * known.classes > images:
@@ -129,14 +134,14 @@ def _known_task(settings: Settings, known: Known, architecture: Architecture) ->
     reason = resolution_reason(settings, None, known.resolution, crops)
     schedule = schedule_of(settings, images)
     fixed = not (crops or flip or settings.recipe.mixup_alpha(images))
-    return Task(images, known.classes, "not opened", resolution, reason, schedule, fixed)
+    return Sizes(images, known.classes, "not opened", resolution, reason, schedule, fixed)
 
 
-def _opened_task(settings: Settings) -> Task:
+def _opened_sizes(settings: Settings) -> Sizes:
     plan = make_plan(dataclasses.replace(settings, name=None), fetch=False)
     classes, reason = len(plan.data.train.classes), plan.resolution_reason
     sizes, fixed = (len(plan.subset), classes, "opened"), frozen.has_fixed_views(plan)
-    return Task(*sizes, plan.resolution, reason, plan.schedule, fixed)
+    return Sizes(*sizes, plan.resolution, reason, plan.schedule, fixed)
 
 
 # --- The command line ---------------------------------------------------------------------------

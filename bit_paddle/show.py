@@ -26,7 +26,7 @@ from bit_paddle.data import loader
 from bit_paddle.data import spec as specs
 from bit_paddle.data.readers import registry
 from bit_paddle.system import files
-from bit_paddle.training.plan import Plan, make_plan
+from bit_paddle.training.classification.plan import ClassificationPlan, make_plan
 from bit_paddle.visual.sheet import draw_views
 
 PROG, TRAIN = "python -m bit_paddle.show", "python -m bit_paddle.train"
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def count_images(plan: Plan) -> list[tuple[Any, ...]]:
+def count_images(plan: ClassificationPlan) -> list[tuple[Any, ...]]:
     """Return (class, used training images, all training images, validation images) per class.
 
     If the data have test images, their number comes last.
@@ -118,7 +118,7 @@ def table(counts: Sequence[tuple[Any, ...]]) -> str:
     return "\n".join([head, rule, *lines[:-3], *more, rule, *lines[-3:]])
 
 
-def sizes(plan: Plan) -> str:
+def sizes(plan: ClassificationPlan) -> str:
     """Return a line on the smallest, median and largest originals, by area."""
     by_area = registry.sizes(plan.data.train, plan.subset)
     chosen = {"min": by_area[0], "median": by_area[len(by_area) // 2], "max": by_area[-1]}
@@ -126,7 +126,7 @@ def sizes(plan: Plan) -> str:
     return f"originals, height x width, by area: {listed} (of {len(by_area)} training images)"
 
 
-def views(plan: Plan, count: int) -> Iterator[tuple[np.ndarray, int]]:
+def views(plan: ClassificationPlan, count: int) -> Iterator[tuple[np.ndarray, int]]:
     """Yield (pixels uint8 [3, crop, crop], label) of the first ``count`` training views."""
     batch = plan.settings.batch
     steps = loader.training_batches(

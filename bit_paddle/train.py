@@ -1,6 +1,6 @@
 """Fine-tune BiT: ``python -m bit_paddle.train --model BiT-M-R50x1 --dataset cifar10``.
 
-`training.plan` decides everything before the run, `training.run` holds the loop, and
+`training.classification.plan` decides everything before the run, `training.run` holds the loop, and
 `training.step` makes one update. Paddle takes seconds to import, so it is imported only after the
 plan: help, bad flags, missing files and broken data are reported before that.
 """

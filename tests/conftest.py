@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import shutil
@@ -137,10 +138,12 @@ def image_folder(tmp_path_factory) -> Path:
     return root
 
 
-def update(model, optimizer, parts, lr, lam=1.0, images=None, **options):
-    """`train.update` with ``parts``, which are all of the batch unless it has more ``images``."""
+def update(model, optimizer, parts, lr, lam=1.0, images=None, loss_of=None, **options):
+    """`step.update` with ``parts``, which are all of the batch unless it has more ``images``."""
     from bit_paddle.training import distributed, step
+    from bit_paddle.training.classification import task
 
     sums = distributed.GradientSums(list(model.parameters()))
     images = sum(len(part.labels) for part in parts) if images is None else images
-    return step.update(model, optimizer, sums, parts, images, lr, lam, **options)
+    loss = functools.partial(loss_of or task.loss_of, images=images, lam=lam)
+    return step.update(model, optimizer, sums, parts, loss, lr, **options)

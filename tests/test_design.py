@@ -23,7 +23,8 @@ NEED_PADDLE = {
         f"training.{name}"
         for name in ("distributed", "memory", "optimizer", "run", "start", "step", "testing")
     ),
-    "training.validation",
+    "training.classification.task",
+    "training.classification.validation",
     "runs.snapshot",
     "system.device",
 }
@@ -60,6 +61,21 @@ def test_no_circles():
         ends = {name for name, others in arrows.items() if not others & set(arrows)}
         assert ends, f"a circle among {sorted(arrows)}"
         arrows = {name: others for name, others in arrows.items() if name not in ends}
+
+
+LOOP = ("distributed", "memory", "optimizer", "plan", "run", "start", "step", "task", "testing")
+OF_CLASSIFICATION = ("data", "inference", "models.losses", "training.classification")
+
+
+@pytest.mark.parametrize("name", LOOP)
+def test_the_loop_knows_no_classification(name):
+    found = imports(MODULES[f"training.{name}"])
+    assert not {
+        module
+        for module in found
+        for other in OF_CLASSIFICATION
+        if module == f"bit_paddle.{other}" or module.startswith(f"bit_paddle.{other}.")
+    }
 
 
 # --- Sizes --------------------------------------------------------------------------------------

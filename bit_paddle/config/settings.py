@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import Field, dataclass, fields
 from typing import Any
 
+from bit_paddle.config.run_settings import RunSettings
 from bit_paddle.config.types import (
     AUTO,
     MODELS,
     auto_or_whole,
     file_path,
     fraction,
-    interval_text,
     model_name,
     name_or_path,
     not_negative,
@@ -29,16 +29,14 @@ from bit_paddle.models import losses
 from bit_paddle.models.architecture import LEARN
 from bit_paddle.recipes import hyperrule, upstream
 from bit_paddle.recipes.recipe import RECIPES, Recipe
-from bit_paddle.system import environment
 
 _what = functools.partial(setting, "what")
 _how = functools.partial(setting, "how")
-_run = functools.partial(setting, "run", affects_result=False)
 
 
 @dataclass(frozen=True)
-class Settings:
-    """All settings of a run. The field names are also the flags and the YAML keys."""
+class TaskSettings:
+    """The model and the data of a classification, and its recipe."""
 
     model: str = _what(
         model_name,
@@ -233,80 +231,13 @@ class Settings:
         whole(0), "seed of the data's order, crops, flips, MixUp and random weights", 0
     )
 
-    name: str | None = _run(
-        text,
-        "name of the run's folder",
-        None,
-        default_help="model and data set, with a number if the folder exists",
-    )
-    logdir: str = _run(file_path, "folder in which every run gets its own folder", "bit_logs")
-    repeats: int = _run(
-        whole(1),
-        "number of runs; each adds 1 to --seed and --examples_per_class_seed. The lowest, median "
-        "and highest accuracy are reported, as in the paper's tables",
-        1,
-    )
-    eval_every: int | None = _run(whole(1), "validation interval in steps; also at the end", None)
-    save: bool = _run(switch, "no checkpoints, and no model at the end", True)
-    save_every: str = _run(
-        interval_text,
-        "interval between checkpoints, in steps (500) or minutes (10m). Checkpoints are written "
-        "while training continues, one at a time",
-        "10m",
-    )
-    keep: int = _run(whole(1), "number of newest checkpoints to keep, in addition to the best", 2)
-    resume: str | None = _run(
-        file_path,
-        "checkpoint of another run to resume from, with its momentum and step; for a folder, the "
-        "newest checkpoint in it. The run's own checkpoint takes precedence",
-        None,
-    )
-    skip_nonfinite: int = _run(
-        whole(0),
-        "number of steps in a row whose update may be skipped because the loss or a gradient is "
-        "not finite, before the run ends with an error",
-        0,
-    )
-    workers: int = _run(
-        whole(0), "threads that decode images; 0: the main thread", min(8, environment.cpu_count())
-    )
-    cache_gb: float | None = _run(
-        not_negative,
-        "size of the in-memory cache of resized training images, in gigabytes; used only if all "
-        "of them fit",
-        None,
-        default_help="a quarter of the memory",
-    )
-    device: str = _run(
-        one_of("auto", "cpu", "gpu"), "device to run on; auto: a GPU if there is one", "auto"
-    )
-    devices: str | None = _run(
-        text,
-        "numbers of the GPUs, such as 0,1: one process per GPU, and all share every batch",
-        None,
-        default_help="all visible GPUs",
-    )
-    nproc: int = _run(
-        whole(1), "number of processes that share every batch, on a machine without a GPU", 1
-    )
-    shard: bool = _run(
-        switch,
-        "sharding of optimizer state and gradients (ZeRO 2): each process stores the momentum and "
-        "the summed gradients of its share of the weights only. Less memory, the same result",
-        False,
-    )
-    profile: int = _run(
-        whole(0),
-        "number of steps to profile, after the first three. Writes the time per part of a step as "
-        "a table, a picture, and a trace for chrome://tracing",
-        0,
-    )
-    deterministic: bool = _run(
-        switch,
-        "deterministic GPU kernels only, which give the same bits in every run; CPU kernels "
-        "always do",
-        False,
-    )
+
+@dataclass(frozen=True)
+class Settings(RunSettings, TaskSettings):
+    """All settings of a run. The field names are also the flags and the YAML keys.
+
+    Their order is that of the help: a dataclass takes the fields of its last base first.
+    """
 
     @property
     def recipe(self) -> Recipe:

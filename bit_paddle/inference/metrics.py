@@ -71,6 +71,9 @@ class Tally:
         tally.per_class, tally.right_per_class = np.array(counts, np.int64).reshape(2, -1)
         return tally
 
+    def __str__(self) -> str:
+        return in_words(self)
+
     def summary(self) -> dict[str, float]:
         """Return loss, top-1, top-5, balanced accuracy and the number of images."""
         names = ("loss", "top1", "top5", "balanced_accuracy", "images")
@@ -85,6 +88,11 @@ class Tally:
     def loss(self) -> float:
         """The mean loss."""
         return self.loss_sum / self.images
+
+    @property
+    def score(self) -> float:
+        """The top-1 accuracy, by which the best model of a run is chosen."""
+        return self.top1
 
     @property
     def top1(self) -> float:

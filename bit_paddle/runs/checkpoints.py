@@ -39,7 +39,7 @@ class Progress:
     step: int = 0  # updates made
     evaluated: int = -1  # the step after which validation was last done
     nonfinite: int = 0  # updates skipped in a row
-    best: float = -1.0  # the highest top-1 so far
+    best: float = -1.0  # the highest score so far; a classification's is its top-1
     loss_scale: float = 2.0**16  # keeps gradients in the range of fp16
     clean: int = 0  # steps since the loss scale last changed
 

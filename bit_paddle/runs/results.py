@@ -29,7 +29,7 @@ def result(folder: Path, settings: Settings) -> dict[str, Any] | None:
         return None
     if not isinstance(content, dict) or content.get("count", 1) != settings.runs:
         return None
-    if not {"top1", "top5", "loss"} <= content.keys():
+    if not {"steps", "runs"} & content.keys():  # of a run, of several runs
         return None
     return _with_nan(content)
 

@@ -10,14 +10,15 @@ from bit_paddle.models import cost
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.recipes import hyperrule
 from bit_paddle.system.text import plural
-from bit_paddle.training.description import aligned, few_shot, learns_rows, resolution_row
+from bit_paddle.training.classification.rows import few_shot, resolution_row
+from bit_paddle.training.description import aligned, learns_rows
 
 GIB, MIB = 2**30, 2**20  # bytes
 
 RECOMPUTE = ("off", "unit", "block")
 
 
-class Task(NamedTuple):
+class Sizes(NamedTuple):
     """The sizes of a run's data, and the rule's choices for them."""
 
     images: int  # training images, after few-shot selection
@@ -35,7 +36,7 @@ class Task(NamedTuple):
 def describe(
     settings: Settings,
     architecture: Architecture,
-    task: Task,
+    sizes: Sizes,
     memory: int,
     gpus: int = 1,
     images_per_second: float | None = None,
@@ -44,11 +45,11 @@ def describe(
 
     ``images_per_second`` is the training speed of one GPU.
     """
-    crop, steps = task.resolution.crop, task.schedule.steps
+    crop, steps = sizes.resolution.crop, sizes.schedule.steps
     total = steps * settings.batch
-    operations = cost.multiply_adds(architecture, crop, task.classes) / 1e9
+    operations = cost.multiply_adds(architecture, crop, sizes.classes) / 1e9
     learn = settings.learn
-    in_training = cost.training_multiply_adds(architecture, crop, task.classes, learn) / 1e9
+    in_training = cost.training_multiply_adds(architecture, crop, sizes.classes, learn) / 1e9
     with_recompute = in_training + (in_training - operations) / 2  # learned parts forward again
     few = few_shot(settings)
     few = f" ({few})" if few else ""
@@ -56,19 +57,19 @@ def describe(
     rows = [
         (
             "model",
-            f"{architecture.name}: {architecture.parameters(task.classes):,} parameters with a "
-            f"head of {task.classes:,} outputs",
+            f"{architecture.name}: {architecture.parameters(sizes.classes):,} parameters with a "
+            f"head of {sizes.classes:,} outputs",
         ),
         (
             "data",
-            f"{settings.dataset}, {task.origin}: {task.images:,} training images{few}, "
-            f"{task.classes:,} classes",
+            f"{settings.dataset}, {sizes.origin}: {sizes.images:,} training images{few}, "
+            f"{sizes.classes:,} classes",
         ),
-        resolution_row(task.resolution, task.reason),
+        resolution_row(sizes.resolution, sizes.reason),
         (
             "schedule",
             f"{steps:,} steps of {settings.batch} images{by_rule}: {total:,} images, "
-            f"{total / task.images:,.1f} epochs",
+            f"{total / sizes.images:,.1f} epochs",
         ),
         (
             "operations",
@@ -80,23 +81,23 @@ def describe(
             f"{with_recompute:,.1f} G with --recompute. Counted are the convolutions and the",
         ),
         ("", "head; not GroupNorm, ReLU, pooling, additions, and the kernels' standardization"),
-        *learns_rows(architecture, task.classes, learn),
-        *_remembered_rows(architecture, task, learn),
-        *_memory_rows(settings, architecture, task.classes, memory, gpus),
-        *_split_rows(settings, architecture, task, memory, gpus),
-        ("time", _time(settings, task, gpus, images_per_second)),
+        *learns_rows(architecture, sizes.classes, learn),
+        *_remembered_rows(architecture, sizes, learn),
+        *_memory_rows(settings, architecture, sizes.classes, memory, gpus),
+        *_split_rows(settings, architecture, sizes, memory, gpus),
+        ("time", _time(settings, sizes, gpus, images_per_second)),
     ]
     if settings.runs > 1:
         rows.append(("runs", f"{settings.runs}: the steps and the time are those of one run"))
     return aligned(rows)
 
 
-def _remembered_rows(architecture: Architecture, task: Task, learn: str) -> list[tuple[str, str]]:
+def _remembered_rows(architecture: Architecture, sizes: Sizes, learn: str) -> list[tuple[str, str]]:
     """Return the lines on frozen parts that are computed once per image; see `frozen`."""
-    if learn == "all" or not task.fixed_views:
+    if learn == "all" or not sizes.fixed_views:
         return []
-    crop, classes = task.resolution.crop, task.classes
-    size = task.images * cost.boundary_bytes(architecture, crop, learn) / 1e6
+    crop, classes = sizes.resolution.crop, sizes.classes
+    size = sizes.images * cost.boundary_bytes(architecture, crop, learn) / 1e6
     forward = cost.multiply_adds(architecture, crop, classes)
     backward = cost.training_multiply_adds(architecture, crop, classes, learn) - forward
     step = f"{1.5 * backward / 1e9:,.1f}" if backward >= 1e8 else "less than 0.1"
@@ -139,15 +140,15 @@ def _memory_rows(
 
 
 def _split_rows(
-    settings: Settings, architecture: Architecture, task: Task, memory: int, gpus: int
+    settings: Settings, architecture: Architecture, sizes: Sizes, memory: int, gpus: int
 ) -> list[tuple[str, str]]:
     """Return a line on the split per precision and --recompute, and one for the settings."""
-    crop, share = task.resolution.crop, -(-settings.batch // gpus)
+    crop, share = sizes.resolution.crop, -(-settings.batch // gpus)
     shared, learn = gpus if settings.shard else 1, settings.learn
     lines = ["--amp       --recompute  MiB/image     fit  per micro-batch  micro-batches"]
     verdict = ""
     for half in (False, True):
-        room = cost.room(architecture, memory, task.classes, half, shared, learn)
+        room = cost.room(architecture, memory, sizes.classes, half, shared, learn)
         for recompute in RECOMPUTE:
             chosen = (half, recompute) == (_half(settings), settings.recompute)
             size = cost.activations(architecture, crop, recompute, half, learn)
@@ -183,9 +184,9 @@ def _half(settings: Settings) -> bool:
     return settings.amp != "off"
 
 
-def _time(settings: Settings, task: Task, gpus: int, images_per_second: float | None) -> str:
+def _time(settings: Settings, sizes: Sizes, gpus: int, images_per_second: float | None) -> str:
     """Return the time of the run; without ``images_per_second`` the way to measure it."""
-    share, steps = -(-settings.batch // gpus), task.schedule.steps
+    share, steps = -(-settings.batch // gpus), sizes.schedule.steps
     if images_per_second is None:
         shared = f", divided by {gpus}" if gpus > 1 else ""
         return (

@@ -20,7 +20,8 @@ from bit_paddle.runs.results import RESULT
 from bit_paddle.runs.results import result as result_of
 from bit_paddle.system import files, processes
 from bit_paddle.system.signals import Interrupt
-from bit_paddle.training.plan import Plan, make_plan
+from bit_paddle.training.classification.plan import make_plan
+from bit_paddle.training.plan import Plan
 
 PROG = "python -m bit_paddle.train"
 

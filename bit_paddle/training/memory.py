@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
-import numpy as np
 import paddle
 import paddle.distributed
 from paddle import Tensor
 
 from bit_paddle import errors
 from bit_paddle.config.settings import AUTO
-from bit_paddle.data.loader import MicroBatch
-from bit_paddle.models import cost, resnetv2
-from bit_paddle.models.architecture import Architecture
 from bit_paddle.models.resnetv2 import ResNetV2
 from bit_paddle.runs import logbook
 from bit_paddle.system import environment, processes
@@ -22,7 +19,7 @@ from bit_paddle.system.device import memory_errors
 from bit_paddle.system.text import plural
 from bit_paddle.training import distributed
 from bit_paddle.training.plan import Plan
-from bit_paddle.training.step import MicroBatchLoss
+from bit_paddle.training.task import Task
 
 
 def smallest_split(estimate: int, images: int, fits: Callable[[int], bool]) -> int:
@@ -45,13 +42,11 @@ def smallest_split(estimate: int, images: int, fits: Callable[[int], bool]) -> i
 
 def fits(
     model: ResNetV2,
-    loss: MicroBatchLoss,
-    crop: int,
-    images: int,
+    loss: Callable[[], Tensor],
     several: bool,
     without_velocity: Sequence[paddle.Tensor] = (),
 ) -> bool:
-    """Return whether a training pass over ``images`` images fits in memory, by a pass over zeros.
+    """Return whether a pass with the ``loss`` of a micro-batch fits in memory, by trying it.
 
     The trial holds all that training holds at that time: the gradients of the micro-batch before
     if there are ``several``, and velocities for the parameters ``without_velocity``, which do not
@@ -59,14 +54,12 @@ def fits(
     """
     enough, velocities = False, []
     with suppress(MemoryError), memory_errors():
-        pixels, labels = np.zeros((images, 3, crop, crop), np.uint8), np.zeros(images, np.int64)
-        part = MicroBatch(pixels, labels, labels, pixels, labels)
         velocities += [paddle.zeros_like(parameter) for parameter in without_velocity]
         with model.standardized_once() as last_pass:
             if several:
-                loss(model, part, 0.5).backward()
+                loss().backward()
             last_pass()
-            loss(model, part, 0.5).backward()
+            loss().backward()
         enough = True
     del velocities
     release(model)
@@ -81,30 +74,23 @@ def release(model: ResNetV2) -> None:
         paddle.device.cuda.empty_cache()
 
 
-def activation_memory(
-    device: str,
-    architecture: Architecture,
-    classes: int,
-    amp: str = "off",
-    shared: int = 1,
-    learn: str = "all",
-) -> int:
+def activation_memory(plan: Plan, device: str, amp: str = "off", shared: int = 1) -> int:
     """Return the bytes that activations may take, by estimate: a part of the device's memory.
 
     The rest is for weights, gradients, momentum and workspaces; on a CPU, also for other programs.
     """
     if device == "gpu":
         memory = paddle.device.cuda.get_device_properties().total_memory
-        return cost.room(architecture, memory, classes, amp != "off", shared, learn)
+        return plan.activation_memory(memory, amp != "off", shared)
     return int(0.3 * environment.memory_bytes())
 
 
 def find_split(
     plan: Plan,
+    task: Task,
     device: str,
     known_split: int,
-    model: resnetv2.ResNetV2,
-    loss: MicroBatchLoss,
+    model: ResNetV2,
     without_velocity: Sequence[Tensor],
     log: logbook.Logbook,
 ) -> int:
@@ -119,18 +105,18 @@ def find_split(
         return settings.batch_split
     if device == "gpu" and known_split:
         return known_split
-    shared, classes = world_size if settings.shard else 1, len(plan.data.train.classes)
-    learn = settings.learn
-    memory = activation_memory(device, plan.architecture, classes, model.amp, shared, learn)
+    shared = world_size if settings.shard else 1
+    memory = activation_memory(plan, device, model.amp, shared)
     estimate = plan.batch_split(memory, model.amp, world_size)
     if device != "gpu":
         return int(distributed.largest(max(estimate, known_split)))
-    share, crop = -(-settings.batch // world_size), plan.resolution.crop
+    share = -(-settings.batch // world_size)
     tried: list[str] = []
 
     def enough(split: int) -> bool:
         images = -(-share // split)
-        fitted = fits(model, loss, crop, images, split > 1, without_velocity)
+        loss = partial(task.trial_loss, model, images)
+        fitted = fits(model, loss, split > 1, without_velocity)
         tried.append(f"{images}" if fitted else f"{images} (too many)")
         return fitted
 

@@ -17,7 +17,7 @@ from bit_paddle.runs.results import REPEATS
 from bit_paddle.system import files
 from bit_paddle.training.launch import Ended, start
 
-COLUMNS = {  # of the table: key of a result: (title, format)
+COLUMNS = {  # of the table, the score first: key of a result: (title, format)
     "top1": ("  top-1", "{:7.2%}"),
     "top5": ("  top-5", "{:7.2%}"),
     "balanced_accuracy": ("balanced", "{:8.2%}"),
@@ -105,16 +105,21 @@ def table(results: Sequence[dict[str, Any]], title: str) -> tuple[str, dict[str,
     if tests:
         spread["test"] = {name: _spread([run["test"][name] for run in results]) for name in tests}
     columns = [key for key in COLUMNS if key in spread]
-    heads = [f"{title:>6}", *(COLUMNS[key][0] for key in columns)]
-    text = "  ".join([*heads, *(f"test top-1, {name}" for name in tests)]) + "\n"
+    score, (score_title, score_format) = columns[0], COLUMNS[columns[0]]
+    test_heads = [f"test {score_title.strip()}, {name}" for name in tests]
+    heads = [f"{title:>6}", *(COLUMNS[key][0] for key in columns), *test_heads]
+    text = "  ".join(heads) + "\n"
     rows = [(str(run[title]), run) for run in results]
     for key in ("min", "median", "max"):
         values: dict[str, Any] = {name: spread[name][key] for name in columns}
-        values["test"] = {name: {"top1": spread["test"][name]["top1"][key]} for name in tests}
+        values["test"] = {name: {score: spread["test"][name][score][key]} for name in tests}
         rows.append((key, values))
     for name, run in rows:
         cells = [f"{name:>6}", *(COLUMNS[key][1].format(run[key]) for key in columns)]
-        cells += [f"{run['test'][name]['top1']:16.2%}" for name in tests]  # below "test top-1, …"
+        cells += [
+            score_format.format(run["test"][model][score]).rjust(len(head))
+            for model, head in zip(tests, test_heads)
+        ]
         text += "  ".join(cells) + "\n"
     return text, spread
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import signal
 import time
 from collections import deque
-from collections.abc import Generator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,8 +17,6 @@ import paddle
 
 from bit_paddle import errors
 from bit_paddle.config import types as argtypes
-from bit_paddle.data import loader
-from bit_paddle.inference import metrics, predictions
 from bit_paddle.models import published, weights
 from bit_paddle.models.native import build
 from bit_paddle.runs import checkpoints, results, snapshot
@@ -30,15 +27,14 @@ from bit_paddle.system.signals import Interrupt, Interrupted
 from bit_paddle.training import (
     description,
     distributed,
-    frozen,
     memory,
     profiling,
     start,
     step,
     testing,
-    validation,
 )
 from bit_paddle.training.plan import Plan
+from bit_paddle.training.task import Batch, Task
 
 
 def run(plan: Plan, log: Logbook, stop: Interrupt) -> tuple[int, dict[str, Any] | None]:
@@ -47,6 +43,7 @@ def run(plan: Plan, log: Logbook, stop: Interrupt) -> tuple[int, dict[str, Any] 
     ``stop`` is entered here. A signal that it catches ends the run early, with a checkpoint.
     """
     with log.timed("loading Paddle"), stop.at_once():
+        task = plan.task(log, stop)  # which imports Paddle
         device_name = device.select_device(plan.settings.device, plan.settings.deterministic)
         amp = device.amp_for(device_name, plan.settings.amp)
         distributed.join()  # from here on, all ranks must call the same collectives
@@ -54,7 +51,7 @@ def run(plan: Plan, log: Logbook, stop: Interrupt) -> tuple[int, dict[str, Any] 
     with stop:
         if not distributed.from_first([plan.start.result is None])[0]:
             return 0, plan.start.result or {}
-        return _carry_out(TrainingRun(plan, log, stop, device_name, amp), stop)
+        return _carry_out(TrainingRun(plan, task, log, stop, device_name, amp), stop)
 
 
 def _carry_out(training: TrainingRun, stop: Interrupt) -> tuple[int, dict[str, Any] | None]:
@@ -74,11 +71,13 @@ def _carry_out(training: TrainingRun, stop: Interrupt) -> tuple[int, dict[str, A
 class TrainingRun:
     """The state of a run (model, optimizer, progress) and the parts of its loop."""
 
-    def __init__(self, plan: Plan, log: Logbook, stop: Interrupt, device_name: str, amp: str):
-        self.plan, self.log, self.stop, self.amp = plan, log, stop, amp
+    def __init__(
+        self, plan: Plan, task: Task, log: Logbook, stop: Interrupt, device_name: str, amp: str
+    ):
+        self.plan, self.task, self.log, self.stop, self.amp = plan, task, log, stop, amp
         settings, self.world_size = plan.settings, processes.world_size()
         with log.timed("loading the model"):
-            begun = start.begin(plan, amp, log)
+            begun = start.begin(plan, task, amp, log)
             self.model, self.optimizer, self.sums = begun.model, begun.optimizer, begun.sums
             self.progress = begun.progress
         with log.timed("preparing operators"):
@@ -86,9 +85,9 @@ class TrainingRun:
             self.model.compute_with(operators)
         with log.timed("trying micro-batches"):
             without_velocity = [] if self.progress.step else self.sums.own
-            self._loss = partial(step.loss_of, name=settings.loss, class_weights=plan.class_weights)
+            known = begun.known_split
             self.batch_split = memory.find_split(
-                plan, device_name, begun.known_split, self.model, self._loss, without_velocity, log
+                plan, task, device_name, known, self.model, without_velocity, log
             )
         if settings.shard and self.world_size == 1:
             log.say("note: --shard has no effect with one process")
@@ -97,7 +96,7 @@ class TrainingRun:
         where = f"Paddle {paddle.__version__} on {device_name}"
         log.say(description.headline(settings.batch, where, amp, self.world_size, self.batch_split))
         log.say(f"operators: {operators_name}")
-        self._begun, self._tally = self.progress.step, None
+        self._begun, self._validated = self.progress.step, None
         self._is_best, self._test = False, {}  # whether the model is the best; testing.measure
         self._saver, self._profile = None, None
         if processes.rank() == 0:
@@ -108,35 +107,15 @@ class TrainingRun:
                 )
             if settings.profile:
                 self._profile = profiling.Profile(settings.profile, log)
-        self._batches = self._training_batches()
-
-    def _training_batches(self) -> Generator[loader.Batch, None, None]:
-        plan, settings = self.plan, self.plan.settings
-        return loader.training_batches(
-            plan.data.train,
-            plan.subset,
-            plan.resolution,
-            settings.batch,
-            settings.seed,
-            settings.workers,
-            plan.flip,
-            plan.mixup_alpha,
-            plan.cache_bytes,
-            self.progress.step,
-            processes.rank(),
-            self.world_size,
-            plan.inception,
-            decoded=not frozen.are_remembered(plan),
-        )
+        self._batches = self.task.batches(self.progress.step)
 
     # --- The loop -------------------------------------------------------------------------------
 
     def train(self) -> None:
         """Make all remaining steps; then save, validate and test."""
         steps = self.plan.schedule.steps
-        if frozen.are_remembered(self.plan) and self.progress.step < steps:
-            given = (self.plan, self.model, self.batch_split, self.log, self.stop)
-            self._loss = partial(self._loss, outputs=frozen.compute(*given))
+        if self.progress.step < steps:
+            self.task.prepare(self.model, self.batch_split)
         with progress_bar(desc="training", total=steps, initial=self.progress.step) as bar:
             while self.progress.step < steps:
                 self.validate_if_due()
@@ -167,6 +146,7 @@ class TrainingRun:
         with self.log.timed("waiting for data"), profiling.part("waiting for data"):
             batch = next(self._batches)
         lr = self.plan.schedule.learning_rate(at, settings.base_lr)
+        loss_of = self.task.loss_of(batch)
         loss, nonfinite, before = None, 0, self.progress
         while loss is None:
             try:
@@ -176,12 +156,10 @@ class TrainingRun:
                         self.optimizer,
                         self.sums,
                         batch.micro_batches(self.batch_split),
-                        len(batch.indices),
+                        loss_of,
                         lr,
-                        batch.lam,
                         self.progress.loss_scale if self.amp == "fp16" else 1.0,
                         self.stop.checked,
-                        self._loss,
                     )
             except errors.OutOfMemoryError:
                 self.batch_split = memory.split_further(self.plan, self.batch_split)
@@ -208,11 +186,9 @@ class TrainingRun:
             self._profile.step()
         return line
 
-    def _skip(
-        self, error: errors.NonFiniteError, batch: loader.Batch, lr: float, nonfinite: int
-    ) -> None:
+    def _skip(self, error: errors.NonFiniteError, batch: Batch, lr: float, nonfinite: int) -> None:
         """Log a skipped update; raise after more than --skip_nonfinite in a row."""
-        names = [self.plan.data.train.name(index) for index in batch.indices]
+        names = self.task.names(batch)
         self.log.say(f"the batch of step {self.progress.step}: {', '.join(names)}", console=False)
         more = f" and {len(names) - 8} more, in train.log" if len(names) > 8 else ""
         fault = errors.NonFiniteError(
@@ -225,42 +201,28 @@ class TrainingRun:
 
     def validate(self) -> None:
         """Validate on all validation images; log the metrics; save the model if it is the best."""
-        plan, at = self.plan, self.progress.step
-        logits = None
-        if plan.settings.fold and at == plan.schedule.steps:
-            logits = np.zeros((len(plan.data.val), len(plan.data.train.classes)))
-        tally = validation.measure(
-            plan, self.model, plan.data.val, self.batch_split, self.log, self.stop, logits=logits
-        )
-        if logits is not None and processes.rank() == 0:
-            self._write_predictions(logits)
-        self.log.metrics("val", at, **tally.summary())
-        self.log.say(f"step {at}: validation: {metrics.in_words(tally)}")
-        self._is_best, self._tally = tally.top1 > self.progress.best, tally
-        best = max(self.progress.best, tally.top1)
+        at = self.progress.step
+        last = at == self.plan.schedule.steps
+        measured = self.task.validate(self.model, self.batch_split, last)
+        self.log.metrics("val", at, **measured.summary())
+        self.log.say(f"step {at}: validation: {measured}")
+        self._is_best, self._validated = measured.score > self.progress.best, measured
+        best = max(self.progress.best, measured.score)
         self.progress = replace(self.progress, evaluated=at, best=best)
         if self._is_best:
             self.save(best=True)
 
-    def _write_predictions(self, logits: np.ndarray) -> None:
-        """Write the outputs of the last model for the images of its fold."""
-        settings, path = self.plan.settings, self.log.folder / predictions.PREDICTIONS
-        data = self.plan.data
-        predictions.write(path, data.val, logits, settings.loss, settings.fold, data.datadir)
-
     def test(self) -> None:
         """Measure the test images, if there are any, with the best and the last model."""
-        plan, test = self.plan, self.plan.data.test
-        if not test:
+        if not self.plan.tested:
             return
         best = None
         if processes.rank() == 0 and not self._is_best:
             if self._saver is not None:
                 self._saver.wait()
             best = self.log.folder / checkpoints.CHECKPOINTS / checkpoints.BEST
-        measure, model, log = validation.measure, self.model, self.log
-        tally = partial(measure, plan, model, test, self.batch_split, log, self.stop, "test")
-        self._test = testing.measure(model, self.progress.step, best, tally, log)
+        measure = partial(self.task.test, self.model, self.batch_split)
+        self._test = testing.measure(self.model, self.progress.step, best, measure, self.log)
 
     def save(self, best: bool = False) -> None:
         """Save a checkpoint of this step; a thread writes it while training continues.
@@ -315,7 +277,7 @@ class TrainingRun:
 
     def finish(self) -> dict[str, Any]:
         """Write the model, then the result, which marks the run as complete; return it."""
-        result = {"steps": self.progress.step, **self._tally.summary()}
+        result = {"steps": self.progress.step, **self._validated.summary()}
         result.update({"test": self._test} if self._test else {})
         if processes.rank():
             return result

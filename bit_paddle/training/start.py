@@ -16,8 +16,7 @@ import paddle
 from bit_paddle import __version__, errors
 from bit_paddle.config.saved import to_dict
 from bit_paddle.config.settings import Settings
-from bit_paddle.models import published, resnetv2, weights
-from bit_paddle.models.losses import LOSSES
+from bit_paddle.models.resnetv2 import ResNetV2
 from bit_paddle.recipes import hyperrule
 from bit_paddle.runs import checkpoints, snapshot
 from bit_paddle.runs.checkpoints import Checkpoint, Progress
@@ -26,6 +25,7 @@ from bit_paddle.system import processes
 from bit_paddle.training import distributed
 from bit_paddle.training.optimizer import Momentum
 from bit_paddle.training.plan import Plan
+from bit_paddle.training.task import Task
 
 
 @dataclass(frozen=True)
@@ -36,22 +36,22 @@ class Begun:
     that run needed another amount of memory.
     """
 
-    model: resnetv2.ResNetV2
+    model: ResNetV2
     optimizer: Momentum
     sums: distributed.GradientSums
     progress: Progress
     known_split: int
 
 
-def begin(plan: Plan, amp: str, log: Logbook) -> Begun:
+def begin(plan: Plan, task: Task, amp: str, log: Logbook) -> Begun:
     """Restore or create model and optimizer in rank 0, and broadcast them to all ranks.
 
     Raises `CheckpointError` if every checkpoint that --resume names is damaged.
     """
-    settings, classes = plan.settings, len(plan.data.train.classes)
+    settings = plan.settings
     progress, known_split, restored = Progress(), 0, False
     if processes.rank() or plan.start.checkpoints:
-        model = resnetv2.ResNetV2(plan.architecture, classes)
+        model = task.new_network()
         model.learn_only(settings.learn)
         optimizer = _optimizer(settings, model)
         checkpoint = _restore(plan, model, optimizer, log)
@@ -59,7 +59,7 @@ def begin(plan: Plan, amp: str, log: Logbook) -> Begun:
             progress, known_split = _resumed(plan, checkpoint, amp, log)
             restored = True
     if not restored and processes.rank() == 0:
-        model = _create(plan, classes)
+        model = task.initial_network()
         model.learn_only(settings.learn)
         optimizer = _optimizer(settings, model)
     velocities = optimizer.velocities()
@@ -84,10 +84,7 @@ def checkpoint_notes(plan: Plan, progress: Progress, batch_split: int, amp: str)
             "numpy": np.__version__,
             "python": platform.python_version(),
         },
-        "classes": list(plan.data.train.classes),
-        "crop": plan.resolution.crop,
-        "resize": plan.resize,
-        "flip": plan.flip,
+        **plan.model_notes,
         "steps": progress.step,
         "settings": to_dict(plan.settings),
         "progress": asdict(progress),
@@ -99,9 +96,7 @@ def checkpoint_notes(plan: Plan, progress: Progress, batch_split: int, amp: str)
     }
 
 
-def _restore(
-    plan: Plan, model: resnetv2.ResNetV2, optimizer: Momentum, log: Logbook
-) -> Checkpoint | None:
+def _restore(plan: Plan, model: ResNetV2, optimizer: Momentum, log: Logbook) -> Checkpoint | None:
     """Restore and return the newest intact checkpoint, or None if there is none.
 
     Damaged checkpoints are reported, and renamed unless they are another run's.
@@ -133,7 +128,7 @@ def _resumed(plan: Plan, checkpoint: Checkpoint, amp: str, log: Logbook) -> tupl
     before = notes.get("amp", "off")  # the oldest checkpoints do not say it
     if before != amp:
         log.say(f"warning: --amp was {before} before, and is {amp} from this step on")
-    size = {"processes": processes.world_size(), "amp": amp, "crop": plan.resolution.crop}
+    size = {"processes": processes.world_size(), "amp": amp, "crop": plan.model_notes["crop"]}
     earlier = {"learn": "all", **notes["settings"]}  # version 0.1.0 had no such setting
     same_size = all(notes.get(key) == value for key, value in size.items()) and all(
         earlier.get(key) == getattr(settings, key)
@@ -147,24 +142,7 @@ def _resumed(plan: Plan, checkpoint: Checkpoint, amp: str, log: Logbook) -> tupl
     return progress, int(notes["batch_split"]) if same_size else 0
 
 
-def _create(plan: Plan, classes: int) -> resnetv2.ResNetV2:
-    """Return the pre-trained network with a new head, or a random one."""
-    settings, path = plan.settings, plan.checkpoint
-    if path is None:
-        model = resnetv2.ResNetV2(plan.architecture, classes)
-        model.reset_parameters(settings.seed)
-    else:
-        if not path.exists():  # a run that was to resume, of whose checkpoints none is whole
-            source = published.resolve(settings.model)
-            path = published.obtain(source, settings.bit_pretrained_dir)
-        model = weights.create_model(path, classes)
-    bias = LOSSES[settings.loss].head_bias
-    if bias:
-        model.head.bias.set_value(np.full(model.head.bias.shape, bias, "f4"))
-    return model
-
-
-def _optimizer(settings: Settings, model: resnetv2.ResNetV2) -> Momentum:
+def _optimizer(settings: Settings, model: ResNetV2) -> Momentum:
     return Momentum(
         settings.base_lr,
         hyperrule.MOMENTUM,

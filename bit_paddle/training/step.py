@@ -4,67 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
 from paddle import Tensor
 
 from bit_paddle import errors
-from bit_paddle.data import loader
-from bit_paddle.models import losses as models_losses
 from bit_paddle.models.resnetv2 import ResNetV2
 from bit_paddle.system import device
 from bit_paddle.system.signals import Interrupted
 from bit_paddle.training import distributed, profiling
 from bit_paddle.training.distributed import GradientSums
-from bit_paddle.training.frozen import Outputs
 from bit_paddle.training.optimizer import Momentum, non_finite, unscale
-
-MicroBatchLoss = Callable[[ResNetV2, loader.MicroBatch, float], Tensor]  # the float is lambda
-
-
-def loss_of(
-    model: ResNetV2,
-    part: loader.MicroBatch,
-    lam: float,
-    name: str = models_losses.DEFAULT,
-    class_weights: np.ndarray | None = None,
-    outputs: Outputs | None = None,
-) -> Tensor:
-    """Return the mean loss over a micro-batch, after MixUp unless ``lam`` is 1.
-
-    ``name`` is a key of `losses.LOSSES`. ``class_weights``: see `losses.Loss`. With the ``outputs``
-    of the model's frozen parts, the images are not used.
-    """
-    loss = models_losses.LOSSES[name]
-    if outputs is not None:
-        return loss(model.learned_part(outputs(part.indices)), part.labels, class_weights)
-    images = device.to_device(part.images)
-    if lam == 1.0:
-        return loss(model(images), part.labels, class_weights)
-    images = models_losses.mix(images, device.to_device(part.partner_images), lam)
-    labels, partner_labels = part.labels, part.partner_labels
-    return models_losses.mixed(loss, model(images), labels, partner_labels, lam, class_weights)
+from bit_paddle.training.task import MicroBatchLoss
 
 
 def update(
     model: ResNetV2,
     optimizer: Momentum,
     sums: GradientSums,
-    micro_batches: Iterable[loader.MicroBatch],
-    images: int,
+    micro_batches: Iterable[Any],
+    loss_of: MicroBatchLoss,
     lr: float,
-    lam: float = 1.0,
     loss_scale: float = 1.0,
     checked: Callable[[Iterator], Iterator] = iter,
-    loss_of: MicroBatchLoss = loss_of,
 ) -> float:
-    """Make one optimizer step on a batch of ``images`` images over all ranks; return the loss.
+    """Make one optimizer step on a batch over all ranks; return the loss.
 
-    ``micro_batches`` are this rank's share of the batch, for gradient accumulation; ``lam`` is
-    MixUp's lambda. Each gradient is weighted by the size of its micro-batch, so that the sum is
-    the gradient of the mean loss. ``loss_scale``, a power of two, scales the gradients while they
-    are in half precision. ``checked`` wraps the iterator of micro-batches and may raise
-    `Interrupted` before each. ``loss_of`` computes the loss of a micro-batch.
+    ``micro_batches`` are this rank's share of the batch, for gradient accumulation. ``loss_of``
+    computes the loss of each; the sum over all of them and over all ranks is the loss of the step.
+    ``loss_scale``, a power of two, scales the gradients while they are in half precision.
+    ``checked`` wraps the iterator of micro-batches and may raise `Interrupted` before each.
 
     An error is raised in all ranks and leaves the weights unchanged: `Interrupted` (a signal
     reached a rank before its last micro-batch), `OutOfMemoryError`, `NonFiniteError` (in the loss
@@ -73,9 +43,7 @@ def update(
     losses: list[Tensor] = []
     try:
         with ExitStack() as stack:
-            fault = _passes(
-                model, micro_batches, images, lam, loss_scale, checked, loss_of, losses, stack
-            )
+            fault = _passes(model, micro_batches, loss_of, loss_scale, checked, losses, stack)
             (loss,) = distributed.agree([sum(map(float, losses))], fault)
             if not np.isfinite(loss):
                 raise errors.NonFiniteError(f"the loss is {loss}")
@@ -95,20 +63,17 @@ def update(
 
 def _passes(
     model: ResNetV2,
-    micro_batches: Iterable[loader.MicroBatch],
-    images: int,
-    lam: float,
+    micro_batches: Iterable[Any],
+    loss_of: MicroBatchLoss,
     loss_scale: float,
     checked: Callable[[Iterator], Iterator],
-    loss_of: MicroBatchLoss,
     losses: list[Tensor],
     stack: ExitStack,
 ) -> type[BaseException] | None:
     """Make all forward passes, and all backward passes but the last, which overlaps the all-reduce.
 
-    Appends each loss, weighted by the size of its micro-batch, to ``losses``. Returns None, or the
-    type `Interrupted` or MemoryError; the error itself may hold memory. The caller closes ``stack``
-    after the last backward pass.
+    Appends each loss to ``losses``. Returns None, or the type `Interrupted` or MemoryError; the
+    error itself may hold memory. The caller closes ``stack`` after the last backward pass.
     """
     try:
         with device.memory_errors():
@@ -117,7 +82,7 @@ def _passes(
                 if last:
                     last_pass()
                 with profiling.part("forward pass"):
-                    losses.append(loss_of(model, part, lam) * (len(part.labels) / images))
+                    losses.append(loss_of(model, part))
                 if not last:
                     with profiling.part("backward pass"):
                         (losses[-1] * loss_scale).backward()
@@ -160,7 +125,7 @@ def _require_finite_gradients(
     raise errors.NonFiniteError(f"the gradient of {' and '.join(names)} is not finite")
 
 
-def _with_last(parts: Iterable[loader.MicroBatch]) -> Iterator[tuple[loader.MicroBatch, bool]]:
+def _with_last(parts: Iterable[Any]) -> Iterator[tuple[Any, bool]]:
     """Yield (part, whether it is the last one)."""
     parts = iter(parts)
     part = next(parts, None)

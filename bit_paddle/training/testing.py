@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bit_paddle.errors import CheckpointError, MissingFileError
-from bit_paddle.inference.metrics import Tally, in_words
 from bit_paddle.models import weights
 from bit_paddle.models.resnetv2 import ResNetV2
 from bit_paddle.runs.checkpoints import open_checkpoint
 from bit_paddle.runs.logbook import Logbook
 from bit_paddle.training import distributed
+from bit_paddle.training.task import Measurement
 
 Measured = dict[str, dict[str, float]]  # "best" and "last": the step of the model, and its metrics
 
@@ -20,7 +20,7 @@ def measure(
     model: ResNetV2,
     step: int,
     best: Path | None,
-    tally: Callable[[], Tally],
+    tally: Callable[[], Measurement],
     log: Logbook,
 ) -> Measured:
     """Return and log the metrics of the best and the last model of a run on its test images.
@@ -47,9 +47,9 @@ def measure(
     return {"best": measured["last"], **measured} if at == step else measured
 
 
-def _logged(title: str, step: int, tally: Tally, log: Logbook) -> dict[str, float]:
+def _logged(title: str, step: int, tally: Measurement, log: Logbook) -> dict[str, float]:
     log.metrics("test", step, best="best" in title, **tally.summary())
-    log.say(f"test images, {title} model (after step {step}): {in_words(tally)}")
+    log.say(f"test images, {title} model (after step {step}): {tally}")
     return {"step": step, **tally.summary()}
 
 

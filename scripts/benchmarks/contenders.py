@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,7 @@ def ours(flags: argparse.Namespace, images: np.ndarray, labels: np.ndarray) -> C
     from bit_paddle.models.native import build
     from bit_paddle.system.device import amp_for, select_device
     from bit_paddle.training import distributed
+    from bit_paddle.training.classification.task import loss_of
     from bit_paddle.training.optimizer import Momentum
     from bit_paddle.training.step import update
 
@@ -75,11 +77,11 @@ def ours(flags: argparse.Namespace, images: np.ndarray, labels: np.ndarray) -> C
     optimizer = Momentum(0.003, 0.9, model.parameters())
     sums = distributed.GradientSums(model.parameters())
     parts = [part] * (4 if IN_PARTS in flags.worker else 1)
-    total = len(parts) * len(labels)
+    loss = partial(loss_of, images=len(parts) * len(labels))
     scale = 2.0**10 if amp == "fp16" else 1.0
 
     def step() -> None:
-        update(model, optimizer, sums, parts, total, 1e-4, loss_scale=scale)
+        update(model, optimizer, sums, parts, loss, 1e-4, scale)
         synchronize(device)
 
     return step

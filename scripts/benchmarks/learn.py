@@ -50,7 +50,9 @@ def step_of(flags: argparse.Namespace, title: str, parts: int = 1) -> Callable[[
     from bit_paddle.models import weights
     from bit_paddle.models.native import build
     from bit_paddle.system import device
-    from bit_paddle.training import distributed, frozen, step
+    from bit_paddle.training import distributed, step
+    from bit_paddle.training.classification import frozen
+    from bit_paddle.training.classification.task import loss_of
     from bit_paddle.training.optimizer import Momentum
 
     learn, _, remembered = title.partition(", ")
@@ -65,10 +67,10 @@ def step_of(flags: argparse.Namespace, title: str, parts: int = 1) -> Callable[[
     if remembered:
         values = model.frozen_part(device.to_device(pixels)).numpy()
         outputs = frozen.Outputs(every, values, "float32")
-    loss_of = partial(step.loss_of, outputs=outputs)
+    loss = partial(loss_of, images=parts * flags.batch, outputs=outputs)
     part, sums = MicroBatch(pixels, every % CLASSES, every), distributed.GradientSums(learned)
-    given = (model, optimizer, sums, [part] * parts, parts * flags.batch, 1e-9)
-    return lambda: step.update(*given, loss_of=loss_of)
+    given = (model, optimizer, sums, [part] * parts, loss, 1e-9)
+    return lambda: step.update(*given)
 
 
 def times(flags: argparse.Namespace) -> dict[str, list[float]]:

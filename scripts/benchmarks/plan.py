@@ -22,12 +22,14 @@ from bit_paddle.models.architecture import LEARN, Architecture
 
 STEP = """
 import resource, sys
+from functools import partial
 import numpy as np
 import paddle
 from bit_paddle.models import weights
 from bit_paddle.training import distributed
 from bit_paddle.training.optimizer import Momentum
 from bit_paddle.training import step
+from bit_paddle.training.classification.task import loss_of
 from bit_paddle.data.loader import MicroBatch
 name, side, images, recompute, learn = sys.argv[1], *map(int, sys.argv[2:4]), *sys.argv[4:]
 model = weights.create_model(name, 10)
@@ -36,7 +38,8 @@ model.learn_only(learn)
 optimizer = Momentum(0.003, 0.9, list(model.learned().values()))
 pixels = np.random.default_rng(0).integers(0, 256, (images, 3, side, side), np.uint8)
 part = MicroBatch(pixels, np.arange(images) % 10, np.arange(images))
-step.update(model, optimizer, distributed.GradientSums([]), [part, part], 2 * images, 1e-9)
+loss = partial(loss_of, images=2 * images)
+step.update(model, optimizer, distributed.GradientSums([]), [part, part], loss, 1e-9)
 allocated = paddle.base.core.host_memory_stat_peak_value("Allocated", 0)
 print(allocated, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

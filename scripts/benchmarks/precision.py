@@ -50,7 +50,7 @@ from bit_paddle.models import published
 from bit_paddle.recipes import hyperrule
 from bit_paddle.runs import checkpoints
 from bit_paddle.training import launch
-from bit_paddle.training.plan import Plan, make_plan
+from bit_paddle.training.classification.plan import ClassificationPlan, make_plan
 from bit_paddle.training.step import update
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def by_command(words: Sequence[str], folder: Path) -> Curve:
 
 
 def in_process(
-    plan: Plan, unit: float = 0.0, seed: int = 0, split: int = 1, **options: str
+    plan: ClassificationPlan, unit: float = 0.0, seed: int = 0, split: int = 1, **options: str
 ) -> Curve:
     """Train as ``plan`` says in this process; return the curve.
 
@@ -119,6 +119,7 @@ def in_process(
 
     from bit_paddle.models.weights import create_model
     from bit_paddle.training import distributed
+    from bit_paddle.training.classification.task import loss_of
     from bit_paddle.training.optimizer import Momentum
 
     settings, schedule = plan.settings, plan.schedule
@@ -139,10 +140,9 @@ def in_process(
     losses = []
     for step in range(schedule.steps):
         batch, lr = next(batches), schedule.learning_rate(step, settings.base_lr)
-        parts, images = batch.micro_batches(split), len(batch.indices)
-        losses.append(
-            update(model, optimizer, sums, parts, images, lr, batch.lam, loss_scale=scale)
-        )
+        loss = partial(loss_of, images=len(batch.indices), lam=batch.lam)
+        parts = batch.micro_batches(split)
+        losses.append(update(model, optimizer, sums, parts, loss, lr, scale))
     batches.close()
     return Curve(
         np.array(losses), {key: value.numpy() for key, value in model.state_dict().items()}

@@ -15,7 +15,7 @@ from PIL import Image
 from bit_paddle.config import parsing
 from bit_paddle.data import loader, transforms
 from bit_paddle.data.readers import registry
-from bit_paddle.training.plan import make_plan
+from bit_paddle.training.classification.plan import make_plan
 from bit_paddle.visual.sheet import PAPER, caption, cut
 
 GAP, LINE = 8, 16

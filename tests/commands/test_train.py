@@ -27,8 +27,8 @@ from bit_paddle.models.checkpoint import CheckpointFile
 from bit_paddle.runs import logbook
 from bit_paddle.system.signals import Interrupt, Interrupted
 from bit_paddle.training import run as training_run
+from bit_paddle.training.classification.plan import make_plan
 from bit_paddle.training.optimizer import Momentum
-from bit_paddle.training.plan import make_plan
 
 TINY = ["--model", "R14x0.5", "--from_scratch", "--precrop", "36", "--crop", "32", "--batch", "8"]
 
@@ -91,7 +91,7 @@ def test_a_whole_run(small_checkpoint, image_folder, tmp_path):
             and notes["crop"] == 32
             and file.classes == 3
         )
-    from bit_paddle.training import validation
+    from bit_paddle.training.classification import validation
 
     val = registry.open_dataset("folder", str(image_folder)).val
     tally = validation.evaluate(

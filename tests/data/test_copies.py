@@ -10,7 +10,7 @@ from helpers.pictures import cloud, fill
 from bit_paddle.config import parsing
 from bit_paddle.data import copies
 from bit_paddle.data.readers import listing, registry
-from bit_paddle.training.plan import make_plan
+from bit_paddle.training.classification.plan import make_plan
 
 COUNTS = {"train/a": 6, "train/b": 6, "val/a": 2, "val/b": 2}
 

@@ -7,7 +7,7 @@ from bit_paddle import errors
 from bit_paddle.config import parsing
 from bit_paddle.data.exclude import line, paths_below
 from bit_paddle.data.readers import registry
-from bit_paddle.training.plan import make_plan
+from bit_paddle.training.classification.plan import make_plan
 
 
 @pytest.fixture

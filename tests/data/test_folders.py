@@ -16,7 +16,7 @@ from bit_paddle.data import spec as specs
 from bit_paddle.data.images import SUFFIXES, FileImages
 from bit_paddle.data.readers import folders, listing, registry
 from bit_paddle.errors import ConfigError, DataError, MissingFileError
-from bit_paddle.training import plan
+from bit_paddle.training.classification import plan
 
 
 def write_images(root, *paths, size=(6, 5)):

@@ -15,7 +15,7 @@ from bit_paddle.data.readers import registry
 from bit_paddle.data.spec import DataSpec
 from bit_paddle.errors import ConfigError, DataError
 from bit_paddle.runs.folder import check_data
-from bit_paddle.training.plan import make_plan
+from bit_paddle.training.classification.plan import make_plan
 
 CATS = {"cat": ["persian", "siamese"], "dog": ["beagle", "pug"]}
 

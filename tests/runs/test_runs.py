@@ -36,7 +36,7 @@ from bit_paddle.system import files
 
 DEFAULT = "R14x0.5-digits"
 DATA = {"train": "aa", "val": "bb"}
-RESULT = {"top1": 0.5, "top5": 1.0, "loss": 2.5}
+RESULT = {"steps": 9, "top1": 0.5, "top5": 1.0, "loss": 2.5}
 
 
 @pytest.fixture

@@ -18,10 +18,10 @@ from bit_paddle.config.settings import Settings
 from bit_paddle.data.loader import MicroBatch, step_positions
 from bit_paddle.models.losses import LOSSES, class_weights
 from bit_paddle.runs.results import result
-from bit_paddle.training import step
-from bit_paddle.training.description import LARGE_RATIO
+from bit_paddle.training.classification import task
+from bit_paddle.training.classification.plan import make_plan
+from bit_paddle.training.classification.rows import LARGE_RATIO
 from bit_paddle.training.optimizer import Momentum
-from bit_paddle.training.plan import make_plan
 
 
 def make_images(root, counts, val=2):
@@ -148,7 +148,7 @@ def trained(split, power, lam, name="softmax", amp="off"):
     model = create_model("R14x0.5", 3, seed=0)
     model.amp = amp
     optimizer = Momentum(0.1, 0.9, model.parameters())
-    loss_of = partial(step.loss_of, name=name, class_weights=class_weights(COUNTS, power))
+    loss_of = partial(task.loss_of, name=name, class_weights=class_weights(COUNTS, power))
     losses = []
     for _ in range(2):
         parts = [

@@ -10,6 +10,7 @@ import os
 import re
 import resource
 import sys
+from functools import partial
 
 import numpy as np
 import paddle
@@ -27,12 +28,13 @@ from bit_paddle.models.layers import StdConv2D
 from bit_paddle.models.native import plain
 from bit_paddle.runs import logbook
 from bit_paddle.system import processes
+from bit_paddle.system.signals import Interrupt
 from bit_paddle.training import memory as training_memory
 from bit_paddle.training import start as training_start
+from bit_paddle.training.classification import task as classification
+from bit_paddle.training.classification.plan import make_plan
 from bit_paddle.training.memory import find_split, split_further
 from bit_paddle.training.optimizer import Momentum
-from bit_paddle.training.plan import make_plan
-from bit_paddle.training.step import loss_of
 
 EXACT = {
     "MALLOC_ARENA_MAX": "1",
@@ -142,19 +144,24 @@ def test_fits_holds_what_a_step_has_beside_its_passes(alone):
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_fits_makes_the_passes_of_a_training_step(several, small_checkpoint):
+def test_fits_makes_the_passes_of_a_training_step(
+    several, small_checkpoint, image_folder, monkeypatch
+):
     """With MixUp's partners, and after another micro-batch where there are several."""
     calls, model = [], create_model(small_checkpoint, 3)
     convolution = next(layer for layer in model.sublayers() if isinstance(layer, StdConv2D))
 
-    def loss(model, part, lam):
+    def loss(model, part, images, lam, **options):
         earlier = convolution.standardized.is_leaf  # its gradient waits for the last pass
-        calls.append((part.images.shape, part.partner_images.shape, 0 < lam < 1, earlier))
-        return loss_of(model, part, lam)
+        calls.append((part.images.shape, part.partner_images.shape, images, 0 < lam < 1, earlier))
+        return loss_of(model, part, images, lam, **options)
 
-    assert training_memory.fits(model, loss, 32, 2, several)
+    loss_of = classification.loss_of
+    monkeypatch.setattr(classification, "loss_of", loss)
+    task = plan_of(image_folder).task(logbook.Silent(), Interrupt())
+    assert training_memory.fits(model, partial(task.trial_loss, model, 2), several)
     shape = (2, 3, 32, 32)
-    assert calls == [(shape, shape, True, True)] * several + [(shape, shape, True, False)]
+    assert calls == [(shape, shape, 2, True, True)] * several + [(shape, shape, 2, True, False)]
 
 
 def test_release_leaves_no_gradient_and_asks_no_gpu(small_checkpoint, monkeypatch):
@@ -228,9 +235,10 @@ def begin(tmp_path, monkeypatch):
                 lines.append(text)
 
         monkeypatch.setattr(training_memory, "activation_memory", lambda *_: memory)
-        begun = training_start.begin(plan, "off", Log())
+        task = plan.task(Log(), Interrupt())
+        begun = training_start.begin(plan, task, "off", Log())
         assert begun.known_split == 0
-        split = find_split(plan, device, known, begun.model, loss_of, begun.sums.own, Log())
+        split = find_split(plan, task, device, known, begun.model, begun.sums.own, Log())
         return split, lines
 
     return begin
@@ -248,15 +256,15 @@ def test_what_is_tried_is_what_a_step_will_hold(begin, image_folder, monkeypatch
     """Velocities, which a new run has not yet, and earlier gradients where there are parts."""
     tried, fits = [], training_memory.fits
 
-    def noted(model, loss, crop, images, several, moved):
+    def noted(model, loss, several, moved):
         ours = [one.name for one in moved] == [one.name for one in model.parameters()]
-        tried.append((loss is loss_of, crop, images, several, ours))
-        return fits(model, loss, crop, images, several, moved)
+        tried.append((loss.func.__name__, loss.args[1], several, ours))
+        return fits(model, loss, several, moved)
 
     monkeypatch.setattr(training_memory, "fits", noted)
     plan = plan_of(image_folder, batch=6)
     begin(plan, 3 * cost.activations(plan.architecture, 32))
-    assert tried == [(True, 32, 3, True, True), (True, 32, 6, False, True)]
+    assert tried == [("trial_loss", 3, True, True), ("trial_loss", 6, False, True)]
 
 
 @pytest.mark.slow

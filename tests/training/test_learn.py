@@ -23,9 +23,10 @@ from bit_paddle.runs.checkpoints import open_checkpoint
 from bit_paddle.runs.logbook import Silent
 from bit_paddle.system.device import to_device
 from bit_paddle.system.signals import Interrupt, Interrupted
-from bit_paddle.training import frozen, step
+from bit_paddle.training.classification import frozen
+from bit_paddle.training.classification.plan import make_plan
+from bit_paddle.training.classification.task import loss_of
 from bit_paddle.training.optimizer import Momentum
-from bit_paddle.training.plan import make_plan
 
 MODEL = "R14x0.5"
 FIXED = ("--no-flip", "--no-random_crop")
@@ -64,9 +65,9 @@ def batch_of(count, side=32):
 def gradients_of(model, part, scale=1.0):
     """The gradients of the two micro-batches of a step, times ``scale``; the second has MixUp."""
     with model.standardized_once() as last_pass:
-        (step.loss_of(model, part, 1.0) * scale).backward()
+        (loss_of(model, part, len(part.labels)) * scale).backward()
         last_pass()
-        (step.loss_of(model, part, 0.7) * scale).backward()
+        (loss_of(model, part, len(part.labels), 0.7) * scale).backward()
     found = {name: one.grad for name, one in model.named_parameters()}
     return {name: None if one is None else one.numpy() for name, one in found.items()}
 
@@ -177,8 +178,7 @@ def test_a_head_is_what_it_is_on_cached_features(remembered):
         for rows in batches:
             parts = np.array_split(rows, 2)
             parts = [loader.MicroBatch(every.images[p], every.labels[p], p) for p in parts]
-            loss_of = partial(step.loss_of, outputs=outputs)
-            update(model, optimizer, parts, 0.1, loss_of=loss_of)
+            update(model, optimizer, parts, 0.1, loss_of=partial(loss_of, outputs=outputs))
         weight, bias = trained_by_hand(features, every.labels, batches, 0.1)
     finally:
         paddle.set_default_dtype(before)
@@ -361,7 +361,7 @@ def test_the_estimate_is_what_paddle_asks_for(learn):
             before = core.host_memory_stat_current_value("Allocated", 0)
             core.host_memory_stat_reset_peak_value("Allocated", 0)
             with model.standardized_once():
-                step.loss_of(model, part, 1.0).backward()
+                loss_of(model, part, len(part.labels)).backward()
         peaks.append(core.host_memory_stat_peak_value("Allocated", 0) - before)
     measured = (peaks[1] - peaks[0]) / 16
     estimate = cost.activations(model.architecture, 96, learn=learn)

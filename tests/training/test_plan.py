@@ -21,10 +21,10 @@ from bit_paddle.models import cost, npz, published
 from bit_paddle.models.architecture import UNITS, Architecture
 from bit_paddle.models.layers import StdConv2D
 from bit_paddle.models.resnetv2 import ResNetV2
-from bit_paddle.training import step
+from bit_paddle.training.classification.plan import make_plan
+from bit_paddle.training.classification.task import loss_of
 from bit_paddle.training.estimate import RECOMPUTE, format_duration
 from bit_paddle.training.optimizer import Momentum
-from bit_paddle.training.plan import make_plan
 
 GIB = 2**30
 NAMES = sorted({*published.NETWORKS, *(f"R{layers}x0.5" for layers in UNITS)})
@@ -182,7 +182,7 @@ def test_activations_are_what_paddle_asks_for(units, crop, recompute):
             for _ in range(2):  # gradients of kernels are there in the second
                 before = core.host_memory_stat_current_value("Allocated", 0)
                 core.host_memory_stat_reset_peak_value("Allocated", 0)
-                step.loss_of(model, part, 1.0).backward()
+                loss_of(model, part, images).backward()
         peaks.append(core.host_memory_stat_peak_value("Allocated", 0) - before)
     measured = (peaks[1] - peaks[0]) / (many - few)
     assert cost.activations(architecture, crop, recompute) == pytest.approx(measured, rel=0.015)
@@ -314,12 +314,12 @@ def test_vtab_is_as_the_published_heads_have_it(task):
 def test_data_that_are_opened_give_what_train_would_do(more, image_folder):
     words = ["--model=R14x0.5", "--from_scratch", "--dataset=folder", f"--datadir={image_folder}"]
     settings, known = plan._settings([*words, *more], None, None)
-    found, expected = plan._opened_task(settings), make_plan(settings)
+    found, expected = plan._opened_sizes(settings), make_plan(settings)
     assert known is None
     assert found[:2] == (len(expected.subset), 3)
     assert (found.resolution, found.schedule) == (expected.resolution, expected.schedule)
     given = plan.Known(36, 3, "small")
-    again = plan._known_task(settings, given, Architecture.parse("R14x0.5"))
+    again = plan._known_sizes(settings, given, Architecture.parse("R14x0.5"))
     assert again[:2] == found[:2] and again[3] == found[3] and again[5] == found[5]
 
 

@@ -24,9 +24,9 @@ from bit_paddle.models.layers import GroupNormReLU, StdConv2D
 from bit_paddle.models.native.plain import standardize
 from bit_paddle.models.resnetv2 import AMP
 from bit_paddle.runs import checkpoints, snapshot
-from bit_paddle.training import validation
+from bit_paddle.training.classification import validation
+from bit_paddle.training.classification.plan import make_plan
 from bit_paddle.training.optimizer import Momentum
-from bit_paddle.training.plan import make_plan
 
 _spec = importlib.util.spec_from_file_location("bench", ROOT / "scripts/benchmarks/precision.py")
 bench = importlib.util.module_from_spec(_spec)

@@ -24,7 +24,7 @@ from bit_paddle.inference.metrics import Tally
 from bit_paddle.inference.trained import TrainedFile, find_trained
 from bit_paddle.models import losses
 from bit_paddle.recipes import upstream
-from bit_paddle.training import plan
+from bit_paddle.training.classification import plan
 from bit_paddle.training.optimizer import Momentum
 
 TINY = ["--model", "R14x0.5", "--dataset", "folder", "--batch", "8", "--precrop", "36",

@@ -19,8 +19,9 @@ from bit_paddle.runs import history
 from bit_paddle.runs.logbook import Logbook
 from bit_paddle.system import environment
 from bit_paddle.system.signals import Interrupted
-from bit_paddle.training import testing, validation
-from bit_paddle.training.plan import make_plan
+from bit_paddle.training import testing
+from bit_paddle.training.classification import validation
+from bit_paddle.training.classification.plan import make_plan
 
 SETTINGS = {
     "from_scratch": True, "steps": 6, "batch": 6, "precrop": 36, "crop": 32, "workers": 1,
@@ -132,7 +133,8 @@ def test_a_run_that_ends_in_the_test_resumes(which, fine_tune, monkeypatch):
 KILLED = """
 import os, signal
 import bit_paddle as bit
-from bit_paddle.training import testing, validation
+from bit_paddle.training import testing
+from bit_paddle.training.classification import validation
 
 measure = validation.measure
 

@@ -15,11 +15,13 @@ from bit_paddle.data.loader import MicroBatch
 from bit_paddle.models import cost, weights
 from bit_paddle.runs import logbook
 from bit_paddle.system import processes
+from bit_paddle.system.signals import Interrupt
 from bit_paddle.training import distributed, start, step
 from bit_paddle.training import memory as training_memory
+from bit_paddle.training.classification.plan import make_plan
+from bit_paddle.training.classification.task import loss_of
 from bit_paddle.training.memory import find_split
 from bit_paddle.training.optimizer import Momentum
-from bit_paddle.training.plan import make_plan
 
 out, image_folder, name = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 MODES = {"off": ("off", "off"), "unit": ("unit", "off"), "bf16": ("off", "bf16")}
@@ -29,6 +31,11 @@ processes.end_with_parent()
 distributed.join()
 rank, size = processes.rank(), processes.world_size()
 told = {"fits": {}, "update": {}}
+settings = Settings(
+    "R14x0.5", "folder", image_folder, from_scratch=True, batch=32, precrop=CROP, crop=CROP
+)
+plan = make_plan(settings)
+task = plan.task(logbook.Silent(), Interrupt())
 
 
 def address_space():
@@ -99,15 +106,16 @@ def update(model, optimizer, sums, where=None):
                 yield part
 
     with limited():
-        return step.update(model, optimizer, sums, parts, 8 * size, 0.01, checked=checked)
+        loss = partial(loss_of, images=8 * size)
+        return step.update(model, optimizer, sums, parts, loss, 0.01, checked=checked)
 
 
 def try_to_fit(mode):
     model, optimizer, sums = new(mode)
     found = told["fits"].setdefault(mode, {})
 
-    def fits(images, moved=(), loss=step.loss_of):
-        return training_memory.fits(model, loss, CROP, images, True, moved)
+    def fits(images, moved=(), loss=task.trial_loss):
+        return training_memory.fits(model, partial(loss, model, images), True, moved)
 
     def ends_at(block, time):
         calls, norm = [], next(iter(block)).a.norm
@@ -123,8 +131,8 @@ def try_to_fit(mode):
         hook.remove()
         return answer
 
-    def to_end_on_the_way_back(model, part, lam):
-        loss = step.loss_of(model, part, lam)
+    def to_end_on_the_way_back(model, images):
+        loss = task.trial_loss(model, images)
         limit(2**19)
         return loss
 
@@ -161,10 +169,7 @@ def disturb_updates(mode):
 
 
 def begin():
-    settings = Settings(
-        "R14x0.5", "folder", image_folder, from_scratch=True, batch=32, precrop=CROP, crop=CROP
-    )
-    plan, lines = make_plan(settings), []
+    lines = []
 
     class Log(logbook.Silent):
         def say(self, text, console=True):
@@ -178,9 +183,9 @@ def begin():
     training_memory.activation_memory = boundless
     try:
         with limited():
-            begun = start.begin(plan, "off", Log())
+            begun = start.begin(plan, task, "off", Log())
             model, sums, known = begun.model, begun.sums, begun.known_split
-            split = find_split(plan, "gpu", known, model, step.loss_of, sums.own, Log())
+            split = find_split(plan, task, "gpu", known, model, sums.own, Log())
     except Exception as error:
         split = type(error).__name__
     told["begin"] = split, lines

@@ -18,7 +18,8 @@ from bit_paddle.models.losses import class_weights
 from bit_paddle.models.weights import create_model
 from bit_paddle.recipes.hyperrule import Resolution
 from bit_paddle.system import processes
-from bit_paddle.training import distributed, step, validation
+from bit_paddle.training import distributed, step
+from bit_paddle.training.classification import task, validation
 from bit_paddle.training.optimizer import Momentum
 
 out, image_folder, splits = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
@@ -70,16 +71,15 @@ def train_on(images, batch, split, precrop, steps, shard=False, power=0.0):
         world_size=size,
     )
     counts = np.bincount(images.labels, minlength=len(images.classes))
-    loss_of = partial(step.loss_of, class_weights=class_weights(counts, power))
+    loss_of = partial(task.loss_of, class_weights=class_weights(counts, power))
     losses, volumes, shares = [], [], []
     for _ in range(steps):
         exchanged.clear()
         one = next(batches)
         parts = list(one.micro_batches(split))
         shares.append(sum(len(part.labels) for part in parts))
-        images = len(one.indices)
-        given = (model, optimizer, sums, parts, images, 0.01, one.lam)
-        losses.append(step.update(*given, loss_of=loss_of))
+        loss = partial(loss_of, images=len(one.indices), lam=one.lam)
+        losses.append(step.update(model, optimizer, sums, parts, loss, 0.01))
         volumes.append(sum(exchanged))
     batches.close()
     weights = {name: parameter.numpy() for name, parameter in model.named_parameters()}

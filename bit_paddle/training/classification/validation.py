@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,11 +19,13 @@ from bit_paddle.system import processes
 from bit_paddle.system.progress import progress_bar
 from bit_paddle.system.signals import Interrupt, Interrupted
 from bit_paddle.training import distributed
-from bit_paddle.training.plan import Plan
+
+if TYPE_CHECKING:
+    from bit_paddle.training.classification.plan import ClassificationPlan
 
 
 def measure(
-    plan: Plan,
+    plan: ClassificationPlan,
     model: ResNetV2,
     images: Images,
     batch_split: int,

@@ -23,21 +23,21 @@ if TYPE_CHECKING:
 
     from bit_paddle.models.resnetv2 import ResNetV2
     from bit_paddle.runs.logbook import Logbook
-    from bit_paddle.training.plan import Plan
+    from bit_paddle.training.classification.plan import ClassificationPlan
 
 
-def bytes_of(plan: Plan) -> int:
+def bytes_of(plan: ClassificationPlan) -> int:
     """Return the bytes of the outputs for all training images, as float32."""
     size = cost.boundary_bytes(plan.architecture, plan.resolution.crop, plan.settings.learn)
     return len(plan.subset) * size
 
 
-def has_fixed_views(plan: Plan) -> bool:
+def has_fixed_views(plan: ClassificationPlan) -> bool:
     """Return whether every step of ``plan`` sees an image in the same view."""
     return not (plan.crops or plan.flip or plan.mixup_alpha)
 
 
-def are_remembered(plan: Plan) -> bool:
+def are_remembered(plan: ClassificationPlan) -> bool:
     """Return whether the run computes the frozen parts once per image.
 
     The outputs must fit into the cache of images (--cache_gb), which they replace, and the steps
@@ -50,7 +50,7 @@ def are_remembered(plan: Plan) -> bool:
     return several and bytes_of(plan) <= plan.cache_bytes
 
 
-def notes(plan: Plan) -> list[str]:
+def notes(plan: ClassificationPlan) -> list[str]:
     """Return notes for the user on flags that do little together with --learn."""
     settings, lines = plan.settings, []
     if settings.learn == "all":
@@ -92,7 +92,7 @@ class Outputs:
 
 
 def compute(
-    plan: Plan, model: ResNetV2, batch_split: int, log: Logbook, stop: Interrupt
+    plan: ClassificationPlan, model: ResNetV2, batch_split: int, log: Logbook, stop: Interrupt
 ) -> Outputs:
     """Return the outputs of the frozen parts of ``model`` for all training images of ``plan``.
 
