@@ -17,6 +17,7 @@ import bit_paddle
 
 NEED_PADDLE = {
     *(f"models.{name}" for name in ("layers", "resnetv2", "weights")),
+    "models.detection.losses",
     *(f"models.native.{name}" for name in ("plain", "compiled", "checks")),
     *(f"inference.{name}" for name in ("examine", "predictor")),
     *(
