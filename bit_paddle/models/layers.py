@@ -29,7 +29,7 @@ class StdConv2D(nn.Layer):
         self.weight = self.create_parameter(
             [out_channels, in_channels, kernel_size, kernel_size], default_initializer=ZEROS
         )
-        self.standardized: Tensor | None = None  # set within ResNetV2.standardized_once
+        self.standardized: Tensor | None = None  # set within Network.standardized_once
         self.folded: Tensor | None = None  # of inference and of frozen parts, without gradients
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
