@@ -99,6 +99,11 @@ def convolutions(layer: nn.Layer) -> list[StdConv2D]:
     return [one for one in layer.sublayers() if isinstance(one, StdConv2D)]
 
 
+def dtype_of(tensor: Tensor) -> str:
+    """Return the name of a tensor's data type, such as ``float32``."""
+    return str(tensor.dtype).rpartition(".")[2]
+
+
 def _with_earlier(leaf: Tensor, gradient: Tensor) -> Tensor:
     """Return ``gradient`` plus the gradient of ``leaf``, and free the latter."""
     if leaf.grad is None:

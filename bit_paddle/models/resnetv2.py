@@ -16,7 +16,7 @@ from paddle import Tensor, nn
 from bit_paddle.models.architecture import PARTS, Architecture, frozen_parts
 from bit_paddle.models.layers import ZEROS, Bottleneck, GroupNormReLU, RootBlock, StdConv2D
 from bit_paddle.models.native import plain
-from bit_paddle.models.network import Network, convolutions
+from bit_paddle.models.network import Network, convolutions, dtype_of
 
 AMP = {"fp16": paddle.float16, "bf16": paddle.bfloat16}  # of activations between the layers
 
@@ -102,15 +102,15 @@ class ResNetV2(Network):
         """
         return [self.operators.leave(stage) for stage in self.stages(x, activated)]
 
-    def stages(self, x: Tensor, activated: bool = False) -> list[Tensor]:
-        """Return the maps of `forward_stages` as the operators lay them out."""
+    def stages(self, x: Tensor, activated: bool = False, skip: int = 0) -> list[Tensor]:
+        """Return the maps of `forward_stages`, without the first ``skip``, in the operators' layout."""
         x, stages = self._enter(x), []
-        for part, following in zip(PARTS[:5], PARTS[1:6]):
+        for number, (part, following) in enumerate(zip(PARTS[:5], PARTS[1:6])):
             with self._gradients_of(part):
                 x = self._apply(part, x)
             if part in self.frozen and following not in self.frozen:
                 x = _entering_learned(x)
-            if part == "root_block":
+            if number <= skip:  # 0 is the root
                 continue
             norm = self.norm if following == "norm" else getattr(self, following).unit01.a.norm
             with self._gradients_of(following):
@@ -172,16 +172,16 @@ class ResNetV2(Network):
         for name, parameter in self.named_parameters():
             if name.startswith("head."):
                 parameter.set_value(
-                    np.zeros(parameter.shape, np.float32).astype(_numpy_type(parameter))
+                    np.zeros(parameter.shape, np.float32).astype(dtype_of(parameter))
                 )
             elif name.endswith("conv.weight"):
                 generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
                 values = generator.standard_normal(parameter.shape, np.float32)
                 values *= np.float32(np.sqrt(2.0 / np.prod(parameter.shape[1:])))
-                parameter.set_value(values.astype(_numpy_type(parameter)))
+                parameter.set_value(values.astype(dtype_of(parameter)))
             else:
                 parameter.set_value(
-                    np.full(parameter.shape, name.endswith("weight"), _numpy_type(parameter))
+                    np.full(parameter.shape, name.endswith("weight"), dtype_of(parameter))
                 )
 
 
@@ -190,7 +190,3 @@ def _entering_learned(x: Tensor) -> Tensor:
     x = x.detach()
     x.stop_gradient = False  # else GroupNorm's backward pass fails in Paddle 2; a PyLayer has none
     return x
-
-
-def _numpy_type(parameter: Tensor) -> str:
-    return str(parameter.dtype).rpartition(".")[2]

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from paddle import Tensor
 
 from bit_paddle.errors import CheckpointError, ConfigError
 from bit_paddle.models import npz, published
 from bit_paddle.models.checkpoint import CheckpointFile
 from bit_paddle.models.names import parameter_name
+from bit_paddle.models.network import dtype_of
 from bit_paddle.models.resnetv2 import ResNetV2
 from bit_paddle.models.stages import Stages
 from bit_paddle.system.hub import Repository
@@ -161,8 +161,3 @@ def from_paddle(key: str, array: np.ndarray) -> np.ndarray:
     if key.endswith(npz.HEAD_KERNEL):
         return array[None, None]
     return np.ascontiguousarray(array.transpose(2, 3, 1, 0)) if array.ndim == 4 else array
-
-
-def dtype_of(tensor: Tensor) -> str:
-    """Return the name of a tensor's data type, such as ``float32``."""
-    return str(tensor.dtype).rpartition(".")[2]
