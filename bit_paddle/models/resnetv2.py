@@ -103,7 +103,7 @@ class ResNetV2(Network):
         return [self.operators.leave(stage) for stage in self.stages(x, activated)]
 
     def stages(self, x: Tensor, activated: bool = False, skip: int = 0) -> list[Tensor]:
-        """Return the maps of `forward_stages`, without the first ``skip``, in the operators' layout."""
+        """Return the maps of `forward_stages` but the first ``skip``, in the operators' layout."""
         x, stages = self._enter(x), []
         for number, (part, following) in enumerate(zip(PARTS[:5], PARTS[1:6])):
             with self._gradients_of(part):
