@@ -112,8 +112,14 @@ class Bottleneck(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.project:  # the projection takes the activated input
-            activated, shortcut = self.a.norm(x, twice=True)
+            return self._after_norm(*self.a.norm(x, twice=True))
+        return self._after_norm(*self.a.norm(x, beside=True))
+
+    def of_activated(self, x: Tensor) -> Tensor:
+        """Return the output for an input that ``a.norm`` has activated already."""
+        return self._after_norm(x, x)
+
+    def _after_norm(self, activated: Tensor, shortcut: Tensor) -> Tensor:
+        if self.project:
             shortcut = self.proj(shortcut)
-        else:
-            activated, shortcut = self.a.norm(x, beside=True)
         return self.c(self.b(self.a.conv(activated)), shortcut)

@@ -6,8 +6,9 @@ Activations are [N, C, H, W], kernels [O, I, H, W]. `layers` has the residual un
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import numpy as np
 import paddle
@@ -105,16 +106,22 @@ class ResNetV2(Network):
     def stages(self, x: Tensor, activated: bool = False, skip: int = 0) -> list[Tensor]:
         """Return the maps of `forward_stages` but the first ``skip``, in the operators' layout."""
         x, stages = self._enter(x), []
+        is_activated = False  # whether the norm of the next unit has been applied to x
         for number, (part, following) in enumerate(zip(PARTS[:5], PARTS[1:6])):
             with self._gradients_of(part):
-                x = self._apply(part, x)
+                x = self._apply(part, x, is_activated)
             if part in self.frozen and following not in self.frozen:
                 x = _entering_learned(x)
-            if number <= skip:  # 0 is the root
-                continue
-            norm = self.norm if following == "norm" else getattr(self, following).unit01.a.norm
+            is_activated = activated and number > skip  # number 0 is the root
             with self._gradients_of(following):
-                stages.append(norm(x) if activated else x)
+                if is_activated and following == "norm":
+                    x = self.norm(x)
+                elif is_activated:
+                    x, stage = getattr(self, following).unit01.a.norm(x, twice=True)
+                    # So that the unit's gradients are summed before the stage's, as in `recompute`.
+                    x = paddle.assign(x) if x is stage else x
+            if number > skip:
+                stages.append(stage if is_activated and following != "norm" else x)
         return stages
 
     def _gradients_of(self, part: str) -> AbstractContextManager:
@@ -150,16 +157,21 @@ class ResNetV2(Network):
             x = self._apply(part, x)
         return x
 
-    def _apply(self, part: str, x: Tensor) -> Tensor:
-        """Return the output of one of `PARTS`; of the norm it is averaged over the image."""
+    def _apply(self, part: str, x: Tensor, is_activated: bool = False) -> Tensor:
+        """Return the output of one of `PARTS`; of the norm it is averaged over the image.
+
+        ``is_activated``: ``x`` has passed the first norm of this block already.
+        """
         if part == "root_block":
             return self.root_block(x)  # [N, 64 w, H/4, W/4]
         if part == "norm":
             return self.operators.average(self.norm(x))
         if part == "head":
             return self.head(x) if self.num_classes else x
-        block = getattr(self, part)  # [N, 256 w, H/4, W/4] … [N, 2048 w, H/32, W/32]
-        for layer in block if self.recompute == "unit" else [block]:
+        units = list(getattr(self, part))  # [N, 256 w, H/4, W/4] … [N, 2048 w, H/32, W/32]
+        if is_activated:
+            units[0] = units[0].of_activated
+        for layer in units if self.recompute == "unit" else [partial(_in_turn, units)]:
             recompute = self.training and self.recompute != "off"
             x = plain.recompute(layer, x) if recompute else layer(x)
         return x
@@ -183,6 +195,12 @@ class ResNetV2(Network):
                 parameter.set_value(
                     np.full(parameter.shape, name.endswith("weight"), dtype_of(parameter))
                 )
+
+
+def _in_turn(layers: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
+    for layer in layers:
+        x = layer(x)
+    return x
 
 
 def _entering_learned(x: Tensor) -> Tensor:

@@ -219,10 +219,32 @@ def test_compiled_operators(operators):
 def test_half_precision(amp):
     model, images = detector(), images_of(64, 64)
     whole = [one.numpy() for one in model(images)]
-    model.backbone.amp = amp
+    model.amp = amp
     half = model(images)
     sum(one.square().mean() for one in half).backward()
     for one, other in zip(whole, half):
         assert other.dtype == paddle.float32
         assert np.abs(other.numpy() - one).max() < 0.1
     assert all(np.isfinite(one.grad.numpy()).all() for one in model.parameters())
+
+
+@pytest.mark.parametrize("what", ["unit", "block"])
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+@pytest.mark.parametrize("native", [False, True])
+def test_recompute_gives_the_same_bits(what, amp, native, operators):
+    if amp == "bf16" and native and not operators[1]["bf16"]:
+        pytest.skip("no bf16 here")
+    found = []
+    for recompute in ("off", what):
+        model, images = detector(), images_of(64, 64)
+        model.compute_with(operators[0] if native else plain)
+        model.amp, model.recompute = amp, recompute
+        with model.standardized_once() as last_pass:
+            for last in (False, True):
+                if last:
+                    last_pass()
+                logits, codes = model(images)
+                (logits.square().mean() + codes.square().mean()).backward()
+        assert model.backbone.recompute == recompute and model.backbone.amp == amp
+        found.append({name: one.grad.numpy() for name, one in model.named_parameters()})
+    assert all(np.array_equal(found[1][name], one) for name, one in found[0].items())

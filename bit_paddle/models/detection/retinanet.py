@@ -19,8 +19,10 @@ from bit_paddle.models.detection.anchors import LEVELS, SHAPES, AnchorShapes
 from bit_paddle.models.detection.cost import CHANNELS, DEPTH
 from bit_paddle.models.detection.pyramid import BiasedConv2D, Pyramid
 from bit_paddle.models.layers import GroupNormReLU, StdConv2D
-from bit_paddle.models.network import Network, dtype_of
+from bit_paddle.models.native import plain
+from bit_paddle.models.network import dtype_of
 from bit_paddle.models.resnetv2 import ResNetV2
+from bit_paddle.models.stages import WithBackbone
 
 PRIOR = 0.01  # probability of each class at each anchor before training
 
@@ -37,18 +39,18 @@ class Tower(nn.Layer):
         )
         self.predict = BiasedConv2D(channels, per_place * size, 3)
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+    def forward(self, *maps: Tensor) -> Tensor:
         """Return the predictions [N, A, size] of the pyramid's ``maps``; float32 of half ones."""
         found = []
         for x, norms in zip(maps, self.norm):
             for conv, norm in zip(self.conv, norms):
                 x = norm(conv(x))
-            x = x if x.dtype == paddle.float64 else x.astype("float32")
+            x = x.astype("float32") if x.dtype in plain.HALF else x
             found.append(self.predict.operators.rows(self.predict(x), self.size))
         return paddle.concat(found, axis=1)
 
 
-class RetinaNet(Network):
+class RetinaNet(WithBackbone):
     """A detector of ``classes`` classes on ``backbone``, a network without head.
 
     ``detector(images)`` returns logits [N, A, classes] and box codes [N, A, 4] of the anchors
@@ -67,25 +69,20 @@ class RetinaNet(Network):
         p6_from_c5: bool = False,
         seed: int = 0,
     ):
-        super().__init__()
+        super().__init__(backbone)
         self.classes, self.shapes = classes, shapes
-        self.backbone = backbone
         self.pyramid = Pyramid(backbone.architecture.channels[1:], channels, p6_from_c5)
         self.class_tower = Tower(channels, depth, shapes.per_place, classes)
         self.box_tower = Tower(channels, depth, shapes.per_place, 4)
         self.reset_heads(seed)
         self.compute_with(backbone.operators)
 
-    def frozen_convolutions(self) -> list[StdConv2D]:
-        return self.backbone.frozen_convolutions()
-
-    def learn_only(self, learn: str) -> None:
-        """Freeze the first parts of the backbone; "head" freezes all of it."""
-        self.backbone.learn_only(learn)
-
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         maps = self.pyramid(self.backbone.stages(images, activated=True, skip=1))
-        return self.class_tower(maps), self.box_tower(maps)
+        if self.training and self.recompute != "off":
+            # A whole tower at once: its levels share kernels, and thus a part of the graph.
+            return tuple(plain.recompute(one, *maps) for one in (self.class_tower, self.box_tower))
+        return self.class_tower(*maps), self.box_tower(*maps)
 
     def reset_heads(self, seed: int = 0) -> None:
         """Set random weights everywhere but in the backbone."""

@@ -43,35 +43,37 @@ def as_tensor_cores(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 
 
 class _Recomputed(PyLayer):
-    """``function(x)`` that saves only ``x`` and is recomputed in the backward pass.
+    """``function(*inputs)`` that saves only the inputs and is recomputed in the backward pass.
 
     Not Paddle's own `recompute`: Paddle never frees the tensors of a layer whose backward pass
     fails. Here it fails when out of memory, and the step is retried in smaller parts.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-        output = function(x)
-        ctx.x, ctx.function = x, function  # last: Paddle never frees the ctx of a failed pass
+    def forward(ctx: Any, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        output = function(*inputs)
+        # Last: Paddle never frees the ctx of a failed pass.
+        ctx.inputs, ctx.function = inputs, function
         return output
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        x, ctx.x = ctx.x.detach(), None
-        x.stop_gradient = False
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        inputs, ctx.inputs = [x.detach() for x in ctx.inputs], None
+        for x in inputs:
+            x.stop_gradient = False
         try:
             with paddle.enable_grad():
-                output = ctx.function(x)
+                output = ctx.function(*inputs)
             paddle.autograd.backward([output], [gradient])
         except Exception:
             gradient._clear_data()
             raise
-        return x.grad
+        return tuple(x.grad for x in inputs)
 
 
-def recompute(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Return ``function(x)``; with gradients enabled, only ``x`` is saved for them."""
-    return _Recomputed.apply(x, function) if paddle.is_grad_enabled() else function(x)
+def recompute(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """Return ``function(*inputs)``; with gradients enabled, only the inputs are saved for them."""
+    return _Recomputed.apply(function, *inputs) if paddle.is_grad_enabled() else function(*inputs)
 
 
 # --- The operators, also in `compiled` ----------------------------------------------------------
