@@ -26,7 +26,8 @@ from bit_paddle.config import parsing
 from bit_paddle.config.settings import FIELDS
 from bit_paddle.data.readers import registry
 from bit_paddle.errors import ConfigError
-from bit_paddle.inference import comparison, evaluation, exporting, trained
+from bit_paddle.inference import calibration, comparison, evaluation, exporting, trained
+from bit_paddle.inference import strangers as strangers_of
 from bit_paddle.inference import views as views_of
 from bit_paddle.inference.arguments import address, data_set
 from bit_paddle.inference.comparison import Comparison
@@ -245,6 +246,8 @@ def evaluate(
     batch: int = BATCH,
     workers: int | None = None,
     views: str | None = None,
+    calibrate: bool = False,
+    strangers: str | os.PathLike | None = None,
     device: str = "auto",
     amp: str = "off",
     crop: int | None = None,
@@ -261,7 +264,9 @@ def evaluate(
     ``exclude`` is a file with the paths of images to leave out. ``on_bad_image`` "skip" skips
     images that cannot be read. ``batch`` images are computed at once; ``workers`` threads decode
     them (None: one per processor, at most 8). ``views`` such as "flip,five" averages the
-    probabilities over several views of each image, as the flag ``--views`` explains.
+    probabilities over several views of each image, as the flag ``--views`` explains. ``calibrate``
+    fits a temperature on these images and keeps it in the model's file. ``strangers`` is a folder
+    of other images. Both are explained in docs/confidence.md.
 
     Errors: `ConfigError` (an unknown name, or classes that do not match the model's),
     `MissingFileError`, `DataError`, `CheckpointError`, `DownloadError`.
@@ -283,7 +288,15 @@ def evaluate(
     if not isinstance(model, TrainedModel):
         file = trained.find_trained(address(model), directory, crop)
         model = TrainedModel(file, device, amp)
-    return evaluation.measure(model, classes, parts, batch, workers, words, flip)
+    if calibrate:
+        calibration.check(model.file, split, words)
+    strangers_of.check(strangers, words)
+    result = evaluation.measure(model, classes, parts, batch, workers, words, flip)
+    if calibrate:
+        result = calibration.calibrate(model, result, dataset, folder, split)
+    if strangers is not None:
+        result = strangers_of.measure(model, result, strangers, batch, workers, on_bad_image)
+    return result
 
 
 def compare(

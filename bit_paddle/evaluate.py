@@ -44,6 +44,10 @@ examples:
       measures all images new/<class>/*; the model was not trained on them
   python -m bit_paddle.evaluate --model bit_logs/one --compare bit_logs/two --dataset pets/
       is two better than one?
+  python -m bit_paddle.evaluate --model bit_logs/pets --dataset pets/ --calibrate
+  python -m bit_paddle.evaluate --model bit_logs/pets --dataset pets/ --split test
+      the calibrated scores are honest on images that did not fit the temperature
+  python -m bit_paddle.evaluate --model bit_logs/pets --dataset pets/ --strangers landscapes/
 """
 
 
@@ -55,6 +59,8 @@ def main(arguments: Sequence[str]) -> int:
         print(views.note(words), file=sys.stderr)
     if flags.output:
         files.make_folder(Path(flags.output), "--output")
+    if flags.compare and flags.calibrate:
+        raise errors.ConfigError("--calibrate: takes one model; omit --compare")
     if flags.compare:
         resolve_trained(flags.compare)
     measure = partial(
@@ -74,7 +80,7 @@ def main(arguments: Sequence[str]) -> int:
         crop=flags.crop,
         directory=flags.bit_pretrained_dir,
     )
-    result = measure(flags.model)
+    result = measure(flags.model, calibrate=flags.calibrate, strangers=flags.strangers)
     subject = f"{result.model} on {flags.dataset} {flags.split}"
     print(f"{subject} ({result.preprocessing}): {result}", flush=True)
     print(results.in_words(result), flush=True)
@@ -128,6 +134,22 @@ def parser() -> argparse.ArgumentParser:
         "all: all of these (default: val)",
     )
     parser.add_argument("--views", metavar="WORDS", help=views.HELP)
+    parser.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="fit a temperature on these images, which divides the logits so that probabilities "
+        "mean what they say, and the thresholds of `predict --unknown`; write both into the "
+        "model's .npz file. Use images that the model was not trained on. The accuracy stays. "
+        "Later calls of evaluate print the calibrated scores beside the raw ones",
+    )
+    parser.add_argument(
+        "--strangers",
+        type=file_path,
+        metavar="DIR",
+        help="folder of images of other things, at any depth: does the model notice that they show "
+        "none of its classes? AUROC, and the share that passes where 95%% of the data pass, for "
+        "the highest probability, the highest logit and the energy (log of the sum of exp(logit))",
+    )
     parser.add_argument(
         "--compare",
         type=file_path,

@@ -18,12 +18,12 @@ from bit_paddle import errors
 from bit_paddle.config import parsing
 from bit_paddle.config.types import file_path, whole
 from bit_paddle.data import loader
-from bit_paddle.inference import views
+from bit_paddle.inference import calibration, views
 from bit_paddle.inference.explain import INDEX, write_maps
 from bit_paddle.inference.inputs import ReadableImages, find_images
 from bit_paddle.inference.model import TrainedModel
 from bit_paddle.inference.outputs import FORMATS, classify, write_features, write_text
-from bit_paddle.inference.trained import find_trained, resolve_trained
+from bit_paddle.inference.trained import check_confidence, find_trained, resolve_trained
 from bit_paddle.system import files, progress
 from bit_paddle.visual.sheet import SHEET_MOST, draw_predictions
 
@@ -37,6 +37,8 @@ examples:
   curl -s https://example.org/a.jpg | python -m bit_paddle.predict - --model BiT-Mini
   python -m bit_paddle.predict https://example.org/a.jpg --model bit_logs/pets/model.npz --top 1
   python -m bit_paddle.predict photos/ --model bit_logs/pets --maps maps
+  python -m bit_paddle.predict photos/ --model bit_logs/pets --calibrated --unknown 5%
+      after: python -m bit_paddle.evaluate --model bit_logs/pets --dataset pets/ --calibrate
   python -m bit_paddle.predict photos/ --model BiT-M-R50x1 --features features.npz
       writes "features" float32 [N, C] (pooled pre-logits) and "names" [N]
 """
@@ -51,6 +53,9 @@ def main(arguments: Sequence[str]) -> int:
         file = find_trained(
             flags.model, flags.bit_pretrained_dir, flags.crop, names=not flags.features
         )
+        check_confidence(file, flags.views, flags.calibrated, flags.unknown)
+        if flags.calibrated or flags.unknown:
+            print(f"note: calibration: {file.calibration}", file=sys.stderr)
         looks = views.looks(flags.views, file)
         model = TrainedModel(file, flags.device, flags.amp, head=not flags.features)
         work = (images, looks, flags.batch, flags.workers)
@@ -66,7 +71,8 @@ def main(arguments: Sequence[str]) -> int:
             rows = write_features(flags.features, outputs, file.features, names)
             print(f"{rows:,} x {file.features} features are in {flags.features}")
         else:
-            results = classify(outputs, file, names, flags.top)
+            extras = (flags.calibrated, flags.unknown)
+            results = classify(outputs, file, names, flags.top, *extras)
             first: list[dict] = []  # for the contact sheet
             pieces = FORMATS[flags.format](_copy_first(results, first, SHEET_MOST), names)
             if flags.output:
@@ -148,6 +154,20 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--views", metavar="WORDS", help=views.HELP)
     parser.add_argument(
+        "--calibrated",
+        action="store_true",
+        help="print calibrated probabilities: of the images with 80%%, about 80%% are right. The "
+        "order of the classes stays. The model must have been calibrated by `bit_paddle evaluate "
+        "--calibrate`",
+    )
+    parser.add_argument(
+        "--unknown",
+        metavar="SHARE",
+        help="call an image unknown if it seems to show none of the classes. SHARE, such as 5%%, "
+        "is the share of the images of the classes that is called unknown by mistake: a higher "
+        "share finds more strangers. The model must have been calibrated, as for --calibrated",
+    )
+    parser.add_argument(
         "--features",
         type=file_path,
         metavar="FILE.npz",
@@ -168,6 +188,16 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
             raise errors.ConfigError(f"--{flag} {path}: {Path(path).parent} is not a folder")
     resolve_trained(flags.model)  # report a wrong name before reading or downloading anything
     flags.views = views.parse(flags.views)
+    if flags.unknown is not None:
+        flags.unknown = calibration.parse_share(flags.unknown)
+    if flags.features and (flags.calibrated or flags.unknown):
+        raise errors.ConfigError(
+            "--features: cannot be combined with --calibrated or --unknown, which need classes"
+        )
+    if flags.maps and flags.calibrated:
+        raise errors.ConfigError(
+            f"--maps: cannot be combined with --calibrated: {INDEX} has the model's own numbers"
+        )
     if flags.views and (flags.features or flags.maps):
         raise errors.ConfigError(
             "--views: cannot be combined with --features or --maps, which show one view"

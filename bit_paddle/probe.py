@@ -25,6 +25,7 @@ from bit_paddle.inference.probing_models import Probe
 from bit_paddle.inference.trained import find_trained, resolve_trained
 from bit_paddle.runs import folder as runs_folder
 from bit_paddle.system import environment, files
+from bit_paddle.visual import figures
 
 PROG = "python -m bit_paddle.probe"
 
@@ -37,7 +38,7 @@ all training images per class, by three classifiers on the features of the froze
 The training images choose the strength of ridge regression and k (leave-one-out); the validation
 images choose nothing. A class with fewer images gives all it has.
 
-writes into --results: probe.json and probe.txt
+writes into --results: probe.json, probe.txt, and probe.png, a chart of the table
 
 examples:
   {PROG} --model BiT-Mini --dataset folder --datadir pets
@@ -76,10 +77,12 @@ def main(arguments: Sequence[str]) -> int:
     data_name = specs.short_name(flags.dataset, flags.datadir)
     name = f"probe-{runs_folder.model_name(found[0].model)}-{data_name}"
     folder = Path(flags.results or files.create_folder("bit_logs", name, "probe.json"))
-    text = "\n".join(map(str, found))
+    tables = [*map(str, found), *([probing_models.summary(found)] if len(found) > 1 else [])]
+    text = "\n".join(tables)
     files.write_text(folder / "probe.txt", f"{text}\n")
     content = [{**asdict(one), "model": str(one.model)} for one in found]
     files.write_text(folder / "probe.json", files.to_json(content))
+    files.write(folder / "probe.png", lambda stream: figures.draw_probes(found, stream))
     print(f"{text}\nresults are in {folder}")
     if flags.output:
         print(f"{flags.output}: the model with the head of ridge regression")

@@ -175,6 +175,14 @@ def _parts(
             f"## Accuracy\n\n{facts.top1:.2%} top-1 on {facts.measured:,} {facts.how}. The 95% "
             f"interval (Wilson's) is {low:.2%} to {high:.2%}."
         )
+    if trained.calibration is not None:
+        found = trained.calibration
+        yield (
+            f"## Calibration\n\nDivide the logits by {found.temperature:.6g} before they become "
+            f"probabilities. This temperature was fitted on {found.images:,} images "
+            f"({_inline(found.data)}); it changes no prediction. bit_paddle uses it with "
+            "`predict --calibrated`, and the thresholds in `config.json` with `predict --unknown`."
+        )
     yield from _use(trained, network, address)
     yield (
         "## What was verified\n\nbit_paddle loaded this folder again. Every parameter has the same "

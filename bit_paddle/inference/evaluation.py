@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 
 from bit_paddle import errors
-from bit_paddle.data import check
+from bit_paddle.data import check, identity
 from bit_paddle.data.images import Images
 from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.data.readers import registry
 from bit_paddle.inference import metrics, scores, views
+from bit_paddle.inference.calibration import Calibrated, Calibration
 from bit_paddle.inference.model import TrainedModel
 from bit_paddle.inference.scores import PerClass, PerImage, Reliability
+from bit_paddle.inference.strangers import Strangers
 from bit_paddle.inference.trained import TrainedFile
 from bit_paddle.system import progress
 from bit_paddle.system.text import plural
@@ -41,6 +43,11 @@ class Outputs:
     def names(self) -> list[str]:
         """The paths of the images, or their numbers in a file that holds many."""
         return [part.name(index) for part in self.parts for index in range(len(part))]
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """A hash of the names and labels of each part."""
+        return tuple(identity.digest((part, np.arange(len(part)))) for part in self.parts)
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,8 @@ class Evaluation:
     classes: list[str]  # the model's class names, in the order of its outputs
     outputs: Outputs  # logits and labels of all images
     views: tuple[str, ...] = ()  # the words of --views; empty for one view
+    calibration: Calibration | None = None  # the model's, if there is one for such views
+    strangers: Strangers | None = None  # of --strangers
 
     @cached_property
     def confusion(self) -> np.ndarray:
@@ -141,6 +150,17 @@ class Evaluation:
         """
         found = scores.bootstrap(self.per_image, len(self.classes))
         return {"top1": metrics.interval(self.top1, self.images), **found}
+
+    @cached_property
+    def calibrated(self) -> Calibrated | None:
+        """ECE, Brier score and likelihood with the model's temperature; None without one."""
+        found, outputs = self.calibration, self.outputs
+        if found is None:
+            return None
+        images = scores.per_image(outputs.logits, outputs.labels, outputs.loss, found.temperature)
+        values = scores.summary(images, len(self.classes))
+        again = not set(found.digests).isdisjoint(outputs.digests)
+        return Calibrated(values["ece"], values["brier"], values["nll"], again)
 
     @property
     def per_class(self) -> dict[str, float | None]:
@@ -227,6 +247,8 @@ def measure(
     or for views that do not suit the model or the data.
     """
     looks = views.looks(words, model.file, flip)
+    known = model.file.calibration
+    fits = known is not None and not words and known.crop == looks[0].preprocessing.crop
     outputs = match_classes(model.file, classes)
     names = model.file.classes or list(classes)
     compute = model.function()
@@ -250,6 +272,7 @@ def measure(
         classes=names,
         outputs=Outputs(every, labels, model.file.loss, tuple(parts)),
         views=tuple(words),
+        calibration=known if fits else None,
     )
 
 

@@ -9,19 +9,23 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import PIL
 
+import bit_paddle
 from bit_paddle.data import loader
 from bit_paddle.data.images import FileImages, Images
+from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.errors import DataError, WriteError
 from bit_paddle.inference.model import TrainedModel
 from bit_paddle.inference.trained import TrainedFile, required_preprocessing
 from bit_paddle.runs.folder import CONFIG
 from bit_paddle.system import fetch, files, progress
 
-_VERSION = "1"  # of the cached files
+_VERSION = "2"  # of the cached files, and of what features are
 
 _MOST_BYTES = 2 * 1024**3  # in one cache folder; the oldest files leave
 
@@ -33,18 +37,13 @@ def features(
 
     ``layers`` puts the pooled outputs of the four blocks before them, [N, C1 + C2 + C3 + C4 + C].
     The cache is ``features`` in the folder of the model's run, or else in the package's cache. A
-    cached result is used if the weights, the preprocessing, the precision, and the images are the
-    same. Errors: `ConfigError` for a model without features or with an unknown resolution;
-    `DataError` for an image that cannot be read or has features that are not finite.
+    cached result is used if nothing has changed that the numbers depend on: see `_key`. Errors:
+    `ConfigError` for a model without features or with an unknown resolution; `DataError` for an
+    image that cannot be read or has features that are not finite.
     """
     view = required_preprocessing(model.file)
     compute = model.function(head=False) if not layers else model.pooled()
-    key = hashlib.sha256()
-    for word in (_VERSION, str(asdict(view)), *map(str, model.precision), str(layers)):
-        key.update(f"{word}\n".encode())
-    for word in (*_weights(model.file.path), *_identities(images)):
-        key.update(word)
-    place = cache_folder(model.file) / f"{key.hexdigest()[:32]}.npz"
+    place = cache_folder(model.file) / f"{_key(model, view, images, layers)}.npz"
     found = _cached(place, len(images))
     if found is None:
         results = []
@@ -75,15 +74,37 @@ def cache_folder(file: TrainedFile) -> Path:
     return (run if (run / CONFIG).is_file() else fetch.cache_dir()) / "features"
 
 
+def _key(model: TrainedModel, view: Preprocessing, images: Images, layers: bool) -> str:
+    """Return a hash of all that the features depend on.
+
+    That is the content of the weights, the preprocessing, the images and their order, the layers,
+    the device, precision and operators, and the versions of this package, Paddle and Pillow. Files
+    of images count by path, size and dates: to read them all would take as long as to decode them.
+    """
+    key = hashlib.sha256()
+    versions = f"{_VERSION}, bit_paddle {bit_paddle.__version__}, Pillow {PIL.__version__}"
+    for word in (versions, str(asdict(view)), model.computed_by, str(layers)):
+        key.update(f"{word}\n".encode())
+    for word in (*_weights(model.file.path), *_identities(images)):
+        key.update(word)
+    return key.hexdigest()[:32]
+
+
 def _weights(path: Path) -> Iterator[bytes]:
     """Yield the SHA-256 of the model's file, or of each file of its folder."""
     paths = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
     for one in paths:
-        digest = hashlib.sha256()
-        with open(one, "rb") as stream:
-            for chunk in iter(lambda: stream.read(1 << 20), b""):
-                digest.update(chunk)
-        yield digest.digest()
+        status = one.stat()
+        yield _digest(one, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)  # the training and the validation images have the same model
+def _digest(path: Path, size: int, date: int) -> bytes:
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        for chunk in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(chunk)
+    return digest.digest()
 
 
 def _identities(images: Images) -> Iterator[bytes]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,12 +16,13 @@ import numpy as np
 
 from bit_paddle.data.preprocessing import FILTERS, Preprocessing
 from bit_paddle.errors import ConfigError, DifferenceError
-from bit_paddle.inference import activations, paddle_inference
+from bit_paddle.inference import activations, calibration, paddle_inference
 from bit_paddle.inference.activations import Head, Inspect
 from bit_paddle.inference.trained import TrainedFile, facts_of, required_preprocessing, write_notes
 from bit_paddle.models import npz
 from bit_paddle.models.architecture import GROUPS
 from bit_paddle.models.checkpoint import CheckpointFile
+from bit_paddle.models.facts import CALIBRATION
 from bit_paddle.models.names import huggingface_name, parameter_name, timm_name
 
 if TYPE_CHECKING:
@@ -67,6 +69,7 @@ def write_npz(model: ResNetV2, trained: TrainedFile, path: Path) -> None:
 
     with CheckpointFile(trained.path) as file:
         notes = file.notes()
+    notes.update({calibration.NOTE: asdict(trained.calibration)} if trained.calibration else {})
     save_npz(model, path, {**notes, npz.FACTS: facts_of(trained)})
 
 
@@ -192,7 +195,11 @@ def folded(model: ResNetV2) -> ResNetV2:
 def huggingface_config(model: ResNetV2, trained: TrainedFile) -> dict[str, Any]:
     """Return the ``config.json`` of transformers' BiT for the architecture of ``model``."""
     architecture = model.architecture
-    several = {"problem_type": "multi_label_classification"} if trained.loss == "sigmoid" else {}
+    more: dict[str, Any] = {}
+    if trained.loss == "sigmoid":
+        more["problem_type"] = "multi_label_classification"
+    if trained.calibration:
+        more[CALIBRATION] = asdict(trained.calibration)
     names = trained.classes or [f"LABEL_{index}" for index in range(model.num_classes)]
     return {
         "model_type": "bit",
@@ -211,7 +218,7 @@ def huggingface_config(model: ResNetV2, trained: TrainedFile) -> dict[str, Any]:
         "width_factor": 1,  # must be an integer, so the sizes above contain the width
         "id2label": dict(enumerate(names)),
         "label2id": {name: index for index, name in enumerate(names)},
-        **several,
+        **more,
     }
 
 

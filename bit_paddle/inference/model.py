@@ -11,7 +11,8 @@ import numpy as np
 
 from bit_paddle.data.transforms import evaluation_view
 from bit_paddle.errors import ConfigError, DataError, did_you_mean
-from bit_paddle.inference import explain, inputs, outputs, paddle_inference, views
+from bit_paddle.inference import calibration, explain, inputs, outputs, paddle_inference, trained
+from bit_paddle.inference import views as views_of
 from bit_paddle.inference.explain import Explanation
 from bit_paddle.inference.trained import TrainedFile, required_preprocessing
 from bit_paddle.system import environment, progress
@@ -73,18 +74,32 @@ class TrainedModel:
     # --- Predictions ----------------------------------------------------------------------------
 
     def __call__(
-        self, images: Any, top: int = 5, views: str | None = None
+        self,
+        images: Any,
+        top: int = 5,
+        views: str | None = None,
+        calibrated: bool = False,
+        unknown: float | str | None = None,
     ) -> list[tuple[str, float]] | list[list[tuple[str, float]]]:
         """Return the ``top`` classes as (name, probability), the most probable first.
 
         The result for one image is a list; for a list of images it is a list of lists. The
         probabilities of a model with the sigmoid loss are independent, and do not add up to 1.
         ``views`` such as "flip,five" averages them over several views of each image, as the flag
-        ``--views`` does; the work grows with their number.
+        ``--views`` does; the work grows with their number. ``calibrated`` gives the probabilities
+        at the model's temperature. ``unknown``, a share such as 0.05 or "5%", gives an empty list
+        for an image that seems to show none of the classes. Both need a calibration of the model,
+        and one view.
         """
         if not isinstance(top, int) or top < 1:
             raise ConfigError(f"top: is {top!r}, expected a whole number of 1 or more")
-        predictions = outputs.best_classes(self.file, self.logits(images, views), top)
+        share = None if unknown is None else calibration.parse_share(unknown, "unknown")
+        trained.check_confidence(self.file, views_of.parse(views), calibrated, share)
+        logits = self.logits(images, views)
+        predictions = outputs.best_classes(self.file, logits, top, calibrated)
+        if share is not None:
+            strange = trained.are_unknown(self.file, logits, share)
+            predictions = [[] if flag else row for flag, row in zip(strange, predictions)]
         return predictions if _are_many(images) else predictions[0]
 
     def preprocess(self, image: Any) -> np.ndarray:
@@ -170,9 +185,9 @@ class TrainedModel:
         return self._functions.pooled
 
     @property
-    def precision(self) -> tuple[str, str]:
-        """The device and the precision, as they were asked for."""
-        return self._device, self._amp
+    def computed_by(self) -> str:
+        """What computes the model: Paddle, the device, the precision and the operators, as text."""
+        return self._functions.computed_by
 
     @cached_property
     def _functions(self) -> Functions:
@@ -182,7 +197,7 @@ class TrainedModel:
         return predictor.load(self.file, self._device, self._amp, self._head)
 
     def _compute(self, head: bool, images: Any, width: int, words: str | None = None) -> np.ndarray:
-        compute, chosen = self.function(head), views.parse(words)
+        compute, chosen = self.function(head), views_of.parse(words)
         if isinstance(images, np.ndarray) and images.ndim == 4:
             if images.shape[1] != 3 or images.dtype not in (np.uint8, np.float32):
                 raise DataError(
@@ -192,12 +207,12 @@ class TrainedModel:
             if chosen:
                 raise ConfigError("views: a preprocessed batch is one view; give the images")
             return compute(images)
-        looks = views.looks(chosen, self.file)
+        looks = views_of.looks(chosen, self.file)
         source = inputs.GivenImages(images if _are_many(images) else [images])
         workers = min(8, environment.cpu_count()) if len(source) > 1 else 0
         results = [np.zeros((0, width), np.float32)]
         with progress.progress_bar(desc="images", unit="img", total=len(source), delay=1) as bar:
-            for values, batch in views.infer(
+            for values, batch in views_of.infer(
                 compute, source, looks, BATCH, workers, self.file.loss
             ):
                 results.append(values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import tempfile
@@ -13,19 +14,23 @@ from typing import BinaryIO
 import numpy as np
 
 from bit_paddle.errors import printable
-from bit_paddle.inference.trained import TrainedFile
+from bit_paddle.inference.trained import TrainedFile, are_unknown
 from bit_paddle.system import files
 from bit_paddle.system.files import csv_line
 
 
-def best_classes(file: TrainedFile, logits: np.ndarray, top: int) -> list[list[tuple[str, float]]]:
+def best_classes(
+    file: TrainedFile, logits: np.ndarray, top: int, calibrated: bool = False
+) -> list[list[tuple[str, float]]]:
     """Return the ``top`` classes of each row of ``logits`` [N, K] as (name, probability).
 
-    The most probable class comes first; equal probabilities keep the order of the outputs.
+    The class with the highest logit comes first; equal logits keep the order of the outputs.
+    ``calibrated`` is that of `TrainedFile.probabilities`.
     """
+    ranks = np.argsort(-logits, axis=1, kind="stable")[:, :top]
     return [
-        [(file.class_name(k), float(row[k])) for k in np.argsort(-row, kind="stable")[:top]]
-        for row in file.probabilities(logits)
+        [(file.class_name(k), float(row[k])) for k in best]
+        for best, row in zip(ranks, file.probabilities(logits, calibrated))
     ]
 
 
@@ -34,24 +39,33 @@ def classify(
     file: TrainedFile,
     names: Sequence[str],
     top: int,
+    calibrated: bool = False,
+    unknown: float | None = None,
 ) -> Iterator[dict]:
     """Yield {"image", "classes": [{"class", "probability"}, …]} per image, best class first.
 
-    ``outputs`` yields (logits [N, K], indices [N] into ``names``).
+    ``outputs`` yields (logits [N, K], indices [N] into ``names``). ``calibrated`` is that of
+    `TrainedFile.probabilities`. With ``unknown``, the share of `trained.are_unknown`, a result also
+    has "unknown": true or false.
     """
     for logits, indices in outputs:
-        for best, index in zip(best_classes(file, logits, top), indices):
+        flags = itertools.repeat({})
+        if unknown is not None:
+            flags = ({"unknown": flag} for flag in are_unknown(file, logits, unknown).tolist())
+        rows = best_classes(file, logits, top, calibrated)
+        for best, index, flag in zip(rows, indices, flags):
             classes = [{"class": name, "probability": value} for name, value in best]
-            yield {"image": names[index], "classes": classes}
+            yield {"image": names[index], **flag, "classes": classes}
 
 
 def _as_table(results: Iterable[dict], names: Sequence[str]) -> Iterator[str]:
     width = max(map(len, names), default=0)
     for result in results:
-        for rank, item in enumerate(result["classes"]):
-            name = "" if rank else result["image"]
-            line = f"{name:{width}}  {item['probability']:7.2%}  {item['class']}"
-            yield printable(line) + "\n"
+        lines = [f"{item['probability']:7.2%}  {item['class']}" for item in result["classes"]]
+        if result.get("unknown"):
+            lines = ["unknown  nearest:", *lines]
+        for name, line in zip([result["image"], *[""] * len(lines)], lines):
+            yield printable(f"{name:{width}}  {line}") + "\n"
 
 
 def _as_json(results: Iterable[dict], names: Sequence[str]) -> Iterator[str]:
@@ -63,10 +77,15 @@ def _as_json(results: Iterable[dict], names: Sequence[str]) -> Iterator[str]:
 
 
 def _as_csv(results: Iterable[dict], names: Sequence[str]) -> Iterator[str]:
-    yield csv_line(("image", "rank", "class", "probability"))
-    for result in results:
+    results = iter(results)
+    first = next(results, {"classes": []})
+    more = ("unknown",) if "unknown" in first else ()
+    yield csv_line(("image", "rank", "class", "probability", *more))
+    for result in itertools.chain([first], results):
+        flags = [str(result[name]).lower() for name in more]
         for rank, item in enumerate(result["classes"], 1):
-            yield csv_line((result["image"], rank, item["class"], f"{item['probability']:.6f}"))
+            share = f"{item['probability']:.6f}"
+            yield csv_line((result["image"], rank, item["class"], share, *flags))
 
 
 FORMATS = {"table": _as_table, "json": _as_json, "csv": _as_csv}  # results, names -> pieces of text

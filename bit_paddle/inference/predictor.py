@@ -29,13 +29,15 @@ class Functions(NamedTuple):
     ``maps`` are `class_maps` of the model, and ``pooled`` is `ResNetV2.forward_pooled`, which
     exported folders lack. ``logits`` is None for a model without a head,
     ``features`` for a folder that was exported with its head, and ``maps`` for both and for every
-    exported folder.
+    exported folder. ``computed_by`` names what may change their last digits: Paddle, the device,
+    the precision and the operators.
     """
 
     logits: Function | None
     features: Function | None
     maps: Callable[..., ClassMaps] | None = None
     pooled: Function | None = None
+    computed_by: str = ""
 
 
 class ClassMaps(NamedTuple):
@@ -60,7 +62,10 @@ def load(file: TrainedFile, device: str = "auto", amp: str = "off", head: bool =
     view = file.preprocessing
     if view is None or view.is_scaled_as_bit:
         return functions
-    return Functions(*(function and _scaled(function, view) for function in functions))
+    scaled = {
+        name: _scaled(value, view) for name, value in functions._asdict().items() if callable(value)
+    }
+    return functions._replace(**scaled)
 
 
 def _scaled(function: Callable, view: Preprocessing) -> Callable:
@@ -79,14 +84,16 @@ def _load_weights(file: TrainedFile, device: str, amp: str, head: bool) -> Funct
     device = select_device(device)
     amp = amp_for(device, amp)
     model = weights.create_model(file.path, None if head else 0)
-    model.compute_with(build.choose(device, amp, partial(print, file=sys.stderr))[0])
+    operators, about = build.choose(device, amp, partial(print, file=sys.stderr))
+    model.compute_with(operators)
     model.amp = amp
     model.eval()
     features = partial(_compute, model.forward_features)
     pooled = partial(_compute, model.forward_pooled)
+    kind = f"Paddle {paddle.__version__}, {device}, amp {amp}, operators: {about}"
     if not model.num_classes:
-        return Functions(None, features, None, pooled)
-    return Functions(partial(infer, model), features, partial(class_maps, model), pooled)
+        return Functions(None, features, None, pooled, kind)
+    return Functions(partial(infer, model), features, partial(class_maps, model), pooled, kind)
 
 
 def _load_exported(file: TrainedFile, device: str, amp: str) -> Functions:
@@ -101,7 +108,9 @@ def _load_exported(file: TrainedFile, device: str, amp: str) -> Functions:
             images = images.astype(np.float32) / np.float32(127.5) - np.float32(1)
         return run(images)
 
-    return Functions(scaled, None) if file.outputs else Functions(None, scaled)
+    kind = f"Paddle {paddle.__version__}, exported, amp {amp}"
+    both = (scaled, None) if file.outputs else (None, scaled)
+    return Functions(*both, computed_by=kind)
 
 
 def infer(model: ResNetV2, images: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from statistics import median
 import numpy as np
 
 from bit_paddle.errors import DataError
+from bit_paddle.inference import logistic
 
 STRENGTHS = 2.0 ** np.arange(-10, 20)  # of the ridge penalty
 
@@ -30,6 +31,8 @@ METHODS = ("ridge", "k-NN", "logistic")
 _BIAS, _SMALLEST_STD = 100.0, 1e-5
 
 _ROWS = 1024  # of similarities in memory at once
+
+_DECIMALS = 12  # of a cosine: the rest depends on the order of the additions
 
 
 class Fit:
@@ -47,41 +50,23 @@ class Fit:
             (values - self.mean) / self.std, full_matrices=False
         )
         self._targets = 2.0 * np.eye(classes)[labels] - 1.0
+        self._inner, self._left_squared = self._left.T @ self._targets, self._left**2
 
     def ridge(self, strength: float) -> tuple[np.ndarray, np.ndarray]:
         """Return the classifier of ridge regression."""
         scale = self._singular / (self._singular**2 + strength)
-        weights = self._right.T @ (scale[:, None] * (self._left.T @ self._targets))
+        weights = self._right.T @ (scale[:, None] * self._inner)
         return self._unstandardized(weights, self._targets.mean(axis=0) * self._kept_bias(strength))
 
-    def logistic(self, strength: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-        """Return the classifier with the least sum of cross-entropies + strength * |weights|² / 2.
+    def logistic(self, tolerance: float = 1e-2) -> tuple[np.ndarray, np.ndarray]:
+        """Return the classifier of `logistic.fit` with a penalty of 1.
 
-        The bias has no penalty. The features are rotated into their own subspace, which changes
-        nothing in the result and makes few images quick.
+        The features are rotated into their own subspace, which changes nothing in the result and
+        makes it quick.
         """
-        from scipy.optimize import minimize
-
-        inputs, onehot = self._left * self._singular, np.eye(self.classes)[self.labels]
-        rank = inputs.shape[1]
-
-        def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
-            weights, bias = np.split(flat.reshape(rank + 1, self.classes), [rank])
-            scores = inputs @ weights + bias
-            scores -= scores.max(axis=1, keepdims=True)
-            sums = np.exp(scores).sum(axis=1, keepdims=True)
-            errors = np.exp(scores) / sums - onehot
-            value = (np.log(sums) - (scores * onehot).sum(axis=1, keepdims=True)).sum()
-            gradient = np.concatenate(
-                [inputs.T @ errors + strength * weights, errors.sum(axis=0, keepdims=True)]
-            )
-            return float(value + strength * (weights**2).sum() / 2), gradient.ravel()
-
-        start = np.zeros((rank + 1) * self.classes)
-        options = {"maxiter": 1000, "maxfun": 2000, "ftol": 1e-12, "gtol": 1e-6}
-        found = minimize(loss, start, jac=True, method="L-BFGS-B", options=options)
-        weights, bias = np.split(found.x.reshape(rank + 1, self.classes), [rank])
-        return self._unstandardized(self._right.T @ weights, bias[0])
+        inputs = self._left * self._singular
+        weights, bias = logistic.fit(inputs, self.labels, self.classes, tolerance=tolerance)
+        return self._unstandardized(self._right.T @ weights, bias)
 
     @cached_property
     def strength(self) -> float:
@@ -98,9 +83,9 @@ class Fit:
         """Return the number of right answers and minus the mean squared error, leave-one-out."""
         kept = self._singular**2 / (self._singular**2 + strength)
         bias = self._kept_bias(strength)
-        fitted = self._left @ (kept[:, None] * (self._left.T @ self._targets))
+        fitted = self._left @ (kept[:, None] * self._inner)
         fitted += self._targets.mean(axis=0) * bias
-        leverage = ((self._left**2) @ kept + bias / len(self.labels))[:, None]
+        leverage = (self._left_squared @ kept + bias / len(self.labels))[:, None]
         apart = np.maximum(1 - leverage, 1e-12)
         scores = (fitted - leverage * self._targets) / apart
         right = int((scores.argmax(axis=1) == self.labels).sum())
@@ -133,7 +118,8 @@ def nearest(
     """Return the classes that the k nearest images elect, int64 [len(counts), Q].
 
     Near is a large cosine. Of equally near images the first count; of classes with equally many
-    votes the first wins. ``own``: the queries are the training images, and none votes for itself.
+    votes the first wins. Cosines are equal if they agree to 12 decimals. ``own``: the queries are
+    the training images, and none votes for itself.
     """
     known, asked = _unit(features), _unit(queries)
     result = np.empty((len(counts), len(asked)), np.int64)
@@ -143,12 +129,23 @@ def nearest(
         cosines = asked[rows] @ known.T
         if own:
             cosines[np.arange(len(rows)), rows] = -np.inf
-        order = labels[np.argsort(-cosines, axis=1, kind="stable")[:, :most]]
+        order = labels[_largest(cosines, most)]
         for place, count in enumerate(counts):
             votes = np.zeros((len(rows), classes), np.int64)
             for column in order[:, :count].T:
                 votes[np.arange(len(rows)), column] += 1
             result[place, rows] = votes.argmax(axis=1)
+    return result
+
+
+def _largest(values: np.ndarray, count: int) -> np.ndarray:
+    """Return the columns of the ``count`` largest values in each row, int64 [N, count]."""
+    least = np.partition(values, -count, axis=1)[:, -count] - 0.1**_DECIMALS
+    result = np.empty((len(values), count), np.int64)
+    for row, line in enumerate(values):
+        candidates = np.flatnonzero(line >= least[row])
+        order = np.argsort(-line[candidates].round(_DECIMALS), kind="stable")
+        result[row] = candidates[order[:count]]
     return result
 
 

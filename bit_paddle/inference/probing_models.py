@@ -55,6 +55,22 @@ class Probe:
         return f"<Probe {self.model}, {len(self.rows)} rows>"
 
 
+def summary(found: Sequence[Probe]) -> str:
+    """Return a table of several models: median top-1 of ridge regression on their features."""
+    names = [str(one.model) for one in found]
+    width = max(map(len, (*names, "ridge, median")))
+    columns: dict[int | None, list[str]] = {}
+    for one in found:
+        for row in one.rows:
+            if (row.layer, row.method) == ("features", "ridge"):
+                columns.setdefault(row.shots, []).append(f"{100 * row.spread[1]:.1f}")
+    lines = ["ridge, median".ljust(width), *(name.ljust(width) for name in names)]
+    for shots, cells in columns.items():
+        for place, cell in enumerate([str(shots or "all"), *cells]):
+            lines[place] += f"{cell:>7}"
+    return "\n".join(lines)
+
+
 def _cell(row: Row) -> str:
     low, middle, high = (f"{100 * value:.1f}" for value in row.spread)
     return middle if len(row.top1) == 1 else f"{low}-{middle}-{high}"

@@ -20,9 +20,12 @@ RESAMPLES, SEED = 1000, 0  # of the bootstrap
 _BLOCK = 1 << 24  # numbers in a block of probabilities: 128 MB
 
 
-def probabilities(logits: np.ndarray, loss: str) -> np.ndarray:
-    """Return the probabilities of ``logits`` [N, K] by the ``loss`` of the model, float64."""
-    return LOSSES[loss].probabilities(logits.astype(np.float64))
+def probabilities(logits: np.ndarray, loss: str, temperature: float = 1.0) -> np.ndarray:
+    """Return the probabilities of ``logits`` [N, K] by the ``loss`` of the model, float64.
+
+    ``temperature`` divides the logits.
+    """
+    return LOSSES[loss].probabilities(logits.astype(np.float64) / temperature)
 
 
 def blocks(logits: np.ndarray) -> Iterator[slice]:
@@ -41,15 +44,18 @@ class PerImage(NamedTuple):
     nll: np.ndarray  # -log(probability of the label)
 
 
-def per_image(logits: np.ndarray, labels: np.ndarray, loss: str) -> PerImage:
+def per_image(
+    logits: np.ndarray, labels: np.ndarray, loss: str, temperature: float = 1.0
+) -> PerImage:
     """Return the scores of each image from ``logits`` [N, K] and ``labels`` [N].
 
+    ``temperature`` divides the logits. It changes no prediction.
     Images with a logit that is not finite have NaN as confidence, Brier score and likelihood.
     """
     confidences, brier, nll = np.empty((3, len(labels)))
     for rows in blocks(logits):
         with np.errstate(invalid="ignore"):
-            block = logits[rows].astype(np.float64)
+            block = logits[rows].astype(np.float64) / temperature
             shares = LOSSES[loss].probabilities(block)
             nll[rows] = -LOSSES[loss].log_probabilities(block, labels[rows])
         confidences[rows] = shares.max(axis=1)
@@ -125,11 +131,15 @@ def ranking(logits: np.ndarray, labels: np.ndarray, loss: str) -> tuple[np.ndarr
             with np.errstate(invalid="ignore"):
                 columns[:, rows] = probabilities(logits[rows], loss)[:, chosen].T
         for label, column in zip(chosen, columns):
-            auc[label], average_precision[label] = _rank(column, labels == label)
+            auc[label], average_precision[label] = rank(column, labels == label)
     return auc, average_precision
 
 
-def _rank(values: np.ndarray, own: np.ndarray) -> tuple[float, float]:
+def rank(values: np.ndarray, own: np.ndarray) -> tuple[float, float]:
+    """Return the AUC and the average precision of ``values`` [N] for the images ``own``, bool [N].
+
+    See `ranking`. Both are NaN if a value is NaN.
+    """
     if np.isnan(values).any():
         return float("nan"), float("nan")
     positives, everything = np.sort(values[own]), np.sort(values)

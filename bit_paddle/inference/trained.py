@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import numpy as np
 
 from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.errors import CheckpointError, ConfigError, DownloadError
-from bit_paddle.inference import paddle_inference, scores
+from bit_paddle.inference import calibration, paddle_inference, scores
+from bit_paddle.inference.calibration import Calibration
 from bit_paddle.models import losses, mirrors, npz, published
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.models.checkpoint import CheckpointFile
@@ -39,14 +41,21 @@ class TrainedFile:
     loss: str = losses.DEFAULT
     architecture: str = ""  # R50x1, for example; empty in older exports
     flip: bool = True  # False: training mirrored no images, because that would change labels
+    calibration: Calibration | None = None
 
     def class_name(self, index: int) -> str:
         """Return the name of an output, or its number."""
         return self.classes[index] if self.classes else str(index)
 
-    def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """Return the probabilities of the outputs by the model's loss, float64 [N, K]."""
-        return scores.probabilities(logits, self.loss)
+    def probabilities(self, logits: np.ndarray, calibrated: bool = False) -> np.ndarray:
+        """Return the probabilities of the outputs by the model's loss, float64 [N, K].
+
+        With ``calibrated`` they are those at the temperature of the model's calibration.
+        """
+        if not calibrated:
+            return scores.probabilities(logits, self.loss)
+        found = required_calibration(self, "--calibrated")
+        return scores.probabilities(logits, self.loss, found.temperature)
 
 
 def find_trained(
@@ -117,6 +126,7 @@ def find_trained(
         loss,
         architecture.name,
         flip,
+        calibration.of_note(path, notes.get(calibration.NOTE, facts.calibration)),
     )
 
 
@@ -161,6 +171,7 @@ def _read_notes(folder: Path, crop: int | None) -> TrainedFile:
         notes = json.loads(path.read_text(encoding="utf-8"))
         view = Preprocessing(**notes["preprocessing"]) if notes["preprocessing"] else None
         notes["preprocessing"] = _squashed(view, crop)
+        notes["calibration"] = calibration.of_note(path, notes.get("calibration"))
         file = TrainedFile(folder, **notes)
         names = file.classes
         if not (isinstance(file.outputs, int) and isinstance(file.features, int)):
@@ -182,6 +193,46 @@ def required_preprocessing(file: TrainedFile) -> Preprocessing:
             "--crop 224 (crop=224 in Python), or the folder that has its config.json"
         )
     return file.preprocessing
+
+
+def required_calibration(file: TrainedFile, flag: str) -> Calibration:
+    """Return the calibration of ``file``; raise `ConfigError` if it has none for its image size."""
+    found, crop = file.calibration, required_preprocessing(file).crop
+    command = f"bit_paddle evaluate --model {file.path} --dataset … --calibrate"
+    if found is None:
+        raise ConfigError(
+            f"{flag}: {file.path} has no calibration; measure one, on images that the model was "
+            f"not trained on: {command}"
+        )
+    if found.crop != crop:
+        raise ConfigError(
+            f"{flag}: {file.path} was calibrated with images of {found.crop} pixels, and {crop} "
+            f"are used; omit --crop, or calibrate again: {command} --crop {crop}"
+        )
+    return found
+
+
+def check_confidence(
+    file: TrainedFile, words: Sequence[str], calibrated: bool, unknown: float | None
+) -> None:
+    """Raise `ConfigError` if ``file`` has no calibration for what is asked for.
+
+    ``words`` are those of ``--views``, ``calibrated`` and ``unknown`` those of `outputs.classify`.
+    """
+    flags = {"--calibrated": calibrated, "--unknown": unknown is not None}
+    for flag in (flag for flag, given in flags.items() if given):
+        if words:
+            raise ConfigError(f"{flag}: was measured with one view of each image; omit --views")
+        required_calibration(file, flag)
+
+
+def are_unknown(file: TrainedFile, logits: np.ndarray, share: float) -> np.ndarray:
+    """Return whether each row of ``logits`` [N, K] seems to show none of the classes, bool [N].
+
+    Of the images on which the model was calibrated, ``share`` (0 to 1) would be called unknown.
+    Errors: as of `required_calibration`.
+    """
+    return required_calibration(file, "--unknown").unknown(logits, file.loss, share)
 
 
 def _lemmas(file: str, count: int) -> list[str] | None:

@@ -130,6 +130,11 @@ class CheckpointFile:
         return self._container.notes()
 
     @property
+    def is_npz(self) -> bool:
+        """Whether it is one ``.npz`` file, which can hold notes of this package."""
+        return isinstance(self._container, NpzFile)
+
+    @property
     def averaged(self) -> str | None:
         """The entry of a training checkpoint whose averaged weights are taken, else None."""
         wrapper = getattr(self._container, "wrapper", None)

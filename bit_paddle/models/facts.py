@@ -18,17 +18,21 @@ from bit_paddle.models.containers import folder
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 
+CALIBRATION = "bit_paddle_calibration"  # a key of `CONFIG`, which transformers ignores
+
 
 class Facts(NamedTuple):
     """The facts of a folder, each None if it is unknown.
 
     ``origin`` is timm's name of the published weights that the model started from or is.
+    ``calibration`` is that note of this package, as it was exported.
     """
 
     classes: list[str] | None = None
     preprocessing: Preprocessing | None = None
     loss: str | None = None
     origin: str | None = None
+    calibration: Any = None
 
 
 def beside(path: Path) -> Facts:
@@ -49,7 +53,8 @@ def beside(path: Path) -> Facts:
             _require_bit(config)
         view = _of_processor(folder.read_json(processor)) if os.path.isfile(processor) else None
         sigmoid = config.get("problem_type") == "multi_label_classification"
-        return Facts(_labels(config), view, "sigmoid" if sigmoid else None)
+        loss = "sigmoid" if sigmoid else None
+        return Facts(_labels(config), view, loss, calibration=config.get(CALIBRATION))
     except _Unlike as error:
         raise CheckpointError(f"{config_path}: {error}") from None
     except _MALFORMED as error:

@@ -59,6 +59,13 @@ class Loss(ABC):
         with np.errstate(divide="ignore"):
             return np.log(self.probabilities(logits)[np.arange(len(labels)), labels])
 
+    def energy(self, logits: np.ndarray) -> np.ndarray:
+        """Return how much evidence for any class there is [N]: log(sum(exp(logits))).
+
+        It is the negative free energy of arXiv 2010.03759, of float64 ``logits`` [N, K].
+        """
+        return np.logaddexp.reduce(logits, axis=1)
+
     @abstractmethod
     def mean_logits(self, logits: np.ndarray) -> np.ndarray:
         """Return logits [N, K] whose probabilities are the mean of those of V sets of logits.
@@ -119,6 +126,9 @@ class Sigmoid(Loss):
 
     def log_probabilities(self, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
         return -np.logaddexp(0, -logits[np.arange(len(labels)), labels])
+
+    def energy(self, logits: np.ndarray) -> np.ndarray:
+        return np.logaddexp(0, logits).sum(axis=1)  # of all yes-or-no questions, arXiv 2111.14818
 
     def mean_logits(self, logits: np.ndarray) -> np.ndarray:
         return _log_mean(-np.logaddexp(0, -logits)) - _log_mean(-np.logaddexp(0, logits))

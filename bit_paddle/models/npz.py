@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import zipfile
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
@@ -72,8 +73,35 @@ def write(
                 with archive.open(f"{key}.npy", "w", force_zip64=True) as member:
                     np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
             if notes:
-                text = np.frombuffer(json.dumps(notes).encode(), np.uint8)
-                with archive.open(f"{NOTES}.npy", "w") as member:
-                    np.lib.format.write_array(member, text, allow_pickle=False)
+                _write_notes(archive, notes)
 
     files.write(path, fill)
+
+
+def replace_notes(path: str | os.PathLike, notes: dict[str, Any]) -> None:
+    """Replace the notes of an ``.npz`` file; its arrays are copied as they are.
+
+    The file is replaced when the new one is complete and on the disk. Raises `WriteError`.
+    """
+
+    def fill(stream: BinaryIO) -> None:
+        with zipfile.ZipFile(path) as old, zipfile.ZipFile(stream, "w") as archive:
+            for member in old.infolist():
+                if member.filename == f"{NOTES}.npy":
+                    continue
+                copied = zipfile.ZipInfo(member.filename, member.date_time)
+                copied.compress_type = member.compress_type
+                with (
+                    old.open(member) as source,
+                    archive.open(copied, "w", force_zip64=True) as target,
+                ):
+                    shutil.copyfileobj(source, target, 1 << 20)
+            _write_notes(archive, notes)
+
+    files.write(os.path.realpath(path), fill)
+
+
+def _write_notes(archive: zipfile.ZipFile, notes: dict[str, Any]) -> None:
+    text = np.frombuffer(json.dumps(notes).encode(), np.uint8)
+    with archive.open(f"{NOTES}.npy", "w") as member:
+        np.lib.format.write_array(member, text, allow_pickle=False)

@@ -109,7 +109,7 @@ class ResNetV2(Network):
         is_activated = False  # whether the norm of the next unit has been applied to x
         for number, (part, following) in enumerate(zip(PARTS[:5], PARTS[1:6])):
             with self._gradients_of(part):
-                x = self._apply(part, x, is_activated)
+                x = self._output(part, x, is_activated)
             if part in self.frozen and following not in self.frozen:
                 x = _entering_learned(x)
             is_activated = activated and number > skip  # number 0 is the root
@@ -154,10 +154,10 @@ class ResNetV2(Network):
 
     def _through(self, parts: Sequence[str], x: Tensor) -> Tensor:
         for part in parts:
-            x = self._apply(part, x)
+            x = self._output(part, x)
         return x
 
-    def _apply(self, part: str, x: Tensor, is_activated: bool = False) -> Tensor:
+    def _output(self, part: str, x: Tensor, is_activated: bool = False) -> Tensor:
         """Return the output of one of `PARTS`; of the norm it is averaged over the image.
 
         ``is_activated``: ``x`` has passed the first norm of this block already.

@@ -1,4 +1,4 @@
-"""Draw the curves of runs and the confusion matrices of models."""
+"""Draw the curves of runs, and what is known of models: mistakes, reliability, features."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from bit_paddle.inference.probing_models import Probe
     from bit_paddle.inference.scores import Reliability
     from bit_paddle.runs.history import RunHistory
 
@@ -156,4 +157,30 @@ def draw_reliability(found: Reliability, error: float, stream: BinaryIO) -> None
     above.legend(loc="upper left", frameon=False, fontsize=8)
     below.bar(centres, found.images[used], width, color=COLORS[5], edgecolor="white")
     below.set(xlabel="highest probability", ylabel="images")
+    figure.savefig(stream, format="png", dpi=120)
+
+
+def draw_probes(found: Sequence[Probe], stream: BinaryIO) -> None:
+    """Write top-1 by training images per class as a PNG: one panel per model, all with one scale.
+
+    A line is the median of the seeds, and the band around it their range. Outputs of blocks are
+    left out.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    figure = Figure(figsize=(0.6 + 4 * len(found), 3.4), layout="constrained")
+    for axes, one in zip(figure.subplots(1, len(found), sharey=True, squeeze=False)[0], found):
+        rows = [row for row in one.rows if row.layer == "features"]
+        for color, method in zip(COLORS, dict.fromkeys(row.method for row in rows)):
+            own = [row for row in rows if row.method == method]
+            names = [str(row.shots or "all") for row in own]
+            low, middle, high = zip(*(row.spread for row in own))
+            axes.plot(names, middle, "o-", color=color, markersize=4, label=method)
+            axes.fill_between(names, low, high, color=color, alpha=0.15, linewidth=0)
+        axes.set(title=one.model.stem, xlabel="training images per class")
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.grid(alpha=0.2)
+    figure.axes[0].set_ylabel("top-1")
+    figure.axes[0].legend(frameon=False, fontsize=8)
     figure.savefig(stream, format="png", dpi=120)

@@ -34,6 +34,18 @@ def in_words(result: Evaluation) -> str:
         lines.append(f"  {name:<22} {getattr(result, name):.4f}  ({low:.4f} to {high:.4f})")
     lines.append(f"  {'macro_auc':<22} {result.macro_auc:.4f}")
     lines.append(f"  {'mean_average_precision'} {result.mean_average_precision:.4f}")
+    if result.calibrated is not None:
+        lines.append(f"calibrated ({result.calibration}), beside raw:")
+        for name in ("ece", "brier", "nll"):
+            value, raw = getattr(result.calibrated, name), getattr(result, name)
+            lines.append(f"  {name:<22} {value:.4f}  (raw {raw:.4f})")
+        if result.calibrated.optimistic:
+            lines.append(
+                "  The temperature was fitted on these images, so these calibrated scores are too "
+                "good. Measure on others, such as --split test"
+            )
+    if result.strangers is not None:
+        lines.append(str(result.strangers))
     return "\n".join(lines)
 
 
@@ -60,6 +72,7 @@ def write_results(
         "reliability": {
             name: values.tolist() for name, values in result.reliability._asdict().items()
         },
+        **_confidence(result),
     }
     files.write_text(folder / "metrics.json", json.dumps(summary, indent=2) + "\n")
     _write_table(folder / "per_class.csv", _per_class(result))
@@ -73,6 +86,26 @@ def write_results(
         _write_table(folder / "confusion.csv", [("class", *result.classes), *rows])
         draw = partial(figures.draw_confusion, result.confusion, result.classes)
         files.write(folder / "confusion.png", draw)
+
+
+def _confidence(result: Evaluation) -> dict[str, Any]:
+    """Return the entries of metrics.json on calibration and on strangers, if there are any."""
+    entries: dict[str, Any] = {}
+    if result.calibration is not None and result.calibrated is not None:
+        known = result.calibration
+        entries["calibrated"] = {
+            "temperature": known.temperature,
+            **{name: _finite(value) for name, value in result.calibrated._asdict().items()},
+            "fitted_on": {"data": known.data, "images": known.images},
+        }
+    if result.strangers is not None:
+        scores_of = result.strangers.separations.items()
+        entries["strangers"] = {
+            "folder": result.strangers.folder,
+            "images": result.strangers.images,
+            **{name: {k: _finite(v) for k, v in s._asdict().items()} for name, s in scores_of},
+        }
+    return entries
 
 
 def write_comparison(found: Comparison, folder: Path, datadir: str | None = None) -> None:

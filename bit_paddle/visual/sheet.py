@@ -86,6 +86,8 @@ def draw_predictions(path: str, results: Sequence[dict], paths: Mapping[str, str
         square = Image.new("RGB", (TILE, TILE), PAPER)
         square.paste(image, ((TILE - image.width) // 2, (TILE - image.height) // 2))
         best = result["classes"][0]
+        if result.get("unknown"):
+            return square, "unknown"
         return square, drawable(f"{best['probability']:.0%} {best['class'].split(',')[0]}")
 
     sheet = draw_sheet(map(tile, results), len(results), columns=6)

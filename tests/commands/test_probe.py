@@ -1,12 +1,16 @@
 """The command: what it prints and writes, the model it makes, and wrong input."""
 
+import io
 import json
 
 import numpy as np
 import pytest
 from helpers.commands import run
+from PIL import Image
 
 import bit_paddle as bit
+from bit_paddle.inference import probing_models
+from bit_paddle.visual import figures
 
 
 def test_probe(tmp_path, small_checkpoint, image_folder):
@@ -19,6 +23,8 @@ def test_probe(tmp_path, small_checkpoint, image_folder):
     assert done.returncode == 0, done.stderr
     assert (results / "probe.txt").read_text() in done.stdout
     (content,) = json.loads((results / "probe.json").read_text())
+    with Image.open(results / "probe.png") as chart:
+        assert chart.format == "PNG"
     layers = {row["layer"] for row in content["rows"]}
     assert layers == {"features", "block1", "block2", "block3", "block4"}
     every = next(
@@ -33,7 +39,7 @@ def test_probe(tmp_path, small_checkpoint, image_folder):
 
 
 def test_the_written_head_gives_the_scores_of_ridge_regression(tmp_path, small_checkpoint):
-    from bit_paddle.inference import probing, probing_models
+    from bit_paddle.inference import probing
 
     model = bit.load(small_checkpoint, crop=32)
     images = [np.random.default_rng(k).integers(0, 256, (32, 32, 3), np.uint8) for k in range(12)]
@@ -49,6 +55,16 @@ def test_the_written_head_gives_the_scores_of_ridge_regression(tmp_path, small_c
 def test_several_models(small_checkpoint, image_folder):
     found = bit.probe([small_checkpoint, small_checkpoint], image_folder, crop=32, seeds=1)
     assert [row.top1 for row in found[0].rows] == [row.top1 for row in found[1].rows]
+    lines = [line.split() for line in probing_models.summary(found).splitlines()]
+    assert lines[0] == ["ridge,", "median", "1", "5", "10", "all"] and lines[1] == lines[2]
+    medians = [row.spread[1] for row in found[0].rows if row.method == "ridge"]
+    assert lines[1][1:] == [f"{100 * median:.1f}" for median in medians]
+    sizes = []
+    for some in (found[:1], found):
+        stream = io.BytesIO()
+        figures.draw_probes(some, stream)
+        sizes.append(Image.open(stream).size)
+    assert sizes[1][0] > 1.5 * sizes[0][0] and sizes[1][1] == sizes[0][1]  # a panel per model
 
 
 def test_wrong_input(small_checkpoint, image_folder):

@@ -3,15 +3,18 @@
 import os
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
+import bit_paddle
 from bit_paddle import errors
 from bit_paddle.data.images import ArrayImages, FileImages
 from bit_paddle.inference import features as cached
 from bit_paddle.inference import probing
 from bit_paddle.inference.model import TrainedModel
 from bit_paddle.inference.trained import find_trained
+from bit_paddle.models.native import build
 
 
 def problem(images: int, width: int, classes: int, seed: int = 0):
@@ -78,23 +81,50 @@ def test_neighbours_are_those_of_scikit_learn(count):
 
 
 def test_ties_of_neighbours():
-    same = np.array([[1.0, 0], [2, 0], [0, 1], [0, 3]])
-    labels, query = np.array([2, 0, 1, 1]), np.array([[5.0, 0]])
-    one, two, all_ = probing.nearest(same, labels, query, 3, [1, 2, 4])[:, 0]
-    assert (one, two, all_) == (2, 0, 1)  # the first image; the first class; the most votes
+    """Many equal distances; a plain loop has the rule, and scikit-learn agrees where it has one.
+
+    scikit-learn takes any of the equally near images when some of them are beyond the k-th place.
+    """
+    sklearn = pytest.importorskip("sklearn.neighbors")
+    random, count = np.random.default_rng(0), 7
+    features, queries = (random.integers(0, 4, (n, 3)).astype(float) for n in (120, 200))
+    labels = random.integers(0, 5, 120)
+    exact = [
+        [float(one @ two) ** 2 / max(1, (one @ one) * (two @ two)) for two in features]
+        for one in queries
+    ]
+    expected, clear = [], []
+    for line in np.round(exact, 9):
+        order = sorted(range(120), key=lambda k: (-line[k], k))
+        votes = np.bincount(labels[order[:count]], minlength=5)
+        expected.append(int(votes.argmax()))
+        clear.append(line[order[count - 1]] != line[order[count]])
+    found = probing.nearest(features, labels, queries, 5, [count])[0]
+    assert found.tolist() == expected
+    own = sklearn.KNeighborsClassifier(count, metric="cosine", algorithm="brute")
+    theirs = own.fit(features, labels).predict(queries)
+    np.testing.assert_array_equal(found[clear], theirs[clear])
+    assert 20 < sum(clear) < 180 and (found != theirs).any()
 
 
-def test_logistic_regression_is_that_of_scikit_learn():
+@pytest.mark.parametrize("images, width, classes", [(90, 12, 5), (12, 40, 5), (60, 8, 2)])
+def test_logistic_regression_is_that_of_scikit_learn(images, width, classes):
     sklearn = pytest.importorskip("sklearn.linear_model")
-    for images, width in ((90, 12), (12, 40)):
-        features, labels = problem(images, width, 5)
-        fit = probing.Fit(features, labels, 5)
-        x = (features.astype(np.float64) - fit.mean) / fit.std
-        other = sklearn.LogisticRegression(C=1.0, tol=1e-9, max_iter=10_000).fit(x, labels)
-        weights, bias = fit.logistic()
-        scores, expected = features @ weights + bias, other.decision_function(x)
-        scores, expected = (one - one.mean(axis=1, keepdims=True) for one in (scores, expected))
-        np.testing.assert_allclose(scores, expected, atol=2e-3)
+    features, labels = problem(images, width, classes)
+    fit = probing.Fit(features, labels, classes)
+    x = (features.astype(np.float64) - fit.mean) / fit.std
+    strength = 2.0 if classes == 2 else 1.0  # scikit-learn then has one vector, not two
+    other = sklearn.LogisticRegression(C=strength, tol=1e-10, max_iter=100_000, solver="newton-cg")
+    other.fit(x, labels)
+    expected = np.vstack([other.coef_.T, other.intercept_])
+    for tolerance, error in ((1e-7, 1e-6), (1e-2, 1e-2)):  # the second is that of the table
+        weights, bias = fit.logistic(tolerance)
+        found = np.vstack([weights * fit.std[:, None], bias + fit.mean @ weights])  # for x
+        if classes == 2:
+            found = found[:, 1:] - found[:, :1]
+        else:
+            found[-1] += expected[-1].mean() - found[-1].mean()  # any number may be added
+        np.testing.assert_allclose(found, expected, rtol=0, atol=error)
 
 
 def test_table_leaves_out_numbers_that_no_class_has():
@@ -152,6 +182,32 @@ def test_features_are_cached_and_verified(pictures, small_checkpoint, monkeypatc
     changed = cached.features(model, pictures, 2, 0)
     assert len(calls) == 4 and not np.array_equal(changed[1], first[1])
     assert len(list(place.parent.iterdir())) == 2
+
+
+def test_what_changes_the_numbers_changes_the_key(pictures, small_checkpoint, tmp_path):
+    def key(model, *arguments):
+        return cached._key(model, model.file.preprocessing, *arguments)
+
+    model = TrainedModel(find_trained(str(small_checkpoint), crop=32))
+    keys = [key(model, pictures, False), key(model, pictures, True)]
+    keys.append(key(model, pictures.subset(np.array([0, 2, 1])), False))
+    keys.append(key(TrainedModel(find_trained(str(small_checkpoint), crop=48)), pictures, False))
+    keys.append(key(TrainedModel(model.file, amp="bf16"), pictures, False))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(build.SWITCH, "0")  # Paddle's own operators
+        keys.append(key(TrainedModel(model.file), pictures, False))
+    for module, name in ((bit_paddle, "__version__"), (PIL, "__version__"), (cached, "_VERSION")):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, name, "99")
+            keys.append(key(model, pictures, False))
+    other = tmp_path / "other.npz"
+    other.write_bytes(small_checkpoint.read_bytes())
+    same = TrainedModel(find_trained(str(other), crop=32))
+    assert key(same, pictures, False) == keys[0]  # the same weights in another file
+    with open(other, "ab") as stream:
+        stream.write(b"\0")
+    keys.append(key(same, pictures, False))
+    assert len(set(keys)) == len(keys)
 
 
 def test_the_oldest_cached_features_leave(pictures, small_checkpoint, monkeypatch):

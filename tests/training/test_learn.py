@@ -12,6 +12,7 @@ from helpers.runs import assert_same, state_of
 from bit_paddle import create_model, plan, save_npz
 from bit_paddle.config.settings import Settings
 from bit_paddle.data import loader
+from bit_paddle.errors import ConfigError
 from bit_paddle.models import cost
 from bit_paddle.models.architecture import LEARN, PARTS, Architecture, frozen_parts
 from bit_paddle.models.layers import StdConv2D
@@ -44,8 +45,9 @@ def checkpoint(tmp_path_factory):
 
 
 def model_of(learn, **options):
-    model = create_model(MODEL, 3, seed=3)
-    model.head.weight.set_value(paddle.ones_like(model.head.weight) / 64)
+    model, random = create_model(MODEL, 3, seed=3), np.random.default_rng(0)
+    head = random.standard_normal(model.head.weight.shape) / 64  # not 0, which learns nothing below
+    model.head.weight.set_value(head.astype("float32"))
     for name, value in options.items():
         setattr(model, name, value)
     model.learn_only(learn)
@@ -55,15 +57,16 @@ def model_of(learn, **options):
 def batch_of(count, side=32):
     random = np.random.default_rng(count)
     pixels = random.integers(0, 256, (count, 3, side, side)).astype(np.uint8)
-    return loader.MicroBatch(pixels, np.arange(count) % 3, np.arange(count))
+    labels, order = np.arange(count) % 3, np.arange(count)
+    return loader.MicroBatch(pixels, labels, order, pixels[::-1].copy(), labels[::-1])
 
 
 def gradients_of(model, part, scale=1.0):
-    """The gradients of two micro-batches, as a step computes them, times ``scale``."""
+    """The gradients of the two micro-batches of a step, times ``scale``; the second has MixUp."""
     with model.standardized_once() as last_pass:
         (step.loss_of(model, part, 1.0) * scale).backward()
         last_pass()
-        (step.loss_of(model, part, 1.0) * scale).backward()
+        (step.loss_of(model, part, 0.7) * scale).backward()
     found = {name: one.grad for name, one in model.named_parameters()}
     return {name: None if one is None else one.numpy() for name, one in found.items()}
 
@@ -81,8 +84,10 @@ def test_each_word_freezes_what_comes_before(learn):
     assert Architecture.parse(MODEL).learned_parameters(3, learn) == count
 
 
-@pytest.mark.parametrize("recompute", ["off", "unit", "block"])
-@pytest.mark.parametrize("learn", ["head", "block4", "block1"])
+@pytest.mark.parametrize(
+    "learn, recompute",
+    [("head", "off"), ("block4", "off"), ("block4", "unit"), ("block1", "block")],
+)
 def test_what_learns_has_the_gradients_of_a_whole_network(learn, recompute):
     part = batch_of(4)
     expected = gradients_of(model_of("all"), part)
@@ -311,15 +316,18 @@ def test_the_plan_tells_what_learns(checkpoint, image_folder):
                     {"cache_gb": 2e-4}):  # fmt: skip
         one = plan_of(checkpoint, image_folder, **{**fixed, **changes})
         assert not frozen.are_remembered(one), changes
+    note = "With --no-crop --no-flip they are computed once per image"
+    assert note in text
+    assert note not in plan_of(checkpoint, image_folder, cache_gb=2e-4).describe()
     note = "--recompute has no effect"
     assert note in plan_of(checkpoint, image_folder, learn="head", recompute="unit").describe()
     assert note not in plan_of(checkpoint, image_folder, recompute="unit").describe()
 
 
 def test_the_estimate_follows(capsys):
-    def printed(learn):
-        words = ["--model", "BiT-M-R50x1", "--dataset", "cifar10", "--learn", learn]
-        assert plan.main(words) == 0
+    def printed(learn, *more):
+        words = ["--model", "BiT-M-R50x1", "--dataset", "cifar10", "--learn", learn, *more]
+        assert plan.main(list(map(str, words))) == 0
         return capsys.readouterr().out
 
     every, block4, head = map(printed, ("all", "block4", "head"))
@@ -328,6 +336,14 @@ def test_the_estimate_follows(capsys):
     assert "head: 0.0205 of 23.5 million weights" in head and "about 1.3 G" in head
     assert "gradients                 0.06 GiB" in block4
     assert "momentum                  0.00 GiB" in head
+    fixed = printed("block4", "--no-flip", "--no-crop", "--examples_per_class", 100)
+    assert "(262.1 MB) fit into the cache (--cache_gb). A step then takes 0.8 G" in fixed
+    assert "views are fixed" not in block4 + printed("all", "--no-flip", "--no-crop")
+
+
+def test_unknown_parts_are_refused():
+    with pytest.raises(ConfigError, match="'block5': did you mean block4"):
+        model_of("block5")
 
 
 def test_random_weights_are_not_frozen(image_folder):
