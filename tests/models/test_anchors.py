@@ -87,6 +87,19 @@ def test_matching_of_detectron(torchvision):
     assert (found == torchvision["matches"]).all()
 
 
+@pytest.mark.parametrize("recipe", SHAPES)
+def test_the_best_anchor_of_each_box(recipe):
+    """The nearest places are enough: the same as the best of all anchors."""
+    random = np.random.default_rng(6)
+    starts = random.uniform(-20, 190, (300, 2))
+    many = np.concatenate([starts, starts + np.exp(random.uniform(0, 5.5, (300, 2)))], axis=1)
+    every = anchors.anchors_of(200, 150, SHAPES[recipe], np.float64)
+    found = anchors.reach(many, 200, 150, SHAPES[recipe])
+    np.testing.assert_allclose(found, boxes.iou(many, every).max(axis=1), rtol=1e-9)
+    assert found.min() < 0.2 and found.max() > 0.8
+    assert anchors.reach(many[:0], 200, 150, SHAPES[recipe]).shape == (0,)
+
+
 def squares(*starts, side=10.0):
     return np.array([[start, 0, start + side, side] for start in starts])
 

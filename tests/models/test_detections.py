@@ -5,6 +5,7 @@ import paddle
 import pytest
 from helpers.places import GOLDEN
 
+from bit_paddle.data.boxes import views
 from bit_paddle.models.detection import anchors, detections
 from bit_paddle.models.detection.boxes import encode, iou
 from bit_paddle.models.detection.detections import Detections
@@ -86,15 +87,15 @@ def test_candidates_are_decoded_cut_and_sorted():
 
 def test_views_are_merged_in_the_original_image():
     """The same box in a view of twice the size, and in a mirrored one of half the size."""
-    box = np.array([[10.0, 20, 50, 40]])  # in an image of 100 x 80
-    score, label = np.array([0.5]), np.array([3])
-    twice = detections.restored(Detections(box * 2, score, label), 2.0)
-    mirrored = np.array([[50 - 25, 10, 50 - 5, 20.0]])
-    half = detections.restored(Detections(mirrored, score + 0.1, label), 0.5, flipped_width=50)
-    np.testing.assert_allclose(twice.boxes, box)
-    np.testing.assert_allclose(half.boxes, box)
-    both = detections.merged([twice, half])
-    assert len(both.scores) == 2
+    box, score, label = np.array([[10.0, 20, 50, 40]]), np.array([0.5]), np.array([3])
+    found = []
+    for place, view in enumerate(
+        (views.whole((80, 100), (160, 256)), views.whole((80, 100), (40, 64), flip=True))
+    ):
+        seen = Detections(view.boxes(box)[0], score + place / 10, label)
+        found.append(seen._replace(boxes=view.restored(seen.boxes)))
+    both = detections.merged(found)
+    np.testing.assert_allclose(both.boxes, np.concatenate([box, box]))
     found = detections.nms(both)
     assert found.scores.tolist() == [0.6] and found.classes.tolist() == [3]
 

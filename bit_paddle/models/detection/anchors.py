@@ -38,6 +38,11 @@ class AnchorShapes:
         """The number of anchors at one place."""
         return len(SCALES) * len(self.aspects)
 
+    def sides(self) -> np.ndarray:
+        """Return the (width, height) of the anchors at one place in strides, [9, 2]."""
+        factors = [[scale * x, scale * y] for scale in SCALES for x, y in self.aspects]
+        return self.base * np.array(factors)
+
 
 SHAPES = {
     # 1.4 x 0.7 has 0.98 of the area of the square
@@ -89,14 +94,34 @@ def anchors_of(
 
     The order is that of the heads' outputs: level, row, column, scale, aspect.
     """
-    aspects = np.array([[scale * x, scale * y] for scale in SCALES for x, y in shapes.aspects])
     levels = []
     for level, (rows, columns) in zip(LEVELS, map_sides(height, width)):
         y, x = np.mgrid[:rows, :columns] + shapes.offset
         centres = np.stack([x, y], axis=-1)[:, :, None] * 2**level  # [rows, columns, 1, 2]
-        halves = aspects * (shapes.base * 2**level / 2)  # [9, 2]
+        halves = shapes.sides() * (2**level / 2)  # [9, 2]
         levels.append(np.concatenate([centres - halves, centres + halves], axis=-1).reshape(-1, 4))
     return np.concatenate(levels).astype(dtype)
+
+
+def reach(boxes: np.ndarray, height: int, width: int, shapes: AnchorShapes) -> np.ndarray:
+    """Return the overlap (IoU) [N] of each of ``boxes`` with its best anchor, in an image's pixels.
+
+    Anchors of one shape overlap the less, the farther they are in either direction. So only the
+    nearest place of each level is looked at, and a million boxes take seconds.
+    """
+    best = np.zeros(len(boxes))
+    centres, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+    for level, (rows, columns) in zip(LEVELS, map_sides(height, width)):
+        places = np.rint(centres / 2**level - shapes.offset).clip(0, [columns - 1, rows - 1])
+        apart = np.abs(centres - (places + shapes.offset) * 2**level)
+        for anchor in shapes.sides() * 2**level:
+            ends = np.minimum(sides / 2, apart + anchor / 2) - np.maximum(
+                -sides / 2, apart - anchor / 2
+            )
+            shared = ends.clip(0).prod(axis=1)
+            union = sides.prod(axis=1) + anchor.prod() - shared
+            best = np.maximum(best, shared / union)
+    return best
 
 
 def assign(boxes: np.ndarray, anchors: np.ndarray, matching: Matching) -> np.ndarray:

@@ -64,23 +64,11 @@ def candidates(
     return every.chosen(np.flatnonzero(areas(boxes) > 0))
 
 
-def restored(found: Detections, scale: float, flipped_width: float | None = None) -> Detections:
-    """Return what was ``found`` in a view in the pixels of the original image.
-
-    The view is the original times ``scale``; ``flipped_width`` is its width in pixels if it is
-    mirrored.
-    """
-    boxes = found.boxes
-    if flipped_width is not None:
-        boxes = np.stack(
-            [flipped_width - boxes[:, 2], boxes[:, 1], flipped_width - boxes[:, 0], boxes[:, 3]],
-            axis=1,
-        )
-    return found._replace(boxes=boxes / scale)
-
-
 def merged(views: Sequence[Detections]) -> Detections:
-    """Return the detections of all ``views`` of an image together, for a suppression."""
+    """Return the detections of all ``views`` of an image together, for a suppression.
+
+    Their boxes must be in pixels of the image (`data.boxes.views.View.restored`).
+    """
     return Detections(*(np.concatenate(parts) for parts in zip(*views)))
 
 
