@@ -3,6 +3,7 @@
 import numpy as np
 import paddle
 import pytest
+from conftest import Golden
 
 from bit_paddle import create_model
 from bit_paddle.errors import ConfigError
@@ -12,6 +13,22 @@ from bit_paddle.models.stages import Stages
 def images_of(height, width, dtype="float32"):
     values = np.random.default_rng(1).uniform(-1, 1, (2, 3, height, width))
     return paddle.to_tensor(values.astype(dtype))
+
+
+def test_maps_of_timm(dtype, tmp_path):
+    """Those of its ``features_only``, from the same weights."""
+    golden = Golden("stages_r14x1")
+    np.savez(tmp_path / "golden.npz", **golden.arrays)
+    maps = create_model(tmp_path / "golden.npz", features_only=True)(
+        paddle.to_tensor(golden.images(dtype))
+    )
+    bar = 1e-12 if dtype == "float64" else 1e-5
+    for k, found in enumerate(one.numpy() for one in maps):
+        assert found.shape == tuple(golden.values[f"shape_{k}"])
+        places = np.linspace(0, found.size - 1, 128).astype(int)
+        expected = golden.values[f"sample_{k}"]
+        assert np.abs(found.ravel()[places] - expected).max() < bar * np.abs(expected).max()
+        assert np.linalg.norm(found) == pytest.approx(golden[f"norm_{k}"], rel=bar)
 
 
 def test_maps_have_their_channels_and_strides(small_checkpoint):
