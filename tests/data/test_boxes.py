@@ -327,6 +327,15 @@ def test_images_of_nested_labels(folder):
     assert len(read_boxes(folder / "set/labels/train", classes=NAMES)) == 1
 
 
+def test_the_layout_of_coco(folder):
+    """annotations/instances_val2017.json and val2017/, without naming the latter."""
+    (folder / "annotations").mkdir()
+    (folder / "coco.json").rename(folder / "annotations/instances_val2017.json")
+    (folder / "images").rename(folder / "val2017")
+    found = read_boxes(folder / "annotations/instances_val2017.json")
+    assert found.root == folder / "val2017" and len(found) == 3
+
+
 def test_wrong_arguments(folder):
     for arguments, error, words in (
         ({"annotations": folder / "no.json"}, MissingFileError, "no such file"),

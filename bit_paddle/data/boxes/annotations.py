@@ -132,7 +132,7 @@ class Collector:
             for count, texts in zip(counts, self._faults.values()):
                 lines += [f"{count}:", *(f"  {text}" for text in texts[:_SHOWN])]
                 lines += [f"  and {len(texts) - _SHOWN:,} more"] if len(texts) > _SHOWN else []
-            lines.append('Correct these files, or leave such boxes and images out: "skip".')
+            lines.append('Correct these, or leave the boxes and images out by on_bad_box "skip".')
             raise DataError("\n".join(lines))
         if not any(entry.boxes for entry in self._entries):
             raise DataError(

@@ -25,7 +25,8 @@ def read_boxes(
 
     ``annotations`` is a COCO file (.json), a folder of Pascal VOC's files (.xml), or a folder of
     YOLO's files (.txt). ``images`` is the folder of the images; without it they are in ``images/``
-    or ``JPEGImages/`` beside the annotations, or in the folder of the annotations. ``classes``
+    or ``JPEGImages/`` beside the annotations, in the folder of the annotations, or, as COCO has it,
+    in ``val2017/`` beside the folder of ``instances_val2017.json``. ``classes``
     gives the names of the classes in their order. Without it they are the file's (COCO), all names
     sorted (VOC), or those of classes.txt or data.yaml in the folder or above it (YOLO).
 
@@ -57,6 +58,10 @@ def read_boxes(
 def _images_beside(path: Path) -> Path:
     """Return the folder of the images; ``labels/train`` has its images in ``images/train``."""
     path = path.absolute()
+    part = path.stem.rpartition("_")[2]
+    for other in (path.parent.parent / part, path.parent.parent / "images" / part):
+        if path.is_file() and part != path.stem and other.is_dir():
+            return other
     for place in range(len(path.parts) - 1, 0, -1):
         if path.parts[place] == "labels":
             other = Path(*path.parts[:place], "images", *path.parts[place + 1 :])
