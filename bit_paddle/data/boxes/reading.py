@@ -26,9 +26,9 @@ def read_boxes(
     ``annotations`` is a COCO file (.json), a folder of Pascal VOC's files (.xml), or a folder of
     YOLO's files (.txt). ``images`` is the folder of the images; without it they are in ``images/``
     or ``JPEGImages/`` beside the annotations, in the folder of the annotations, or, as COCO has it,
-    in ``val2017/`` beside the folder of ``instances_val2017.json``. ``classes``
-    gives the names of the classes in their order. Without it they are the file's (COCO), all names
-    sorted (VOC), or those of classes.txt or data.yaml in the folder or above it (YOLO).
+    in ``val2017/`` beside the folder of ``instances_val2017.json``. ``classes`` gives the names of
+    the classes in their order. Without it they are the file's (COCO), all names sorted (VOC), or
+    those of classes.txt or data.yaml in the folder or above it (YOLO).
 
     Faults are a missing image, a box without area or outside its image, a number that is not
     finite, an unknown class, and incomplete entries. ``on_bad_box`` "error" reports all faults at
