@@ -58,12 +58,14 @@ def test_activated_maps_are_those_that_the_next_layers_see(small_checkpoint):
 
 @pytest.mark.parametrize("dtype", ["float64"], indirect=True)
 @pytest.mark.parametrize("learn", ["block2", "block3", "block4", "head"])
-def test_gradients_of_stages_when_parts_are_frozen(learn, dtype):
+@pytest.mark.parametrize("recompute, activated", [("off", True), ("unit", True), ("unit", False)])
+def test_gradients_of_stages_when_parts_are_frozen(learn, recompute, activated, dtype):
     """What learns has the same gradients; what is frozen has none."""
     found = []
     for word in ("all", learn):
-        stages = create_model("R14x0.5", features_only=True, activated=True)
-        stages.backbone.learn_only(word)
+        stages = create_model("R14x0.5", features_only=True, activated=activated)
+        stages.learn_only(word)
+        stages.recompute = recompute
         total = sum((one * one.sin()).mean() for one in stages(images_of(48, 32, dtype)))
         if stages.learned():
             total.backward()

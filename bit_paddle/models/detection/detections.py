@@ -106,7 +106,7 @@ def soft_nms(
             kept.append(best)
             kept_scores.append(scores[best])
             scores *= np.exp(-(iou(one.boxes[[best]], one.boxes)[0] ** 2) / sigma)
-            scores[kept] = -1  # after the product: a box lowers only others
+            scores[best] = -1  # and negative for good
         return np.array(kept, np.int64), np.array(kept_scores, scores.dtype)
 
     return _by_class(found, keep, most)
