@@ -16,7 +16,8 @@ from conftest import ROOT
 import bit_paddle
 
 NEED_PADDLE = {
-    *(f"models.{name}" for name in ("layers", "resnetv2", "weights")),
+    *(f"models.{name}" for name in ("layers", "network", "resnetv2", "stages", "weights")),
+    *(f"models.detection.{name}" for name in ("losses", "pyramid", "regions", "retinanet")),
     *(f"models.native.{name}" for name in ("plain", "compiled", "checks")),
     *(f"inference.{name}" for name in ("examine", "predictor")),
     *(

@@ -21,6 +21,8 @@ GROUPS = 32  # in every GroupNorm
 
 FEATURES_PER_WIDTH = 2048  # channels of the pre-logits of a network of width 1
 
+STRIDES = (4, 8, 16, 32)  # of the four blocks' outputs
+
 PARTS = ("root_block", "block1", "block2", "block3", "block4", "norm", "head")  # of a network
 
 # What can learn: everything, or one of these parts and all parts after it. The kernels of the root
@@ -97,6 +99,11 @@ class Architecture:
     def features(self) -> int:
         """Channels of the pre-logits."""
         return int(FEATURES_PER_WIDTH * self.width)
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels of the four blocks' outputs."""
+        return tuple(4 * self.root_channels * 2**block for block in range(4))
 
     @property
     def kernels(self) -> int:

@@ -112,7 +112,7 @@ def training_memory(
 
     All is float32, except the copies of the kernels in ``half``. With several micro-batches the
     gradients belong to the standardized kernels; the last backward pass turns each into the
-    gradient of its kernel (`ResNetV2.standardized_once`). ``shared`` is the number of processes
+    gradient of its kernel (`Network.standardized_once`). ``shared`` is the number of processes
     that share the momentum (--shard). Only what learns (``learn``) has gradients and momentum.
     """
     every, kernels = FLOAT * architecture.parameters(classes), FLOAT * architecture.kernels

@@ -29,7 +29,7 @@ class StdConv2D(nn.Layer):
         self.weight = self.create_parameter(
             [out_channels, in_channels, kernel_size, kernel_size], default_initializer=ZEROS
         )
-        self.standardized: Tensor | None = None  # set within ResNetV2.standardized_once
+        self.standardized: Tensor | None = None  # set within Network.standardized_once
         self.folded: Tensor | None = None  # of inference and of frozen parts, without gradients
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -112,8 +112,14 @@ class Bottleneck(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.project:  # the projection takes the activated input
-            activated, shortcut = self.a.norm(x, twice=True)
+            return self._after_norm(*self.a.norm(x, twice=True))
+        return self._after_norm(*self.a.norm(x, beside=True))
+
+    def of_activated(self, x: Tensor) -> Tensor:
+        """Return the output for an input that ``a.norm`` has activated already."""
+        return self._after_norm(x, x)
+
+    def _after_norm(self, activated: Tensor, shortcut: Tensor) -> Tensor:
+        if self.project:
             shortcut = self.proj(shortcut)
-        else:
-            activated, shortcut = self.a.norm(x, beside=True)
         return self.c(self.b(self.a.conv(activated)), shortcut)

@@ -6,10 +6,9 @@ Activations are [N, C, H, W], kernels [O, I, H, W]. `layers` has the residual un
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
 
 import numpy as np
 import paddle
@@ -18,13 +17,14 @@ from paddle import Tensor, nn
 from bit_paddle.models.architecture import PARTS, Architecture, frozen_parts
 from bit_paddle.models.layers import ZEROS, Bottleneck, GroupNormReLU, RootBlock, StdConv2D
 from bit_paddle.models.native import plain
+from bit_paddle.models.network import Network, convolutions, dtype_of
 
 AMP = {"fp16": paddle.float16, "bf16": paddle.bfloat16}  # of activations between the layers
 
 _BLOCKS = PARTS[1:5]
 
 
-class ResNetV2(nn.Layer):
+class ResNetV2(Network):
     """The network of ``architecture`` with a linear head of ``num_classes`` outputs (0: no head).
 
     ``model(images)`` returns logits [N, num_classes], or features [N, C] without a head. Images are
@@ -44,7 +44,6 @@ class ResNetV2(nn.Layer):
         self.recompute = "off"  # or "unit" or "block"
         self.amp = "off"  # or a key of AMP
         self.frozen: tuple[str, ...] = ()  # the first of PARTS; set by `learn_only`
-        self._operators: Any = plain
         channels = architecture.root_channels
         self.root_block = RootBlock(channels)
         for block, units in enumerate(architecture.units):
@@ -61,14 +60,8 @@ class ResNetV2(nn.Layer):
         if num_classes:
             self.head = nn.Linear(channels, num_classes, weight_attr=ZEROS, bias_attr=ZEROS)
 
-    def compute_with(self, operators: Any) -> None:
-        """Compute with ``operators``: `models.native.plain`, or an object with its functions."""
-        self._operators = operators
-        for layer in self.sublayers():
-            if hasattr(layer, "operators"):
-                layer.operators = operators
-        if self.frozen:
-            self._fold()
+    def frozen_convolutions(self) -> list[StdConv2D]:
+        return [layer for part in self.frozen for layer in convolutions(getattr(self, part))]
 
     def learn_only(self, learn: str) -> None:
         """Freeze what ``learn``, a word of `architecture.LEARN`, leaves out.
@@ -81,10 +74,6 @@ class ResNetV2(nn.Layer):
             for parameter in getattr(self, name).parameters() if hasattr(self, name) else ():
                 parameter.stop_gradient = name in self.frozen
         self._fold()
-
-    def learned(self) -> dict[str, Tensor]:
-        """Return {name: parameter} of the parameters that are not frozen, in their order."""
-        return {name: one for name, one in self.named_parameters() if not one.stop_gradient}
 
     def forward(self, x: Tensor) -> Tensor:
         return self.learned_part(self.frozen_part(x))
@@ -103,22 +92,48 @@ class ResNetV2(nn.Layer):
     def learned_part(self, x: Tensor) -> Tensor:
         """Return the logits, or features without a head, of a result of `frozen_part`."""
         if self.frozen and self.frozen[-1] != "norm":
-            x = x.detach()
-            # Else GroupNorm's backward pass fails in Paddle 2, and a PyLayer has none.
-            x.stop_gradient = False
+            x = _entering_learned(x)
         return self._through(PARTS[len(self.frozen) :], x)
 
-    def forward_stages(self, x: Tensor) -> list[Tensor]:
-        """Return the outputs of the four blocks, at strides 4, 8, 16 and 32, before activation."""
-        return [self._operators.leave(stage) for stage in self._stages(x)]
+    def forward_stages(self, x: Tensor, activated: bool = False) -> list[Tensor]:
+        """Return the outputs of the four blocks, at strides 4, 8, 16 and 32.
+
+        They are sums before activation. ``activated`` applies to each the GroupNorm and ReLU that
+        the network itself applies next: those of the following unit, or the last ones.
+        """
+        return [self.operators.leave(stage) for stage in self.stages(x, activated)]
+
+    def stages(self, x: Tensor, activated: bool = False, skip: int = 0) -> list[Tensor]:
+        """Return the maps of `forward_stages` but the first ``skip``, in the operators' layout."""
+        x, stages = self._enter(x), []
+        is_activated = False  # whether the norm of the next unit has been applied to x
+        for number, (part, following) in enumerate(zip(PARTS[:5], PARTS[1:6])):
+            with self._gradients_of(part):
+                x = self._output(part, x, is_activated)
+            if part in self.frozen and following not in self.frozen:
+                x = _entering_learned(x)
+            is_activated = activated and number > skip  # number 0 is the root
+            with self._gradients_of(following):
+                if is_activated and following == "norm":
+                    x = self.norm(x)
+                elif is_activated:
+                    x, stage = getattr(self, following).unit01.a.norm(x, twice=True)
+                    # So that the unit's gradients are summed before the stage's, as in `recompute`.
+                    x = paddle.assign(x) if x is stage else x
+            if number > skip:
+                stages.append(stage if is_activated and following != "norm" else x)
+        return stages
+
+    def _gradients_of(self, part: str) -> AbstractContextManager:
+        return paddle.no_grad() if part in self.frozen else nullcontext()
 
     def forward_pooled(self, x: Tensor) -> Tensor:
         """Return the averages over the image of the four stages, then the features, [N, sum of C].
 
         The stages are taken as they are, before activation.
         """
-        stages = self._stages(x)
-        averages = [self._operators.average(stage) for stage in (*stages, self.norm(stages[-1]))]
+        stages = self.stages(x)
+        averages = [self.operators.average(stage) for stage in (*stages, self.norm(stages[-1]))]
         return paddle.concat(averages, axis=1)
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -131,19 +146,10 @@ class ResNetV2(nn.Layer):
         The averages of the maps are the features.
         """
         last = self.norm(self._through(PARTS[:5], self._enter(x)))
-        return self.head(self._operators.average(last)), self._operators.leave(last)
-
-    def _stages(self, x: Tensor) -> list[Tensor]:
-        """Return the outputs of the four blocks as the operators lay them out."""
-        x = self._output("root_block", self._enter(x))
-        stages = []
-        for block in _BLOCKS:
-            x = self._output(block, x)
-            stages.append(x)
-        return stages
+        return self.head(self.operators.average(last)), self.operators.leave(last)
 
     def _enter(self, x: Tensor) -> Tensor:
-        x = self._operators.enter(x)
+        x = self.operators.enter(x)
         return x if self.amp == "off" else x.astype(AMP[self.amp])
 
     def _through(self, parts: Sequence[str], x: Tensor) -> Tensor:
@@ -151,82 +157,24 @@ class ResNetV2(nn.Layer):
             x = self._output(part, x)
         return x
 
-    def _output(self, part: str, x: Tensor) -> Tensor:
-        """Return the output of one of `PARTS`; of the norm it is averaged over the image."""
+    def _output(self, part: str, x: Tensor, is_activated: bool = False) -> Tensor:
+        """Return the output of one of `PARTS`; of the norm it is averaged over the image.
+
+        ``is_activated``: ``x`` has passed the first norm of this block already.
+        """
         if part == "root_block":
             return self.root_block(x)  # [N, 64 w, H/4, W/4]
         if part == "norm":
-            return self._operators.average(self.norm(x))
+            return self.operators.average(self.norm(x))
         if part == "head":
             return self.head(x) if self.num_classes else x
-        block = getattr(self, part)  # [N, 256 w, H/4, W/4] … [N, 2048 w, H/32, W/32]
-        for layer in block if self.recompute == "unit" else [block]:
+        units = list(getattr(self, part))  # [N, 256 w, H/4, W/4] … [N, 2048 w, H/32, W/32]
+        if is_activated:
+            units[0] = units[0].of_activated
+        for layer in units if self.recompute == "unit" else [partial(_in_turn, units)]:
             recompute = self.training and self.recompute != "off"
             x = plain.recompute(layer, x) if recompute else layer(x)
         return x
-
-    def eval(self) -> None:
-        """Switch to inference: standardize all kernels now instead of in every pass.
-
-        Passes under `paddle.no_grad` use these kernels. Loading parameters updates them; if you
-        change a kernel in another way, call `eval` again.
-        """
-        super().eval()
-        self._fold()
-
-    def train(self) -> None:
-        """Switch back to training."""
-        super().train()
-        self._fold()
-
-    @paddle.no_grad()
-    def _fold(self) -> None:
-        """Standardize the kernels that stay as they are: in inference all, else the frozen ones."""
-        for layer in self._convolutions():
-            layer.folded = None
-        parts = PARTS[:-1] if not self.training else self.frozen
-        for layer in self._convolutions(parts):
-            layer.folded = self._operators.standardize(layer.weight)
-
-    def _convolutions(self, parts: Sequence[str] = PARTS[:-1]) -> list[StdConv2D]:
-        layers = (layer for part in parts for layer in getattr(self, part).sublayers())
-        return [layer for layer in layers if isinstance(layer, StdConv2D)]
-
-    def set_state_dict(self, *arguments: Any, **options: Any) -> Any:
-        """Load parameters as every Paddle layer does; also update the standardized kernels."""
-        result = super().set_state_dict(*arguments, **options)
-        self._fold()
-        return result
-
-    set_dict = load_dict = set_state_dict
-
-    @contextmanager
-    def standardized_once(self) -> Iterator[Callable[[], None]]:
-        """Standardize every kernel once for all passes in the context, instead of once per pass.
-
-        Backward passes in the context add their gradients at the standardized kernels. Call the
-        yielded function before the last backward pass: that pass propagates the sums through the
-        standardization to the kernels. The gradients are those of separate passes, because the
-        standardization depends only on the kernels. Do not change the kernels in the context.
-        Without a last pass, the gradients of the kernels are lost. Frozen kernels stay as they are.
-        """
-        convolutions = self._convolutions(PARTS[len(self.frozen) : -1])
-        standardized = [self._operators.standardize(layer.weight) for layer in convolutions]
-        for convolution, kernel in zip(convolutions, standardized):
-            convolution.standardized = kernel.detach()  # a leaf: sums the gradients
-            convolution.standardized.stop_gradient = kernel.stop_gradient
-
-        def last_pass() -> None:
-            for convolution, kernel in zip(convolutions, standardized):
-                if not kernel.stop_gradient:
-                    kernel.register_hook(partial(_with_earlier, convolution.standardized))
-                convolution.standardized = kernel
-
-        try:
-            yield last_pass
-        finally:
-            for convolution in convolutions:
-                convolution.standardized = None
 
     def reset_parameters(self, seed: int = 0) -> None:
         """Set random kernels (He's normal distribution, fan-in), identity GroupNorms, a zero head.
@@ -236,27 +184,27 @@ class ResNetV2(nn.Layer):
         for name, parameter in self.named_parameters():
             if name.startswith("head."):
                 parameter.set_value(
-                    np.zeros(parameter.shape, np.float32).astype(_numpy_type(parameter))
+                    np.zeros(parameter.shape, np.float32).astype(dtype_of(parameter))
                 )
             elif name.endswith("conv.weight"):
                 generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
                 values = generator.standard_normal(parameter.shape, np.float32)
                 values *= np.float32(np.sqrt(2.0 / np.prod(parameter.shape[1:])))
-                parameter.set_value(values.astype(_numpy_type(parameter)))
+                parameter.set_value(values.astype(dtype_of(parameter)))
             else:
                 parameter.set_value(
-                    np.full(parameter.shape, name.endswith("weight"), _numpy_type(parameter))
+                    np.full(parameter.shape, name.endswith("weight"), dtype_of(parameter))
                 )
 
 
-def _with_earlier(leaf: Tensor, gradient: Tensor) -> Tensor:
-    """Return ``gradient`` plus the gradient of ``leaf``, and free the latter."""
-    if leaf.grad is None:
-        return gradient
-    total = gradient + leaf.grad
-    leaf.clear_gradient(False)  # False frees the memory; Paddle ignores the keyword
-    return total
+def _in_turn(layers: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
+    for layer in layers:
+        x = layer(x)
+    return x
 
 
-def _numpy_type(parameter: Tensor) -> str:
-    return str(parameter.dtype).rpartition(".")[2]
+def _entering_learned(x: Tensor) -> Tensor:
+    """Return ``x``, computed by frozen parts, for those that learn."""
+    x = x.detach()
+    x.stop_gradient = False  # else GroupNorm's backward pass fails in Paddle 2; a PyLayer has none
+    return x

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from paddle import Tensor
 
 from bit_paddle.errors import CheckpointError, ConfigError
 from bit_paddle.models import npz, published
 from bit_paddle.models.checkpoint import CheckpointFile
 from bit_paddle.models.names import parameter_name
+from bit_paddle.models.network import dtype_of
 from bit_paddle.models.resnetv2 import ResNetV2
+from bit_paddle.models.stages import Stages
 from bit_paddle.system.hub import Repository
 from bit_paddle.system.progress import progress_bar
 
@@ -31,7 +32,9 @@ def create_model(
     *,
     directory: str | os.PathLike | None = None,
     seed: int = 0,
-) -> ResNetV2:
+    features_only: bool = False,
+    activated: bool = False,
+) -> ResNetV2 | Stages:
     """Return the network for a published name, ``R<layers>x<width>``, or a file of weights.
 
     The file is of any kind that `models.checkpoint` opens; a folder, or ``hf:OWNER/NAME`` of the
@@ -41,11 +44,23 @@ def create_model(
     ``seed``. ``num_classes`` None keeps the head of the file, or its published size; a number gives
     a new head of zeros; 0 gives no head.
 
+    ``features_only`` returns the network as `Stages` instead: it has no head, and returns four
+    feature maps, ``activated`` or not.
+
     Errors: `ConfigError` (an unknown name, a negative number), `MissingFileError`,
     `CheckpointError`, `DownloadError`.
     """
     if num_classes is not None and num_classes < 0:
         raise ConfigError(f"num_classes: is {num_classes}, expected 0 (features) or more")
+    if features_only:
+        if num_classes:
+            raise ConfigError(
+                f"num_classes: is {num_classes}, but features_only leaves the head out"
+            )
+        network = create_model(name, 0, pretrained, directory=directory, seed=seed)
+        return Stages(network, activated)
+    if activated:
+        raise ConfigError("activated: applies only with features_only=True")
     source = published.resolve(_address(name), pretrained)
     if isinstance(source, Repository) or (pretrained and isinstance(source, published.Entry)):
         source = published.obtain(source, directory)
@@ -146,8 +161,3 @@ def from_paddle(key: str, array: np.ndarray) -> np.ndarray:
     if key.endswith(npz.HEAD_KERNEL):
         return array[None, None]
     return np.ascontiguousarray(array.transpose(2, 3, 1, 0)) if array.ndim == 4 else array
-
-
-def dtype_of(tensor: Tensor) -> str:
-    """Return the name of a tensor's data type, such as ``float32``."""
-    return str(tensor.dtype).rpartition(".")[2]

@@ -15,8 +15,9 @@ from bit_paddle.models import npz
 from bit_paddle.models.architecture import frozen_parts
 from bit_paddle.models.checkpoint import CheckpointFile
 from bit_paddle.models.names import parameter_name
+from bit_paddle.models.network import dtype_of
 from bit_paddle.models.resnetv2 import ResNetV2
-from bit_paddle.models.weights import dtype_of, fill, from_paddle, keys, to_paddle
+from bit_paddle.models.weights import fill, from_paddle, keys, to_paddle
 
 MOMENTUM = "bit_paddle/momentum/"  # prefix of a published key, for the velocity of that weight
 

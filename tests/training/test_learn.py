@@ -115,7 +115,7 @@ def test_half_precision_learns_too(amp):
 
 def test_frozen_kernels_are_standardized_once(monkeypatch, checkpoint):
     model, calls = model_of("block4"), []
-    standardize = model._operators.standardize
+    standardize = model.operators.standardize
 
     def counted(weight):
         calls.append(weight)

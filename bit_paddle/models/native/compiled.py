@@ -6,6 +6,7 @@ Activations are [N, H, W, C], kernels [O, I, H, W] as in `plain`, which document
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import paddle
@@ -14,6 +15,7 @@ from paddle.base import core
 from paddle.profiler import RecordEvent
 
 from bit_paddle.models.architecture import GROUPS
+from bit_paddle.models.native import plain
 from bit_paddle.models.native.plain import NORM_EPSILON, STANDARDIZATION_EPSILON
 
 
@@ -38,6 +40,9 @@ class Compiled:
             return _run("bit_convolve", x, kernel, stride)[0]
         return _run("bit_convolve_add", x, kernel, residual, stride)[0]
 
+    def normalize(self, x: Tensor, norm: nn.GroupNorm) -> Tensor:
+        return self.enter(plain.normalize(self.leave(x), norm))
+
     def norm_relu(self, x: Tensor, norm: nn.GroupNorm) -> Tensor:
         return _normalize("bit_norm_relu", x, norm)[0]
 
@@ -52,6 +57,15 @@ class Compiled:
 
     def average(self, x: Tensor) -> Tensor:
         return x.astype("float32").mean(axis=[1, 2])
+
+    def add_bias(self, x: Tensor, bias: Tensor) -> Tensor:
+        return plain.in_float32(partial(paddle.add, y=bias), x)
+
+    def add_upsampled(self, x: Tensor, coarse: Tensor) -> Tensor:
+        return self.enter(plain.add_upsampled(self.leave(x), self.leave(coarse)))
+
+    def rows(self, x: Tensor, size: int) -> Tensor:
+        return x.reshape([x.shape[0], -1, size])
 
 
 def _normalize(name: str, x: Tensor, norm: nn.GroupNorm) -> Sequence[Tensor]:

@@ -43,35 +43,37 @@ def as_tensor_cores(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 
 
 class _Recomputed(PyLayer):
-    """``function(x)`` that saves only ``x`` and is recomputed in the backward pass.
+    """``function(*inputs)`` that saves only the inputs and is recomputed in the backward pass.
 
     Not Paddle's own `recompute`: Paddle never frees the tensors of a layer whose backward pass
     fails. Here it fails when out of memory, and the step is retried in smaller parts.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-        output = function(x)
-        ctx.x, ctx.function = x, function  # last: Paddle never frees the ctx of a failed pass
+    def forward(ctx: Any, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        output = function(*inputs)
+        # Last: Paddle never frees the ctx of a failed pass.
+        ctx.inputs, ctx.function = inputs, function
         return output
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        x, ctx.x = ctx.x.detach(), None
-        x.stop_gradient = False
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        inputs, ctx.inputs = [x.detach() for x in ctx.inputs], None
+        for x in inputs:
+            x.stop_gradient = False
         try:
             with paddle.enable_grad():
-                output = ctx.function(x)
+                output = ctx.function(*inputs)
             paddle.autograd.backward([output], [gradient])
         except Exception:
             gradient._clear_data()
             raise
-        return x.grad
+        return tuple(x.grad for x in inputs)
 
 
-def recompute(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Return ``function(x)``; with gradients enabled, only ``x`` is saved for them."""
-    return _Recomputed.apply(x, function) if paddle.is_grad_enabled() else function(x)
+def recompute(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """Return ``function(*inputs)``; with gradients enabled, only the inputs are saved for them."""
+    return _Recomputed.apply(function, *inputs) if paddle.is_grad_enabled() else function(*inputs)
 
 
 # --- The operators, also in `compiled` ----------------------------------------------------------
@@ -113,11 +115,14 @@ def convolve(x: Tensor, kernel: Tensor, stride: int, residual: Tensor | None = N
     return y.add_(residual)  # safe: nothing else uses y, and its gradients do not need it
 
 
+def normalize(x: Tensor, norm: nn.GroupNorm) -> Tensor:
+    """Return ``x`` normalized by ``norm`` in 32 groups."""
+    return _saving_half(partial(_normalize, norm=norm), x)
+
+
 def norm_relu(x: Tensor, norm: nn.GroupNorm) -> Tensor:
-    """Return ReLU of ``x`` normalized by ``norm`` in 32 groups."""
-    if x.dtype in HALF:  # recomputed, so that no float32 intermediate is saved for the gradients
-        return recompute(partial(in_float32, partial(_norm_relu, norm=norm)), x)
-    return _norm_relu(x, norm)
+    """Return ReLU of the result of `normalize`."""
+    return _saving_half(partial(_norm_relu, norm=norm), x)
 
 
 def norm_relu_twice(x: Tensor, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
@@ -131,12 +136,21 @@ def norm_relu_beside(x: Tensor, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
     return norm_relu(x, norm), x
 
 
+def _saving_half(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Return ``function(x)``; of half precision it saves no float32 tensor for the gradients."""
+    return recompute(partial(in_float32, function), x) if x.dtype in HALF else function(x)
+
+
 def _norm_relu(x: Tensor, norm: nn.GroupNorm) -> Tensor:
+    return F.relu(_normalize(x, norm))
+
+
+def _normalize(x: Tensor, norm: nn.GroupNorm) -> Tensor:
     if norm.training and _loses_gradients(x, norm):
         normalized = F.instance_norm(x.reshape([x.shape[0], GROUPS, -1]), eps=NORM_EPSILON)
         scale, bias = norm.weight.reshape([-1, 1, 1]), norm.bias.reshape([-1, 1, 1])
-        return F.relu(normalized.reshape(x.shape) * scale + bias)
-    return F.relu(nn.GroupNorm.forward(norm, x))
+        return normalized.reshape(x.shape) * scale + bias
+    return nn.GroupNorm.forward(norm, x)
 
 
 def _loses_gradients(x: Tensor, norm: nn.GroupNorm) -> bool:
@@ -165,3 +179,27 @@ def _pool(x: Tensor) -> Tensor:
 def average(x: Tensor) -> Tensor:
     """Return the means [N, C] over height and width; float32 if ``x`` is in half precision."""
     return (x.astype("float32") if x.dtype in HALF else x).mean(axis=[2, 3])
+
+
+def add_bias(x: Tensor, bias: Tensor) -> Tensor:
+    """Return ``x`` plus ``bias`` [C]."""
+    return in_float32(partial(paddle.add, y=bias.reshape([-1, 1, 1])), x)
+
+
+def add_upsampled(x: Tensor, coarse: Tensor) -> Tensor:
+    """Return ``x`` plus ``coarse``, each of its pixels repeated 2 x 2.
+
+    If a side of ``x`` is odd, the last row or column of the repeated pixels is cut off.
+    """
+    return in_float32(_add_upsampled, x, coarse)
+
+
+def _add_upsampled(x: Tensor, coarse: Tensor) -> Tensor:
+    n, c, h, w = coarse.shape
+    pixels = coarse.reshape([n, c, h, 1, w, 1]).expand([n, c, h, 2, w, 2])
+    return x + pixels.reshape([n, c, 2 * h, 2 * w])[:, :, : x.shape[2], : x.shape[3]]
+
+
+def rows(x: Tensor, size: int) -> Tensor:
+    """Return the values at all places as rows [N, H W C / size, size]."""
+    return x.transpose([0, 2, 3, 1]).reshape([x.shape[0], -1, size])

@@ -99,7 +99,7 @@ def compute(
     The ranks share the images, and every rank gets all outputs. ``batch_split``: a pass has as many
     images as a micro-batch. Raises `Interrupted` in all ranks if a signal comes.
     """
-    from bit_paddle.models.weights import dtype_of
+    from bit_paddle.models.network import dtype_of
     from bit_paddle.system import device
     from bit_paddle.training import distributed
 

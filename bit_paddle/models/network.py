@@ -1,0 +1,113 @@
+"""What every network of standardized convolutions does: operators, inference, shared kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import paddle
+from paddle import Tensor, nn
+
+from bit_paddle.models.layers import StdConv2D
+from bit_paddle.models.native import plain
+
+
+class Network(nn.Layer):
+    """A network whose convolutions are `StdConv2D`."""
+
+    operators: Any = plain
+
+    def frozen_convolutions(self) -> list[StdConv2D]:
+        """Return the convolutions that do not learn."""
+        return []
+
+    def compute_with(self, operators: Any) -> None:
+        """Compute with ``operators``: `models.native.plain`, or an object with its functions."""
+        for layer in self.sublayers(include_self=True):
+            if hasattr(layer, "operators"):
+                layer.operators = operators
+        self._fold()
+
+    def learned(self) -> dict[str, Tensor]:
+        """Return {name: parameter} of the parameters that are not frozen, in their order."""
+        return {name: one for name, one in self.named_parameters() if not one.stop_gradient}
+
+    def eval(self) -> None:
+        """Switch to inference: standardize all kernels now instead of in every pass.
+
+        Passes under `paddle.no_grad` use these kernels. Loading parameters updates them; if you
+        change a kernel in another way, call `eval` again.
+        """
+        super().eval()
+        self._fold()
+
+    def train(self) -> None:
+        """Switch back to training."""
+        super().train()
+        self._fold()
+
+    @paddle.no_grad()
+    def _fold(self) -> None:
+        """Standardize the kernels that stay as they are: in inference all, else the frozen ones."""
+        for layer in convolutions(self):
+            layer.folded = None
+        for layer in self.frozen_convolutions() if self.training else convolutions(self):
+            layer.folded = self.operators.standardize(layer.weight)
+
+    def set_state_dict(self, *arguments: Any, **options: Any) -> Any:
+        """Load parameters as every Paddle layer does; also update the standardized kernels."""
+        result = super().set_state_dict(*arguments, **options)
+        self._fold()
+        return result
+
+    set_dict = load_dict = set_state_dict
+
+    @contextmanager
+    def standardized_once(self) -> Iterator[Callable[[], None]]:
+        """Standardize every kernel once for all passes in the context, instead of once per pass.
+
+        Backward passes in the context add their gradients at the standardized kernels. Call the
+        yielded function before the last backward pass: that pass propagates the sums through the
+        standardization to the kernels. The gradients are those of separate passes, because the
+        standardization depends only on the kernels. Do not change the kernels in the context.
+        Without a last pass, the gradients of the kernels are lost. Frozen kernels stay as they are.
+        """
+        frozen = set(self.frozen_convolutions())
+        learned = [layer for layer in convolutions(self) if layer not in frozen]
+        standardized = [self.operators.standardize(layer.weight) for layer in learned]
+        for convolution, kernel in zip(learned, standardized):
+            convolution.standardized = kernel.detach()  # a leaf: sums the gradients
+            convolution.standardized.stop_gradient = kernel.stop_gradient
+
+        def last_pass() -> None:
+            for convolution, kernel in zip(learned, standardized):
+                if not kernel.stop_gradient:
+                    kernel.register_hook(partial(_with_earlier, convolution.standardized))
+                convolution.standardized = kernel
+
+        try:
+            yield last_pass
+        finally:
+            for convolution in learned:
+                convolution.standardized = None
+
+
+def convolutions(layer: nn.Layer) -> list[StdConv2D]:
+    """Return the standardized convolutions within ``layer``, in the order of its sublayers."""
+    return [one for one in layer.sublayers() if isinstance(one, StdConv2D)]
+
+
+def dtype_of(tensor: Tensor) -> str:
+    """Return the name of a tensor's data type, such as ``float32``."""
+    return str(tensor.dtype).rpartition(".")[2]
+
+
+def _with_earlier(leaf: Tensor, gradient: Tensor) -> Tensor:
+    """Return ``gradient`` plus the gradient of ``leaf``, and free the latter."""
+    if leaf.grad is None:
+        return gradient
+    total = gradient + leaf.grad
+    leaf.clear_gradient(False)  # False frees the memory; Paddle ignores the keyword
+    return total
