@@ -64,8 +64,8 @@ def measure(
     faults = [images.broken[index] for index in sorted(images.broken)]
     if faults and on_bad_image == "error":
         raise DataError(
-            f"--strangers: {plural(len(faults), 'image')} cannot be read; --on_bad_image skip leaves them out\n  "
-            + "\n  ".join(faults[:10])
+            f"--strangers: {plural(len(faults), 'image')} cannot be read; "
+            "--on_bad_image skip leaves them out\n  " + "\n  ".join(faults[:10])
         )
     for fault in faults:
         print(f"skipped: {fault}", file=sys.stderr)
