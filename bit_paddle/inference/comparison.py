@@ -21,9 +21,7 @@ class Comparison:
 
     @cached_property
     def _right(self) -> tuple[np.ndarray, np.ndarray]:
-        found = (self.a.per_image, self.b.per_image)
-        right_a, right_b = (each.predictions == each.labels for each in found)
-        return right_a, right_b
+        return self.a.per_image.right, self.b.per_image.right
 
     @cached_property
     def only_a(self) -> np.ndarray:

@@ -139,7 +139,7 @@ class Evaluation:
     def reliability(self) -> Reliability:
         """Images, confidence and right predictions in 15 bins of the highest probability."""
         found = self.per_image
-        return scores.reliability(found.confidences, found.predictions == found.labels)
+        return scores.reliability(found.confidences, found.right)
 
     @cached_property
     def intervals(self) -> dict[str, tuple[float, float]]:
