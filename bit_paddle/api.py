@@ -312,11 +312,9 @@ def compare(
 
         bit_paddle.compare("bit_logs/one", "bit_logs/two", "my_images/").p_value
     """
-    if options.get("calibrate"):
-        raise ConfigError("calibrate: takes one model; calibrate each of them by evaluate()")
     for model in (model for model in (a, b) if not isinstance(model, TrainedModel)):
         trained.resolve_trained(address(model))
-    return comparison.compare(*(evaluate(model, data, **options) for model in (a, b)))
+    return comparison.compare(*(evaluate(m, data, **comparison.checked(options)) for m in (a, b)))
 
 
 def export(
