@@ -308,13 +308,13 @@ def compare(
     """Compare two models on the same images; see `Comparison`.
 
     ``a``, ``b`` and ``options`` are as for `evaluate`. Errors: its own, and `ConfigError` if the
-    class names differ; their order may.
+    class names differ; their order may. ``calibrate`` takes one model, so it is an error here.
 
         bit_paddle.compare("bit_logs/one", "bit_logs/two", "my_images/").p_value
     """
     for model in (model for model in (a, b) if not isinstance(model, TrainedModel)):
         trained.resolve_trained(address(model))
-    return comparison.compare(*(evaluate(model, data, **options) for model in (a, b)))
+    return comparison.compare(*(evaluate(m, data, **comparison.checked(options)) for m in (a, b)))
 
 
 def export(

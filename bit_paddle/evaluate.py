@@ -57,12 +57,12 @@ def main(arguments: Sequence[str]) -> int:
     resolve_trained(flags.model)  # report a wrong name before reading or downloading anything
     if words := views.parse(flags.views):
         print(views.note(words), file=sys.stderr)
-    if flags.output:
-        files.make_folder(Path(flags.output), "--output")
     if flags.compare and flags.calibrate:
         raise errors.ConfigError("--calibrate: takes one model; omit --compare")
     if flags.compare:
         resolve_trained(flags.compare)
+    if flags.output:
+        files.make_folder(Path(flags.output), "--output")
     measure = partial(
         api.evaluate,
         data=flags.dataset,
@@ -148,7 +148,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder of images of other things, at any depth: does the model notice that they show "
         "none of its classes? AUROC, and the share that passes where 95%% of the data pass, for "
-        "the highest probability, the highest logit and the energy (log of the sum of exp(logit))",
+        "the highest probability, the highest logit and the energy (log of the sum of exp(logit)). "
+        "With --compare, of the first model",
     )
     parser.add_argument(
         "--compare",

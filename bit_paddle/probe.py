@@ -131,13 +131,13 @@ def probe(
             raise errors.ConfigError(f"{name}: is {value!r}, expected a whole number of 1 or more")
     if not models or (output is not None and len(models) > 1):
         raise errors.ConfigError(f"model: {len(models)} models; --output takes exactly one")
-    if output is not None and Path(output).suffix != ".npz":
-        raise errors.ConfigError(f"--output {os.fspath(output)}: the name must end in .npz")
+    if output is not None:
+        _check_output(Path(output))
     workers = min(8, environment.cpu_count()) if workers is None else workers
     dataset, folder = data_set(data, datadir)
     options = {"val_fraction": val_fraction, "group": group, "exclude": exclude}
     parts = [
-        open_split(dataset, folder, split, options, on_bad_image, workers)[1]
+        open_split(dataset, folder, split, options, on_bad_image, workers, split == "train")[1]
         for split in ("train", "val")
     ]
     train, val = (part[0] if part else None for part in parts)
@@ -148,6 +148,16 @@ def probe(
             one = TrainedModel(file, device, amp, head=False)
         results.append(probing_models.probe(one, train, val, seeds, layers, batch, workers, output))
     return results
+
+
+def _check_output(path: Path) -> None:
+    """Raise `ConfigError` before the features are computed if ``path`` cannot be written."""
+    if path.suffix != ".npz":
+        raise errors.ConfigError(f"--output {path}: the name must end in .npz")
+    if path.is_dir():
+        raise errors.ConfigError(f"--output: {path} is a folder; choose another name")
+    if not path.parent.is_dir():
+        raise errors.ConfigError(f"--output: {path.parent} is not a folder; create it first")
 
 
 def parser() -> argparse.ArgumentParser:

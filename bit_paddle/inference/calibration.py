@@ -179,7 +179,8 @@ def parse_share(value: Any, name: str = "--unknown") -> float:
         share = math.nan
     if isinstance(value, bool) or not 0 < share < 1:
         raise ConfigError(
-            f"{name}: is {value!r}, expected a share of the validation images, such as 5% or 0.05"
+            f"{name}: is {value!r}, expected a share of the validation images, more than 0% "
+            "and less than 100%, such as 5% or 0.05"
         )
     return share
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -21,9 +22,7 @@ class Comparison:
 
     @cached_property
     def _right(self) -> tuple[np.ndarray, np.ndarray]:
-        found = (self.a.per_image, self.b.per_image)
-        right_a, right_b = (each.predictions == each.labels for each in found)
-        return right_a, right_b
+        return self.a.per_image.right, self.b.per_image.right
 
     @cached_property
     def only_a(self) -> np.ndarray:
@@ -73,6 +72,13 @@ class Comparison:
             f"{len(self.only_a):,}, only the second: {len(self.only_b):,} of {self.a.images:,} "
             f"images; McNemar's exact test: p = {self.p_value:.2g}"
         )
+
+
+def checked(options: dict[str, Any]) -> dict[str, Any]:
+    """Return ``options`` of an evaluation. Raises `ConfigError` for ``calibrate``."""
+    if options.get("calibrate"):
+        raise ConfigError("calibrate: takes one model; calibrate each of them by evaluate()")
+    return options
 
 
 def compare(a: Evaluation, b: Evaluation) -> Comparison:

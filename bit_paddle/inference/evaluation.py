@@ -139,7 +139,7 @@ class Evaluation:
     def reliability(self) -> Reliability:
         """Images, confidence and right predictions in 15 bins of the highest probability."""
         found = self.per_image
-        return scores.reliability(found.confidences, found.predictions == found.labels)
+        return scores.reliability(found.confidences, found.right)
 
     @cached_property
     def intervals(self) -> dict[str, tuple[float, float]]:
@@ -195,11 +195,12 @@ def open_split(
     options: Mapping[str, Any],
     on_bad_image: str,
     workers: int,
+    notes: bool = True,
 ) -> tuple[Sequence[str], list[Images]]:
     """Return the classes and the parts of a ``split`` of a data set; "all" has every part.
 
-    ``options`` are more arguments of `registry.open_dataset`. Notes and skipped images are reported
-    on standard error. Errors: those of
+    ``options`` are more arguments of `registry.open_dataset`. Skipped images are reported on
+    standard error, and so are the data's notes with ``notes``. Errors: those of
     `registry.open_dataset`; `ConfigError` if the data have no test images; `DataError` for
     unreadable images, unless ``on_bad_image`` is "skip".
     """
@@ -210,7 +211,7 @@ def open_split(
         if value not in choices:
             raise errors.ConfigError(f"{name}: is {value!r}: choose from {', '.join(choices)}")
     data = registry.open_dataset(dataset, datadir, **options)
-    for note in data.notes:
+    for note in data.notes if notes else ():
         print(f"note: {note}", file=sys.stderr)
     if split == "test" and not data.test:
         raise errors.ConfigError(

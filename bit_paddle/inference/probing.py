@@ -258,6 +258,6 @@ def check(labels: np.ndarray, classes: Sequence[str], images: int) -> None:
     missing = [name for name, count in zip(classes, counts) if not count]
     if missing:
         raise DataError(
-            f"probe: {len(missing)} classes have no training image, the first is {missing[0]!r}; "
-            "add images, or remove the class"
+            f"probe: classes without training images: {len(missing)}, the first is "
+            f"{missing[0]!r}; add images, or remove the class"
         )

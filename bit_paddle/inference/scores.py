@@ -43,6 +43,11 @@ class PerImage(NamedTuple):
     brier: np.ndarray  # the sum over classes of (probability - 1 or 0)^2
     nll: np.ndarray  # -log(probability of the label)
 
+    @property
+    def right(self) -> np.ndarray:
+        """Whether each prediction is right, bool [N]; logits that are not finite are wrong."""
+        return (self.predictions == self.labels) & ~np.isnan(self.confidences)
+
 
 def per_image(
     logits: np.ndarray, labels: np.ndarray, loss: str, temperature: float = 1.0
@@ -58,7 +63,7 @@ def per_image(
             block = logits[rows].astype(np.float64) / temperature
             shares = LOSSES[loss].probabilities(block)
             nll[rows] = -LOSSES[loss].log_probabilities(block, labels[rows])
-        confidences[rows] = shares.max(axis=1)
+        confidences[rows] = np.where(np.isfinite(block).all(axis=1), shares.max(axis=1), np.nan)
         shares[np.arange(len(shares)), labels[rows]] -= 1
         brier[rows] = np.square(shares).sum(axis=1)
     return PerImage(labels, logits.argmax(axis=1), confidences, brier, nll)
@@ -89,7 +94,7 @@ def per_class(logits: np.ndarray, images: PerImage, loss: str, classes: int) -> 
 
 def counts(images: PerImage, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the numbers of right predictions, images and predictions of each class, int64 [K]."""
-    right = images.labels[images.labels == images.predictions]
+    right = images.labels[images.right]
     chosen = (right, images.labels, images.predictions)
     right, own, predicted = (np.bincount(each, minlength=classes) for each in chosen)
     return right, own, predicted
@@ -222,7 +227,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 def _summaries(images: PerImage, classes: int, draws: Iterable) -> dict[str, list[float]]:
     """Return the scores for each of the ``draws``: how often each image is drawn, or None."""
-    right = images.predictions == images.labels
+    right = images.right
     bins, hits = bins_of(images.confidences), images.labels[right]
     gaps = images.confidences - right
     found: dict[str, list[float]] = {}

@@ -16,6 +16,7 @@ from bit_paddle.inference import inputs, views
 from bit_paddle.inference.confidence import SCORES, Separation, score, separation
 from bit_paddle.inference.model import TrainedModel
 from bit_paddle.system import files, progress
+from bit_paddle.system.text import plural
 
 if TYPE_CHECKING:
     from bit_paddle.inference.evaluation import Evaluation
@@ -63,8 +64,8 @@ def measure(
     faults = [images.broken[index] for index in sorted(images.broken)]
     if faults and on_bad_image == "error":
         raise DataError(
-            f"{len(faults):,} strangers cannot be read; --on_bad_image skip leaves them out\n  "
-            + "\n  ".join(faults[:10])
+            f"--strangers: {plural(len(faults), 'image')} cannot be read; "
+            "--on_bad_image skip leaves them out\n  " + "\n  ".join(faults[:10])
         )
     for fault in faults:
         print(f"skipped: {fault}", file=sys.stderr)
@@ -90,5 +91,8 @@ def _find(folder: str | os.PathLike) -> inputs.ReadableImages:
     name = files.expanded(os.fspath(folder))
     if not os.path.isdir(name):
         raise MissingFileError(f"--strangers {name}: no such folder; expected a folder of images")
-    _, paths, _ = inputs.find_images([name], Path(name))
+    try:
+        _, paths, _ = inputs.find_images([name], Path(name))
+    except ConfigError as error:
+        raise ConfigError(f"--strangers: {error}") from error
     return inputs.ReadableImages(paths)

@@ -40,8 +40,10 @@ HELP = (
 def parse(text: str | None) -> tuple[str, ...]:
     """Return the words of ``--views``, in the order of `WORDS`; () for None.
 
-    Raises `ConfigError` for other words.
+    Raises `ConfigError` for other words, and for a list of words.
     """
+    if not isinstance(text, (str, type(None))):
+        raise ConfigError(f"--views: is {text!r}, expected words in one text, such as 'flip,five'")
     words = [] if text is None else [word.strip() for word in text.split(",")]
     for word in words:
         if word not in WORDS:

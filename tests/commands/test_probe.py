@@ -71,6 +71,7 @@ def test_wrong_input(small_checkpoint, image_folder):
     words = ("--model", small_checkpoint, "--dataset", "folder", "--datadir", image_folder)
     for more, fault in (
         (("--output", "head.pth"), "must end in .npz"),
+        (("--output", "missing/head.npz"), "missing is not a folder"),
         (("--seeds", 0), "--seeds"),
     ):
         done = run("probe", *words, "--crop", 32, *more)

@@ -364,7 +364,7 @@ def test_strangers(plain_file, image_folder, tmp_path):
         assert found[name]["auroc"] == pytest.approx(sklearn.roc_auc_score(own, values))
         assert f"{name:<15} AUROC {found[name]['auroc']:7.2%}" in done.stdout
     (tmp_path / "other/torn.jpg").write_bytes(b"\xff\xd8\xff torn")
-    with pytest.raises(DataError, match="1 strangers cannot be read"):
+    with pytest.raises(DataError, match="--strangers: 1 image cannot be read"):
         bit.evaluate(model, image_folder, strangers=tmp_path / "other")
     skipped = bit.evaluate(
         model, image_folder, strangers=tmp_path / "other", on_bad_image="skip"

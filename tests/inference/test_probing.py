@@ -142,7 +142,7 @@ def test_table_leaves_out_numbers_that_no_class_has():
 def test_checks():
     with pytest.raises(errors.DataError, match="1 class; expected 2"):
         probing.check(np.zeros(1, np.int64), ["a"], 1)
-    with pytest.raises(errors.DataError, match="1 classes have no training image, .* 'b'"):
+    with pytest.raises(errors.DataError, match="classes without training images: 1, .* 'b'"):
         probing.check(np.array([0, 2]), ["a", "b", "c"], 1)
     with pytest.raises(errors.DataError, match="no validation images"):
         probing.check(np.array([0, 1]), ["a", "b"], 0)

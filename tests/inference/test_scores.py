@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 
-from bit_paddle.inference import scores
+from bit_paddle.inference import metrics, scores
 
 
 def cases(count):
@@ -109,6 +109,18 @@ def test_likelihood_of_a_certain_mistake_is_finite():
     for loss in ("softmax", "sigmoid"):
         found = scores.per_image(logits, np.array([1]), loss)
         assert found.nll[0] == pytest.approx(1000 if loss == "softmax" else np.log(2))
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("fault", [np.nan, np.inf])
+def test_logits_that_are_not_finite_are_wrong_in_every_score(loss, fault):
+    logits, labels = np.array([[fault, 0], [0, 1]], np.float32), np.array([0, 1])
+    images = scores.per_image(logits, labels, loss)
+    tally = metrics.Tally(2)
+    tally.add(logits, labels, loss)
+    right, _, _ = scores.counts(images, 2)
+    assert right.tolist() == tally.right_per_class.tolist() == [0, 1]
+    assert scores.bootstrap(images, 2)["balanced_accuracy"][0] == 0
 
 
 def test_logits_that_are_not_finite_give_undefined_scores():

@@ -244,3 +244,7 @@ def test_mistakes_in_python(model_file, image_folder):
         model.logits(np.zeros((1, 3, 44, 44), np.uint8), views="flip")
     with pytest.raises(ConfigError, match="did you mean five"):
         bit.evaluate(model, image_folder, views="fives")
+    with pytest.raises(ConfigError, match="expected words in one text"):
+        bit.evaluate(model, image_folder, views=["flip"])
+    with pytest.raises(ConfigError, match="calibrate: takes one model"):
+        bit.compare(model, model, image_folder, calibrate=True)
