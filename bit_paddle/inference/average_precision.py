@@ -25,16 +25,19 @@ RECALLS = np.linspace(0, 1, 101)  # at which COCO reads the precision
 _ALL, _MOST = 0, -1  # COCOeval's places of boxes of every size, and of 100 detections
 
 
+MISSED, CROWD = -1, -2  # boxes without a right detection, and those that need none
+
+
 class Outcome(NamedTuple):
     """What is right and wrong in one image, at an overlap (IoU) of 0.5.
 
     ``right`` and ``wrong`` are bool [D], of its detections; those that found a crowd are neither.
-    ``missed`` is bool [B], of its boxes; crowds are never missed.
+    ``finders`` int64 [B] are the right detections of its boxes by number, `MISSED` or `CROWD`.
     """
 
     right: np.ndarray
     wrong: np.ndarray
-    missed: np.ndarray
+    finders: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -208,7 +211,7 @@ def _outcomes(
     ``kept`` are the indices of the detections of each image that it has.
     """
     outcomes = [
-        Outcome(np.zeros(len(one.scores), bool), np.zeros(len(one.scores), bool), ~crowd)
+        Outcome(*np.zeros((2, len(one.scores)), bool), np.where(crowd, CROWD, MISSED))
         for one, crowd in zip(found, images.crowd)
     ]
     first_found = np.cumsum([1, *map(len, kept)])  # the number of an image's first entry
@@ -217,10 +220,17 @@ def _outcomes(
         if one is None or one["aRng"] != evaluation.params.areaRng[_ALL]:
             continue
         place = one["image_id"]
-        rows = kept[place][np.array(one["dtIds"], np.int64) - first_found[place]]
+        outcome, numbers = outcomes[place], kept[place]
+        rows = numbers[_integers(one["dtIds"]) - first_found[place]]
         matched, ignored = one["dtMatches"][0] > 0, one["dtIgnore"][0] > 0
-        outcomes[place].right[rows] = matched & ~ignored
-        outcomes[place].wrong[rows] = ~matched & ~ignored
-        hit = one["gtMatches"][0] > 0
-        outcomes[place].missed[np.array(one["gtIds"], np.int64)[hit] - first_box[place]] = False
+        outcome.right[rows] = matched & ~ignored
+        outcome.wrong[rows] = ~matched & ~ignored
+        finders = _integers(one["gtMatches"][0])
+        boxes = _integers(one["gtIds"]) - first_box[place]
+        hit = (finders > 0) & (one["gtIgnore"] == 0)
+        outcome.finders[boxes[hit]] = numbers[finders[hit] - first_found[place]]
     return outcomes
+
+
+def _integers(numbers: Sequence[float]) -> np.ndarray:
+    return np.array(numbers, np.int64)

@@ -12,6 +12,7 @@ import pytest
 from bit_paddle.data.boxes.annotations import BoxedImages
 from bit_paddle.errors import ConfigError
 from bit_paddle.inference import average_precision as ap
+from bit_paddle.models.detection.boxes import iou
 from bit_paddle.models.detection.detections import Detections
 
 NOTHING = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
@@ -104,11 +105,19 @@ def test_outcomes_add_up(case):
     """Every box that is no crowd is found by one right detection, or missed."""
     images, found = case
     outcomes = ap.scores_of(images, found).outcomes
-    assert 0 < sum(one.missed.sum() for one in outcomes) < sum(map(len, images.boxes))
-    for one, each, boxes, crowd in zip(outcomes, found, images.boxes, images.crowd):
-        assert len(one.right) == len(each.scores) and len(one.missed) == len(boxes)
-        assert one.right.sum() + one.missed.sum() == (~crowd).sum()
-        assert not (one.right & one.wrong).any() and not one.missed[crowd].any()
+    missed = [one.finders == ap.MISSED for one in outcomes]
+    assert 0 < sum(map(np.sum, missed)) < sum(map(len, images.boxes))
+    for one, each, boxes, labels, crowd in zip(
+        outcomes, found, images.boxes, images.labels, images.crowd
+    ):
+        assert len(one.right) == len(one.wrong) == len(each.scores)
+        assert len(one.finders) == len(boxes) and not (one.right & one.wrong).any()
+        assert np.array_equal(one.finders == ap.CROWD, crowd)
+        hit = one.finders >= 0
+        assert np.array_equal(np.sort(one.finders[hit]), np.flatnonzero(one.right))
+        assert np.array_equal(each.classes[one.finders[hit]], labels[hit])
+        overlaps = iou(each.boxes[one.finders[hit]], boxes[hit]).diagonal()
+        assert (overlaps >= 0.5).all()
 
 
 def test_by_hand():
@@ -132,7 +141,7 @@ def test_by_hand():
     (outcome,) = scores.outcomes
     assert outcome.right.tolist() == [True, False, True, False, False]
     assert outcome.wrong.tolist() == [False, True, False, False, True]
-    assert outcome.missed.tolist() == [False] * 3
+    assert outcome.finders.tolist() == [2, 0, ap.CROWD]
     assert str(scores).startswith("AP 73.60%, AP50 83.50%")
     assert "small, medium, large -, " in str(scores)
 
@@ -141,7 +150,7 @@ def test_nothing_and_nonsense():
     """No detection scores 0; detections that are not finite are wrong nowhere, and never right."""
     images = images_of([[[0, 0, 50, 50]], []], [[0], []])
     scores = ap.scores_of(images, [NOTHING, NOTHING])
-    assert scores.ap == scores.ar_100 == 0 and scores.outcomes[0].missed.tolist() == [True]
+    assert scores.ap == scores.ar_100 == 0 and scores.outcomes[0].finders.tolist() == [ap.MISSED]
     bad = found_of([[np.nan] * 4, [0, 0, 50, 50], [0, 0, 50, 50]], [0.9, np.nan, 0.5], [0, 0, 0])
     (outcome, _) = ap.scores_of(images, [bad, NOTHING]).outcomes
     assert outcome.right.tolist() == [False, False, True] and not outcome.wrong.any()
