@@ -23,7 +23,7 @@ import numpy as np
 
 from bit_paddle import errors, report, train
 from bit_paddle.config import parsing
-from bit_paddle.config.settings import FIELDS
+from bit_paddle.config.settings import FIELDS, Settings
 from bit_paddle.data.readers import registry
 from bit_paddle.errors import ConfigError
 from bit_paddle.inference import calibration, comparison, evaluation, exporting, trained
@@ -38,7 +38,6 @@ from bit_paddle.models.published import list_models
 from bit_paddle.runs import checkpoints, history
 from bit_paddle.runs.steps import Steps
 from bit_paddle.system import environment
-from bit_paddle.training import launch
 
 __all__ = [
     "Comparison",
@@ -88,7 +87,7 @@ def fine_tune(
     values.update(settings)
     words = [_word(name, value) for name, value in values.items() if value is not None]
     words += ["--force"] if force else []
-    parsed, _ = parsing.parse(words, launch.PROG, registry.find)
+    parsed, _ = parsing.parse(words, Settings.prog, registry.find)
     try:
         ended = train.train(parsed, words, force, embedded=True)
     except BaseException as error:

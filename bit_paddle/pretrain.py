@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from bit_paddle import errors, train
 from bit_paddle.config import parsing
+from bit_paddle.config.settings import Settings
 from bit_paddle.recipes import upstream
-from bit_paddle.training import launch
 
 PROG = "python -m bit_paddle.pretrain"
 
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     if any(word.split("=")[0] in ("--rule", "--no-from_scratch") for word in arguments):
         raise errors.ConfigError(
             f"--rule and --no-from_scratch: pretrain always is --rule {upstream.RULE} "
-            f"--from_scratch; {launch.PROG} takes other rules"
+            f"--from_scratch; {Settings.prog} takes other rules"
         )
     return train.main(["--rule", upstream.RULE, "--from_scratch", *arguments])
 

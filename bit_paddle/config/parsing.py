@@ -6,13 +6,15 @@ import argparse
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass
-from typing import Any, NoReturn
+from functools import partial
+from typing import Any, NoReturn, TypeVar
 
-from bit_paddle.config import saved, settings
+from bit_paddle.config import run_settings, saved, settings
 from bit_paddle.config import types as argtypes
 from bit_paddle.config.contradictions import contradictions
+from bit_paddle.config.run_settings import RunSettings, fields_of
+from bit_paddle.config.settings import Settings
 from bit_paddle.errors import ConfigError, did_you_mean
-from bit_paddle.recipes.recipe import RECIPES
 from bit_paddle.system import environment
 
 _EPILOG = """\
@@ -34,6 +36,9 @@ its newest checkpoint; the final weights are the same as without the stop. SIGIN
 and SIGUSR1 (notice of pre-emption) end the run after the current micro-batch, with a checkpoint. A
 second Ctrl-C ends it at once.
 """
+
+
+_Kind = TypeVar("_Kind", bound=RunSettings)
 
 
 @dataclass(frozen=True)
@@ -66,26 +71,27 @@ def parser(
     description: str = "Fine-tune a Big Transfer (BiT) model on images, by BiT-HyperRule.",
     epilog: str = _EPILOG,
     defaults: Mapping[str, str] | None = None,
+    kind: type[RunSettings] = Settings,
 ) -> argparse.ArgumentParser:
-    """Return the parser of a command with all settings; values stay words until `parse`.
+    """Return the parser of a command with all settings of ``kind``, which stay words until `parse`.
 
     ``defaults`` replace the defaults of settings in the help.
     """
     result = Parser(prog, description=description, epilog=epilog)
-    groups = {key: result.add_argument_group(title) for key, title in settings.GROUPS.items()}
+    groups = {key: result.add_argument_group(title) for key, title in kind.groups.items()}
     groups["what"].add_argument(
         "--config",
         type=argtypes.file_path,
         metavar="FILE.yaml",
         help="file of settings, such as the config.yaml of an earlier run; flags override it",
     )
-    for name, item in settings.FIELDS.items():
-        kind, help = item.metadata["kind"], _help(name, item, (defaults or {}).get(name))
+    for name, item in fields_of(kind).items():
+        type_, help = item.metadata["kind"], _help(item, (defaults or {}).get(name))
         group = groups[item.metadata["group"]]
-        if kind.is_switch:
+        if type_.is_switch:
             _add_switch(group, name, help, on=item.default is not False)
         else:
-            group.add_argument(f"--{name}", help=help, metavar=kind.metavar)
+            group.add_argument(f"--{name}", help=help, metavar=type_.metavar)
     groups["run"].add_argument(
         "--dry-run", action="store_true", help="print the plan of the run, and stop"
     )
@@ -97,7 +103,7 @@ def parser(
     return result
 
 
-def _help(name: str, item: Field, default: str | None) -> str:
+def _help(item: Field, default: str | None) -> str:
     """Return the help of a setting; ``default`` replaces its own default."""
     help, kind = item.metadata["help"], item.metadata["kind"]
     if item.default is MISSING:
@@ -105,7 +111,7 @@ def _help(name: str, item: Field, default: str | None) -> str:
     if default is None and item.default is not None and not kind.is_switch:
         default = item.default
     if default is None:
-        return settings.help_of(name)
+        return run_settings.help_of(item)
     return f"{help} (default: {default})"
 
 
@@ -148,14 +154,32 @@ def parse(
     find_dataset: Callable[..., object],
     outer: Iterable[str] = (),
     unused: Iterable[str] = (),
-) -> tuple[settings.Settings, Request]:
-    """Return the settings and the other flags of ``arguments`` and their --config.
+) -> tuple[Settings, Request]:
+    """Return the settings of a classification and the other flags; see `parse_as`.
 
     ``find_dataset(dataset, **settings.data_options(…))`` raises an error if these are wrong
-    (`registry.find`). ``outer`` are the command's own flags, which are suggested for a misspelt
-    flag. ``unused`` settings keep their defaults. Raises one `ConfigError` that lists every fault.
+    (`registry.find`).
     """
-    command = parser(prog)
+    faults = partial(contradictions, find_dataset=find_dataset)
+    return parse_as(Settings, parser(prog), arguments, faults, outer, unused)
+
+
+def parse_as(
+    kind: type[_Kind],
+    command: argparse.ArgumentParser,
+    arguments: Sequence[str],
+    contradictions: Callable[[dict[str, Any], set[str]], list[str]],
+    outer: Iterable[str] = (),
+    unused: Iterable[str] = (),
+) -> tuple[_Kind, Request]:
+    """Return the settings of ``kind`` and the other flags of ``arguments`` and their --config.
+
+    ``command`` is the `parser` of that kind. ``contradictions(values, unclear)`` returns the faults
+    of settings together; it is explained in `config.contradictions`. ``outer`` are the command's
+    own flags, which are suggested for a misspelt flag. ``unused`` settings keep their defaults.
+    Raises one `ConfigError` that lists every fault.
+    """
+    every = fields_of(kind)
     known, unknown = command.parse_known_args(list(arguments))
     flags = [option for action in command._actions for option in action.option_strings]
     flags.sort(key="--traceback".__eq__)  # last: suggestions start with the command's own flags
@@ -168,11 +192,11 @@ def parse(
             faults.append(f"{word!r}: does not belong to a flag")
     words: dict[str, tuple[str, str]] = {}  # name -> (source, word)
     if known.config is not None:
-        words.update(_read_yaml(known.config, faults))
+        words.update(_read_yaml(known.config, kind, faults))
     words.update(
         {
             name: (f"--{name}", getattr(known, name))
-            for name in settings.FIELDS
+            for name in every
             if getattr(known, name) is not None
         }
     )
@@ -181,41 +205,42 @@ def parse(
     unclear = set()
     for name, (source, word) in words.items():
         try:
-            item = settings.FIELDS[name]
+            item = every[name]
             unset = item.default is None and word.lower() == "none"  # overrides a file's value
             values[name] = None if unset else item.metadata["kind"](word)
         except ValueError as fault:
             faults.append(f"{source}: {fault}")
             unclear.add(name)
-    if "rule" in values:
-        values = {**RECIPES[values["rule"]].defaults(values), **values}
+    values = {**kind.recipe_defaults(values), **values}
     faults += [
         f"--{name}: is required"
-        for name, item in settings.FIELDS.items()
+        for name, item in every.items()
         if item.default is MISSING and name not in words
     ]
-    faults += contradictions(
-        {**{name: item.default for name, item in settings.FIELDS.items()}, **values},
-        unclear,
-        find_dataset,
-    )
+    defaults = {name: item.default for name, item in every.items()}
+    faults += contradictions({**defaults, **values}, unclear)
     if faults:
         raise ConfigError(
             "; ".join(faults)
             if len(faults) == 1
             else f"{len(faults)} faults\n  " + "\n  ".join(faults)
         )
-    return settings.Settings(**values), Request(known.dry_run, known.force)
+    return kind(**values), Request(known.dry_run, known.force)
 
 
-def _read_yaml(path: str, faults: list[str]) -> dict[str, tuple[str, str]]:
+def _read_yaml(path: str, kind: type[RunSettings], faults: list[str]) -> dict[str, tuple[str, str]]:
     """Return {setting: (source, word)} of a YAML file; add its mistakes to ``faults``."""
     result = {}
-    for key, value in saved.load_yaml(path, "--config").items():
-        if key not in settings.FIELDS:
-            faults.append(
-                f"{path}: {key!r} is no setting; {did_you_mean(str(key), settings.FIELDS)}"
-            )
+    every, content = fields_of(kind), saved.load_yaml(path, "--config")
+    other = saved.other_kind(content, kind)
+    if other is not None:
+        faults.append(f"{path}: has the settings of {other.task}; they are for {other.prog}")
+        return {}
+    for key, value in content.items():
+        if key == saved.TASK and value == kind.task:
+            continue
+        if key not in every:
+            faults.append(f"{path}: {key!r} is no setting; {did_you_mean(str(key), every)}")
         elif isinstance(value, (dict, list)):
             faults.append(f"{path}: {key} is {value!r}, expected one value")
         elif value is not None:

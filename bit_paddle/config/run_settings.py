@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, fields
+from typing import Any, ClassVar
 
 from bit_paddle.config.types import (
     file_path,
@@ -15,13 +17,60 @@ from bit_paddle.config.types import (
     text,
     whole,
 )
+from bit_paddle.recipes.hyperrule import Schedule
 from bit_paddle.system import environment
 
 _run = functools.partial(setting, "run", affects_result=False)
 
 
+class CommonSettings:
+    """What the settings of every task have; the loop reads no others.
+
+    The fields of a task have these names, and each its own help and default.
+    """
+
+    task: ClassVar[str]  # the name of the task; `saved` writes and reads it
+    prog: ClassVar[str]  # the command that trains
+    groups: ClassVar[dict[str, str]]  # of the help: {group of fields: title}
+    seeds: ClassVar[tuple[str, ...]] = ("seed",)  # the fields to which --repeats adds 1
+
+    model: str
+    from_scratch: bool
+    bit_pretrained_dir: str | None
+    learn: str
+    batch: int
+    batch_split: int | str
+    recompute: str
+    amp: str
+    base_lr: float
+    weight_decay: float
+    epochs: int | None
+    warmup: int | None
+    steps: int | None
+    seed: int
+
+    @classmethod
+    def recipe_defaults(cls, chosen: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the recipe's defaults that depend on the ``chosen`` settings."""
+        return {}
+
+    def recipe_schedule(self, images: int) -> Schedule:
+        """Return the recipe's schedule for ``images`` training images."""
+        raise NotImplementedError
+
+    @property
+    def data_title(self) -> str:
+        """The data in words."""
+        raise NotImplementedError
+
+    @property
+    def data_name(self) -> str:
+        """The data and the kind of run, for the name of the run's folder."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class RunSettings:
+class RunSettings(CommonSettings):
     """The files, checkpoints and hardware of a run. They do not decide its result."""
 
     name: str | None = _run(
@@ -98,3 +147,19 @@ class RunSettings:
         "always do",
         False,
     )
+
+    @property
+    def runs(self) -> int:
+        """The number of runs in the folder."""
+        return self.repeats
+
+
+def fields_of(kind: type[RunSettings]) -> dict[str, Field]:
+    """Return the settings of a task by name, in the order of the help."""
+    return {item.name: item for item in fields(kind)}
+
+
+def help_of(item: Field) -> str:
+    """Return the help of a setting with its ``default_help``."""
+    default = item.metadata["default_help"]
+    return f"{item.metadata['help']} (default: {default})" if default else item.metadata["help"]

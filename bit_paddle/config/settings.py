@@ -1,12 +1,13 @@
-"""The settings of a run: a frozen dataclass. `config.saved` reads it from YAML."""
+"""The settings of a classification: a frozen dataclass. `config.saved` reads it from YAML."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import Field, dataclass, fields
+from dataclasses import Field, dataclass
 from typing import Any
 
+from bit_paddle.config import run_settings
 from bit_paddle.config.run_settings import RunSettings
 from bit_paddle.config.types import (
     AUTO,
@@ -25,6 +26,7 @@ from bit_paddle.config.types import (
     text,
     whole,
 )
+from bit_paddle.data import spec as specs
 from bit_paddle.models import losses
 from bit_paddle.models.architecture import LEARN
 from bit_paddle.recipes import hyperrule, upstream
@@ -239,6 +241,24 @@ class Settings(RunSettings, TaskSettings):
     Their order is that of the help: a dataclass takes the fields of its last base first.
     """
 
+    task = "classification"
+    prog = "python -m bit_paddle.train"
+    groups = {
+        "what": "model and data",
+        "how": "training recipe: --rule chooses what is not given",
+        "run": "run: files, checkpoints, hardware",
+    }
+    seeds = ("seed", "examples_per_class_seed")
+
+    @classmethod
+    def recipe_defaults(cls, chosen: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the defaults of --rule, which may depend on the ``chosen`` settings."""
+        return RECIPES[chosen["rule"]].defaults(dict(chosen)) if "rule" in chosen else {}
+
+    def recipe_schedule(self, images: int) -> hyperrule.Schedule:
+        """Return the schedule of --rule for ``images`` training images."""
+        return self.recipe.schedule(images, self.batch, self.epochs)
+
     @property
     def recipe(self) -> Recipe:
         """The recipe named by --rule."""
@@ -254,14 +274,23 @@ class Settings(RunSettings, TaskSettings):
         """The arguments of `registry.open_dataset` beside the name of the data set."""
         return data_options(vars(self))
 
+    @property
+    def data_title(self) -> str:
+        """The data set as it was given."""
+        return self.dataset
 
-FIELDS: dict[str, Field] = {item.name: item for item in fields(Settings)}
+    @property
+    def data_name(self) -> str:
+        """The data set, few-shot selection, repeats and folds in short."""
+        name = specs.short_name(self.dataset, self.datadir)
+        name += f"-{self.examples_per_class}shot" if self.examples_per_class else ""
+        name += f"-x{self.repeats}" if self.repeats > 1 else ""
+        if self.folds:
+            name += f"-fold{self.fold}of{self.folds}" if self.fold else f"-folds{self.folds}"
+        return name
 
-GROUPS = {
-    "what": "model and data",
-    "how": "training recipe: --rule chooses what is not given",
-    "run": "run: files, checkpoints, hardware",
-}
+
+FIELDS: dict[str, Field] = run_settings.fields_of(Settings)
 
 
 def data_options(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -276,6 +305,4 @@ def data_options(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def help_of(name: str) -> str:
     """Return the help of a setting with its ``default_help``, for every command with that flag."""
-    metadata = FIELDS[name].metadata
-    default = metadata["default_help"]
-    return f"{metadata['help']} (default: {default})" if default else metadata["help"]
+    return run_settings.help_of(FIELDS[name])

@@ -22,9 +22,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bit_paddle.config.saved import differences, load_yaml
-from bit_paddle.config.settings import Settings
-from bit_paddle.data import spec as specs
+from bit_paddle.config.run_settings import RunSettings
+from bit_paddle.config.saved import differences, kind_of, load_yaml
 from bit_paddle.errors import BitPaddleError, CheckpointError, ConfigError, MissingFileError
 from bit_paddle.models import hub, published
 from bit_paddle.models.containers.folder import WEIGHTS
@@ -70,22 +69,12 @@ def _clear(start: Start) -> None:
 # --- The start ----------------------------------------------------------------------------------
 
 
-def default_name(settings: Settings) -> str:
-    """Return the name of the run's folder without --name: those of the model and the data set."""
-    data = specs.short_name(settings.dataset, settings.datadir)
-    few = f"-{settings.examples_per_class}shot" if settings.examples_per_class else ""
-    if settings.repeats > 1:
-        few += f"-x{settings.repeats}"
-    if settings.folds:
-        few += (
-            f"-fold{settings.fold}of{settings.folds}"
-            if settings.fold
-            else f"-folds{settings.folds}"
-        )
+def default_name(settings: RunSettings) -> str:
+    """Return the name of the run's folder without --name: those of the model and the data."""
     model = settings.model
     is_path = published.is_path(model)
     name = model_name(Path(model)) if is_path else re.sub(r"[/:]+", "-", model)
-    return f"{name}-{data}{few}"
+    return f"{name}-{settings.data_name}"
 
 
 def model_name(path: Path) -> str:
@@ -105,7 +94,7 @@ def model_name(path: Path) -> str:
 
 
 @contextmanager
-def claim(settings: Settings, force: bool = False, dry: bool = False) -> Iterator[Start]:
+def claim(settings: RunSettings, force: bool = False, dry: bool = False) -> Iterator[Start]:
     """Choose and lock the folder for the run of ``settings``; yield its `Start`.
 
     With --name, that folder is chosen if it is new or holds a run of these settings, finished or
@@ -137,7 +126,7 @@ def claim(settings: Settings, force: bool = False, dry: bool = False) -> Iterato
                 _release(folder, lock)
 
 
-def _start(folder: Path, settings: Settings, force: bool) -> Start | None:
+def _start(folder: Path, settings: RunSettings, force: bool) -> Start | None:
     """Return the start of the run in ``folder``, or None if the next folder should be tried."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     names = {name for name in names - _BEFORE_CONFIG if not name.endswith(".part")}
@@ -157,12 +146,11 @@ def _start(folder: Path, settings: Settings, force: bool) -> Start | None:
         if named:
             raise
         return None
-    if summary(before) != summary(vars(settings)):
+    other = _other_kind(before, settings)
+    if other:
         if named:
-            several = "folds" if summary(before) == FOLDS else "repeats"
             raise ConfigError(
-                f"--name {settings.name}: {folder} holds a run with --{several} "
-                f"{before.get(several, 1)}; take another name"
+                f"--name {settings.name}: {folder} holds a run {other}; take another name"
             )
         return None
     changed = differences(before, settings)
@@ -196,12 +184,23 @@ def _start(folder: Path, settings: Settings, force: bool) -> Start | None:
 def _settings_in(folder: Path) -> dict[Any, Any]:
     """Return the run's settings in ``folder``. Raises `MissingFileError` or `ConfigError`."""
     values = load_yaml(folder / CONFIG)
-    if not {"model", "dataset"} <= values.keys():
+    if kind_of(values) is None:
         raise ConfigError(f"{folder / CONFIG}: has no settings of a run; is it damaged?")
     return values
 
 
-def _elsewhere(settings: Settings, force: bool) -> tuple[Checkpoint, ...]:
+def _other_kind(before: dict[Any, Any], settings: RunSettings) -> str:
+    """Return what kind of run the settings ``before`` are, "" if of the same kind as now."""
+    kind = kind_of(before)
+    if kind is not None and kind.task != settings.task:
+        return f"of another task, {kind.task}"
+    if summary(before) == summary(vars(settings)):
+        return ""
+    several = "folds" if summary(before) == FOLDS else "repeats"
+    return f"with --{several} {before.get(several, 1)}"
+
+
+def _elsewhere(settings: RunSettings, force: bool) -> tuple[Checkpoint, ...]:
     """Return the checkpoints of --resume, newest first; empty without it."""
     if settings.resume is None:
         return ()
@@ -219,7 +218,11 @@ def _elsewhere(settings: Settings, force: bool) -> tuple[Checkpoint, ...]:
             checkpoints = [open_checkpoint(path)]
         except (CheckpointError, MissingFileError) as error:
             raise ConfigError(f"--resume {error}") from error
-    changed = differences(checkpoints[0].notes["settings"], settings)
+    before = checkpoints[0].notes["settings"]
+    kind = kind_of(before)
+    if kind is not None and kind.task != settings.task:
+        raise ConfigError(f"--resume {path}: is a run of another task, {kind.task}")
+    changed = differences(before, settings)
     if changed and not force:
         raise ConfigError(_refusal(f"--resume {path}: is a run", changed))
     return tuple(replace(checkpoint, elsewhere=True) for checkpoint in checkpoints)
@@ -313,10 +316,11 @@ def forget(folder: Path) -> None:
             path.unlink()
 
 
-def _refuse_if_same(folder: Path, settings: Settings) -> None:
+def _refuse_if_same(folder: Path, settings: RunSettings) -> None:
     """Raise `ConfigError` if the run that holds ``folder`` is the one of ``settings``."""
     try:
-        same = not differences(_settings_in(folder), settings)
+        before = _settings_in(folder)
+        same = not _other_kind(before, settings) and not differences(before, settings)
     except BitPaddleError:  # that run has not written its settings yet
         same = False
     if settings.name is None and not same:

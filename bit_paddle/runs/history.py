@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bit_paddle.config.saved import load_yaml
-from bit_paddle.config.settings import Settings
+from bit_paddle.config.run_settings import RunSettings
+from bit_paddle.config.saved import load_settings
 from bit_paddle.errors import ConfigError, MissingFileError
 from bit_paddle.models import published
 from bit_paddle.runs import checkpoints, logbook
@@ -34,7 +34,7 @@ class RunHistory:
 
     folder: Path
     name: str
-    settings: Settings
+    settings: RunSettings
     train: list[dict[str, Any]]
     val: list[dict[str, Any]]
     test: list[dict[str, Any]]  # of the best model and of the last one, which may be the same
@@ -85,11 +85,7 @@ def spread(folder: Path) -> str:
 
 
 def _read(folder: Path, name: str) -> RunHistory:
-    path = folder / CONFIG
-    try:
-        settings = Settings(**load_yaml(path))
-    except TypeError as error:
-        raise ConfigError(f"{path}: is not what a run writes ({error})") from error
+    settings = load_settings(folder / CONFIG)
     lines, _ = logbook.read_metrics(folder / logbook.METRICS)
     parts = ([one for one in lines if one["kind"] == kind] for kind in logbook.KINDS)
     log = folder / logbook.LOG

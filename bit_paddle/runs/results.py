@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bit_paddle.config.settings import Settings
+from bit_paddle.config.run_settings import RunSettings
 
 RESULT, REPEATS, FOLDS = "result.json", "repeats.json", "folds.json"
 
@@ -20,7 +20,7 @@ def summary(settings: Mapping[str, Any]) -> str:
     return REPEATS if settings.get("repeats", 1) != 1 else RESULT
 
 
-def result(folder: Path, settings: Settings) -> dict[str, Any] | None:
+def result(folder: Path, settings: RunSettings) -> dict[str, Any] | None:
     """Return the result of the run of ``settings`` in ``folder``, or None if it is incomplete."""
     path = folder / summary(vars(settings))
     try:

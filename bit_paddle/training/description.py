@@ -9,6 +9,7 @@ from bit_paddle import __version__
 from bit_paddle.models import published
 from bit_paddle.models.architecture import PARTS, Architecture, frozen_parts
 from bit_paddle.recipes import hyperrule
+from bit_paddle.runs.results import FOLDS, summary
 from bit_paddle.system import environment
 from bit_paddle.system.text import plural
 
@@ -135,8 +136,11 @@ def _checkpoints(plan: Plan) -> str:
 
 def _files(plan: Plan) -> str:
     if plan.settings.runs > 1:
-        kind = "folds.txt, folds.json, predictions.csv" if plan.settings.folds else None
-        return f"{plan.start.folder}/: {kind or 'repeats.txt, repeats.json'}, a folder per run"
+        by_folds = summary(vars(plan.settings)) == FOLDS
+        names = (
+            "folds.txt, folds.json, predictions.csv" if by_folds else "repeats.txt, repeats.json"
+        )
+        return f"{plan.start.folder}/: {names}, a folder per run"
     names = "train.log, metrics.jsonl, VisualDL, config.yaml, result.json"
     if plan.settings.save:
         names += ", checkpoints, model.npz"

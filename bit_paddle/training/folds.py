@@ -14,11 +14,15 @@ from bit_paddle.inference.metrics import interval
 from bit_paddle.runs.results import FOLDS
 from bit_paddle.system import files
 from bit_paddle.training import repeats
-from bit_paddle.training.launch import Ended
+from bit_paddle.training.launch import Ended, MakePlan
 
 
 def cross_validate(
-    settings: Settings, arguments: Sequence[str], force: bool = False, embedded: bool = False
+    settings: Settings,
+    arguments: Sequence[str],
+    make_plan: MakePlan,
+    force: bool = False,
+    embedded: bool = False,
 ) -> Ended:
     """Make a run for each of --folds; report and return the accuracy over all images.
 
@@ -26,7 +30,9 @@ def cross_validate(
     as for `repeats.repeat`.
     """
     runs = [{"fold": k, "name": f"fold-{k}"} for k in range(1, settings.folds + 1)]
-    return repeats.carry_out(settings, arguments, runs, report, "folds.txt", force, embedded)
+    return repeats.carry_out(
+        settings, arguments, make_plan, runs, report, "folds.txt", force, embedded
+    )
 
 
 def report(results: Sequence[dict[str, Any]], folder: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from bit_paddle.config.settings import Settings
+from bit_paddle.config.run_settings import RunSettings
 from bit_paddle.errors import CheckpointError, MissingFileError
 from bit_paddle.models import published
 from bit_paddle.models.architecture import Architecture
@@ -30,7 +30,7 @@ class Initialization(NamedTuple):
         return self._replace(architecture=_checked(checkpoint), checkpoint=checkpoint)
 
 
-def find(settings: Settings, start: folder.Start, fetch: bool) -> Initialization:
+def find(settings: RunSettings, start: folder.Start, fetch: bool) -> Initialization:
     """Return the weights that ``settings`` name, after a check of their file if it is there.
 
     With ``fetch``, a published checkpoint that is missing must be reachable.

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from signal import Signals
 from typing import Any, NamedTuple
 
 from bit_paddle import errors
+from bit_paddle.config.run_settings import RunSettings
 from bit_paddle.config.saved import to_yaml
-from bit_paddle.config.settings import Settings
 from bit_paddle.runs import logbook
 from bit_paddle.runs.folder import CONFIG, Start, check_data, claim, forget
 from bit_paddle.runs.history import PLAN
@@ -20,10 +20,10 @@ from bit_paddle.runs.results import RESULT
 from bit_paddle.runs.results import result as result_of
 from bit_paddle.system import files, processes
 from bit_paddle.system.signals import Interrupt
-from bit_paddle.training.classification.plan import make_plan
 from bit_paddle.training.plan import Plan
 
-PROG = "python -m bit_paddle.train"
+# Returns the plan of settings; see `classification.plan.make_plan`.
+MakePlan = Callable[..., Plan]
 
 
 class Ended(NamedTuple):
@@ -36,11 +36,16 @@ class Ended(NamedTuple):
 
 
 def start(
-    settings: Settings, arguments: Sequence[str], force: bool = False, embedded: bool = False
+    settings: RunSettings,
+    arguments: Sequence[str],
+    make_plan: MakePlan,
+    force: bool = False,
+    embedded: bool = False,
 ) -> Ended:
     """Carry out one run in its folder; return how it ended.
 
-    ``settings`` were parsed from ``arguments``, the words of the command line. If ``embedded`` (in
+    ``settings`` were parsed from ``arguments``, the words of the command line after its ``prog``.
+    ``make_plan`` is that of their task. If ``embedded`` (in
     a program or notebook), a second Ctrl-C raises KeyboardInterrupt and does not end the process.
     """
     stop = Interrupt(embedded)
@@ -53,7 +58,7 @@ def start(
             )
         count = max(len(gpus), settings.nproc)
         if count > 1:
-            return _start_processes(settings, arguments, force, count, gpus, stop)
+            return _start_processes(settings, arguments, make_plan, force, count, gpus, stop)
         if gpus:
             os.environ.update(FLAGS_selected_gpus=str(gpus[0]))  # the one that Paddle calls "gpu"
     processes.end_with_parent()
@@ -66,7 +71,7 @@ def start(
             errors.tell(complete(begin))
             if processes.world_size() == 1:
                 return Ended(0, begin.folder, begin.result)
-        plan = plan_of(settings, begin, force)
+        plan = plan_of(settings, begin, make_plan, force)
         _require_steps(plan)
         status, result = _run_in_folder(plan, arguments, force, stop)
         return Ended(status, begin.folder, result, stop.signal)
@@ -92,7 +97,7 @@ def _run_in_folder(
     described, folder = plan.describe(), plan.start.folder
     new = not (folder / CONFIG).exists()
     with logbook.Logbook(folder) as log:
-        command = shlex.join([*PROG.split(), *arguments])
+        command = shlex.join([*plan.settings.prog.split(), *arguments])
         if (new or force) and plan.start.result is None:
             (folder / RESULT).unlink(missing_ok=True)
             title = " ".join(command.splitlines())
@@ -119,7 +124,9 @@ def _run(plan: Plan, log: logbook.Logbook, stop: Interrupt) -> tuple[int, dict[s
     return run.run(plan, log, stop)
 
 
-def plan_of(settings: Settings, begin: Start, force: bool, fetch: bool = True) -> Plan:
+def plan_of(
+    settings: RunSettings, begin: Start, make_plan: MakePlan, force: bool, fetch: bool = True
+) -> Plan:
     """Return the plan of a run that starts from ``begin``; refuse changed data unless ``force``."""
     plan = make_plan(settings, begin, fetch)
     if not force:
@@ -128,8 +135,9 @@ def plan_of(settings: Settings, begin: Start, force: bool, fetch: bool = True) -
 
 
 def _start_processes(
-    settings: Settings,
+    settings: RunSettings,
     arguments: Sequence[str],
+    make_plan: MakePlan,
     force: bool,
     count: int,
     gpus: Sequence[int],
@@ -140,8 +148,8 @@ def _start_processes(
         if begin.result is not None:
             errors.tell(complete(begin))
             return Ended(0, begin.folder, begin.result)
-        plan_of(settings, begin, force)
-    command = [sys.executable, "-m", "bit_paddle.train", *arguments]
+        plan_of(settings, begin, make_plan, force)
+    command = [sys.executable, *settings.prog.split()[1:], *arguments]
     command += ["--traceback"] if "--traceback" in sys.argv else []
     status = processes.launch(command, count, gpus, stop)
     return Ended(status, begin.folder, result_of(begin.folder, settings), stop.signal)

@@ -11,7 +11,7 @@ import paddle.distributed
 from paddle import Tensor
 
 from bit_paddle import errors
-from bit_paddle.config.settings import AUTO
+from bit_paddle.config.types import AUTO
 from bit_paddle.models.resnetv2 import ResNetV2
 from bit_paddle.runs import logbook
 from bit_paddle.system import environment, processes

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bit_paddle.config.settings import AUTO, Settings
+from bit_paddle.config.run_settings import RunSettings
+from bit_paddle.config.types import AUTO
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.recipes import hyperrule
 from bit_paddle.runs import folder
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 class Plan(ABC):
     """All decisions about a run before it starts."""
 
-    settings: Settings
+    settings: RunSettings
     architecture: Architecture
     checkpoint: Path | None  # None: random weights
     schedule: hyperrule.Schedule
@@ -152,9 +153,9 @@ class Plan(ABC):
         ]
 
 
-def schedule_of(settings: Settings, images: int) -> hyperrule.Schedule:
+def schedule_of(settings: RunSettings, images: int) -> hyperrule.Schedule:
     """Return the schedule for ``images`` training images."""
-    schedule = settings.recipe.schedule(images, settings.batch, settings.epochs)
+    schedule = settings.recipe_schedule(images)
     if settings.steps is not None:
         schedule = schedule.scaled(settings.steps)
     return schedule if settings.warmup is None else replace(schedule, warmup=settings.warmup)

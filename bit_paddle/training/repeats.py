@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 
 from bit_paddle import errors
+from bit_paddle.config.run_settings import RunSettings
 from bit_paddle.config.saved import to_yaml
-from bit_paddle.config.settings import Settings
 from bit_paddle.runs.folder import CONFIG, claim, forget
 from bit_paddle.runs.results import REPEATS
 from bit_paddle.system import files
-from bit_paddle.training.launch import Ended, start
+from bit_paddle.training.launch import Ended, MakePlan, start
 
-COLUMNS = {  # of the table, the score first: key of a result: (title, format)
+COLUMNS = {  # of the table, the score first: key of a task's result: (title, format)
+    "ap": ("     AP", "{:7.2%}"),
+    "ap50": ("   AP50", "{:7.2%}"),
+    "ap75": ("   AP75", "{:7.2%}"),
     "top1": ("  top-1", "{:7.2%}"),
     "top5": ("  top-5", "{:7.2%}"),
     "balanced_accuracy": ("balanced", "{:8.2%}"),
@@ -26,7 +29,11 @@ COLUMNS = {  # of the table, the score first: key of a result: (title, format)
 
 
 def repeat(
-    settings: Settings, arguments: Sequence[str], force: bool = False, embedded: bool = False
+    settings: RunSettings,
+    arguments: Sequence[str],
+    make_plan: MakePlan,
+    force: bool = False,
+    embedded: bool = False,
 ) -> Ended:
     """Make --repeats runs with consecutive seeds; report and return the spread.
 
@@ -36,19 +43,19 @@ def repeat(
     """
     runs = [
         {
-            "seed": settings.seed + k,
-            "examples_per_class_seed": settings.examples_per_class_seed + k,
+            **{name: getattr(settings, name) + k for name in settings.seeds},
             "name": f"seed-{settings.seed + k}",
             "repeats": 1,
         }
         for k in range(settings.repeats)
     ]
-    return carry_out(settings, arguments, runs, report, "repeats.txt", force, embedded)
+    return carry_out(settings, arguments, make_plan, runs, report, "repeats.txt", force, embedded)
 
 
 def carry_out(
-    settings: Settings,
+    settings: RunSettings,
     arguments: Sequence[str],
+    make_plan: MakePlan,
     runs: Sequence[dict[str, Any]],
     report: Callable[[Sequence[dict[str, Any]], Path], dict[str, Any]],
     table: str,
@@ -73,7 +80,7 @@ def carry_out(
             errors.tell(f"--- run {number} of {len(runs)}: {folder / changes['name']}")
             try:
                 run_settings = replace(settings, **changes)
-                ended = start(run_settings, [*arguments, *words], force, embedded)
+                ended = start(run_settings, [*arguments, *words], make_plan, force, embedded)
             except errors.ConfigError:
                 if new and number == 1:
                     forget(folder)

@@ -14,8 +14,8 @@ import numpy as np
 import paddle
 
 from bit_paddle import __version__, errors
+from bit_paddle.config.run_settings import RunSettings
 from bit_paddle.config.saved import to_dict
-from bit_paddle.config.settings import Settings
 from bit_paddle.models.resnetv2 import ResNetV2
 from bit_paddle.recipes import hyperrule
 from bit_paddle.runs import checkpoints, snapshot
@@ -142,7 +142,7 @@ def _resumed(plan: Plan, checkpoint: Checkpoint, amp: str, log: Logbook) -> tupl
     return progress, int(notes["batch_split"]) if same_size else 0
 
 
-def _optimizer(settings: Settings, model: ResNetV2) -> Momentum:
+def _optimizer(settings: RunSettings, model: ResNetV2) -> Momentum:
     return Momentum(
         settings.base_lr,
         hyperrule.MOMENTUM,

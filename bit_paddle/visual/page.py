@@ -119,7 +119,7 @@ def summary(runs: Iterable[RunHistory]) -> str:
             {
                 "": run.name,
                 "model": Path(run.settings.model).name,
-                "data": run.settings.dataset,
+                "data": run.settings.data_title,
                 **({} if run.settings.learn == "all" else {"learns": run.settings.learn}),
                 "steps": steps,
                 "last top-1": _percent(last.get("top1")),

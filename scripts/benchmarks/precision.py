@@ -44,12 +44,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from bit_paddle.config import parsing
+from bit_paddle.config.settings import Settings
 from bit_paddle.data import loader
 from bit_paddle.data.readers import registry
 from bit_paddle.models import published
 from bit_paddle.recipes import hyperrule
 from bit_paddle.runs import checkpoints
-from bit_paddle.training import launch
 from bit_paddle.training.classification.plan import ClassificationPlan, make_plan
 from bit_paddle.training.step import update
 
@@ -231,7 +231,7 @@ def main() -> None:
         from bit_paddle.system import device
 
         device.select_device("cpu")
-        plan = make_plan(parsing.parse(words, launch.PROG, registry.find)[0])
+        plan = make_plan(parsing.parse(words, Settings.prog, registry.find)[0])
         if not np.array_equal(in_process(plan).losses, reference.losses):
             sys.exit("without noise, training in this process differs from the command's run")
         noise = {}

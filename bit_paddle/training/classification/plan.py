@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 class ClassificationPlan(Plan):
     """All decisions about the training of a classifier before it starts."""
 
+    settings: Settings
     data: registry.Dataset
     subset: np.ndarray  # indices of the used training images
     image_size: tuple[int, int]  # median (height, width) of the originals
