@@ -94,3 +94,102 @@ def _suppressed(every: Detections, suppression: str, least_score: float) -> Dete
     if suppression == "nms":
         return detections.nms(every)
     return detections.soft_nms(every, least=max(detections.LEAST, least_score))
+
+
+# --- The model ----------------------------------------------------------------------------------
+
+
+class Measured(NamedTuple):
+    """The detections of each of ``images``, in their order, and their scores."""
+
+    images: BoxedImages
+    found: list[Detections]
+    scores: Scores
+
+    @property
+    def files(self) -> FileImages:
+        """The image files."""
+        return self.images.files()
+
+
+class DetectorModel:
+    """A trained detector; `open_detector` returns one. ``detector`` are the facts of its file."""
+
+    def __init__(self, network: WithBackbone, detector: Detector):
+        self.network, self.detector = network, detector
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the outputs."""
+        return self.detector.classes
+
+    def detect(
+        self,
+        images: Any,
+        *,
+        side: int | None = None,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+        suppression: str = "nms",
+        least_score: float = 0.05,
+        batch: int = BATCH,
+        workers: int = 0,
+    ) -> list[Detections]:
+        """Return the detections in each of ``images``, in their pixels, the best first.
+
+        An image is a path, a web address, a PIL image, or an array uint8 [H, W, 3] in RGB. Its
+        longer side becomes ``side`` pixels (default: as in training), times each of ``scales``.
+        With ``flip`` the mirrored views count as well. `detections_of` explains the rest. Errors:
+        `ConfigError`, `MissingFileError`, `DataError`, `DownloadError`.
+        """
+        many = images if isinstance(images, (list, tuple)) else [images]
+        looks = self._looks(side, scales, flip)
+        options = {"suppression": suppression, "least_score": least_score, "batch": batch}
+        return self._found(inputs.GivenImages(many), looks, workers=workers, **options)
+
+    def measure(
+        self,
+        images: BoxedImages,
+        *,
+        side: int | None = None,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+        suppression: str = "nms",
+        batch: int = BATCH,
+        workers: int = 0,
+    ) -> Measured:
+        """Return the detections in ``images`` and COCO's scores.
+
+        The options are those of `detect`. Errors: also `ConfigError` if the classes of the images
+        are not those of the detector; `average_precision.scores_of`.
+        """
+        average_precision.check_installed()
+        if tuple(images.classes) != self.classes:
+            raise ConfigError(
+                f"the data have {len(images.classes)} classes ({', '.join(images.classes[:4])} …), "
+                f"but the detector knows {len(self.classes)} ({', '.join(self.classes[:4])} …); "
+                "read the boxes with the detector's classes"
+            )
+        looks = self._looks(side, scales, flip)
+        options = {"suppression": suppression, "batch": batch, "workers": workers}
+        found = self._found(images.files(), looks, **options)
+        return Measured(images, found, average_precision.scores_of(images, found))
+
+    def _looks(self, side: int | None, scales: Sequence[float], flip: bool) -> Looks:
+        side = self.detector.side if side is None else side
+        if side < 1 or not scales or min(scales) <= 0:
+            raise ConfigError(
+                f"side {side}, scales {list(scales)}: expected a side of 1 or more pixels, and one "
+                "or more scales above 0"
+            )
+        return Looks(side, tuple(scales), flip)
+
+    def _found(self, images: Any, looks: Looks, **options: Any) -> list[Detections]:
+        found: dict[int, Detections] = {}
+        with progress.progress_bar(desc="images", unit="img", total=len(images), delay=1) as bar:
+            for index, one in detections_of(
+                self.network, images, range(len(images)), looks, **options
+            ):
+                found[index] = one
+                bar.update()
+        return [found[index] for index in range(len(images))]
