@@ -1,0 +1,117 @@
+"""What a detector is, for the file of its model: classes, anchors, heads. Loads no Paddle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from bit_paddle.errors import CheckpointError
+from bit_paddle.models.architecture import GROUPS
+from bit_paddle.models.detection.anchors import MATCHINGS, SHAPES, AnchorShapes, Matching
+from bit_paddle.models.detection.cost import CHANNELS, DEPTH
+
+if TYPE_CHECKING:
+    from bit_paddle.models.detection.retinanet import RetinaNet
+    from bit_paddle.models.resnetv2 import ResNetV2
+
+BOX_LOSSES = ("huber", "giou")  # the keys of `losses.BOX_LOSSES`, which needs Paddle
+
+_LARGEST = 1 << 16  # of the numbers in a file: more is damage
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A RetinaNet without its backbone.
+
+    ``category_ids`` are COCO's numbers of the classes, for files of results. ``recipe`` is a key of
+    `SHAPES` and `MATCHINGS`; ``base`` is the side of the smallest square anchor in strides.
+    ``side`` is the longer side in pixels of the images that it was trained on.
+    """
+
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    recipe: str = "tpu"
+    base: float = 4.0
+    box_loss: str = "huber"
+    p6_from_c5: bool = False
+    channels: int = CHANNELS
+    depth: int = DEPTH
+    side: int = 1024
+
+    @property
+    def shapes(self) -> AnchorShapes:
+        """The shapes of the anchors."""
+        return replace(SHAPES[self.recipe], base=self.base)
+
+    @property
+    def matching(self) -> Matching:
+        """The overlaps at which an anchor must find a box."""
+        return MATCHINGS[self.recipe]
+
+    def notes(self) -> dict[str, Any]:
+        """Return the detector as plain values, for `from_notes`."""
+        values = asdict(self)
+        return {key: list(one) if isinstance(one, tuple) else one for key, one in values.items()}
+
+    @classmethod
+    def from_notes(cls, notes: Any) -> Detector:
+        """Return the detector that `notes` describes; raise `CheckpointError` if it is none."""
+        if not isinstance(notes, Mapping) or set(notes) != set(_CHECKS):
+            raise CheckpointError(f"is not a detector's description: {notes!r:.100}")
+        for key, fits in _CHECKS.items():
+            if not fits(notes[key]):
+                raise CheckpointError(f"{key} of the detector is {notes[key]!r:.60}")
+        if len(notes["classes"]) != len(notes["category_ids"]):
+            raise CheckpointError(
+                f"the detector has {len(notes['classes'])} classes, but "
+                f"{len(notes['category_ids'])} numbers of categories"
+            )
+        values = {key: tuple(one) if isinstance(one, list) else one for key, one in notes.items()}
+        return cls(**values)
+
+
+def _whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= _LARGEST
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= 1e4
+
+
+def _has_classes(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(isinstance(one, str) for one in value)
+
+
+def _has_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(one, int) and not isinstance(one, bool) for one in value
+    )
+
+
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "classes": _has_classes,
+    "category_ids": _has_numbers,
+    "recipe": lambda value: isinstance(value, str) and value in SHAPES,
+    "base": _is_number,
+    "box_loss": lambda value: isinstance(value, str) and value in BOX_LOSSES,
+    "p6_from_c5": lambda value: isinstance(value, bool),
+    "channels": lambda value: _whole(value, GROUPS) and value % GROUPS == 0,
+    "depth": lambda value: _whole(value, 0),
+    "side": lambda value: _whole(value, 1),
+}
+
+
+def network(detector: Detector, backbone: ResNetV2, seed: int = 0) -> RetinaNet:
+    """Return the network of ``detector`` on ``backbone``; its heads are random, by ``seed``."""
+    from bit_paddle.models.detection.retinanet import RetinaNet
+
+    return RetinaNet(
+        backbone,
+        len(detector.classes),
+        channels=detector.channels,
+        depth=detector.depth,
+        shapes=detector.shapes,
+        p6_from_c5=detector.p6_from_c5,
+        seed=seed,
+    )
