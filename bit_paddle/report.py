@@ -1,7 +1,8 @@
 """Write one HTML page about runs: ``python -m bit_paddle.report --help``.
 
 The page shows curves, accuracy, confusion matrix, the most confident mistakes with their class
-activation maps, timings and plan. Several runs are shown side by side. The page contains all of its
+activation maps, timings and plan; of a detector average precision, the worst mistakes, and images
+with their boxes. Several runs are shown side by side. The page contains all of its
 pictures and needs no network.
 """
 
@@ -22,9 +23,11 @@ from bit_paddle.runs import history
 from bit_paddle.runs.history import RunHistory
 from bit_paddle.system import files
 
+from bit_paddle.visual.html import Pictures
+from bit_paddle.visual.page import page
+
 if TYPE_CHECKING:
-    from bit_paddle.inference.examine import Analysis
-from bit_paddle.visual.page import Pictures, page
+    from bit_paddle.visual.page import Analysis
 
 PROG = "python -m bit_paddle.report"
 MISTAKES = 12  # images with mistakes, and as many with right predictions
@@ -86,10 +89,11 @@ def _analysis(run: RunHistory, run_model: bool, mistakes: int) -> Analysis | str
     model = run.model
     if model is None:
         return f"The model was not evaluated: there is no model in {run.folder}."
-    from bit_paddle.inference import examine
+    from bit_paddle.inference import examine, misses
 
+    analyze = {"classification": examine.analyze, "detection": misses.analyze}[run.settings.task]
     try:
-        return examine.analyze(run, model, mistakes)
+        return analyze(run, model, mistakes)
     except errors.BitPaddleError as error:
         if error.exit_status != 2:
             raise
@@ -123,7 +127,8 @@ def parser() -> argparse.ArgumentParser:
         type=whole(0),
         default=MISTAKES,
         metavar="N",
-        help=f"show up to N mistakes and N right predictions (default: {MISTAKES})",
+        help="show up to N mistakes and N right predictions; of a detector N wrong detections, N "
+        f"missed boxes and N images (default: {MISTAKES})",
     )
     parser.add_argument(
         "--no-model",

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from bit_paddle.inference.average_precision import Scores
     from bit_paddle.inference.probing_models import Probe
     from bit_paddle.inference.scores import Reliability
     from bit_paddle.runs.history import RunHistory
@@ -20,24 +23,36 @@ COLORS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#64748b")
 
 _NOTES = ("Creator", "Date", "Format", "Type")  # metadata that a drawing omits
 
+NAMED = 10  # the most classes with a curve of their own
+
+_STYLES = ("-", "--", "-.", ":")  # curves are told apart by these too
+
 INK = "#010203"  # colour of text and axes; a page replaces it by its own colour
 
 
+_MEASURED = {  # panels: the key of metrics.jsonl, the caption
+    "accuracy": ("top1", "top-1 on the validation images"),
+    "ap": ("ap", "AP on the validation images, mean over the overlaps 0.5 … 0.95"),
+    "ap50": ("ap50", "AP on the validation images at an overlap of 0.5"),
+}
+
+
 def draw_curves(runs: Sequence[RunHistory]) -> dict[str, tuple[str, Figure]]:
-    """Return {name: (caption, figure)} for loss, learning rate and accuracy over the steps.
+    """Return {name: (caption, figure)} for loss, learning rate, accuracy and AP over the steps.
 
     Curves without any value are omitted.
     """
     panels: dict[str, tuple[str, list]] = {
         "loss": ("training loss per step; the thick line of a long run is smoothed", []),
         "lr": ("learning rate", []),
-        "accuracy": ("top-1 on the validation images", []),
+        **{name: (caption, []) for name, (_, caption) in _MEASURED.items()},
     }
     for run in runs:
         steps, val_steps = _values(run.train, "step"), _values(run.val, "step")
         panels["loss"][1].append((steps, _values(run.train, "loss")))
         panels["lr"][1].append((steps, _values(run.train, "lr")))
-        panels["accuracy"][1].append((val_steps, _values(run.val, "top1")))
+        for name, (key, _) in _MEASURED.items():
+            panels[name][1].append((val_steps, _values(run.val, key)))
     names = [run.name for run in runs]
     return {
         name: (caption, _panel(lines, names, name))
@@ -50,7 +65,9 @@ def _values(lines: Iterable[dict[str, Any]], key: str) -> list[float]:
     return [np.nan if line.get(key) is None else line[key] for line in lines]
 
 
-def _panel(lines: Sequence[tuple[list, list]], names: Sequence[str], kind: str) -> Figure:
+@contextmanager
+def _axes(xlabel: str) -> Iterator[tuple[Figure, Axes]]:
+    """Draw in the style of a page: transparent, and with `INK`."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -59,23 +76,51 @@ def _panel(lines: Sequence[tuple[list, list]], names: Sequence[str], kind: str) 
         figure = Figure(figsize=(4.6, 3.0), layout="constrained")
         axes = figure.add_subplot()
         axes.patch.set_alpha(0)
+        yield figure, axes
+        axes.set_xlabel(xlabel)
+        axes.grid(color=INK, alpha=0.12)
+        axes.spines[["top", "right"]].set_visible(False)
+
+
+def _panel(lines: Sequence[tuple[list, list]], names: Sequence[str], kind: str) -> Figure:
+    from matplotlib.ticker import PercentFormatter
+
+    with _axes("step") as (figure, axes):
         for k, (steps, values) in enumerate(lines):
             color = COLORS[k % len(COLORS)]
             if kind == "loss" and len(values) > 50:
                 axes.plot(steps, values, color=color, linewidth=0.6, alpha=0.35)
                 values = smoothed(values, max(5, len(values) // 50))
-            mark = "o" if kind == "accuracy" else None
+            mark = "o" if kind in _MEASURED else None
             axes.plot(steps, values, color=color, marker=mark, markersize=4, label=names[k])
-        axes.set_xlabel("step")
-        axes.grid(color=INK, alpha=0.12)
-        axes.spines[["top", "right"]].set_visible(False)
-        if kind == "accuracy":
-            axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
+        if kind in _MEASURED:
+            axes.yaxis.set_major_formatter(PercentFormatter(1))
             shown = [value for _, values in lines for value in values if np.isfinite(value)]
             if shown:
                 axes.set_ylim(max(0, min(shown) - 0.05), min(1, max(shown) + 0.05))
         if len(names) > 1:
             axes.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def draw_precision(scores: Scores) -> Figure:
+    """Return the precision by recall of each class at an overlap (IoU) of 0.5.
+
+    Of more than `NAMED` classes it shows their mean, and the three with the lowest AP50.
+    """
+    known = np.flatnonzero(~np.isnan(scores.class_ap50))
+    order = known[np.argsort(scores.class_ap50[known], kind="stable")]
+    lines = [(scores.classes[k], scores.precisions[k]) for k in known]
+    if len(known) > NAMED:
+        lines = [("all classes", scores.precisions[known].mean(axis=0))]
+        lines += [(scores.classes[k], scores.precisions[k]) for k in order[:3]]
+    with _axes("recall") as (figure, axes):
+        for k, (name, values) in enumerate(lines):
+            style = {"color": COLORS[k % len(COLORS)], "linestyle": _STYLES[k % len(_STYLES)]}
+            label = f"{name} {values.mean():.2f}".replace("$", r"\$")  # no formula
+            axes.plot(np.linspace(0, 1, len(values)), values, label=label, **style)
+        axes.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="precision")
+        axes.legend(fontsize=8, frameon=False, loc="lower left")
     return figure
 
 

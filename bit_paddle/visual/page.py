@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Union
 
 import numpy as np
-from PIL import Image
 
 from bit_paddle import __version__
 from bit_paddle.models import published
 from bit_paddle.runs.history import RunHistory
-from bit_paddle.visual import figures, sheet
+from bit_paddle.visual import classification, detection, figures
+from bit_paddle.visual.html import Pictures
 
 if TYPE_CHECKING:
-    from bit_paddle.inference.examine import Analysis, JudgedImage
+    from bit_paddle.inference import examine, misses
 
+    Analysis = Union[examine.Analysis, misses.Analysis]
 
-Pictures = dict[str, Callable[[BinaryIO], object]]  # name -> function that writes the PNG
-
-
-SHOWN = 20  # a confusion matrix of more classes is a picture, not a table
+TASKS = {"classification": classification, "detection": detection}
 
 _STYLE = """\
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #59636e; --paper: #fff; --line: #d1d9e0;
@@ -108,8 +104,9 @@ def summary(runs: Iterable[RunHistory]) -> str:
     """Return an HTML table with one column per run."""
     columns = []
     for run in runs:
-        last = run.val[-1] if run.val else {}
-        best = max((line["top1"] for line in run.val if "top1" in line), default=None)
+        task, last = TASKS[run.settings.task], run.val[-1] if run.val else {}
+        title, key = task.SCORE
+        best = max((line[key] for line in run.val if line.get(key) is not None), default=None)
         speeds = [line["images_per_second"] for line in run.train if "images_per_second" in line]
         loss = last.get("loss")
         steps = f"{run.step:,}"
@@ -122,12 +119,11 @@ def summary(runs: Iterable[RunHistory]) -> str:
                 "data": run.settings.data_title,
                 **({} if run.settings.learn == "all" else {"learns": run.settings.learn}),
                 "steps": steps,
-                "last top-1": _percent(last.get("top1")),
-                "best top-1": _percent(best),
-                "last top-5": _percent(last.get("top5")),
-                "last balanced accuracy": _percent(last.get("balanced_accuracy")),
-                "last validation loss": "" if loss is None else f"{loss:.4f}",
-                **_test(run),
+                f"last {title}": _percent(last.get(key)),
+                f"best {title}": _percent(best),
+                **{f"last {name}": _percent(last.get(k)) for name, k in task.METRICS.items()},
+                **({} if loss is None else {"last validation loss": f"{loss:.4f}"}),
+                **_test(run, *task.SCORE),
                 "images per second (median)": f"{np.median(speeds):.0f}" if speeds else "",
             }
         )
@@ -139,12 +135,12 @@ def summary(runs: Iterable[RunHistory]) -> str:
     return f"<table>{''.join(rows)}</table>"
 
 
-def _test(run: RunHistory) -> dict[str, str]:
+def _test(run: RunHistory, title: str, key: str) -> dict[str, str]:
     """Return the rows on the test images, which the end of a run measures; {} before that."""
     best = [line for line in run.test if line.get("best")]
     last = [line for line in run.test if line["step"] == run.step]
     return {
-        f"test top-1, {model} model": f"{_percent(line.get('top1'))} (step {line['step']:,})"
+        f"test {title}, {model} model": f"{_percent(line.get(key))} (step {line['step']:,})"
         for model, lines in (("best", best), ("last", last))
         for line in lines
     }
@@ -171,84 +167,8 @@ def _run_parts(
     if isinstance(analysis, str):
         yield f'<p class="note">{escape(analysis)}</p>'
     else:
-        yield "<h3>Confusion matrix</h3>"
-        yield confusion(analysis)
-        draw = partial(figures.draw_confusion, analysis.confusion, analysis.classes)
-        pictures[f"confusion{suffix}"] = draw
-        for title, images, name in (
-            ("Most confident mistakes", analysis.wrong, "mistakes"),
-            ("Most confident right predictions", analysis.right, "right"),
-        ):
-            yield f"<h3>{title}</h3>"
-            if not images:
-                yield '<p class="note">None.</p>'
-                continue
-            pairs = [sheet.pair(image) for image in images]
-            texts = [_caption(image, analysis.classes) for image in images]
-            captions = ["; ".join(filter(None, both)) for both in texts]
-            pictures[f"{name}{suffix}"] = partial(sheet.draw_pairs, pairs, captions)
-            shown = map(_figure, pairs, texts)
-            yield f'<div class="tiles">{"".join(shown)}</div>'
-        yield (
-            '<p class="note">Left: the input image. Right: its class activation map. Bright places '
-            "raised the score of the predicted class.</p>"
-        )
+        yield from TASKS[run.settings.task].sections(analysis, suffix, pictures)
     if run.timings:
         yield f"<h3>Time</h3><pre>{escape(run.timings)}</pre>"
     if run.plan:
         yield f"<h3>Plan</h3><pre>{escape(run.plan)}</pre>"
-
-
-# --- Pictures -----------------------------------------------------------------------------------
-
-
-def confusion(analysis: Analysis) -> str:
-    """Return the confusion matrix as HTML: a table for few classes, else a picture."""
-    counts, classes = analysis.confusion, analysis.classes
-    shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
-    if len(counts) > SHOWN:
-        alpha = (255 * shares**0.5).round().astype(np.uint8)
-        blue = [np.full_like(alpha, value) for value in (59, 130, 246)]
-        pixels = np.stack([*blue, alpha], axis=-1)
-        side = max(320, 4 * len(counts))
-        picture = Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST)
-        return (
-            f'<figure><img style="width:100%;max-width:{side}px;border:1px solid var(--line)" '
-            f'alt="confusion matrix" src="{_data(picture)}"><figcaption>{len(counts)} classes '
-            "in their order. One row per class, one column per prediction. A stronger colour means "
-            "more images.</figcaption></figure>"
-        )
-    tag = "span" if max(map(len, classes)) > 3 else "b"  # long names are rotated
-    head = "".join(f"<th><{tag}>{escape(name)}</{tag}></th>" for name in classes)
-    rows = []
-    for name, row, row_shares in zip(classes, counts, shares):
-        cells = "".join(
-            f'<td style="background:rgba(var(--heat),{0.75 * share:.2f})">{count or ""}</td>'
-            for count, share in zip(row, row_shares)
-        )
-        rows.append(f"<tr><th>{escape(name)}</th>{cells}</tr>")
-    return (
-        f'<div class="wide"><table class="confusion"><tr><th></th>{head}</tr>{"".join(rows)}'
-        '</table></div><p class="note">Numbers of images. One row per class, one column per '
-        "prediction.</p>"
-    )
-
-
-def _caption(image: JudgedImage, classes: Sequence[str]) -> tuple[str, str]:
-    """Return the prediction, and for a mistake the right class and the file's name."""
-    prediction = f"predicted {classes[image.prediction]} ({image.probability:.0%})"
-    right = image.prediction == image.label
-    return prediction, "" if right else f"true: {classes[image.label]}; {image.name}"
-
-
-def _figure(pair: sheet.Pair, texts: tuple[str, str]) -> str:
-    pictures = "".join(f'<img alt="" src="{_data(picture)}">' for picture in pair)
-    prediction, truth = map(escape, texts)
-    caption = f"<b>{prediction}</b><br>{truth}"
-    return f"<figure><div>{pictures}</div><figcaption>{caption}</figcaption></figure>"
-
-
-def _data(picture: Image.Image) -> str:
-    stream = io.BytesIO()
-    picture.save(stream, format="PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"

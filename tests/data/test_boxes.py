@@ -354,3 +354,14 @@ def test_a_damaged_image_is_one_fault(folder):
     with pytest.raises(DataError, match=r"files that cannot be read \(1\)"):
         read_boxes(folder / "labels")
     assert len(read_boxes(folder / "labels", on_bad_box="skip")) == 2
+
+
+def test_an_image_of_another_size_than_its_annotations(folder):
+    """Its boxes would be elsewhere. A photo that is stored on its side is seen upright."""
+    files = read_boxes(folder / "coco.json").files()
+    assert files.image(0).size == (40, 30) and files.name(1) == str(folder / "images/b.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 30)).save(folder / "images/b.png", exif=exif)
+    with pytest.raises(DataError, match="b.png: has 30 x 40 pixels upright.*made for 40 x 30"):
+        files.image(1)

@@ -15,7 +15,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from bit_paddle.data.images import FileImages
 from bit_paddle.errors import DataError, did_you_mean
 
 ON_BAD_BOX = ("error", "skip")
@@ -48,6 +50,29 @@ class BoxedImages:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def files(self) -> FileImages:
+        """Return the image files in this order; their labels are 0.
+
+        An image whose size is not that of the annotations raises `DataError`: its boxes would be
+        at wrong places.
+        """
+        return _SizedImages(self)
+
+
+class _SizedImages(FileImages):
+    def __init__(self, boxed: BoxedImages):
+        super().__init__(boxed.paths, np.zeros(len(boxed), np.int64), boxed.classes, boxed.root)
+        self._sizes = boxed.sizes
+
+    def image(self, index: int) -> Image.Image:
+        image, (height, width) = super().image(index), self._sizes[index].tolist()
+        if image.size != (width, height):
+            raise DataError(
+                f"{self.name(index)}: has {image.width} x {image.height} pixels upright, but its "
+                f"annotations were made for {width} x {height}; correct them or remove the image"
+            )
+        return image
 
 
 @dataclass

@@ -15,8 +15,9 @@ import numpy as np
 import paddle
 from paddle import Tensor, nn
 
-from bit_paddle.models.detection.anchors import LEVELS, SHAPES, AnchorShapes
+from bit_paddle.models.detection.anchors import LEVELS, SHAPES, AnchorShapes, anchors_of
 from bit_paddle.models.detection.cost import CHANNELS, DEPTH
+from bit_paddle.models.detection.detections import Detections, candidates
 from bit_paddle.models.detection.pyramid import BiasedConv2D, Pyramid
 from bit_paddle.models.layers import GroupNormReLU, StdConv2D
 from bit_paddle.models.native import plain
@@ -83,6 +84,16 @@ class RetinaNet(WithBackbone):
             # A whole tower at once: its levels share kernels, and thus a part of the graph.
             return tuple(plain.recompute(one, *maps) for one in (self.class_tower, self.box_tower))
         return self.class_tower(*maps), self.box_tower(*maps)
+
+    def candidates(self, images: Tensor, shown: Sequence[tuple[int, int]]) -> list[Detections]:
+        """Return the detections in each of ``images`` [N, 3, H, W] before any suppression.
+
+        ``shown`` are the (height, width) of each image that are no padding: boxes are cut there.
+        """
+        logits, codes = self(images)
+        anchors = anchors_of(*images.shape[2:], self.shapes, dtype_of(logits))
+        placed = paddle.to_tensor(anchors)
+        return [candidates(*one, placed, *size) for *one, size in zip(logits, codes, shown)]
 
     def reset_heads(self, seed: int = 0) -> None:
         """Set random weights everywhere but in the backbone."""
