@@ -11,6 +11,7 @@ from typing import Any
 from bit_paddle.config.settings import AUTO, data_options
 from bit_paddle.errors import BitPaddleError
 from bit_paddle.models import published
+from bit_paddle.models.architecture import GROUPS
 from bit_paddle.recipes.recipe import RECIPES
 from bit_paddle.system.hub import Repository
 
@@ -24,12 +25,81 @@ def contradictions(
     and not compared with others.
     """
     faults = []
-    dataset, model = values["dataset"], values["model"]
+    dataset = values["dataset"]
     if dataset is not MISSING:
         try:
             find_dataset(dataset, **data_options(values))
         except BitPaddleError as fault:
             faults.append(str(fault))
+    faults += _model_faults(values)
+    faults += _split_faults(values, unclear)
+    if values["epochs"] is not None and RECIPES[values["rule"]].epochs is None:
+        by_epochs = " or ".join(
+            name for name, recipe in RECIPES.items() if recipe.epochs is not None
+        )
+        faults.append(f"--epochs: is for --rule {by_epochs}; the length of fine-tuning is --steps")
+    else:
+        faults += _length_faults(values)
+    faults += _fold_faults(values)
+    faults += _nproc_faults(values, unclear)
+    precrop, crop = values["precrop"], values["crop"]
+    pair = not unclear & {"precrop", "crop"}
+    if pair and (precrop is None) != (crop is None):
+        faults.append("--precrop and --crop: only one is given; give both, or neither")
+    elif pair and crop is not None and precrop < crop:
+        faults.append(
+            f"--precrop: is {precrop}, smaller than --crop {crop}, which is cut out of it"
+        )
+    if values["datadir"] is not None and not Path(values["datadir"]).exists():
+        faults.append(f"--datadir: {values['datadir']}: no such folder or archive")
+    return faults + _run_faults(values)
+
+
+def _fold_faults(values: Mapping[str, Any]) -> list[str]:
+    """Return the faults of settings that contradict --folds."""
+    folds, fold, faults = values["folds"], values["fold"], []
+    if fold is not None and (folds is None or fold > folds):
+        faults.append(f"--fold: is {fold}, expected a number from 1 to --folds, which is {folds}")
+    if folds is not None and values["val_fraction"] is not None:
+        faults.append("--val_fraction and --folds: each fold is held out in turn; give only one")
+    if folds is not None and values["repeats"] > 1:
+        faults.append(
+            "--repeats and --folds: both make several runs; give only one. To repeat a "
+            "cross-validation, give --folds with another --seed"
+        )
+    return faults
+
+
+def of_detection(values: dict[str, Any], unclear: set[str]) -> list[str]:
+    """Return the faults of a detection's settings; the arguments are those of `contradictions`."""
+    faults = []
+    for name in ("boxes", "images", "val_boxes", "val_images", "test_boxes", "test_images"):
+        path = values[name]
+        if path is not None and path is not MISSING and not Path(path).exists():
+            faults.append(f"--{name}: {path}: no such file or folder")
+    for part in ("val", "test"):
+        if values[f"{part}_images"] is not None and values[f"{part}_boxes"] is None:
+            faults.append(f"--{part}_images: needs --{part}_boxes, the boxes in these images")
+    if values["val_fraction"] is not None and values["val_boxes"] is not None:
+        faults.append("--val_fraction and --val_boxes: both choose validation images; give one")
+    faults += [*_model_faults(values), *_split_faults(values, unclear), *_length_faults(values)]
+    if values["channels"] % GROUPS:
+        faults.append(
+            f"--channels: is {values['channels']}, expected a multiple of {GROUPS}, the number of "
+            "groups of GroupNorm"
+        )
+    low, high = values["scale_min"], values["scale_max"]
+    if not unclear & {"scale_min", "scale_max"} and low > high:
+        faults.append(f"--scale_min: is {low:g}, larger than --scale_max {high:g}")
+    return [*faults, *_nproc_faults(values, unclear), *_run_faults(values)]
+
+
+# --- Of every task ------------------------------------------------------------------------------
+
+
+def _model_faults(values: Mapping[str, Any]) -> list[str]:
+    """Return the faults of --model, --from_scratch and --learn."""
+    faults, model = [], values["model"]
     if model is not MISSING:
         try:
             resolved = published.resolve(model, pretrained=not values["from_scratch"])
@@ -45,55 +115,44 @@ def contradictions(
             f"--learn: is {values['learn']}, which keeps the weights before it, but --from_scratch "
             "makes them random; give a checkpoint as --model, or --learn all"
         )
+    return faults
+
+
+def _split_faults(values: Mapping[str, Any], unclear: set[str]) -> list[str]:
+    """Return the fault of a --batch_split that does not divide --batch."""
     batch, split = values["batch"], values["batch_split"]
-    if split != AUTO and batch % split and "batch" not in unclear:
-        below = next(n for n in range(min(split, batch), 0, -1) if batch % n == 0)
-        above = [n for n in range(split, min(batch, 2 * split) + 1) if batch % n == 0][:1]
-        near = [below, *above]
-        faults.append(
-            f"--batch_split: is {split}, which does not divide --batch {batch}; "
-            f"{' or '.join(map(str, sorted(near)))} would"
-        )
-    if values["epochs"] is not None and RECIPES[values["rule"]].epochs is None:
-        by_epochs = " or ".join(
-            name for name, recipe in RECIPES.items() if recipe.epochs is not None
-        )
-        faults.append(f"--epochs: is for --rule {by_epochs}; the length of fine-tuning is --steps")
-    elif values["epochs"] is not None and values["steps"] is not None:
-        faults.append("--epochs and --steps: both set the length of the run; give only one")
-    faults += _fold_faults(values)
-    if values["nproc"] > batch and "batch" not in unclear:
-        faults.append(
-            f"--nproc: is {values['nproc']}, more than --batch {batch}; each process needs an image"
-        )
-    precrop, crop = values["precrop"], values["crop"]
-    pair = not unclear & {"precrop", "crop"}
-    if pair and (precrop is None) != (crop is None):
-        faults.append("--precrop and --crop: only one is given; give both, or neither")
-    elif pair and crop is not None and precrop < crop:
-        faults.append(
-            f"--precrop: is {precrop}, smaller than --crop {crop}, which is cut out of it"
-        )
-    if values["datadir"] is not None and not Path(values["datadir"]).exists():
-        faults.append(f"--datadir: {values['datadir']}: no such folder or archive")
+    if split == AUTO or not batch % split or "batch" in unclear:
+        return []
+    below = next(n for n in range(min(split, batch), 0, -1) if batch % n == 0)
+    above = [n for n in range(split, min(batch, 2 * split) + 1) if batch % n == 0][:1]
+    near = [below, *above]
+    return [
+        f"--batch_split: is {split}, which does not divide --batch {batch}; "
+        f"{' or '.join(map(str, sorted(near)))} would"
+    ]
+
+
+def _length_faults(values: Mapping[str, Any]) -> list[str]:
+    """Return the fault of a length that is given twice."""
+    if values["epochs"] is None or values["steps"] is None:
+        return []
+    return ["--epochs and --steps: both set the length of the run; give only one"]
+
+
+def _nproc_faults(values: Mapping[str, Any], unclear: set[str]) -> list[str]:
+    """Return the fault of more processes than images."""
+    nproc, batch = values["nproc"], values["batch"]
+    if nproc <= batch or "batch" in unclear:
+        return []
+    return [f"--nproc: is {nproc}, more than --batch {batch}; each process needs an image"]
+
+
+def _run_faults(values: Mapping[str, Any]) -> list[str]:
+    """Return the faults of --devices and --name."""
+    faults = []
     if values["devices"] is not None and values["device"] == "cpu":
         faults.append(f"--devices: is {values['devices']}, but --device is cpu")
     name = values["name"]
     if name is not None and (Path(name).name != name or name in (".", "..")):
         faults.append(f"--name: is {name!r}, expected a folder's name, without {os.sep}")
-    return faults
-
-
-def _fold_faults(values: Mapping[str, Any]) -> list[str]:
-    """Return the faults of settings that contradict --folds."""
-    folds, fold, faults = values["folds"], values["fold"], []
-    if fold is not None and (folds is None or fold > folds):
-        faults.append(f"--fold: is {fold}, expected a number from 1 to --folds, which is {folds}")
-    if folds is not None and values["val_fraction"] is not None:
-        faults.append("--val_fraction and --folds: each fold is held out in turn; give only one")
-    if folds is not None and values["repeats"] > 1:
-        faults.append(
-            "--repeats and --folds: both make several runs; give only one. To repeat a "
-            "cross-validation, give --folds with another --seed"
-        )
     return faults

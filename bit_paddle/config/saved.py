@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from bit_paddle.config.detection_settings import DetectionSettings
 from bit_paddle.config.run_settings import RunSettings, fields_of
 from bit_paddle.config.settings import Settings
 from bit_paddle.errors import ConfigError
@@ -17,7 +18,7 @@ from bit_paddle.system import files
 
 TASK = "task"  # the key that names the task; files of classification do not have it
 
-KINDS: dict[str, type[RunSettings]] = {kind.task: kind for kind in (Settings,)}
+KINDS: dict[str, type[RunSettings]] = {kind.task: kind for kind in (Settings, DetectionSettings)}
 
 
 def load_yaml(path: str | os.PathLike, flag: str = "") -> dict[Any, Any]:

@@ -1,4 +1,4 @@
-"""The shell scripts for ImageNet and the recipes they run, as far as goes without GPUs and data."""
+"""The scripts, and the recipes they run, as far as goes without GPUs and data."""
 
 import os
 import subprocess
@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from bit_paddle.config import parsing
+from bit_paddle.data.boxes.reading import read_boxes
 from bit_paddle.data.readers import registry
 
 
@@ -70,3 +71,37 @@ def test_scripts_for_four_cards_show_their_plan(script, model, imagenet, tmp_pat
 def test_several_machines_are_asked_for():
     done = subprocess.run([ROOT / "scripts/imagenet_multinode.sh", "x"], capture_output=True)
     assert done.returncode != 0 and b"how many machines" in done.stderr
+
+
+def test_scenes_have_their_drawings_in_their_boxes(tmp_path):
+    folders = []
+    for part, grey, size in (("photos", 200, (120, 90)), ("drawings", 255, (30, 40))):
+        folder = tmp_path / part
+        for split in ("train", "val"):
+            for name in ("disc", "other"):
+                (folder / split / name).mkdir(parents=True)
+                picture = Image.new("RGB", size, (grey,) * 3)
+                if part == "drawings":
+                    ImageDraw.Draw(picture).rectangle([5, 5, 20, 30], fill=0)
+                picture.save(folder / split / name / "0.png")
+        folders += [f"--{part}", str(folder)]
+
+    def make(out, seed):
+        words = ["--images", "10", "--side", "128", "--classes", "2", "--seed", str(seed)]
+        script = str(ROOT / "scripts" / "make_scenes.py")
+        command = [sys.executable, script, str(tmp_path / out), *folders, *words]
+        subprocess.run(command, check=True, capture_output=True)
+        return read_boxes(tmp_path / out / "train.json")
+
+    first, again, other = make("first", 0), make("again", 0), make("other", 1)
+    assert len(first) == 8 and first.classes == ["disc", "other"]
+    same, different = ([*map(np.array_equal, first.boxes, one.boxes)] for one in (again, other))
+    assert all(same) and not all(different)
+    for path, boxes in zip(first.paths, first.boxes):
+        pixels = np.asarray(Image.open(first.root / path).convert("L"), int)
+        drawn = abs(pixels - 200) > 40  # photographs are grey, without any detail
+        inside = np.zeros_like(drawn)
+        for x1, y1, x2, y2 in boxes.astype(int):
+            assert drawn[y1:y2, x1:x2].mean() > 0.8  # rectangles, pasted whole
+            inside[y1:y2, x1:x2] = True
+        assert 1 <= len(boxes) <= 5 and not drawn[~inside].any()

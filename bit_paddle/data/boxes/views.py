@@ -121,6 +121,16 @@ def fitting_sides(
     return -(-height // multiple) * multiple, -(-width // multiple) * multiple
 
 
+def common_sides(originals: np.ndarray, longest: int) -> tuple[int, int]:
+    """Return the least sides of a view for images of ``originals`` [N, 2]; see `fitting_sides`.
+
+    They are equal, unless all images are wide, or all are high.
+    """
+    shapes = np.unique(originals, axis=0).tolist()
+    every = [fitting_sides((height, width), longest) for height, width in shapes]
+    return max(height for height, _ in every), max(width for _, width in every)
+
+
 def _scaled(original: tuple[int, int], sides: tuple[int, int], factor: float) -> tuple[int, int]:
     ratio = factor * min(side / size for side, size in zip(sides, original))
     height, width = (max(1, round(size * ratio)) for size in original)

@@ -1,6 +1,8 @@
-"""The cost of a RetinaNet: operations and parameters, without Paddle."""
+"""The cost of a RetinaNet: operations, parameters and memory, without Paddle."""
 
 from __future__ import annotations
+
+import math
 
 from bit_paddle.models import cost
 from bit_paddle.models.architecture import Architecture
@@ -49,6 +51,55 @@ def parameters(
     biases = PER_PLACE * (classes + 4)
     heads = _heads(classes, channels, depth) + biases
     return architecture.parameters() + lateral + output + coarse + norms + heads
+
+
+def activations(
+    architecture: Architecture,
+    sides: tuple[int, int],
+    classes: int,
+    channels: int = CHANNELS,
+    depth: int = DEPTH,
+    recompute: str = "off",
+    half: bool = False,
+    learn: str = "all",
+) -> int:
+    """Return an estimate of the bytes of activations per image of ``sides`` (height, width).
+
+    It is the sum of the backbone's peak (`cost.activations`), and of what the pyramid and the heads
+    save for the backward pass: an upper bound, as the heads are done before the backbone's peak. A
+    convolution saves its input; a GroupNorm with ReLU saves input, result and activated result, in
+    ``half`` precision only the first and the last. Losses take logits and their gradients.
+    """
+    height, width = sides
+    backbone = cost.activations(
+        architecture, round(math.sqrt(height * width)), recompute, half, learn
+    )
+    places = [rows * columns for rows, columns in map_sides(height, width)]
+    per_number = 2 * cost.HALF if half else 3 * cost.FLOAT
+    pyramid = per_number * channels * sum(places)
+    towers = per_number * channels * depth * sum(places) * (1 if recompute != "off" else 2)
+    outputs = 3 * cost.FLOAT * PER_PLACE * (classes + 4) * sum(places)
+    stages = zip(architecture.channels[1:], places)
+    laterals = (cost.HALF if half else cost.FLOAT) * sum(count * at for count, at in stages)
+    return backbone + laterals + pyramid + towers + outputs
+
+
+def room(
+    architecture: Architecture,
+    memory: int,
+    heads: int,
+    half: bool = False,
+    shared: int = 1,
+    learn: str = "all",
+) -> int:
+    """Return the bytes that activations may take on a GPU with ``memory`` bytes.
+
+    This is as `cost.room`, with ``heads`` more parameters than the backbone: those of the pyramid
+    and of the heads, which always learn.
+    """
+    copies = 3 + 1 / shared + (cost.HALF / cost.FLOAT if half else 0)  # see `training_memory`
+    rest = memory - int(cost.FLOAT * heads * copies)
+    return cost.room(architecture, max(0, rest), 0, half, shared, learn)
 
 
 def _heads(classes: int, channels: int, depth: int) -> int:

@@ -1,0 +1,212 @@
+"""The plan of a detection: data, detector, views, and the boxes that no anchor reaches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bit_paddle.config.detection_settings import DetectionSettings
+from bit_paddle.data.boxes.annotations import BoxedImages
+from bit_paddle.data.boxes.parts import (
+    BoxedParts,
+    class_counts,
+    digest,
+    open_parts,
+    require_usable,
+)
+from bit_paddle.data.boxes.views import common_sides
+from bit_paddle.models.detection import cost
+from bit_paddle.models.detection.configuration import Detector
+from bit_paddle.runs import folder
+from bit_paddle.system import processes
+from bit_paddle.training import initialization
+from bit_paddle.training.detection import rows
+from bit_paddle.training.detection.reach import Reach, reach_of
+from bit_paddle.training.plan import Plan, schedule_of
+
+if TYPE_CHECKING:
+    from bit_paddle.runs.logbook import Logbook
+    from bit_paddle.system.signals import Interrupt
+    from bit_paddle.training.detection.task import Detection
+
+
+@dataclass(frozen=True)
+class DetectionPlan(Plan):
+    """All decisions about the training of a detector before it starts."""
+
+    settings: DetectionSettings
+    data: BoxedParts
+    detector: Detector
+    sides: tuple[int, int]  # height and width of every training view
+    scales: tuple[float, float]  # of the jitter
+    flip: bool
+
+    def task(self, log: Logbook, stop: Interrupt) -> Detection:
+        """Return the task; see `Plan`."""
+        from bit_paddle.training.detection.task import Detection
+
+        return Detection(self, log, stop)
+
+    def estimated_split(self, share: int, memory: int, half: bool) -> int:
+        """Return in how many parts ``share`` images fit into ``memory`` bytes of activations."""
+        fitting = memory // self.activations(half)
+        return -(-share // min(max(1, fitting), share))
+
+    def activations(self, half: bool) -> int:
+        """Return an estimate of the bytes of activations per image."""
+        settings = self.settings
+        return cost.activations(
+            self.architecture,
+            self.sides,
+            len(self.detector.classes),
+            settings.channels,
+            settings.depth,
+            settings.recompute,
+            half,
+            settings.learn,
+        )
+
+    def activation_memory(self, memory: int, half: bool, shared: int) -> int:
+        """Return the bytes for activations on a GPU of ``memory`` bytes; see `Plan`."""
+        heads = self.parameters - self.architecture.parameters()
+        return cost.room(self.architecture, memory, heads, half, shared, self.settings.learn)
+
+    @property
+    def parameters(self) -> int:
+        """The number of parameters of the detector."""
+        return cost.parameters(
+            self.architecture,
+            len(self.detector.classes),
+            self.settings.channels,
+            self.settings.depth,
+            self.detector.p6_from_c5,
+        )
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return the plan as a (title, text) per line."""
+        return rows.rows(self)
+
+    def details(self) -> dict[str, Any]:
+        """Return the part of a detection in ``plan.json``."""
+        train, val, test, _ = self.data
+        return {
+            "task": self.settings.task,
+            "sides": list(self.sides),
+            "architecture": self.architecture.name,
+            "training_images": len(train),
+            "training_boxes_per_class": class_counts(train).tolist(),
+            "validation_images": len(val),
+            "test_images": len(test) if test else 0,
+            "classes": list(train.classes),
+        }
+
+    def task_notes(self) -> list[str]:
+        """Return notes for the user on the data and the recipe, one per line."""
+        notes, settings, images = list(self.data.notes), self.settings, len(self.data.train)
+        if settings.batch > images:
+            notes.append(
+                f"an epoch is one step of {settings.batch:,} images, "
+                f"{settings.batch / images:.1f} times the training set; with a smaller --batch an "
+                "epoch sees each image once"
+            )
+        if self.schedule.steps < _FEW_STEPS:
+            notes.append(
+                f"{self.schedule.steps:,} steps are few: the pyramid and the heads start from "
+                "random weights; a smaller --batch, more --epochs or --steps give them more"
+            )
+        return [*notes, *self.reach.notes()]
+
+    @cached_property
+    def reach(self) -> Reach:
+        """Which training boxes the anchors reach, and what would reach all."""
+        train = self.data.train
+        boxes = [boxes[~crowd] for boxes, crowd in zip(train.boxes, train.crowd)]
+        return reach_of(boxes, train.sizes, self.settings.side, self.detector.shapes)
+
+    @cached_property
+    def data_identity(self) -> dict[str, Any]:
+        """The images' names and boxes, which a resumed run compares with its checkpoint's.
+
+        The identity depends neither on the folder of the data nor on the images' contents.
+        """
+        train, val = self.data.train, self.data.val
+        return {
+            "training images": len(train),
+            "validation images": len(val),
+            "classes": list(train.classes),
+            "names, boxes and labels": digest(train, val),
+        }
+
+    @cached_property
+    def test_identity(self) -> dict[str, Any] | None:
+        """The test images' names and boxes; None if there are none."""
+        test = self.data.test
+        return test and {"images": len(test), "names, boxes and labels": digest(test)}
+
+    @property
+    def tested(self) -> bool:
+        """Whether the data have test images."""
+        return self.data.test is not None
+
+    @property
+    def model_notes(self) -> dict[str, Any]:
+        """The detector, its classes, and the longer side of an image, for the file of a model."""
+        return {
+            "detector": self.detector.notes(),
+            "classes": list(self.detector.classes),
+            "crop": self.settings.side,
+            "flip": self.flip,
+        }
+
+
+_FEW_STEPS = 300
+
+
+def make_plan(
+    settings: DetectionSettings, start: folder.Start | None = None, fetch: bool = True
+) -> DetectionPlan:
+    """Return the plan of ``settings``: opens checkpoint and data, applies the recipe.
+
+    ``start`` is the run's folder, with the checkpoints to resume from. A missing published
+    checkpoint is downloaded last, after all other checks; only with ``fetch``, and only if the run
+    starts from it.
+    """
+    if start is None:
+        start = folder.Start(Path(settings.logdir, settings.name or folder.default_name(settings)))
+    fetch = fetch and not start.checkpoints
+    weights = initialization.find(settings, start, fetch)
+    data = open_parts(**settings.data_options)
+    if not processes.rank():
+        require_usable(data, settings.workers)
+    if fetch:
+        weights = weights.downloaded(settings.bit_pretrained_dir)
+    return DetectionPlan(
+        settings=settings,
+        architecture=weights.architecture,
+        checkpoint=weights.checkpoint,
+        schedule=schedule_of(settings, len(data.train)),
+        skipped=(),
+        start=start,
+        data=data,
+        detector=detector_of(settings, data.train),
+        sides=common_sides(data.train.sizes, settings.side),
+        scales=(settings.scale_min, settings.scale_max),
+        flip=settings.flip,
+    )
+
+
+def detector_of(settings: DetectionSettings, images: BoxedImages) -> Detector:
+    """Return the detector of ``settings`` for the classes of ``images``."""
+    return Detector(
+        classes=tuple(images.classes),
+        category_ids=tuple(images.category_ids),
+        recipe=settings.recipe,
+        base=settings.anchor_base,
+        box_loss=settings.box_loss,
+        p6_from_c5=settings.recipe == "detectron",
+        channels=settings.channels,
+        depth=settings.depth,
+        side=settings.side,
+    )

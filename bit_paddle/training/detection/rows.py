@@ -1,0 +1,155 @@
+"""The plan of a detection in words: one function per row."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bit_paddle.data.boxes.annotations import BoxedImages
+from bit_paddle.data.boxes.parts import class_counts
+from bit_paddle.models.architecture import frozen_parts
+from bit_paddle.models.detection import cost
+from bit_paddle.system.text import plural
+from bit_paddle.training import description
+
+if TYPE_CHECKING:
+    from bit_paddle.training.detection.plan import DetectionPlan
+
+
+def rows(plan: DetectionPlan) -> list[tuple[str, str]]:
+    """Return the plan as a (title, text) per line."""
+    settings = plan.settings
+    lines = [
+        ("model", _model(plan)),
+        ("weights", f"{description.weights(plan)}; the pyramid and the heads start from random"),
+        *_learns(plan),
+        ("data", _data(plan)),
+        ("classes", _classes(plan)),
+        ("boxes", _boxes(plan)),
+        ("views", _views(plan)),
+        ("anchors", _anchors(plan)),
+        *description.recipe_rows(plan, len(plan.data.train)),
+        ("loss", _loss(plan)),
+        ("memory", _memory(plan)),
+        *description.run_rows(plan),
+    ]
+    if settings.repeats > 1:
+        last = settings.seed + settings.repeats - 1
+        lines.append(
+            (
+                "runs",
+                f"{settings.repeats}, seeds {settings.seed} to {last}; reports lowest, median and "
+                "highest average precision",
+            )
+        )
+    return [*lines, *(("note", note) for note in plan.notes())]
+
+
+def _model(plan: DetectionPlan) -> str:
+    settings, classes = plan.settings, len(plan.detector.classes)
+    height, width = plan.sides
+    operations = cost.multiply_adds(
+        plan.architecture,
+        round((height * width) ** 0.5),
+        classes,
+        settings.channels,
+        settings.depth,
+        plan.detector.p6_from_c5,
+    )
+    return (
+        f"RetinaNet on {plan.architecture.name}: pyramid and heads of {settings.channels} "
+        f"channels, heads of {settings.depth} convolutions; {plan.parameters / 1e6:,.1f} million "
+        f"weights, {operations / 1e9:,.1f} G multiply-adds per image forward"
+    )
+
+
+def _learns(plan: DetectionPlan) -> list[tuple[str, str]]:
+    """Return the line on what learns; without frozen parts there is none."""
+    frozen = frozen_parts(plan.settings.learn)
+    if not frozen:
+        return []
+    fixed = sum(plan.architecture.parameters_of(part) for part in frozen)
+    return [
+        (
+            "learns",
+            f"{(plan.parameters - fixed) / 1e6:,.1f} of {plan.parameters / 1e6:,.1f} million "
+            f"weights; {', '.join(frozen)} of the backbone are frozen",
+        )
+    ]
+
+
+def _data(plan: DetectionPlan) -> str:
+    train, val, test, _ = plan.data
+    row = f"{plan.settings.boxes}: {_counted(train, 'training')}, {_counted(val, 'validation')}"
+    return f"{row}, {_counted(test, 'test')}" if test else row
+
+
+def _counted(images: BoxedImages, kind: str) -> str:
+    return f"{len(images):,} {kind} images with {sum(map(len, images.boxes)):,} boxes"
+
+
+def _classes(plan: DetectionPlan) -> str:
+    counts, names = class_counts(plan.data.train), plan.data.train.classes
+    order = np.argsort(-counts, kind="stable")
+    if len(order) <= 6:
+        return ", ".join(f"{names[k]} {counts[k]:,}" for k in order) + " training boxes"
+    first, last = order[0], order[-1]
+    return (
+        f"{len(names):,}: {names[first]} with {counts[first]:,} training boxes, …, "
+        f"{names[last]} with {counts[last]:,}"
+    )
+
+
+def _boxes(plan: DetectionPlan) -> str:
+    """Return the sides of the training boxes as a detector sees them, and what is special."""
+    train = plan.data.train
+    low, middle, high = plan.reach.sides
+    empty = sum(1 for boxes in train.boxes if not len(boxes))
+    crowds = sum(int(crowd.sum()) for crowd in train.crowd)
+    row = (
+        f"sides of {low:.0f} / {middle:.0f} / {high:.0f} pixels in the view (square root of the "
+        "area at 10 / 50 / 90 %)"
+    )
+    row += f"; {plural(empty, 'training image')} without a box" if empty else ""
+    return row + (f"; {plural(crowds, 'crowd')}, left out" if crowds else "")
+
+
+def _views(plan: DetectionPlan) -> str:
+    height, width = plan.sides
+    low, high = plan.scales
+    row = f"training: {height} x {width} pixels, an image as large as fits"
+    if (low, high) != (1.0, 1.0):
+        row += f", times {low:g} to {high:g}, then cropped or padded"
+    row += ", random flip" if plan.flip else ""
+    return (
+        f"{row}; validation: whole images of {plan.settings.side} pixels or little more, in the "
+        "least view of their own; views are padded to multiples of 128; x / 127.5 - 1"
+    )
+
+
+def _anchors(plan: DetectionPlan) -> str:
+    shapes = plan.detector.shapes
+    sides = shapes.sides()
+    smallest, largest = 8 * np.sqrt(sides.prod(axis=1).min()), 128 * np.sqrt(sides.prod(1).max())
+    return (
+        f"by the {plan.settings.recipe} recipe, {shapes.per_place} at each place, sides of "
+        f"{smallest:.0f} to {largest:.0f} pixels; {plan.reach} overlap one by half or "
+        "more"
+    )
+
+
+def _loss(plan: DetectionPlan) -> str:
+    boxes = {"huber": "Huber loss of the boxes' codes", "giou": "1 - GIoU of the boxes"}
+    return (
+        "focal loss of the classes (alpha 0.25, gamma 2), and "
+        f"{boxes[plan.settings.box_loss]}; divided by the positive anchors of the batch, plus 1"
+    )
+
+
+def _memory(plan: DetectionPlan) -> str:
+    full, half = (plan.activations(half) / 2**20 for half in (False, True))
+    return (
+        f"activations of about {full:,.0f} MiB per image in float32, {half:,.0f} MiB in half "
+        "precision: an estimate, the backbone's peak plus what the pyramid and the heads save"
+    )

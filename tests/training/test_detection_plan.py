@@ -1,0 +1,143 @@
+"""The plan of a detection: parts of the data, views, the reach of anchors, memory."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from helpers.squares import make_squares
+from PIL import Image
+
+from bit_paddle.config.detection_settings import DetectionSettings
+from bit_paddle.data.boxes import parts
+from bit_paddle.data.boxes.views import common_sides
+from bit_paddle.errors import DataError
+from bit_paddle.models.detection.anchors import SHAPES, anchors_of
+from bit_paddle.models.detection.boxes import iou
+from bit_paddle.training.detection.plan import make_plan
+from bit_paddle.training.detection.reach import reach_of
+
+
+def plan_of(folder, **changes):
+    values = {"batch": 2, "side": 128, "from_scratch": True, **changes}
+    return make_plan(DetectionSettings("R14x0.5", str(folder / "boxes.json"), **values))
+
+
+@pytest.fixture(scope="module")
+def squares(tmp_path_factory):
+    return make_squares(tmp_path_factory.mktemp("squares"), 12)
+
+
+# --- The parts ----------------------------------------------------------------------------------
+
+
+def test_a_tenth_is_held_out(squares):
+    plan = plan_of(squares, val_fraction=0.25)
+    train, val = set(plan.data.train.paths), set(plan.data.val.paths)
+    assert (len(train), len(val)) == (9, 3) and not train & val
+    assert "3 of 12 images are held out, 25% (--val_fraction)" in " ".join(plan.notes())
+    smaller = plan_of(squares)
+    assert len(smaller.data.val) == 1 and set(smaller.data.val.paths) < val
+    assert smaller.data_identity != plan.data_identity
+    for part in (plan.data.train, plan.data.val):  # each box stays with its image
+        whole = parts.open_parts(str(squares / "boxes.json"), val_boxes=str(squares / "boxes.json"))
+        for path, boxes, number in zip(part.paths, part.boxes, part.ids):
+            place = whole.train.paths.index(path)
+            assert np.array_equal(whole.train.boxes[place], boxes)
+            assert whole.train.ids[place] == number
+
+
+def test_validation_has_the_classes_of_training(squares, tmp_path):
+    content = json.loads((squares / "boxes.json").read_text())
+    content["categories"] = [{"id": 1, "name": "red"}, {"id": 2, "name": "blue"}]
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(content))
+    plan = plan_of(squares, val_boxes=str(other), val_images=str(squares / "images"))
+    assert plan.data.val.classes == plan.data.train.classes == ["blue", "red"]
+    labels = np.concatenate(plan.data.val.labels), np.concatenate(plan.data.train.labels)
+    assert np.array_equal(labels[0], 1 - labels[1])
+
+
+def test_the_identity_is_of_names_and_boxes(squares, tmp_path):
+    before = plan_of(squares).data_identity
+    moved = make_squares(tmp_path / "moved", 12)
+    assert plan_of(moved).data_identity == before
+    content = json.loads((moved / "boxes.json").read_text())
+    content["annotations"][-1]["bbox"][2] += 0.5
+    (moved / "boxes.json").write_text(json.dumps(content))
+    assert plan_of(moved).data_identity != before
+
+
+def test_unusable_images_are_reported_at_once(tmp_path):
+    folder = make_squares(tmp_path / "squares")
+    Image.new("RGB", (96, 128)).save(folder / "images/2.png")
+    (folder / "images/4.png").write_bytes(b"nothing")
+    with pytest.raises(DataError, match="2 of 6 images cannot be used") as caught:
+        plan_of(folder)
+    assert "2.png: has 96 x 128 pixels, but its boxes are for 128 x 96" in str(caught.value)
+    assert "4.png: not an image" in str(caught.value)
+
+
+# --- Views and anchors --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "originals, longest, sides",
+    [
+        ([(480, 640)], 320, (256, 384)),
+        ([(480, 640), (300, 640)], 640, (512, 640)),
+        ([(480, 640), (640, 480)], 320, (384, 384)),
+        ([(640, 480)], 1024, (1024, 768)),
+    ],
+)
+def test_views_hold_every_image(originals, longest, sides):
+    assert common_sides(np.array(originals), longest) == sides
+
+
+def test_the_view_and_the_pyramid_of_the_recipe(squares):
+    plan = plan_of(squares, recipe="detectron", anchor_base=2.0, scale_min=0.5)
+    assert plan.sides == (128, 128) and plan.scales == (0.5, 1.0) and plan.flip
+    assert plan.detector.p6_from_c5 and plan.detector.base == 2.0
+    assert plan.detector.category_ids == (1, 2)
+    assert not plan_of(squares).detector.p6_from_c5
+
+
+def test_boxes_that_no_anchor_reaches():
+    """Counted as with all anchors; the settings that are named reach all that they promise."""
+    random, shapes = np.random.default_rng(0), SHAPES["tpu"]
+    starts = random.uniform(0, 80, (60, 2))
+    boxes = np.hstack([starts, starts + random.uniform(8, 40, (60, 1))])
+    found = reach_of([boxes[:20], boxes[20:]], np.array([[128, 128]] * 2), 128, shapes)
+
+    def missed(side, shapes):
+        best = iou(boxes * side / 128, anchors_of(side, side, shapes, np.float64)).max(1)
+        return int((best < 0.5).sum())
+
+    assert found.missed == missed(128, shapes) > 0 and found.total == 60
+    side, base = found.side, found.base
+    assert missed(side[0], shapes) == side[1] < found.missed
+    assert missed(128, dataclasses.replace(shapes, base=base[0])) == base[1] < found.missed
+    assert f"--side {side[0]}" in found.notes()[0] and "--anchor_base" in found.notes()[0]
+
+
+def test_the_plan_says_which_settings_reach_all(tmp_path):
+    folder = make_squares(tmp_path / "small", 8, sides=(12, 16))
+    row = dict(plan_of(folder).rows())["anchors"]
+    assert "sides of 32 to 813 pixels; 0 of 12 training boxes" in row
+    assert "--side 256 (all)" in " ".join(plan_of(folder).notes())
+    assert not plan_of(folder, side=256).reach.notes()
+
+
+# --- Memory -------------------------------------------------------------------------------------
+
+
+def test_estimated_split(squares):
+    plan = plan_of(squares, batch=8)
+    image = plan.activations(half=False)
+    splits = [plan.batch_split(memory) for memory in (1, image * 3, 17 * image)]
+    assert splits == [8, 3, 1]
+    assert plan.activations(half=True) < image
+    smaller = plan_of(squares, recompute="unit").activations(False)
+    assert smaller < image and plan_of(squares, side=256).activations(False) > 3 * image
+    assert plan.activation_memory(1 << 30, False, 1) < 1 << 30
+    assert plan.activation_memory(0, False, 1) == 0
