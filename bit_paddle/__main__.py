@@ -19,6 +19,7 @@ COMMANDS = {
     "probe": "judge a model's features on images, in minutes",
     "evaluate": "measure a model on the images of a data set",
     "predict": "classify images, or write their features",
+    "detect": "train, measure and run a detector: objects with boxes",
     "report": "write a page about runs: curves, accuracy, mistakes",
     "export": "write a model for ONNX, Paddle Inference, timm, Hugging Face",
     "catalog": "list the published models",
