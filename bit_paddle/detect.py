@@ -1,4 +1,4 @@
-"""Find objects with boxes: ``python -m bit_paddle.detect train|evaluate|predict``.
+"""Find objects with boxes: ``python -m bit_paddle.detect train|plan|evaluate|predict``.
 
 `train` trains a detector on a BiT backbone, as section 3.7 of the paper does. `training.run` holds
 the loop, as for `bit_paddle.train`: folders, logs, checkpoints, resumption, processes are the same.
@@ -10,6 +10,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from bit_paddle import errors
@@ -24,7 +25,9 @@ from bit_paddle.inference.inputs import ReadableImages, find_images
 from bit_paddle.runs import folder as runs_folder
 from bit_paddle.system import files, progress
 from bit_paddle.system.signals import heed_notice
+from bit_paddle.training.detection import estimate
 from bit_paddle.training.detection.plan import make_plan
+from bit_paddle.training.estimate import GIB
 from bit_paddle.visual import box_results
 from bit_paddle.visual import boxes as pictures
 
@@ -33,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command with ``arguments``; return its exit status. Raises `bit_paddle.errors`."""
     name, *rest = arguments or ["--help"]
     if name in COMMANDS:
-        return {"train": _train, "evaluate": _evaluate, "predict": _predict}[name](rest)
+        return _COMMANDS[name](rest)
     if not name.startswith("-"):
         raise errors.ConfigError(f"{name}: no such command; {errors.did_you_mean(name, COMMANDS)}")
     parser().parse_args([name, *rest])
@@ -49,6 +52,28 @@ def _train(arguments: Sequence[str]) -> int:
         print(training.described(settings, request.force, make_plan))
         return 0
     return training.train(settings, arguments, request.force, make_plan=make_plan).status
+
+
+def _plan(arguments: Sequence[str]) -> int:
+    command = detection_cli.plan_parser()
+    flags, rest = command.parse_known_args(list(arguments))
+    images, classes = flags.training_images, flags.classes
+    if (images is None) != (classes is None):
+        raise errors.ConfigError("--training_images and --classes: only one is given; give both")
+    check = contradictions.of_detection
+    if images is not None:
+        rest = ["--boxes", "none", *rest]  # a flag or a file that follows may name some
+        check = partial(check, opened=False)
+    settings, _ = parsing.parse_as(
+        DetectionSettings, detection_cli.train_parser(), rest, check, detection_cli.PLAN_FLAGS
+    )
+    if images is None:
+        sizes = estimate.opened_sizes(settings)
+    else:
+        sizes = estimate.known_sizes(settings, images, classes)
+    memory, speed = int(flags.gpu_memory * GIB), flags.images_per_second
+    print(estimate.describe(settings, sizes, memory, flags.gpus, speed))
+    return 0
 
 
 def _evaluate(arguments: Sequence[str]) -> int:
@@ -127,6 +152,9 @@ def _results(
                 place = Path(flags.pictures, f"{index + 1:04}-{Path(names[index]).stem}.png")
                 files.write(place, lambda stream, drawn=drawn: drawn.save(stream, format="PNG"))
             yield objects.result_of(names[index], found, model.classes)
+
+
+_COMMANDS = {"train": _train, "plan": _plan, "evaluate": _evaluate, "predict": _predict}
 
 
 def parser() -> argparse.ArgumentParser:

@@ -70,12 +70,16 @@ def _fold_faults(values: Mapping[str, Any]) -> list[str]:
     return faults
 
 
-def of_detection(values: dict[str, Any], unclear: set[str]) -> list[str]:
-    """Return the faults of a detection's settings; the arguments are those of `contradictions`."""
+def of_detection(values: dict[str, Any], unclear: set[str], opened: bool = True) -> list[str]:
+    """Return the faults of a detection's settings; the arguments are those of `contradictions`.
+
+    The data must be there if they will be ``opened``.
+    """
     faults = []
     for name in ("boxes", "images", "val_boxes", "val_images", "test_boxes", "test_images"):
         path = values[name]
-        if path is not None and path is not MISSING and not Path(path).exists():
+        given = path is not None and path is not MISSING
+        if opened and given and not Path(path).exists():
             faults.append(f"--{name}: {path}: no such file or folder")
     for part in ("val", "test"):
         if values[f"{part}_images"] is not None and values[f"{part}_boxes"] is None:

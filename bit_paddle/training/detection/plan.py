@@ -17,6 +17,7 @@ from bit_paddle.data.boxes.parts import (
     require_usable,
 )
 from bit_paddle.data.boxes.views import common_sides
+from bit_paddle.models import cost as backbone_cost
 from bit_paddle.models.detection import cost
 from bit_paddle.models.detection.configuration import Detector
 from bit_paddle.runs import folder
@@ -51,8 +52,7 @@ class DetectionPlan(Plan):
 
     def estimated_split(self, share: int, memory: int, half: bool) -> int:
         """Return in how many parts ``share`` images fit into ``memory`` bytes of activations."""
-        fitting = memory // self.activations(half)
-        return -(-share // min(max(1, fitting), share))
+        return backbone_cost.parts_of(share, memory // self.activations(half))
 
     def activations(self, half: bool) -> int:
         """Return an estimate of the bytes of activations per image."""
@@ -71,7 +71,9 @@ class DetectionPlan(Plan):
     def activation_memory(self, memory: int, half: bool, shared: int) -> int:
         """Return the bytes for activations on a GPU of ``memory`` bytes; see `Plan`."""
         heads = self.parameters - self.architecture.parameters()
-        return cost.room(self.architecture, memory, heads, half, shared, self.settings.learn)
+        learn = self.settings.learn
+        parts = cost.training_memory(self.architecture, heads, half, shared, learn)
+        return backbone_cost.room_beside(parts, memory)
 
     @property
     def parameters(self) -> int:
