@@ -22,7 +22,7 @@ def rows(plan: DetectionPlan) -> list[tuple[str, str]]:
     settings = plan.settings
     lines = [
         ("model", _model(plan)),
-        ("weights", f"{description.weights(plan)}; the pyramid and the heads start from random"),
+        ("weights", _weights(plan)),
         *_learns(plan),
         ("data", _data(plan)),
         ("classes", _classes(plan)),
@@ -62,6 +62,13 @@ def _model(plan: DetectionPlan) -> str:
         f"channels, heads of {settings.depth} convolutions; {plan.parameters / 1e6:,.1f} million "
         f"weights, {operations / 1e9:,.1f} G multiply-adds per image forward"
     )
+
+
+def _weights(plan: DetectionPlan) -> str:
+    row = description.weights(plan)
+    if plan.start.checkpoints or plan.checkpoint is None:
+        return row
+    return f"{row}; random in the pyramid and the heads, by seed {plan.settings.seed}"
 
 
 def _learns(plan: DetectionPlan) -> list[tuple[str, str]]:
