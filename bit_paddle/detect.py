@@ -85,20 +85,15 @@ def _evaluate(arguments: Sequence[str]) -> int:
     images = read_boxes(flags.boxes, flags.images, model.classes, flags.on_bad_box)
     for note in images.notes:
         print(f"note: {note}", file=sys.stderr)
-    measured = model.measure(
-        images,
-        side=flags.side,
-        scales=flags.scales,
-        flip=flags.flip,
-        suppression=flags.suppression,
-        batch=flags.batch,
-        workers=flags.workers,
-    )
+    how = {name: getattr(flags, name) for name in ("side", "scales", "flip", "suppression")}
+    how["side"] = how["side"] or model.detector.side
+    measured = model.measure(images, **how, batch=flags.batch, workers=flags.workers)
     print(f"{flags.model} on {flags.boxes}: {measured.scores}", flush=True)
     name = f"{runs_folder.model_name(Path(flags.model))}-{Path(flags.boxes).stem}"
-    folder = files.create_folder("bit_logs", f"evaluate-{name}", "metrics.json")
-    folder = Path(flags.output or folder)
-    box_results.write_results(measured, folder, {"model": flags.model, "boxes": flags.boxes})
+    default = f"evaluate-{name}"
+    folder = Path(flags.output or files.create_folder("bit_logs", default, "metrics.json"))
+    facts = {"model": flags.model, "boxes": flags.boxes, **how}
+    box_results.write_results(measured, folder, facts)
     print(f"results are in {folder}")
     return 0
 
@@ -128,7 +123,7 @@ def _predict(arguments: Sequence[str]) -> int:
 def _results(
     flags: argparse.Namespace, images: ReadableImages, names: Sequence[str]
 ) -> Iterator[dict]:
-    """Yield the objects in each readable image, and draw them into --pictures."""
+    """Yield the objects in each readable image in order, and draw them into --pictures."""
     model = detecting.open_detector(flags.model, flags.device, flags.amp)
     looks = Looks(flags.side or model.detector.side, flags.scales, flags.flip)
     stream = detecting.detections_of(
@@ -142,15 +137,15 @@ def _results(
         workers=flags.workers,
     )
     with progress.progress_bar(desc="images", unit="img", total=len(images)) as bar:
-        for index, found in stream:
+        for index, found in objects.in_order(stream):
             bar.update()
             if index in images.broken:
                 continue
             if flags.pictures:
-                marks = pictures.found_marks(found, model.classes, least_score=flags.least_score)
+                marks = pictures.found_marks(found, model.classes, None, flags.least_score)
                 drawn = pictures.marked(images.image(index), marks)
                 place = Path(flags.pictures, f"{index + 1:04}-{Path(names[index]).stem}.png")
-                files.write(place, lambda stream, drawn=drawn: drawn.save(stream, format="PNG"))
+                files.write(place, partial(drawn.save, format="PNG"))
             yield objects.result_of(names[index], found, model.classes)
 
 
