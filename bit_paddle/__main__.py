@@ -19,6 +19,7 @@ COMMANDS = {
     "probe": "judge a model's features on images, in minutes",
     "evaluate": "measure a model on the images of a data set",
     "predict": "classify images, or write their features",
+    "detect": "train, measure and run a detector: objects with boxes",
     "report": "write a page about runs: curves, accuracy, mistakes",
     "export": "write a model for ONNX, Paddle Inference, timm, Hugging Face",
     "catalog": "list the published models",
@@ -123,10 +124,19 @@ def completion(shell: str) -> str:
         parser = commands.add_parser(
             name, help=about, parents=parents, add_help=False, conflict_handler="resolve"
         )
-        for action in parser._actions:
-            _complete(action, shtab)
+        _complete_all(parser, shtab)
     models = " ".join([*published.CATALOG, *published.ALIASES])
     return shtab.complete(whole, shell, preamble={shell: _PREAMBLE[shell].format(models=models)})
+
+
+def _complete_all(parser: argparse.ArgumentParser, shtab: Any) -> None:
+    """Set the completion of the flags of a command, and of its own commands."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in action.choices.values():
+                _complete_all(inner, shtab)
+        else:
+            _complete(action, shtab)
 
 
 def _complete(action: argparse.Action, shtab: Any) -> None:

@@ -22,7 +22,6 @@ from bit_paddle.config.types import file_path, whole
 from bit_paddle.runs import history
 from bit_paddle.runs.history import RunHistory
 from bit_paddle.system import files
-
 from bit_paddle.visual.html import Pictures
 from bit_paddle.visual.page import page
 

@@ -269,12 +269,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="side in pixels to which images are resized (default: that of the checkpoint)",
     )
+    add_machine_flags(parser, 32)
+
+
+def add_machine_flags(parser: argparse.ArgumentParser, batch: int) -> None:
+    """Add the flags on the machine; ``batch`` is the default of --batch."""
     parser.add_argument(
         "--batch",
         type=argtypes.whole(1),
-        default=32,
+        default=batch,
         metavar="N",
-        help="batch size: images per forward pass (default: 32)",
+        help=f"batch size: images per forward pass (default: {batch})",
     )
     parser.add_argument(
         "--workers",

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from bit_paddle.data.boxes.annotations import BoxedImages
 from bit_paddle.data.boxes.looks import Looks, Openable, evaluation_views
 from bit_paddle.data.boxes.views import View
+from bit_paddle.data.images import FileImages
 from bit_paddle.errors import ConfigError, did_you_mean
+from bit_paddle.inference import average_precision, inputs, paddle_inference
+from bit_paddle.inference.average_precision import Scores
+from bit_paddle.models import published
 from bit_paddle.models.detection import detections
+from bit_paddle.models.detection.configuration import Detector
 from bit_paddle.models.detection.detections import Detections
+from bit_paddle.system import progress
 
 if TYPE_CHECKING:
     from bit_paddle.models.stages import WithBackbone
@@ -193,3 +204,30 @@ class DetectorModel:
                 found[index] = one
                 bar.update()
         return [found[index] for index in range(len(images))]
+
+
+def open_detector(
+    model: str | os.PathLike, device: str = "auto", amp: str = "off"
+) -> DetectorModel:
+    """Return the detector of a run's folder, or of a file of weights that training wrote.
+
+    Errors: `MissingFileError`, `CheckpointError` (not a detector), `ConfigError` (this machine does
+    not have the ``device``, or does not support ``amp``).
+    """
+    path = published.resolve(os.fspath(model))
+    if not isinstance(path, Path):
+        raise ConfigError(
+            f"{model}: is a backbone without a detector; give the folder of a run of "
+            "bit_paddle detect train, or its model.npz"
+        )
+    paddle_inference.hush()
+    from bit_paddle.models.detection import weights
+    from bit_paddle.models.native import build
+    from bit_paddle.system.device import amp_for, select_device
+
+    network, detector = weights.load_detector(path)
+    device = select_device(device)
+    network.amp = amp_for(device, amp)
+    network.compute_with(build.choose(device, network.amp, partial(print, file=sys.stderr))[0])
+    network.eval()
+    return DetectorModel(network, detector)

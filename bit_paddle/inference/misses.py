@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bit_paddle.data.boxes import parts
 from bit_paddle.data.boxes.annotations import BoxedImages
 from bit_paddle.inference.average_precision import MISSED, Outcome
 from bit_paddle.inference.detecting import Measured, open_detector
@@ -50,6 +49,8 @@ def analyze(run: RunHistory, model: Path, count: int) -> Analysis:
 
     Errors: those of `parts.open_parts`, `open_detector` and `DetectorModel.measure`.
     """
+    from bit_paddle.data.boxes import parts
+
     settings = run.settings
     images = parts.open_parts(**settings.data_options).val
     detector = open_detector(model, settings.device)
@@ -119,4 +120,4 @@ def _reason(images: BoxedImages, image: int, box: np.ndarray, label: int) -> str
         return f"is {images.classes[labels[others.argmax()]]}"
     if own.max(initial=0) >= NEAR:
         return f"overlap of {own.max():.2f} only"
-    return "there is none"
+    return "nothing there"

@@ -101,7 +101,8 @@ def marked(image: Image.Image, marks: Iterable[Mark], longest: int | None = None
     for (x1, y1, _, _), text, color in labels:  # above all lines
         wide, high = round(font.getlength(text)) + 4, letters + 4
         left = max(0, min(x1, picture.width - wide))
-        top = y1 - high if y1 >= high else min(y1, picture.height - high)
+        top = y1 - high if y1 >= high else max(0, y1)
+        top = min(top, picture.height - high)
         draw.rectangle((left, top, left + wide, top + high), fill=color, outline="black")
         draw.text((left + 2, top + 1), text, fill="black", font=font)
     return picture

@@ -65,8 +65,8 @@ def confusion(analysis: Analysis) -> str:
         return (
             f'<figure><img style="width:100%;max-width:{side}px;border:1px solid var(--line)" '
             f'alt="confusion matrix" src="{html.data_address(picture)}"><figcaption>'
-            f"{len(counts)} classes in their order. One row per class, one column per prediction. A "
-            "stronger colour means more images.</figcaption></figure>"
+            f"{len(counts)} classes in their order. One row per class, one column per prediction. "
+            "A stronger colour means more images.</figcaption></figure>"
         )
     tag = "span" if max(map(len, classes)) > 3 else "b"  # long names are rotated
     head = "".join(f"<th><{tag}>{escape(name)}</{tag}></th>" for name in classes)

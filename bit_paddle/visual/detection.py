@@ -20,9 +20,15 @@ SCORE = ("AP", "ap")  # the title and the key of the metric that chooses the bes
 
 METRICS = {"AP50": "ap50", "AP75": "ap75"}
 
-TILE = 240  # pixels of a mistake
+TILE = 320  # pixels of a mistake
 
 WHOLE = 560  # pixels of the longer side of a whole image
+
+TILES = {  # names of the pictures: title, and style of the page
+    "wrong": ("Wrong detections with the highest scores", "tiles"),
+    "missed": ("Missed boxes", "tiles"),
+    "images": ("Validation images", "grid"),
+}
 
 LEGEND = (
     f"Solid lines are detections, with their class and score; {boxes.WRONG} marks wrong ones. "
@@ -42,32 +48,32 @@ def sections(analysis: Analysis, suffix: str, pictures: Pictures) -> Iterator[st
         f'<div class="grid"><figure>{figures.to_svg(curves)}<figcaption>precision by recall at an '
         "overlap of 0.5; the numbers are AP50</figcaption></figure></div>"
     )
-    for title, name, kind in (
-        ("Wrong detections with the highest scores", "wrong", "tiles"),
-        ("Missed boxes", "missed", "tiles"),
-        ("Validation images", "images", "grid"),
-    ):
+    for name, (title, kind) in TILES.items():
         yield f"<h3>{title}</h3>"
         tiles = list(tiles_of(analysis, name))
         if not tiles:
             yield '<p class="note">None.</p>'
             continue
         pictures[f"{name}{suffix}"] = partial(write_sheet, tiles)
-        shown = (html.tile([picture], *text) for picture, text in tiles)
+        shown = (html.tile([picture], *text, photo=True) for picture, text in tiles)
         yield f'<div class="{kind}">{"".join(shown)}</div>'
     yield f'<p class="note">{escape(LEGEND)}</p>'
 
 
 def class_table(found: Measured) -> str:
     """Return AP and AP50 of each class, and the number of its boxes without crowds, as HTML."""
-    every = zip(found.images.labels, found.images.crowd)
-    labels = np.concatenate([labels[~crowd] for labels, crowd in every])
-    counts = np.bincount(labels, minlength=len(found.images.classes))
     rows = ["<tr><th>class</th><th>boxes</th><th>AP</th><th>AP50</th></tr>"]
-    for (name, values), count in zip(found.scores.per_class.items(), counts):
+    for (name, values), count in zip(found.scores.per_class.items(), box_counts(found)):
         cells = "".join(f"<td>{value:.2%}</td>" if count else "<td></td>" for value in values)
         rows.append(f"<tr><th>{escape(name)}</th><td>{count:,}</td>{cells}</tr>")
     return f"<table>{''.join(rows)}</table>"
+
+
+def box_counts(found: Measured) -> np.ndarray:
+    """Return the number of true boxes of each class, without crowds, int64 [K]."""
+    every = zip(found.images.labels, found.images.crowd)
+    labels = np.concatenate([labels[~crowd] for labels, crowd in every])
+    return np.bincount(labels, minlength=len(found.images.classes))
 
 
 # --- Pictures -----------------------------------------------------------------------------------

@@ -44,6 +44,7 @@ p, figcaption, .note { color: var(--soft); }
 figure { margin: 0; min-width: 0; }
 figure svg { width: 100%; height: auto; color: var(--ink); }
 .tiles div { display: flex; gap: 3px; }
+.grid div > img { max-width: 100%; }
 .tiles img { flex: 1; min-width: 0; aspect-ratio: 1; border-radius: 3px; }
 figcaption { font-size: .8rem; overflow-wrap: anywhere; }
 figcaption b { color: var(--ink); }

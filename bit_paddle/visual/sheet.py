@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, BinaryIO
@@ -163,11 +164,16 @@ def font(size: int = 10) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(_font_file(), size)
 
 
-def drawable(text: str) -> str:
-    """Return ``text`` with a question mark for each letter that is not in `font`."""
+@functools.cache
+def _letters() -> Mapping[int, int]:
     from matplotlib.ft2font import FT2Font
 
-    letters = FT2Font(_font_file()).get_charmap()
+    return FT2Font(_font_file()).get_charmap()
+
+
+def drawable(text: str) -> str:
+    """Return ``text`` with a question mark for each letter that is not in `font`."""
+    letters = _letters()
     return "".join(letter if ord(letter) in letters else "?" for letter in text)
 
 

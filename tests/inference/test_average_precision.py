@@ -4,42 +4,15 @@ import contextlib
 import io
 import json
 import math
-from pathlib import Path
+import sys
 
 import numpy as np
 import pytest
+from helpers.detections import NOTHING, found_of, images_of
 
-from bit_paddle.data.boxes.annotations import BoxedImages
 from bit_paddle.errors import ConfigError
 from bit_paddle.inference import average_precision as ap
 from bit_paddle.models.detection.boxes import iou
-from bit_paddle.models.detection.detections import Detections
-
-NOTHING = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
-
-
-def images_of(boxes, labels, crowd=None, classes=3, ids=None, category_ids=None):
-    """Images of 640 x 480 with such lists of boxes."""
-    number = len(boxes)
-    return BoxedImages(
-        Path("."),
-        [f"{k}.png" for k in range(number)],
-        np.full((number, 2), (480, 640)),
-        [np.array(each, np.float32).reshape(-1, 4) for each in boxes],
-        [np.array(each, np.int64) for each in labels],
-        [np.array(each, bool) for each in crowd or [[False] * len(each) for each in labels]],
-        [f"class {k}" for k in range(classes)],
-        ids or list(range(number)),
-        category_ids or list(range(1, classes + 1)),
-    )
-
-
-def found_of(boxes, scores, classes):
-    return Detections(
-        np.array(boxes, np.float32).reshape(-1, 4),
-        np.array(scores, np.float32),
-        np.array(classes, np.int64),
-    )
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +142,6 @@ def test_results_without_a_number_of_the_class():
 
 
 def test_missing_package(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "pycocotools.cocoeval", None)
+    monkeypatch.setitem(sys.modules, "pycocotools.cocoeval", None)
     with pytest.raises(ConfigError, match=r"pycocotools.*\[detect\]"):
         ap.scores_of(images_of([[]], [[]]), [NOTHING])

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import numpy as np
+import paddle
 import pytest
 from helpers.squares import make_squares
 from PIL import Image
@@ -12,8 +13,13 @@ from bit_paddle.config.detection_settings import DetectionSettings
 from bit_paddle.data.boxes import parts
 from bit_paddle.data.boxes.views import common_sides
 from bit_paddle.errors import DataError
+from bit_paddle.models.architecture import Architecture
+from bit_paddle.models.detection import configuration, cost
 from bit_paddle.models.detection.anchors import SHAPES, anchors_of
 from bit_paddle.models.detection.boxes import iou
+from bit_paddle.models.detection.configuration import Detector
+from bit_paddle.models.detection.losses import losses
+from bit_paddle.models.resnetv2 import ResNetV2
 from bit_paddle.training.detection.plan import make_plan
 from bit_paddle.training.detection.reach import reach_of
 
@@ -141,3 +147,36 @@ def test_estimated_split(squares):
     assert smaller < image and plan_of(squares, side=256).activations(False) > 3 * image
     assert plan.activation_memory(1 << 30, False, 1) < 1 << 30
     assert plan.activation_memory(0, False, 1) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recompute", ["off", "unit"])
+def test_activations_are_about_what_paddle_asks_for(recompute):
+    """By Paddle's own count of a CPU's memory, between two sizes of micro-batch."""
+    core = paddle.base.core
+    if not hasattr(core, "host_memory_stat_reset_peak_value"):
+        pytest.skip("this Paddle cannot count anew")
+    architecture, sides = Architecture((1, 1, 1, 1), 0.5), (128, 256)
+    backbone = ResNetV2(architecture, 0)
+    backbone.reset_parameters()
+    detector = Detector(("a", "b"), (1, 2), channels=64, depth=2)
+    model = configuration.network(detector, backbone)
+    model.recompute = recompute
+    anchors = anchors_of(*sides, detector.shapes)
+    peaks = []
+    for images in (1, 5):
+        classes = np.full((images, len(anchors)), -1)
+        classes[:, ::100] = 0
+        targets = [classes, np.ones((images, *anchors.shape), "f4"), anchors]
+        model.clear_gradients()
+        with model.standardized_once():
+            for _ in range(2):  # gradients of kernels are there in the second
+                before = core.host_memory_stat_current_value("Allocated", 0)
+                core.host_memory_stat_reset_peak_value("Allocated", 0)
+                found = model(paddle.zeros([images, 3, *sides]))
+                sum(losses(*found, *map(paddle.to_tensor, targets), 1.0)).backward()
+                del found
+        peaks.append(core.host_memory_stat_peak_value("Allocated", 0) - before)
+    measured = (peaks[1] - peaks[0]) / 4
+    estimate = cost.activations(architecture, sides, 2, 64, 2, recompute)
+    assert 0.95 * measured < estimate < (1.2 if recompute == "off" else 1.4) * measured

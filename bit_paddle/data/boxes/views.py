@@ -94,15 +94,18 @@ def jittered(
     scales: tuple[float, float],
     flip: bool,
     random: np.random.Generator,
+    longest: int | None = None,
 ) -> View:
     """Return a random view of ``sides`` of an image of ``original`` (height, width).
 
-    The image is as large as just fits, times a factor drawn uniformly between ``scales``. What is
+    The longer side of the image is ``longest`` pixels (None: as large as just fits), times a factor
+    drawn uniformly between ``scales``. What is
     then too large is cropped at a random place. With ``flip`` every second view is mirrored. This
     is the augmentation of the code that the paper names, with scales (1, 1) by default.
     """
     factor, down, right, coin = random.uniform(size=4)
-    scaled = _scaled(original, sides, scales[0] + factor * (scales[1] - scales[0]))
+    square = sides if longest is None else (longest, longest)
+    scaled = _scaled(original, square, scales[0] + factor * (scales[1] - scales[0]))
     top, left = (
         int(share * (max(0, size - side) + 1))
         for share, size, side in zip((down, right), scaled, sides)

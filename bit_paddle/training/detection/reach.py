@@ -68,7 +68,7 @@ def reach_of(
     """Return the reach of anchors of ``shapes`` for the ``boxes`` of each image.
 
     ``originals`` [N, 2] are the images' heights and widths, and ``side`` is the longer side that
-    they shall have (`views.common_sides`).
+    they have in the view.
     """
     counts = [len(one) for one in boxes]
     every = np.concatenate(list(boxes)).astype(np.float64)
@@ -79,7 +79,7 @@ def reach_of(
     def missed(side: int, shapes: AnchorShapes) -> tuple[np.ndarray, np.ndarray]:
         """Return all boxes in pixels of the view, and those of them that are not reached."""
         view = common_sides(originals, side)
-        scaled = every * (view / of_image).min(axis=1)[:, None]
+        scaled = every * (side / of_image.max(axis=1))[:, None]
         return scaled, scaled[anchors.reach(scaled, *view, shapes) < LEAST]
 
     scaled, now = missed(side, shapes)

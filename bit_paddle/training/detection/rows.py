@@ -118,13 +118,13 @@ def _boxes(plan: DetectionPlan) -> str:
 def _views(plan: DetectionPlan) -> str:
     height, width = plan.sides
     low, high = plan.scales
-    row = f"training: {height} x {width} pixels, an image as large as fits"
+    row = f"training: {height} x {width} pixels, the longer side of an image {plan.settings.side}"
     if (low, high) != (1.0, 1.0):
         row += f", times {low:g} to {high:g}, then cropped or padded"
     row += ", random flip" if plan.flip else ""
     return (
-        f"{row}; validation: whole images of {plan.settings.side} pixels or little more, in the "
-        "least view of their own; views are padded to multiples of 128; x / 127.5 - 1"
+        f"{row}; validation: images of the same size, each in a view of its own shape; views are "
+        "padded to multiples of 128; x / 127.5 - 1"
     )
 
 
