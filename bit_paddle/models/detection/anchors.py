@@ -7,7 +7,7 @@ the paper of RetinaNet (arXiv 1708.02002).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -53,6 +53,17 @@ SHAPES = {
 }
 
 
+PROPOSAL_LEVELS = range(2, 7)  # of Faster R-CNN's pyramid, P2 to P6
+
+
+def for_proposals(shapes: AnchorShapes = SHAPES["detectron"]) -> AnchorShapes:
+    """Return the anchors of Faster R-CNN's proposal network, in one scale.
+
+    Its smallest square anchor is that of ``shapes`` in pixels: the finest stride is half as large.
+    """
+    return replace(shapes, base=2 * shapes.base, scales=(1.0,), levels=PROPOSAL_LEVELS)
+
+
 @dataclass(frozen=True)
 class Matching:
     """Overlaps (IoU) at which an anchor must find a box.
@@ -72,6 +83,8 @@ MATCHINGS = {
     "tpu": Matching(0.5, 0.5, best_takes_box=True),
     "detectron": Matching(0.5, 0.4, best_takes_box=False),
 }
+
+PROPOSAL_MATCHING = Matching(0.7, 0.3, best_takes_box=False)  # of Faster R-CNN, by both recipes
 
 
 class Targets(NamedTuple):
