@@ -7,40 +7,42 @@ the paper of RetinaNet (arXiv 1708.02002).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from bit_paddle.models.detection.boxes import encode, iou
 
-LEVELS = range(3, 8)  # of the pyramid, P3 to P7; the stride of level l is 2^l
+LEVELS = range(3, 8)  # of RetinaNet's pyramid, P3 to P7; the stride of level l is 2^l
 
-SCALES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))  # of the anchors at one place
+SCALES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))  # of RetinaNet's anchors at one place
 
 NEGATIVE, IGNORED = -1, -2  # anchors that must find nothing, and that have no loss
 
 
 @dataclass(frozen=True)
 class AnchorShapes:
-    """The anchors at each place of a level: every aspect in every one of `SCALES`.
+    """The anchors at each place of the ``levels``: every aspect in every one of the ``scales``.
 
     ``aspects`` are factors of width and height. The first place of a level has its centre at
-    ``offset`` strides. ``base`` is the side of the smallest square anchor in strides.
+    ``offset`` strides. ``base`` is the side of the square anchor of scale 1 in strides.
     """
 
     aspects: tuple[tuple[float, float], ...]
     offset: float
     base: float = 4.0
+    scales: tuple[float, ...] = SCALES
+    levels: range = LEVELS
 
     @property
     def per_place(self) -> int:
         """The number of anchors at one place."""
-        return len(SCALES) * len(self.aspects)
+        return len(self.scales) * len(self.aspects)
 
     def sides(self) -> np.ndarray:
-        """Return the (width, height) of the anchors at one place in strides, [9, 2]."""
-        factors = [[scale * x, scale * y] for scale in SCALES for x, y in self.aspects]
+        """Return the (width, height) of the anchors at one place in strides."""
+        factors = [[scale * x, scale * y] for scale in self.scales for x, y in self.aspects]
         return self.base * np.array(factors)
 
 
@@ -49,6 +51,17 @@ SHAPES = {
     "tpu": AnchorShapes(((1.0, 1.0), (1.4, 0.7), (0.7, 1.4)), offset=0.5),
     "detectron": AnchorShapes(((2**0.5, 0.5**0.5), (1.0, 1.0), (0.5**0.5, 2**0.5)), offset=0.0),
 }
+
+
+PROPOSAL_LEVELS = range(2, 7)  # of Faster R-CNN's pyramid, P2 to P6
+
+
+def for_proposals(shapes: AnchorShapes = SHAPES["detectron"]) -> AnchorShapes:
+    """Return the anchors of Faster R-CNN's proposal network, in one scale.
+
+    Its smallest square anchor is that of ``shapes`` in pixels: the finest stride is half as large.
+    """
+    return replace(shapes, base=2 * shapes.base, scales=(1.0,), levels=PROPOSAL_LEVELS)
 
 
 @dataclass(frozen=True)
@@ -71,6 +84,8 @@ MATCHINGS = {
     "detectron": Matching(0.5, 0.4, best_takes_box=False),
 }
 
+PROPOSAL_MATCHING = Matching(0.7, 0.3, best_takes_box=False)  # of Faster R-CNN, by both recipes
+
 
 class Targets(NamedTuple):
     """The aims of A anchors: classes int64 [A], `NEGATIVE` or `IGNORED`; box codes [A, 4].
@@ -82,9 +97,9 @@ class Targets(NamedTuple):
     codes: np.ndarray
 
 
-def map_sides(height: int, width: int) -> list[tuple[int, int]]:
+def map_sides(height: int, width: int, levels: range = LEVELS) -> list[tuple[int, int]]:
     """Return the (height, width) of each level's map, for an image of these sides in pixels."""
-    return [(-(-height // 2**level), -(-width // 2**level)) for level in LEVELS]
+    return [(-(-height // 2**level), -(-width // 2**level)) for level in levels]
 
 
 def anchors_of(
@@ -95,10 +110,10 @@ def anchors_of(
     The order is that of the heads' outputs: level, row, column, scale, aspect.
     """
     levels = []
-    for level, (rows, columns) in zip(LEVELS, map_sides(height, width)):
+    for level, (rows, columns) in zip(shapes.levels, map_sides(height, width, shapes.levels)):
         y, x = np.mgrid[:rows, :columns] + shapes.offset
         centres = np.stack([x, y], axis=-1)[:, :, None] * 2**level  # [rows, columns, 1, 2]
-        halves = shapes.sides() * (2**level / 2)  # [9, 2]
+        halves = shapes.sides() * (2**level / 2)  # [per place, 2]
         levels.append(np.concatenate([centres - halves, centres + halves], axis=-1).reshape(-1, 4))
     return np.concatenate(levels).astype(dtype)
 
@@ -111,7 +126,7 @@ def reach(boxes: np.ndarray, height: int, width: int, shapes: AnchorShapes) -> n
     """
     best = np.zeros(len(boxes))
     centres, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
-    for level, (rows, columns) in zip(LEVELS, map_sides(height, width)):
+    for level, (rows, columns) in zip(shapes.levels, map_sides(height, width, shapes.levels)):
         places = np.rint(centres / 2**level - shapes.offset).clip(0, [columns - 1, rows - 1])
         apart = np.abs(centres - (places + shapes.offset) * 2**level)
         for anchor in shapes.sides() * 2**level:

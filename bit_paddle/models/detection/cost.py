@@ -12,6 +12,8 @@ CHANNELS, DEPTH = 256, 4  # of the pyramid's maps; convolutions of a tower
 
 PER_PLACE = 9  # anchors
 
+HIDDEN = 1024  # units of each of the two layers of Faster R-CNN's box head
+
 
 def multiply_adds(
     architecture: Architecture,

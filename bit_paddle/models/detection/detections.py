@@ -45,22 +45,30 @@ def candidates(
     height: float,
     width: float,
     most: int = CANDIDATES,
+    softmax: bool = False,
 ) -> Detections:
     """Return the ``most`` likely (anchor, class) pairs of one image, the likeliest first.
 
-    ``logits`` are [A, K], ``codes`` and ``anchors`` [A, 4]. Boxes are cut to an image of ``height``
-    x ``width`` pixels; those without area there, such as boxes in the padding, are left out.
+    ``logits`` are [A, K], ``anchors`` [A, 4], and ``codes`` [A, 4], or [A, K, 4] if each class has
+    its own. The probabilities are the sigmoids of the logits; or, with ``softmax`` over [A, K + 1]
+    logits, of which the last is that of no object. Boxes are cut to an image of ``height`` x
+    ``width`` pixels; those without area there, such as boxes in the padding, are left out.
     """
     import paddle
     import paddle.nn.functional as F
 
+    logits = F.log_softmax(logits)[:, :-1] if softmax else logits
     flat = logits.flatten()
     best, places = paddle.topk(flat, min(most, flat.size))
     rows = places // logits.shape[1]
-    boxes = decode(paddle.gather(codes, rows), paddle.gather(anchors, rows)).numpy()
+    of_pairs = places if codes.ndim == 3 else rows
+    boxes = decode(
+        paddle.gather(codes.reshape([-1, 4]), of_pairs), paddle.gather(anchors, rows)
+    ).numpy()
     boxes = boxes.clip(0, np.array([width, height, width, height], boxes.dtype))
     classes = (places % logits.shape[1]).numpy()
-    every = Detections(boxes, F.sigmoid(best).numpy(), classes)
+    scores = paddle.exp(best) if softmax else F.sigmoid(best)
+    every = Detections(boxes, scores.numpy(), classes)
     return every.chosen(np.flatnonzero(areas(boxes) > 0))
 
 

@@ -8,13 +8,12 @@ each level are its own.
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Sequence
 
-import numpy as np
 import paddle
 from paddle import Tensor, nn
 
+from bit_paddle.models.detection import heads
 from bit_paddle.models.detection.anchors import LEVELS, SHAPES, AnchorShapes, anchors_of
 from bit_paddle.models.detection.cost import CHANNELS, DEPTH
 from bit_paddle.models.detection.detections import Detections, candidates
@@ -97,28 +96,7 @@ class RetinaNet(WithBackbone):
 
     def reset_heads(self, seed: int = 0) -> None:
         """Set random weights everywhere but in the backbone."""
-        for path, layer in self.named_sublayers():
-            if path.startswith("backbone"):
-                continue
-            if isinstance(layer, (StdConv2D, BiasedConv2D)):
-                random = np.random.default_rng([seed, zlib.crc32(path.encode())])
-                _set(layer.weight, _kernel(path, layer.weight.shape, random))
-            if isinstance(layer, BiasedConv2D):
-                prior = -math.log((1 - PRIOR) / PRIOR) if path == "class_tower.predict" else 0.0
-                _set(layer.bias, np.full(layer.bias.shape, prior))
-            if isinstance(layer, nn.GroupNorm):
-                _set(layer.weight, np.ones(layer.weight.shape))
-                _set(layer.bias, np.zeros(layer.bias.shape))
+        prior = -math.log((1 - PRIOR) / PRIOR)
+        deviations = {"class_tower.predict": 0.01, "box_tower.predict": 0.01}
+        heads.reset(self, seed, deviations, {"class_tower.predict": prior})
         self._fold()
-
-
-def _kernel(path: str, shape: Sequence[int], random: np.random.Generator) -> np.ndarray:
-    """Return the initial kernel: of a predictor N(0, 0.01), else Glorot's uniform distribution."""
-    if path.endswith("predict"):
-        return random.normal(0, 0.01, shape)
-    bound = math.sqrt(6 / (shape[2] * shape[3] * (shape[0] + shape[1])))
-    return random.uniform(-bound, bound, shape)
-
-
-def _set(parameter: Tensor, values: np.ndarray) -> None:
-    parameter.set_value(values.astype(dtype_of(parameter)))
