@@ -8,6 +8,8 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
+from bit_paddle.config.detection_settings import DetectionSettings
+from bit_paddle.config.run_settings import fields_of
 from bit_paddle.config.settings import AUTO, data_options
 from bit_paddle.errors import BitPaddleError
 from bit_paddle.models import published
@@ -87,6 +89,14 @@ def of_detection(values: dict[str, Any], unclear: set[str], opened: bool = True)
     if values["val_fraction"] is not None and values["val_boxes"] is not None:
         faults.append("--val_fraction and --val_boxes: both choose validation images; give one")
     faults += [*_model_faults(values), *_split_faults(values, unclear), *_length_faults(values)]
+    for name, only in (
+        ("regions", "faster_rcnn"),
+        ("box_loss", "retinanet"),
+        ("depth", "retinanet"),
+    ):
+        usual = fields_of(DetectionSettings)[name].default
+        if values[name] != usual and values["detector"] != only and "detector" not in unclear:
+            faults.append(f"--{name}: is for --detector {only} only")
     if values["channels"] % GROUPS:
         faults.append(
             f"--channels: is {values['channels']}, expected a multiple of {GROUPS}, the number of "

@@ -9,12 +9,13 @@ from typing import NamedTuple
 
 from bit_paddle.config.detection_settings import DetectionSettings
 from bit_paddle.data.boxes.views import fitting_sides
-from bit_paddle.models.architecture import Architecture
-from bit_paddle.models.detection import cost
+from bit_paddle.models.detection.configuration import Detector
+from bit_paddle.models.detection.cost import training_memory
 from bit_paddle.runs.folder import Start
 from bit_paddle.training import initialization
 from bit_paddle.training.description import aligned
-from bit_paddle.training.detection.plan import make_plan
+from bit_paddle.training.detection.plan import detector_of, make_plan
+from bit_paddle.training.detection.rows import TITLES
 from bit_paddle.training.estimate import Demand, gpu_rows
 from bit_paddle.training.plan import schedule_of
 
@@ -23,7 +24,7 @@ class Sizes(NamedTuple):
     """The sizes of a detection's training data."""
 
     images: int
-    classes: int
+    detector: Detector
     sides: tuple[int, int]  # of a view: height, width
     origin: str  # source of these
 
@@ -31,14 +32,14 @@ class Sizes(NamedTuple):
 def opened_sizes(settings: DetectionSettings) -> Sizes:
     """Return the sizes of the data of ``settings``. Errors: those of `make_plan`."""
     plan = make_plan(replace(settings, name=None), fetch=False)
-    train = plan.data.train
-    return Sizes(len(train), len(train.classes), plan.sides, settings.boxes)
+    return Sizes(len(plan.data.train), plan.detector, plan.sides, settings.boxes)
 
 
 def known_sizes(settings: DetectionSettings, images: int, classes: int) -> Sizes:
     """Return the sizes for so many images of every shape, whose views are square."""
     sides = fitting_sides((settings.side, settings.side), settings.side)
-    return Sizes(images, classes, sides, "not opened")
+    numbers = range(1, classes + 1)
+    return Sizes(images, detector_of(settings, [*map(str, numbers)], numbers), sides, "not opened")
 
 
 def describe(
@@ -53,26 +54,27 @@ def describe(
     ``images_per_second`` is the training speed of one GPU. No checkpoint is downloaded.
     """
     architecture = initialization.find(settings, Start(Path()), fetch=False).architecture
-    heads = (sizes.classes, settings.channels, settings.depth)
-    p6_from_c5 = settings.recipe == "detectron"
-    parameters = cost.parameters(architecture, *heads, p6_from_c5)
+    detector = sizes.detector
+    parameters = detector.parameters(architecture)
     steps, (height, width) = schedule_of(settings, sizes.images).steps, sizes.sides
     total = steps * settings.batch
+    operations = detector.multiply_adds(architecture, round((height * width) ** 0.5)) / 1e9
     demand = Demand(
         partial(
-            cost.training_memory,
+            training_memory,
             architecture,
             parameters - architecture.parameters(),
             learn=settings.learn,
         ),
-        partial(cost.activations, architecture, sizes.sides, *heads, learn=settings.learn),
+        partial(detector.activations, architecture, sizes.sides, learn=settings.learn),
     )
     return aligned(
         [
-            ("model", f"RetinaNet on {architecture.name}: {parameters:,} parameters"),
+            ("model", f"{TITLES[detector.kind]} on {architecture.name}: {parameters:,} parameters"),
             (
                 "data",
-                f"{sizes.origin}: {sizes.images:,} training images, {sizes.classes:,} classes; "
+                f"{sizes.origin}: {sizes.images:,} training images, {len(detector.classes):,} "
+                f"classes; "
                 f"views of {height} x {width} pixels",
             ),
             (
@@ -80,16 +82,7 @@ def describe(
                 f"{steps:,} steps of {settings.batch} images: {total:,} images, "
                 f"{total / sizes.images:,.1f} epochs",
             ),
-            ("operations", _operations(architecture, sizes, heads, p6_from_c5)),
+            ("operations", f"{operations:,.1f} G multiply-adds per image forward"),
             *gpu_rows(settings, demand, steps, memory, gpus, images_per_second),
         ]
     )
-
-
-def _operations(
-    architecture: Architecture, sizes: Sizes, heads: tuple[int, int, int], p6_from_c5: bool
-) -> str:
-    height, width = sizes.sides
-    side = round((height * width) ** 0.5)
-    operations = cost.multiply_adds(architecture, side, *heads, p6_from_c5) / 1e9
-    return f"{operations:,.1f} G multiply-adds per image forward, in convolutions"
