@@ -7,13 +7,26 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from bit_paddle.errors import CheckpointError
-from bit_paddle.models.architecture import GROUPS
-from bit_paddle.models.detection.anchors import MATCHINGS, SHAPES, AnchorShapes, Matching
+from bit_paddle.models.architecture import GROUPS, Architecture
+from bit_paddle.models.detection import cost
+from bit_paddle.models.detection.anchors import (
+    MATCHINGS,
+    PROPOSAL_MATCHING,
+    SHAPES,
+    AnchorShapes,
+    Matching,
+    for_proposals,
+)
 from bit_paddle.models.detection.cost import CHANNELS, DEPTH
 
 if TYPE_CHECKING:
+    from bit_paddle.models.detection.faster_rcnn import FasterRCNN
     from bit_paddle.models.detection.retinanet import RetinaNet
     from bit_paddle.models.resnetv2 import ResNetV2
+
+KINDS = ("retinanet", "faster_rcnn")
+
+METHODS = ("align", "pool")  # those of `regions`, which needs Paddle
 
 BOX_LOSSES = ("huber", "giou")  # the keys of `losses.BOX_LOSSES`, which needs Paddle
 
@@ -22,11 +35,12 @@ _LARGEST = 1 << 16  # of the numbers in a file: more is damage
 
 @dataclass(frozen=True)
 class Detector:
-    """A RetinaNet without its backbone.
+    """A detector without its backbone; ``kind`` is one of `KINDS`.
 
     ``category_ids`` are COCO's numbers of the classes, for files of results. ``recipe`` is a key of
-    `SHAPES` and `MATCHINGS`; ``base`` is the side of the smallest square anchor in strides.
-    ``side`` is the longer side in pixels of the images that it was trained on.
+    `SHAPES` and `MATCHINGS`; ``base`` is the side of the smallest square anchor in 8 pixels.
+    ``box_loss``, ``p6_from_c5`` and ``depth`` are RetinaNet's alone; ``regions``, one of `METHODS`,
+    is Faster R-CNN's. ``side`` is the longer side in pixels of the images that it was trained on.
     """
 
     classes: tuple[str, ...]
@@ -38,16 +52,50 @@ class Detector:
     channels: int = CHANNELS
     depth: int = DEPTH
     side: int = 1024
+    kind: str = "retinanet"
+    regions: str = "align"
 
     @property
     def shapes(self) -> AnchorShapes:
         """The shapes of the anchors."""
-        return replace(SHAPES[self.recipe], base=self.base)
+        shapes = replace(SHAPES[self.recipe], base=self.base)
+        return for_proposals(shapes) if self.kind == "faster_rcnn" else shapes
 
     @property
     def matching(self) -> Matching:
         """The overlaps at which an anchor must find a box."""
-        return MATCHINGS[self.recipe]
+        return PROPOSAL_MATCHING if self.kind == "faster_rcnn" else MATCHINGS[self.recipe]
+
+    def multiply_adds(self, architecture: Architecture, side: int) -> int:
+        """Return those of a forward pass for one image of ``side`` x ``side`` pixels."""
+        if self.kind == "faster_rcnn":
+            return cost.two_stage_multiply_adds(
+                architecture, side, len(self.classes), self.channels
+            )
+        return cost.multiply_adds(architecture, side, *self._heads())
+
+    def parameters(self, architecture: Architecture) -> int:
+        """Return the number of parameters, with those of the backbone."""
+        if self.kind == "faster_rcnn":
+            return cost.two_stage_parameters(architecture, len(self.classes), self.channels)
+        return cost.parameters(architecture, *self._heads())
+
+    def activations(
+        self,
+        architecture: Architecture,
+        sides: tuple[int, int],
+        recompute: str = "off",
+        half: bool = False,
+        learn: str = "all",
+    ) -> int:
+        """Return an estimate of the bytes of activations per image of ``sides`` (height, width)."""
+        size, options = (len(self.classes), self.channels), (recompute, half, learn)
+        if self.kind == "faster_rcnn":
+            return cost.two_stage_activations(architecture, sides, *size, *options)
+        return cost.activations(architecture, sides, *size, self.depth, *options)
+
+    def _heads(self) -> tuple[int, int, int, bool]:
+        return len(self.classes), self.channels, self.depth, self.p6_from_c5
 
     def notes(self) -> dict[str, Any]:
         """Return the detector as plain values, for `from_notes`."""
@@ -99,19 +147,24 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "channels": lambda value: _whole(value, GROUPS) and value % GROUPS == 0,
     "depth": lambda value: _whole(value, 0),
     "side": lambda value: _whole(value, 1),
+    "kind": lambda value: isinstance(value, str) and value in KINDS,
+    "regions": lambda value: isinstance(value, str) and value in METHODS,
 }
 
 
-def network(detector: Detector, backbone: ResNetV2, seed: int = 0) -> RetinaNet:
+def network(detector: Detector, backbone: ResNetV2, seed: int = 0) -> RetinaNet | FasterRCNN:
     """Return the network of ``detector`` on ``backbone``; its heads are random, by ``seed``."""
+    options = {"channels": detector.channels, "shapes": detector.shapes, "seed": seed}
+    if detector.kind == "faster_rcnn":
+        from bit_paddle.models.detection.faster_rcnn import FasterRCNN
+
+        return FasterRCNN(backbone, len(detector.classes), regions=detector.regions, **options)
     from bit_paddle.models.detection.retinanet import RetinaNet
 
     return RetinaNet(
         backbone,
         len(detector.classes),
-        channels=detector.channels,
         depth=detector.depth,
-        shapes=detector.shapes,
         p6_from_c5=detector.p6_from_c5,
-        seed=seed,
+        **options,
     )

@@ -17,9 +17,8 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from bit_paddle.models.detection.cost import HIDDEN
+from bit_paddle.models.detection.cost import HIDDEN, REGION_SIDE
 from bit_paddle.models.detection.pyramid import MAPS, BiasedConv2D
-from bit_paddle.models.detection.regions import SIDE
 from bit_paddle.models.layers import ZEROS, GroupNormReLU, StdConv2D
 from bit_paddle.models.native import plain
 from bit_paddle.models.network import dtype_of
@@ -56,7 +55,7 @@ class BoxHead(nn.Layer):
 
     def __init__(self, channels: int, classes: int):
         super().__init__()
-        sizes = [channels * SIDE**2, HIDDEN, HIDDEN]
+        sizes = [channels * REGION_SIDE**2, HIDDEN, HIDDEN]
         self.hidden = nn.LayerList([_linear(*pair) for pair in zip(sizes, sizes[1:])])
         self.classes = _linear(HIDDEN, classes + 1)
         self.codes = _linear(HIDDEN, 4 * classes)

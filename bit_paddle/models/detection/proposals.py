@@ -21,12 +21,13 @@ from bit_paddle.models.detection.anchors import (
     targets_of,
 )
 from bit_paddle.models.detection.boxes import areas
+from bit_paddle.models.detection.cost import REGIONS, TRAINING_REGIONS
 from bit_paddle.models.detection.detections import candidates, merged, nms
 
 if TYPE_CHECKING:
     from paddle import Tensor
 
-ANCHORS, PROPOSALS = 256, 512  # of an image that have a loss
+ANCHORS, PROPOSALS = 256, TRAINING_REGIONS  # of an image that have a loss
 
 POSITIVE_ANCHORS, POSITIVE_PROPOSALS = 0.5, 0.25  # at most this share of them holds an object
 
@@ -34,7 +35,7 @@ BEST_OF_LEVEL = {True: 2000, False: 1000}  # candidates of a level, in training 
 
 OVERLAP = 0.7  # at which the worse of two candidates of a level is suppressed
 
-MOST = 1000  # proposals of an image
+MOST = REGIONS  # proposals of an image
 
 # The true boxes are among the proposals, so each has a proposal that overlaps it by 1.
 MATCHING = Matching(0.5, 0.5, best_takes_box=False)

@@ -9,7 +9,7 @@ import paddle
 from paddle import Tensor
 from paddle.vision import ops
 
-SIDE = 7  # of the result
+from bit_paddle.models.detection.cost import REGION_SIDE
 
 SAMPLES = 2  # per side of a bin of RoI align, as in Detectron's Faster R-CNN on a pyramid
 
@@ -17,7 +17,11 @@ METHODS = ("align", "pool")
 
 
 def regions(
-    x: Tensor, boxes: Sequence[np.ndarray], stride: int, method: str = "align", side: int = SIDE
+    x: Tensor,
+    boxes: Sequence[np.ndarray],
+    stride: int,
+    method: str = "align",
+    side: int = REGION_SIDE,
 ) -> Tensor:
     """Return the content of ``boxes`` in the map ``x`` as [R, C, side, side], with gradients.
 
