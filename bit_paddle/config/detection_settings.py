@@ -99,8 +99,8 @@ class DetectorSettings:
     )
     box_loss: str = _how(
         one_of(*BOX_LOSSES),
-        "RetinaNet's loss of the boxes. huber: of their codes, weight 50, as the code that the paper names. "
-        "giou: 1 - GIoU, weight 1",
+        "RetinaNet's loss of the boxes. huber: of their codes, weight 50, as the code that the "
+        "paper names. giou: 1 - GIoU, weight 1",
         "huber",
     )
     regions: str = _how(

@@ -35,6 +35,21 @@ def test_a_plan_without_a_run(squares, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_plan_of_two_stages(squares, tmp_path, capsys):
+    words = [*TINY[:-2], "--boxes", squares / "boxes.json", "--logdir", tmp_path, "--dry-run"]
+    words += ["--detector", "faster_rcnn", "--regions", "pool", "--learn", "head"]
+    words[words.index("--from_scratch")] = "--no-from_scratch"
+    words[words.index("R14x0.5")] = "BiT-Mini"
+    assert detect.main(["train", *map(str, words)]) == 0
+    plan = capsys.readouterr().out
+    for text in (
+        "Faster R-CNN on R26x0.5: pyramid of 32 channels, RoI pool",
+        "million weights; root_block, block1, block2, block3, block4, norm of the backbone",
+        "3 at each place, sides of 32 to 512 pixels",
+    ):
+        assert text in plan, text
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
