@@ -1,7 +1,16 @@
 """The command of detection, as users run it."""
 
+import json
+import subprocess
+import sys
+
+import numpy as np
 import pytest
+from helpers.commands import run_here, wait_until
+from helpers.places import ROOT
+from helpers.runs import assert_same, lines_of, state_of
 from helpers.squares import make_squares
+from PIL import Image
 
 from bit_paddle import detect
 from bit_paddle.config import detection_cli
@@ -96,3 +105,133 @@ def test_help_names_what_there_is(capsys):
         detect.main([])
     shown = capsys.readouterr().out
     assert all(name in shown for name in detection_cli.COMMANDS)
+
+
+# --- The whole way ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def words(squares, tmp_path_factory):
+    """A short training, validated on all images."""
+    boxes = squares / "boxes.json"
+    logs = tmp_path_factory.mktemp("logs")
+    return ["train", *TINY, "--boxes", boxes, "--val_boxes", boxes, "--steps", 6, "--eval_every", 3,
+            "--base_lr", 0.01, "--workers", 0, "--device", "cpu", "--logdir", logs]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(words):
+    """The folder of such a run."""
+    pytest.importorskip("pycocotools")
+    done = run_here("detect", *words, "--name", "run")
+    assert done.returncode == 0, done.stderr
+    return words[-1] / "run"
+
+
+def test_a_run_leaves_what_every_run_does(run, words):
+    names = {path.name for path in run.iterdir()}
+    assert {"train.log", "config.yaml", "plan.json", "result.json", "model.npz"} <= names
+    assert (run / "config.yaml").read_text().startswith("# python -m bit_paddle.detect train --mod")
+    result = json.loads((run / "result.json").read_text())
+    validations = lines_of(run, "val")
+    assert [line["step"] for line in validations] == [3, 6]
+    assert result["steps"] == 6 and result["ap50"] == validations[-1]["ap50"]
+    assert all(np.isfinite(line["loss"]) for line in lines_of(run, "train"))
+    done = run_here("detect", *words, "--name", "run")
+    assert done.returncode == 0 and "this run is complete: steps 6" in done.stderr
+    done = run_here(
+        "train", *TINY[:3], "--dataset", "digits", "--name", "run", "--logdir", words[-1]
+    )
+    assert done.returncode == 2 and "holds a run of another task, detection" in done.stderr
+
+
+def test_a_killed_run_goes_on(run, words):
+    """Its last weights, momentum and metrics are those of the undisturbed run."""
+    arguments = [*words, "--name", "killed", "--save_every", 1]
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", "bit_paddle.detect", *map(str, arguments)],
+        cwd=ROOT, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    place = words[-1] / "killed"
+    wait_until(lambda: list((place / "checkpoints").glob("step-*.npz")), process, 120)
+    process.kill()
+    process.communicate()
+    assert not (place / "result.json").exists()
+    done = run_here("detect", *arguments, "--batch", 2)
+    assert done.returncode == 2 and "batch: 4 -> 2" in done.stderr
+    done = run_here("detect", *arguments)
+    assert done.returncode == 0 and "resumes after step" in done.stdout, done.stderr
+    assert_same(state_of(place), state_of(run))
+
+
+def test_other_boxes_are_another_run(words, squares, tmp_path):
+    place = words[-1] / "changed"
+    arguments = [*words, "--name", "changed", "--steps", 2]
+    process = run_here("detect", *arguments, "--save_every", 1)
+    assert process.returncode == 0
+    (place / "result.json").unlink()
+    other = make_squares(tmp_path / "other", 12, seed=1) / "boxes.json"
+    done = run_here("detect", *arguments, "--boxes", other)
+    assert done.returncode == 2 and "names, boxes and labels: " in done.stderr
+
+
+def test_evaluate(run, squares, tmp_path):
+    """The same scores as in the run's own validation; several views change them."""
+    boxes, common = squares / "boxes.json", ["--workers", 0, "--device", "cpu"]
+    done = run_here("detect", "evaluate", "--model", run, "--boxes", boxes, *common,
+                    "--output", tmp_path / "one")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "one/metrics.json").read_text())
+    result = json.loads((run / "result.json").read_text())
+    for name in ("ap", "ap50", "ap75"):
+        assert metrics[name] == pytest.approx(result[name], abs=1e-6)
+    assert metrics["side"] == 128 and metrics["scales"] == [1.0] and metrics["images"] == 12
+    assert {"per_class.csv", "detections.json", "precision.png"} <= {
+        path.name for path in (tmp_path / "one").iterdir()
+    }
+    done = run_here("detect", "evaluate", "--model", run / "model.npz", "--boxes", boxes, *common,
+                    "--output", tmp_path / "two", "--scales", "0.75,1", "--flip",
+                    "--suppression", "soft-nms")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    several = json.loads((tmp_path / "two/metrics.json").read_text())
+    assert several["scales"] == [0.75, 1.0] and several["flip"]
+    found = [(tmp_path / name / "detections.json").read_text() for name in ("one", "two")]
+    assert found[0] != found[1]
+
+
+def test_predict(run, squares, tmp_path):
+    """Images in their order, with a picture each; an unreadable one costs the status alone."""
+    (tmp_path / "broken.png").write_bytes(b"nothing")
+    Image.new("RGB", (90, 200), (40, 40, 220)).save(tmp_path / "high.png")
+    images = [squares / "images/1.png", tmp_path / "broken.png", tmp_path / "high.png",
+              squares / "images/2.png"]  # fmt: skip
+    common = ["--model", run, "--least_score", 0, "--workers", 0, "--device", "cpu"]
+    done = run_here("detect", "predict", *images, *common, "--format", "json",
+                    "--pictures", tmp_path / "drawn")  # fmt: skip
+    assert done.returncode == 1 and "skipped: " in done.stderr and "broken.png" in done.stderr
+    results = json.loads(done.stdout)
+    assert [result["image"] for result in results] == [str(images[k]) for k in (0, 2, 3)]
+    for result, (width, height) in zip(results, ((128, 96), (90, 200), (128, 96))):
+        assert 0 < len(result["objects"]) <= 100
+        for item in result["objects"]:
+            x1, y1, x2, y2 = item["box"]
+            assert 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height
+            assert item["class"] in ("blue", "red") and 0 <= item["score"] <= 1
+    names = sorted(path.name for path in (tmp_path / "drawn").iterdir())
+    assert names == ["0001-1.png", "0003-high.png", "0004-2.png"]
+    assert Image.open(tmp_path / "drawn/0003-high.png").size == (90, 200)
+    out = tmp_path / "found.csv"
+    done = run_here("detect", "predict", images[0], *common, "--format", "csv", "--output", out)
+    assert done.returncode == 0 and out.read_text().startswith("image,class,score,x1,y1,x2,y2\n")
+    assert len(out.read_text().splitlines()) == 1 + len(results[0]["objects"])
+    done = run_here("detect", "predict", images[0], *common[:2], "--least_score", 1)
+    assert done.returncode == 0 and done.stdout == f"{images[0]}: 0 objects\n"
+
+
+def test_repeats_report_average_precision(words):
+    pytest.importorskip("pycocotools")
+    done = run_here("detect", *words, "--steps", 1, "--no-save", "--repeats", 2, "--name", "two")
+    assert done.returncode == 0, done.stderr
+    head, *rows = (words[-1] / "two/repeats.txt").read_text().splitlines()
+    assert head.split()[:3] == ["seed", "AP", "AP50"]
+    assert [row.split()[0] for row in rows] == ["0", "1", "min", "median", "max"]
