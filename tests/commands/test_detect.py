@@ -138,7 +138,7 @@ def test_a_run_leaves_what_every_run_does(run, words):
     assert result["steps"] == 6 and result["ap50"] == validations[-1]["ap50"]
     assert all(np.isfinite(line["loss"]) for line in lines_of(run, "train"))
     done = run_here("detect", *words, "--name", "run")
-    assert done.returncode == 0 and "this run is complete: steps 6" in done.stderr
+    assert done.returncode == 0 and "this run is complete: steps 6" in done.stdout
     done = run_here(
         "train", *TINY[:3], "--dataset", "digits", "--name", "run", "--logdir", words[-1]
     )
