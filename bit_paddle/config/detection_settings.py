@@ -187,6 +187,12 @@ class DetectionSettings(RunSettings, DetectorSettings):
         "precision are reported: the paper reports the median of 5",
     )
 
+    cache_gb: float | None = _as_in_training(
+        "cache_gb",
+        help="size of the in-memory cache of decoded training images, in gigabytes; used only if "
+        "all of them fit",
+    )
+
     task = "detection"
     prog = "python -m bit_paddle.detect train"
     groups = {

@@ -1,5 +1,6 @@
 """The command of detection, as users run it."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -14,8 +15,14 @@ from PIL import Image
 
 from bit_paddle import detect
 from bit_paddle.config import detection_cli
+from bit_paddle.config.detection_settings import DetectionSettings
+from bit_paddle.config.run_settings import fields_of
 from bit_paddle.errors import ConfigError
 from bit_paddle.inference import detecting, objects
+from bit_paddle.runs import logbook
+from bit_paddle.system.signals import Interrupt
+from bit_paddle.training import run as training_run
+from bit_paddle.training.detection.plan import make_plan
 
 TINY = ["--model", "R14x0.5", "--from_scratch", "--side", "128", "--batch", "4", "--channels", "32",
         "--depth", "1"]  # fmt: skip
@@ -235,3 +242,83 @@ def test_repeats_report_average_precision(words):
     head, *rows = (words[-1] / "two/repeats.txt").read_text().splitlines()
     assert head.split()[:3] == ["seed", "AP", "AP50"]
     assert [row.split()[0] for row in rows] == ["0", "1", "min", "median", "max"]
+
+
+# --- Every setting does something ---------------------------------------------------------------
+
+CHANGES = {
+    "model": {"model": "R14x1"},
+    "val_fraction": {"val_fraction": 0.4},
+    "from_scratch": None,
+    "detector": {"detector": "faster_rcnn"},
+    "recipe": {"recipe": "detectron"},
+    "box_loss": {"box_loss": "giou"},
+    "regions": {"regions": "pool"},
+    "anchor_base": {"anchor_base": 2.0},
+    "side": {"side": 100},
+    "scale_min": {"scale_min": 0.5},
+    "scale_max": {"scale_max": 2.0},
+    "flip": {"flip": False},
+    "channels": {"channels": 64},
+    "depth": {"depth": 2},
+    "learn": {"learn": "head"},
+    "batch": {"batch": 2},
+    "base_lr": {"base_lr": 0.02},
+    "weight_decay": {"weight_decay": 10.0},
+    "epochs": None,  # of the plan; --steps here
+    "steps": {"steps": 2},
+    "warmup": {"warmup": 1},
+    "seed": {"seed": 1},
+}
+
+
+def test_every_setting_that_affects_a_result_has_a_row():
+    every = fields_of(DetectionSettings)
+    affect = {name for name, item in every.items() if item.metadata["affects_result"]}
+    assert set(CHANGES) == affect - {"on_bad_box", "amp"}
+
+
+@pytest.fixture(scope="module")
+def outcome(squares, tmp_path_factory):
+    """Settings -> everything that a run of them shows, without a process each."""
+
+    @functools.cache
+    def run(**changes):
+        values = {
+            "model": "R14x0.5", "boxes": str(squares / "boxes.json"), "from_scratch": True,
+            "side": 128, "batch": 4, "channels": 32, "depth": 1, "steps": 3, "workers": 0,
+            "batch_split": 1, "base_lr": 0.01, "amp": "off", "save": False, "device": "cpu",
+        }  # fmt: skip
+        settings = DetectionSettings(**{**values, **changes})
+        return _shown(settings, tmp_path_factory.mktemp("run"))
+
+    return run
+
+
+def _shown(settings, place):
+    shown = []
+
+    class Log(logbook.Silent):
+        def metrics(self, kind, step, **numbers):
+            numbers.pop("images_per_second", None)
+            shown.append((kind, step, sorted((k, str(round(v, 6))) for k, v in numbers.items())))
+
+    log = Log()
+    log.folder = place
+    training_run.run(make_plan(settings), log, Interrupt())
+    return shown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, change in CHANGES.items() if change])
+def test_every_setting_changes_something(name, outcome):
+    pytest.importorskip("pycocotools")
+    beside = {"detector": "faster_rcnn"} if name == "regions" else {}
+    before, after = outcome(**beside), outcome(**beside, **CHANGES[name])
+    assert before and after and before != after
+
+
+def test_a_setting_that_is_not_changed_changes_nothing(outcome):
+    """The control of the test above: two runs of the same settings show the same."""
+    pytest.importorskip("pycocotools")
+    assert outcome() == outcome(on_bad_box="skip")

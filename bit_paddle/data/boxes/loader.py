@@ -149,12 +149,17 @@ def _example(
     return Example(view.pixels(image), boxes, labels, view.shown, seed, targets)
 
 
+def decoded_bytes(images: BoxedImages) -> int:
+    """Return the bytes of all ``images`` in memory."""
+    return 3 * int(images.sizes.prod(axis=1).sum())
+
+
 class _Decoded:
     """Decoded images by index, kept if all of them fit in ``memory`` bytes."""
 
     def __init__(self, images: BoxedImages, memory: int):
         self._files = images.files()
-        self._keeps = 3 * int(images.sizes.prod(axis=1).sum()) <= memory
+        self._keeps = decoded_bytes(images) <= memory
         self._kept: dict[int, Image.Image] = {}
 
     def __call__(self, index: int) -> Image.Image:
