@@ -1,4 +1,4 @@
-"""Find objects with boxes: ``python -m bit_paddle.detect train|evaluate|predict``.
+"""Find objects with boxes: ``python -m bit_paddle.detect train|plan|evaluate|predict``.
 
 `train` trains a detector on a BiT backbone, as section 3.7 of the paper does. `training.run` holds
 the loop, as for `bit_paddle.train`: folders, logs, checkpoints, resumption, processes are the same.
@@ -10,6 +10,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from bit_paddle import errors
@@ -24,7 +25,9 @@ from bit_paddle.inference.inputs import ReadableImages, find_images
 from bit_paddle.runs import folder as runs_folder
 from bit_paddle.system import files, progress
 from bit_paddle.system.signals import heed_notice
+from bit_paddle.training.detection import estimate
 from bit_paddle.training.detection.plan import make_plan
+from bit_paddle.training.estimate import GIB
 from bit_paddle.visual import box_results
 from bit_paddle.visual import boxes as pictures
 
@@ -33,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command with ``arguments``; return its exit status. Raises `bit_paddle.errors`."""
     name, *rest = arguments or ["--help"]
     if name in COMMANDS:
-        return {"train": _train, "evaluate": _evaluate, "predict": _predict}[name](rest)
+        return _COMMANDS[name](rest)
     if not name.startswith("-"):
         raise errors.ConfigError(f"{name}: no such command; {errors.did_you_mean(name, COMMANDS)}")
     parser().parse_args([name, *rest])
@@ -51,6 +54,28 @@ def _train(arguments: Sequence[str]) -> int:
     return training.train(settings, arguments, request.force, make_plan=make_plan).status
 
 
+def _plan(arguments: Sequence[str]) -> int:
+    command = detection_cli.plan_parser()
+    flags, rest = command.parse_known_args(list(arguments))
+    images, classes = flags.training_images, flags.classes
+    if (images is None) != (classes is None):
+        raise errors.ConfigError("--training_images and --classes: only one is given; give both")
+    check = contradictions.of_detection
+    if images is not None:
+        rest = ["--boxes", "none", *rest]  # a flag or a file that follows may name some
+        check = partial(check, opened=False)
+    settings, _ = parsing.parse_as(
+        DetectionSettings, detection_cli.train_parser(), rest, check, detection_cli.PLAN_FLAGS
+    )
+    if images is None:
+        sizes = estimate.opened_sizes(settings)
+    else:
+        sizes = estimate.known_sizes(settings, images, classes)
+    memory, speed = int(flags.gpu_memory * GIB), flags.images_per_second
+    print(estimate.describe(settings, sizes, memory, flags.gpus, speed))
+    return 0
+
+
 def _evaluate(arguments: Sequence[str]) -> int:
     flags = detection_cli.evaluate_parser().parse_args(arguments)
     detecting.average_precision.check_installed()
@@ -60,20 +85,15 @@ def _evaluate(arguments: Sequence[str]) -> int:
     images = read_boxes(flags.boxes, flags.images, model.classes, flags.on_bad_box)
     for note in images.notes:
         print(f"note: {note}", file=sys.stderr)
-    measured = model.measure(
-        images,
-        side=flags.side,
-        scales=flags.scales,
-        flip=flags.flip,
-        suppression=flags.suppression,
-        batch=flags.batch,
-        workers=flags.workers,
-    )
+    how = {name: getattr(flags, name) for name in ("side", "scales", "flip", "suppression")}
+    how["side"] = how["side"] or model.detector.side
+    measured = model.measure(images, **how, batch=flags.batch, workers=flags.workers)
     print(f"{flags.model} on {flags.boxes}: {measured.scores}", flush=True)
     name = f"{runs_folder.model_name(Path(flags.model))}-{Path(flags.boxes).stem}"
-    folder = files.create_folder("bit_logs", f"evaluate-{name}", "metrics.json")
-    folder = Path(flags.output or folder)
-    box_results.write_results(measured, folder, {"model": flags.model, "boxes": flags.boxes})
+    default = f"evaluate-{name}"
+    folder = Path(flags.output or files.create_folder("bit_logs", default, "metrics.json"))
+    facts = {"model": flags.model, "boxes": flags.boxes, **how}
+    box_results.write_results(measured, folder, facts)
     print(f"results are in {folder}")
     return 0
 
@@ -103,7 +123,7 @@ def _predict(arguments: Sequence[str]) -> int:
 def _results(
     flags: argparse.Namespace, images: ReadableImages, names: Sequence[str]
 ) -> Iterator[dict]:
-    """Yield the objects in each readable image, and draw them into --pictures."""
+    """Yield the objects in each readable image in order, and draw them into --pictures."""
     model = detecting.open_detector(flags.model, flags.device, flags.amp)
     looks = Looks(flags.side or model.detector.side, flags.scales, flags.flip)
     stream = detecting.detections_of(
@@ -117,16 +137,19 @@ def _results(
         workers=flags.workers,
     )
     with progress.progress_bar(desc="images", unit="img", total=len(images)) as bar:
-        for index, found in stream:
+        for index, found in objects.in_order(stream):
             bar.update()
             if index in images.broken:
                 continue
             if flags.pictures:
-                marks = pictures.found_marks(found, model.classes, least_score=flags.least_score)
+                marks = pictures.found_marks(found, model.classes, None, flags.least_score)
                 drawn = pictures.marked(images.image(index), marks)
                 place = Path(flags.pictures, f"{index + 1:04}-{Path(names[index]).stem}.png")
-                files.write(place, lambda stream, drawn=drawn: drawn.save(stream, format="PNG"))
+                files.write(place, partial(drawn.save, format="PNG"))
             yield objects.result_of(names[index], found, model.classes)
+
+
+_COMMANDS = {"train": _train, "plan": _plan, "evaluate": _evaluate, "predict": _predict}
 
 
 def parser() -> argparse.ArgumentParser:

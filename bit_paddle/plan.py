@@ -20,7 +20,7 @@ from bit_paddle import errors
 from bit_paddle.config import parsing
 from bit_paddle.config.saved import load_yaml
 from bit_paddle.config.settings import Settings
-from bit_paddle.config.types import positive, whole
+from bit_paddle.config.types import whole
 from bit_paddle.data import spec as specs
 from bit_paddle.data.readers import registry
 from bit_paddle.data.readers.registry import Known
@@ -158,32 +158,15 @@ def parser() -> argparse.ArgumentParser:
         "part, the split\nof a batch, and the time. Loads no Paddle and downloads no checkpoint.",
         epilog=_EPILOG,
     )
-    for flag, parse, default, metavar, text in (
-        (
-            "gpu_memory",
-            positive,
-            32.0,
-            "GiB",
-            "memory of one GPU, in units of 2^30 bytes (default: 32)",
-        ),
-        ("gpus", whole(1), 1, "N", "number of GPUs that share every batch (default: 1)"),
-        (
-            "images_per_second",
-            positive,
-            None,
-            "X",
-            "training speed of one GPU, to estimate the time",
-        ),
-        (
-            "images",
-            whole(1),
-            None,
-            "N",
-            "number of training images, if the data are not on this machine",
-        ),
-        ("classes", whole(1), None, "N", "number of classes, if the data are not on this machine"),
-    ):
-        parser.add_argument(f"--{flag}", type=parse, default=default, metavar=metavar, help=text)
+    parsing.add_gpu_flags(parser)
+    for flag in ("images", "classes"):
+        kind = "training images" if flag == "images" else flag
+        parser.add_argument(
+            f"--{flag}",
+            type=whole(1),
+            metavar="N",
+            help=f"number of {kind}, if the data are not on this machine",
+        )
     return parser
 
 

@@ -17,10 +17,8 @@ import bit_paddle
 
 NEED_PADDLE = {
     *(f"models.{name}" for name in ("layers", "network", "resnetv2", "stages", "weights")),
-    *(
-        f"models.detection.{name}"
-        for name in ("faster_rcnn", "heads", "losses", "pyramid", "regions", "retinanet")
-    ),
+    *(f"models.detection.{name}" for name in ("faster_rcnn", "heads", "losses")),
+    *(f"models.detection.{name}" for name in ("pyramid", "regions", "retinanet")),
     *(f"models.native.{name}" for name in ("plain", "compiled", "checks")),
     *(f"inference.{name}" for name in ("examine", "predictor")),
     *(

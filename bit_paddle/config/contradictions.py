@@ -8,6 +8,8 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
+from bit_paddle.config.detection_settings import DetectionSettings
+from bit_paddle.config.run_settings import fields_of
 from bit_paddle.config.settings import AUTO, data_options
 from bit_paddle.errors import BitPaddleError
 from bit_paddle.models import published
@@ -70,12 +72,16 @@ def _fold_faults(values: Mapping[str, Any]) -> list[str]:
     return faults
 
 
-def of_detection(values: dict[str, Any], unclear: set[str]) -> list[str]:
-    """Return the faults of a detection's settings; the arguments are those of `contradictions`."""
+def of_detection(values: dict[str, Any], unclear: set[str], opened: bool = True) -> list[str]:
+    """Return the faults of a detection's settings; the arguments are those of `contradictions`.
+
+    The data must be there if they will be ``opened``.
+    """
     faults = []
     for name in ("boxes", "images", "val_boxes", "val_images", "test_boxes", "test_images"):
         path = values[name]
-        if path is not None and path is not MISSING and not Path(path).exists():
+        given = path is not None and path is not MISSING
+        if opened and given and not Path(path).exists():
             faults.append(f"--{name}: {path}: no such file or folder")
     for part in ("val", "test"):
         if values[f"{part}_images"] is not None and values[f"{part}_boxes"] is None:
@@ -83,6 +89,11 @@ def of_detection(values: dict[str, Any], unclear: set[str]) -> list[str]:
     if values["val_fraction"] is not None and values["val_boxes"] is not None:
         faults.append("--val_fraction and --val_boxes: both choose validation images; give one")
     faults += [*_model_faults(values), *_split_faults(values, unclear), *_length_faults(values)]
+    for name in ("regions", "box_loss", "depth"):
+        only = "faster_rcnn" if name == "regions" else "retinanet"
+        usual = fields_of(DetectionSettings)[name].default
+        if values[name] != usual and values["detector"] != only and "detector" not in unclear:
+            faults.append(f"--{name}: is for --detector {only} only")
     if values["channels"] % GROUPS:
         faults.append(
             f"--channels: is {values['channels']}, expected a multiple of {GROUPS}, the number of "

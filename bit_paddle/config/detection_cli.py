@@ -1,4 +1,4 @@
-"""The command lines of `bit_paddle.detect`: train, evaluate, predict."""
+"""The command lines of `bit_paddle.detect`: train, plan, evaluate, predict."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ PROG = "python -m bit_paddle.detect"
 
 COMMANDS = {
     "train": "train a detector on images with boxes",
+    "plan": "estimate the time and memory of a run on GPUs, before training",
     "evaluate": "measure a detector on images with boxes: COCO's average precision",
     "predict": "find the objects in images",
 }
@@ -42,6 +43,18 @@ command resumes it from its newest checkpoint. The best model is that with the h
 precision (AP) of COCO on the validation images.
 """
 
+_PLAN = f"""\
+The command also takes all flags of {PROG} train, which explains them:
+{{flags}}
+
+examples:
+  {PROG} plan --model BiT-M-R50x1 --boxes voc/train --batch 16 --gpu_memory 16
+      shows whether the run fits on a GPU of 16 GiB, and with which micro-batches
+  {PROG} plan --model BiT-M-R101x3 --training_images 118287 --classes 80 \\
+      --gpus 4 --images_per_second 10
+      estimates a run on COCO, which is not on this machine
+"""
+
 _EVALUATE = f"""\
 writes into --output: metrics.json (AP, AP50, AP75, by size, AR), per_class.csv, detections.json
 (COCO's file of results), precision.png (precision-recall curves), pictures of the worst mistakes
@@ -62,6 +75,8 @@ examples:
   {PROG} predict photos/ --model bit_logs/cells --format json --output found.json
 """
 
+PLAN_FLAGS = ("--gpu_memory", "--gpus", "--images_per_second", "--training_images", "--classes")
+
 # A test compares these with what `inference.detecting` and `inference.objects` offer.
 SUPPRESSIONS, FORMATS = ("nms", "soft-nms"), ("csv", "json", "table")
 
@@ -73,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
     about = f"Find objects with boxes, with a detector on a BiT backbone.\n{PROG} COMMAND --help"
     result = parsing.Parser(PROG, description=f"{about} explains a command.")
     commands = result.add_subparsers(title="commands", metavar="COMMAND")
-    every: list[Any] = [train_parser(), evaluate_parser(), predict_parser()]
+    every: list[Any] = [train_parser(), plan_parser(), evaluate_parser(), predict_parser()]
     for (name, help), one in zip(COMMANDS.items(), every):
         commands.add_parser(
             name, help=help, parents=[one], add_help=False, conflict_handler="resolve"
@@ -86,6 +101,26 @@ def train_parser() -> argparse.ArgumentParser:
     about = "Train a detector (RetinaNet) on a BiT backbone, by the paper's recipe."
     defaults = {"base_lr": f"{detection.BASE_LR} per {detection.BATCH} images of the batch"}
     return parsing.parser(DetectionSettings.prog, about, _TRAIN, defaults, DetectionSettings)
+
+
+def plan_parser() -> parsing.Parser:
+    """Return the parser of plan's own flags; the rest are those of `train_parser`."""
+    result = parsing.outer_parser(
+        f"{PROG} plan",
+        usage=f"{PROG} plan --model NAME [--boxes PATH] [--gpu_memory GiB] [--gpus N]\n"
+        "         [--images_per_second X] [--training_images N --classes N] [any flag of train]",
+        description="Estimate a run on GPUs before it starts: parameters, operations, memory by "
+        "part, the split\nof a batch, and the time. Loads no Paddle and downloads no checkpoint.",
+        epilog=_PLAN,
+        kind=DetectionSettings,
+    )
+    parsing.add_gpu_flags(result)
+    for flag, text in (("training_images", "training images"), ("classes", "classes")):
+        result.add_argument(
+            f"--{flag}", type=whole(1), metavar="N",
+            help=f"number of {text}, if the data are not on this machine",
+        )  # fmt: skip
+    return result
 
 
 def evaluate_parser() -> argparse.ArgumentParser:

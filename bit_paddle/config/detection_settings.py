@@ -22,7 +22,7 @@ from bit_paddle.config.types import (
 from bit_paddle.data.boxes.annotations import ON_BAD_BOX
 from bit_paddle.models.detection import cost
 from bit_paddle.models.detection.anchors import SHAPES
-from bit_paddle.models.detection.configuration import BOX_LOSSES
+from bit_paddle.models.detection.configuration import BOX_LOSSES, KINDS, METHODS
 from bit_paddle.recipes import detection
 from bit_paddle.recipes.hyperrule import Schedule
 
@@ -84,6 +84,12 @@ class DetectorSettings:
     bit_pretrained_dir: str | None = _as_in_training("bit_pretrained_dir")
     from_scratch: bool = _as_in_training("from_scratch")
 
+    detector: str = _how(
+        one_of(*KINDS),
+        "retinanet: one stage, as in the paper. faster_rcnn: two stages, proposals and their "
+        "classes; more time and memory",
+        "retinanet",
+    )
     recipe: str = _how(
         one_of(*SHAPES),
         "anchors, their matching, and the pyramid's P6. tpu: the code that the paper names; an "
@@ -93,14 +99,19 @@ class DetectorSettings:
     )
     box_loss: str = _how(
         one_of(*BOX_LOSSES),
-        "loss of the boxes. huber: of their codes, weight 50, as the code that the paper names. "
-        "giou: 1 - GIoU, weight 1",
+        "RetinaNet's loss of the boxes. huber: of their codes, weight 50, as the code that the "
+        "paper names. giou: 1 - GIoU, weight 1",
         "huber",
+    )
+    regions: str = _how(
+        one_of(*METHODS),
+        "content of a proposal for --detector faster_rcnn: RoI align, or RoI pooling",
+        "align",
     )
     anchor_base: float = _how(
         positive,
-        "side of the smallest square anchor in strides of its map (8 pixels for the finest). "
-        "Smaller anchors find smaller objects; the plan tells what would reach all boxes",
+        "side of the smallest square anchor in units of 8 pixels. Smaller anchors find smaller "
+        "objects; the plan tells what would reach all boxes",
         4.0,
     )
     side: int = _how(
@@ -120,7 +131,9 @@ class DetectorSettings:
         "flip", default=True, default_help="half of the images are mirrored"
     )
     channels: int = _how(whole(32), "channels of the pyramid and of the heads", cost.CHANNELS)
-    depth: int = _how(whole(0), "convolutions of each head before its last", cost.DEPTH)
+    depth: int = _how(
+        whole(0), "convolutions of each of RetinaNet's heads before its last", cost.DEPTH
+    )
     learn: str = _as_in_training(
         "learn",
         help="what learns: all; the pyramid and the heads alone (head); or also a block of the "

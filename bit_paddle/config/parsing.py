@@ -136,13 +136,15 @@ def _add_switch(group: Any, name: str, help: str, on: bool) -> None:
     )
 
 
-def outer_parser(prog: str, usage: str, description: str, epilog: str) -> Parser:
+def outer_parser(
+    prog: str, usage: str, description: str, epilog: str, kind: type[RunSettings] = Settings
+) -> Parser:
     """Return a parser for the own flags of a command that also takes all flags of training.
 
     The caller adds the own flags. ``{flags}`` in ``epilog`` becomes the list of training's flags.
     """
     flags = textwrap.fill(
-        " ".join(f"--{name}" for name in ("config", *settings.FIELDS)), 96, break_on_hyphens=False
+        " ".join(f"--{name}" for name in ("config", *fields_of(kind))), 96, break_on_hyphens=False
     )
     epilog = epilog.format(flags=textwrap.indent(flags, "  "))
     return Parser(prog, usage=usage, description=description, epilog=epilog)
@@ -270,6 +272,28 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="side in pixels to which images are resized (default: that of the checkpoint)",
     )
     add_machine_flags(parser, 32)
+
+
+def add_gpu_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the commands that estimate a run on GPUs."""
+    for flag, parse, default, metavar, text in (
+        (
+            "gpu_memory",
+            argtypes.positive,
+            32.0,
+            "GiB",
+            "memory of one GPU, in units of 2^30 bytes (default: 32)",
+        ),
+        ("gpus", argtypes.whole(1), 1, "N", "number of GPUs that share every batch (default: 1)"),
+        (
+            "images_per_second",
+            argtypes.positive,
+            None,
+            "X",
+            "training speed of one GPU, to estimate the time",
+        ),
+    ):
+        parser.add_argument(f"--{flag}", type=parse, default=default, metavar=metavar, help=text)
 
 
 def add_machine_flags(parser: argparse.ArgumentParser, batch: int) -> None:

@@ -73,7 +73,7 @@ def detections_of(
             kept = one.chosen(np.flatnonzero(one.scores >= least_score))
             views[part.number] = kept._replace(boxes=part.view.restored(kept.boxes))
             if None not in views:
-                every = detections.merged(found.pop(part.index))
+                every = _best(detections.merged(found.pop(part.index)))
                 yield part.index, _suppressed(every, suppression, least_score)
         group.clear()
 
@@ -99,6 +99,11 @@ def _candidates(network: WithBackbone, group: Sequence[_Part]) -> list[Detection
     pixels = np.stack([part.pixels for part in group])
     with paddle.no_grad():
         return network.candidates(to_device(pixels), [part.view.shown for part in group])
+
+
+def _best(every: Detections) -> Detections:
+    """Return as many detections of all views as one view may have, those with the best scores."""
+    return every.chosen(np.argsort(-every.scores, kind="stable")[: detections.CANDIDATES])
 
 
 def _suppressed(every: Detections, suppression: str, least_score: float) -> Detections:

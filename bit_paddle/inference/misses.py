@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bit_paddle.data.boxes import parts
 from bit_paddle.data.boxes.annotations import BoxedImages
 from bit_paddle.inference.average_precision import MISSED, Outcome
 from bit_paddle.inference.detecting import Measured, open_detector
@@ -49,8 +50,6 @@ def analyze(run: RunHistory, model: Path, count: int) -> Analysis:
 
     Errors: those of `parts.open_parts`, `open_detector` and `DetectorModel.measure`.
     """
-    from bit_paddle.data.boxes import parts
-
     settings = run.settings
     images = parts.open_parts(**settings.data_options).val
     detector = open_detector(model, settings.device)

@@ -26,6 +26,17 @@ def result_of(name: str, found: Detections, classes: Sequence[str]) -> dict:
     return {"image": name, "objects": objects}
 
 
+def in_order(stream: Iterable[tuple[int, Detections]]) -> Iterator[tuple[int, Detections]]:
+    """Yield the (index, detections) of ``stream`` by their indices 0, 1, 2, …, each once."""
+    waiting: dict[int, Detections] = {}
+    following = 0
+    for index, found in stream:
+        waiting[index] = found
+        while following in waiting:
+            yield following, waiting.pop(following)
+            following += 1
+
+
 def _as_table(results: Iterable[dict], names: Sequence[str]) -> Iterator[str]:
     for result in results:
         objects = result["objects"]

@@ -139,8 +139,12 @@ def room(
     This is `PLANNED` of the memory that `training_memory` leaves. The rest is for CUDA itself, the
     workspaces of convolutions, and fragments that are too small to use.
     """
-    left = memory - sum(training_memory(architecture, classes, half, shared, learn).values())
-    return max(0, int(PLANNED * left))
+    return room_beside(training_memory(architecture, classes, half, shared, learn), memory)
+
+
+def room_beside(parts: dict[str, int], memory: int) -> int:
+    """Return the bytes that activations may take beside ``parts``; see `room`."""
+    return max(0, int(PLANNED * (memory - sum(parts.values()))))
 
 
 def fits(
@@ -168,7 +172,11 @@ def split(
 
     If not even one image fits, each part is one image.
     """
-    fitting = fits(architecture, memory, crop, recompute, half, learn)
+    return parts_of(images, fits(architecture, memory, crop, recompute, half, learn))
+
+
+def parts_of(images: int, fitting: int) -> int:
+    """Return the number of parts of ``images``, of ``fitting`` images each, but one at least."""
     return -(-images // min(max(1, fitting), images))
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
-from bit_paddle.config.settings import AUTO, Settings
+from bit_paddle.config.run_settings import RunSettings
+from bit_paddle.config.settings import Settings
+from bit_paddle.config.types import AUTO
 from bit_paddle.models import cost
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.recipes import hyperrule
@@ -28,6 +32,17 @@ class Sizes(NamedTuple):
     reason: str  # of the resolution
     schedule: hyperrule.Schedule
     fixed_views: bool  # every step sees an image in the same view
+
+
+class Demand(NamedTuple):
+    """What the training of a network takes on a GPU, in bytes.
+
+    ``parts(half, shared)`` are those of `cost.training_memory`, ``activations(recompute, half)`` of
+    an image are those of `cost.activations`.
+    """
+
+    parts: Callable[[bool, int], dict[str, int]]
+    activations: Callable[[str, bool], int]
 
 
 # --- The plan -----------------------------------------------------------------------------------
@@ -83,13 +98,38 @@ def describe(
         ("", "head; not GroupNorm, ReLU, pooling, additions, and the kernels' standardization"),
         *learns_rows(architecture, sizes.classes, learn),
         *_remembered_rows(architecture, sizes, learn),
-        *_memory_rows(settings, architecture, sizes.classes, memory, gpus),
-        *_split_rows(settings, architecture, sizes, memory, gpus),
-        ("time", _time(settings, sizes, gpus, images_per_second)),
+        *gpu_rows(
+            settings,
+            Demand(
+                partial(cost.training_memory, architecture, sizes.classes, learn=learn),
+                partial(cost.activations, architecture, crop, learn=learn),
+            ),
+            steps,
+            memory,
+            gpus,
+            images_per_second,
+        ),
+    ]
+    return aligned(rows)
+
+
+def gpu_rows(
+    settings: RunSettings,
+    demand: Demand,
+    steps: int,
+    memory: int,
+    gpus: int,
+    images_per_second: float | None,
+) -> list[tuple[str, str]]:
+    """Return the lines on memory, micro-batches and time; the arguments are those of `describe`."""
+    rows = [
+        *_memory_rows(settings, demand, memory, gpus),
+        *_split_rows(settings, demand, memory, gpus),
+        ("time", _time(settings, steps, gpus, images_per_second)),
     ]
     if settings.runs > 1:
         rows.append(("runs", f"{settings.runs}: the steps and the time are those of one run"))
-    return aligned(rows)
+    return rows
 
 
 def _remembered_rows(architecture: Architecture, sizes: Sizes, learn: str) -> list[tuple[str, str]]:
@@ -109,16 +149,14 @@ def _remembered_rows(architecture: Architecture, sizes: Sizes, learn: str) -> li
 
 
 def _memory_rows(
-    settings: Settings, architecture: Architecture, classes: int, memory: int, gpus: int
+    settings: RunSettings, demand: Demand, memory: int, gpus: int
 ) -> list[tuple[str, str]]:
     """Return the lines on the memory of a GPU: used by each part, and left, per precision."""
-    shared, learn = gpus if settings.shard else 1, settings.learn
-    full, half = (
-        cost.training_memory(architecture, classes, half, shared, learn) for half in (False, True)
-    )
+    shared = gpus if settings.shard else 1
+    full, half = (demand.parts(half, shared) for half in (False, True))
     rows = [(part, full.get(part, 0), size) for part, size in half.items()]
     left = [memory - sum(parts.values()) for parts in (full, half)]
-    room = [cost.room(architecture, memory, classes, half, shared, learn) for half in (False, True)]
+    room = [cost.room_beside(parts, memory) for parts in (full, half)]
     lines = [
         f"{title:22}" + "".join(f"{size / GIB:8.2f} GiB" for size in sizes)
         for title, *sizes in [*rows, ("left", *left), ("for activations", *room)]
@@ -128,8 +166,7 @@ def _memory_rows(
     else:
         lines[-1] += f", {cost.PLANNED:.0%} of it; the rest is a reserve"
     if gpus > 1 and not settings.shard:
-        parts = cost.training_memory(architecture, classes, False, gpus, learn)
-        saved = full["momentum"] - parts["momentum"]
+        saved = full["momentum"] - demand.parts(False, gpus)["momentum"]
         lines.append(f"--shard: GPUs share the momentum, which leaves {saved / GIB:.2f} GiB more")
     head = f"{memory / GIB:g} GiB on {_each_gpu(gpus)} (2^30 bytes). Training takes"
     return [
@@ -140,22 +177,21 @@ def _memory_rows(
 
 
 def _split_rows(
-    settings: Settings, architecture: Architecture, sizes: Sizes, memory: int, gpus: int
+    settings: RunSettings, demand: Demand, memory: int, gpus: int
 ) -> list[tuple[str, str]]:
     """Return a line on the split per precision and --recompute, and one for the settings."""
-    crop, share = sizes.resolution.crop, -(-settings.batch // gpus)
-    shared, learn = gpus if settings.shard else 1, settings.learn
+    share, shared = -(-settings.batch // gpus), gpus if settings.shard else 1
     lines = ["--amp       --recompute  MiB/image     fit  per micro-batch  micro-batches"]
     verdict = ""
     for half in (False, True):
-        room = cost.room(architecture, memory, sizes.classes, half, shared, learn)
+        room = cost.room_beside(demand.parts(half, shared), memory)
         for recompute in RECOMPUTE:
             chosen = (half, recompute) == (_half(settings), settings.recompute)
-            size = cost.activations(architecture, crop, recompute, half, learn)
-            fits = cost.fits(architecture, room, crop, recompute, half, learn)
+            size = demand.activations(recompute, half)
+            fits = room // size
             parts = settings.batch_split
             if parts == AUTO:
-                parts = cost.split(architecture, share, room, crop, recompute, half, learn)
+                parts = cost.parts_of(share, fits)
             images = -(-share // parts)
             lines.append(
                 f"{'fp16, bf16' if half else 'off':10}  {recompute:11}  {size / MIB:9,.1f}  "
@@ -179,20 +215,20 @@ def _split_rows(
     return [("activations", lines[0]), *(("", line) for line in lines[1:]), ("split", verdict)]
 
 
-def _half(settings: Settings) -> bool:
+def _half(settings: RunSettings) -> bool:
     """Return whether to plan for half precision, which --amp auto chooses on most GPUs."""
     return settings.amp != "off"
 
 
-def _time(settings: Settings, sizes: Sizes, gpus: int, images_per_second: float | None) -> str:
+def _time(settings: RunSettings, steps: int, gpus: int, images_per_second: float | None) -> str:
     """Return the time of the run; without ``images_per_second`` the way to measure it."""
-    share, steps = -(-settings.batch // gpus), sizes.schedule.steps
+    share = -(-settings.batch // gpus)
     if images_per_second is None:
         shared = f", divided by {gpus}" if gpus > 1 else ""
         return (
             f"{steps * share:,} images on {'each' if gpus > 1 else 'the'} GPU. For the hours give "
             f"--images_per_second X of one GPU:\n{'':14}metrics.jsonl has it after "
-            f"bit_paddle.train with --steps 20 --no-save{shared}"
+            f"{settings.prog.removeprefix('python -m ')} with --steps 20 --no-save{shared}"
         )
     seconds = steps * share / images_per_second
     return (

@@ -86,6 +86,14 @@ def test_all_faults_at_once(base, tmp_path):
         "13 faults",
     ):
         assert words in message, words
+    for flags, words in (
+        (["--regions", "pool"], "--regions: is for --detector faster_rcnn only"),
+        (["--detector", "faster_rcnn", "--depth", 2], "--depth: is for --detector retinanet only"),
+        (["--detector", "yolo"], "--detector: is 'yolo'"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            parse(*base, *flags)
+    assert parse(*base, "--detector", "faster_rcnn", "--regions", "pool").regions == "pool"
     with pytest.raises(ConfigError, match="--val_fraction and --val_boxes: both"):
         parse(*base, "--val_fraction", 0.2, "--val_boxes", base[-1])
 

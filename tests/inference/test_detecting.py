@@ -10,8 +10,9 @@ from bit_paddle.data.boxes.looks import Looks, evaluation_views
 from bit_paddle.data.boxes.views import GREY, View
 from bit_paddle.errors import ConfigError
 from bit_paddle.inference import detecting
-from bit_paddle.models.detection import anchors, detections
+from bit_paddle.models.detection import anchors, configuration, detections
 from bit_paddle.models.detection.boxes import decode, iou
+from bit_paddle.models.detection.configuration import Detector
 from bit_paddle.models.detection.detections import Detections
 from bit_paddle.models.detection.retinanet import RetinaNet
 from bit_paddle.system.device import to_device
@@ -31,7 +32,7 @@ class Pictures:
         return cloud(index, width, height)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def network():
     """A random detector in float64, whose scores differ much from anchor to anchor."""
     paddle.set_default_dtype("float64")
@@ -131,3 +132,31 @@ def test_faults(network):
     with pytest.raises(ConfigError, match="did you mean soft-nms"):
         list(detecting.detections_of(network, Pictures(), [0], Looks(128), suppression="soft_nms"))
     assert list(detecting.detections_of(network, Pictures(), [], Looks(128))) == []
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A random detector in float32."""
+    detector = Detector(("blue", "red"), (1, 2), channels=32, depth=0, side=128)
+    net = configuration.network(detector, create_model("R14x0.5", 0))
+    net.eval()
+    return detecting.DetectorModel(net, detector)
+
+
+def test_what_cannot_be_measured(model):
+    for options in ({"side": 0}, {"scales": []}, {"scales": (1.0, 0.0)}):
+        with pytest.raises(ConfigError, match="expected a side of 1 or more pixels"):
+            model.detect([], **options)
+
+
+def test_detections_of_given_images(model):
+    """Paths and pictures, one or several, in their order."""
+    pictures = [cloud(0, 100, 60), cloud(1, 60, 100), cloud(2, 100, 100)]
+    every = model.detect(pictures, least_score=0.0)
+    for picture, one in zip(pictures, every):
+        (alone,) = model.detect(picture, least_score=0.0)
+        assert len(alone.scores) == len(one.scores) > 10
+        assert abs(alone.scores - one.scores).max() < 1e-5
+        assert (one.boxes[:, 2] <= picture.width).all()
+    assert model.classes == ("blue", "red")
+    assert len(model.detect(pictures[0], least_score=0.999)[0].scores) == 0

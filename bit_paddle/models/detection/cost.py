@@ -79,22 +79,21 @@ def activations(
     return _backbone(architecture, sides, recompute, half, learn) + maps + outputs
 
 
-def room(
+def training_memory(
     architecture: Architecture,
-    memory: int,
     heads: int,
     half: bool = False,
     shared: int = 1,
     learn: str = "all",
-) -> int:
-    """Return the bytes that activations may take on a GPU with ``memory`` bytes.
+) -> dict[str, int]:
+    """Return {part: bytes} of all that training holds without activations.
 
-    This is as `cost.room`, with ``heads`` more parameters than the backbone: those of the pyramid
-    and of the heads, which always learn.
+    It is that of the backbone (`cost.training_memory`), and of ``heads`` more parameters: those of
+    the pyramid and of the heads, which always learn.
     """
-    copies = 3 + 1 / shared + (cost.HALF / cost.FLOAT if half else 0)  # see `training_memory`
-    rest = memory - int(cost.FLOAT * heads * copies)
-    return cost.room(architecture, max(0, rest), 0, half, shared, learn)
+    parts = cost.training_memory(architecture, 0, half, shared, learn)
+    more = {"momentum": -(-cost.FLOAT * heads // shared), "kernels in half": cost.HALF * heads}
+    return {part: size + more.get(part, cost.FLOAT * heads) for part, size in parts.items()}
 
 
 # --- Faster R-CNN -------------------------------------------------------------------------------

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bit_paddle.config.detection_settings import DetectionSettings
-from bit_paddle.data.boxes.annotations import BoxedImages
 from bit_paddle.data.boxes.parts import (
     BoxedParts,
     class_counts,
@@ -17,8 +17,9 @@ from bit_paddle.data.boxes.parts import (
     require_usable,
 )
 from bit_paddle.data.boxes.views import common_sides
-from bit_paddle.models.detection import cost
+from bit_paddle.models import cost
 from bit_paddle.models.detection.configuration import Detector
+from bit_paddle.models.detection.cost import training_memory
 from bit_paddle.runs import folder
 from bit_paddle.system import processes
 from bit_paddle.training import initialization
@@ -51,38 +52,19 @@ class DetectionPlan(Plan):
 
     def estimated_split(self, share: int, memory: int, half: bool) -> int:
         """Return in how many parts ``share`` images fit into ``memory`` bytes of activations."""
-        fitting = memory // self.activations(half)
-        return -(-share // min(max(1, fitting), share))
+        return cost.parts_of(share, memory // self.activations(half))
 
     def activations(self, half: bool) -> int:
         """Return an estimate of the bytes of activations per image."""
-        settings = self.settings
-        return cost.activations(
-            self.architecture,
-            self.sides,
-            len(self.detector.classes),
-            settings.channels,
-            settings.depth,
-            settings.recompute,
-            half,
-            settings.learn,
-        )
+        recompute, learn = self.settings.recompute, self.settings.learn
+        return self.detector.activations(self.architecture, self.sides, recompute, half, learn)
 
     def activation_memory(self, memory: int, half: bool, shared: int) -> int:
         """Return the bytes for activations on a GPU of ``memory`` bytes; see `Plan`."""
-        heads = self.parameters - self.architecture.parameters()
-        return cost.room(self.architecture, memory, heads, half, shared, self.settings.learn)
-
-    @property
-    def parameters(self) -> int:
-        """The number of parameters of the detector."""
-        return cost.parameters(
-            self.architecture,
-            len(self.detector.classes),
-            self.settings.channels,
-            self.settings.depth,
-            self.detector.p6_from_c5,
-        )
+        heads = self.detector.parameters(self.architecture) - self.architecture.parameters()
+        learn = self.settings.learn
+        parts = training_memory(self.architecture, heads, half, shared, learn)
+        return cost.room_beside(parts, memory)
 
     def rows(self) -> list[tuple[str, str]]:
         """Return the plan as a (title, text) per line."""
@@ -190,18 +172,22 @@ def make_plan(
         skipped=(),
         start=start,
         data=data,
-        detector=detector_of(settings, data.train),
+        detector=detector_of(settings, data.train.classes, data.train.category_ids),
         sides=common_sides(data.train.sizes, settings.side),
         scales=(settings.scale_min, settings.scale_max),
         flip=settings.flip,
     )
 
 
-def detector_of(settings: DetectionSettings, images: BoxedImages) -> Detector:
-    """Return the detector of ``settings`` for the classes of ``images``."""
+def detector_of(
+    settings: DetectionSettings, classes: Sequence[str], category_ids: Sequence[int]
+) -> Detector:
+    """Return the detector of ``settings`` for ``classes``, whose numbers are ``category_ids``."""
     return Detector(
-        classes=tuple(images.classes),
-        category_ids=tuple(images.category_ids),
+        classes=tuple(classes),
+        category_ids=tuple(category_ids),
+        kind=settings.detector,
+        regions=settings.regions,
         recipe=settings.recipe,
         base=settings.anchor_base,
         box_loss=settings.box_loss,

@@ -9,7 +9,6 @@ import numpy as np
 from bit_paddle.data.boxes.annotations import BoxedImages
 from bit_paddle.data.boxes.parts import class_counts
 from bit_paddle.models.architecture import frozen_parts
-from bit_paddle.models.detection import cost
 from bit_paddle.system.text import plural
 from bit_paddle.training import description
 
@@ -17,12 +16,15 @@ if TYPE_CHECKING:
     from bit_paddle.training.detection.plan import DetectionPlan
 
 
+TITLES = {"retinanet": "RetinaNet", "faster_rcnn": "Faster R-CNN"}
+
+
 def rows(plan: DetectionPlan) -> list[tuple[str, str]]:
     """Return the plan as a (title, text) per line."""
     settings = plan.settings
     lines = [
         ("model", _model(plan)),
-        ("weights", f"{description.weights(plan)}; the pyramid and the heads start from random"),
+        ("weights", _weights(plan)),
         *_learns(plan),
         ("data", _data(plan)),
         ("classes", _classes(plan)),
@@ -47,21 +49,23 @@ def rows(plan: DetectionPlan) -> list[tuple[str, str]]:
 
 
 def _model(plan: DetectionPlan) -> str:
-    settings, classes = plan.settings, len(plan.detector.classes)
-    height, width = plan.sides
-    operations = cost.multiply_adds(
-        plan.architecture,
-        round((height * width) ** 0.5),
-        classes,
-        settings.channels,
-        settings.depth,
-        plan.detector.p6_from_c5,
-    )
+    settings, architecture, (height, width) = plan.settings, plan.architecture, plan.sides
+    heads = f"heads of {settings.depth} convolutions"
+    if settings.detector == "faster_rcnn":
+        heads = f"RoI {settings.regions}"
+    operations = plan.detector.multiply_adds(architecture, round((height * width) ** 0.5))
     return (
-        f"RetinaNet on {plan.architecture.name}: pyramid and heads of {settings.channels} "
-        f"channels, heads of {settings.depth} convolutions; {plan.parameters / 1e6:,.1f} million "
-        f"weights, {operations / 1e9:,.1f} G multiply-adds per image forward"
+        f"{TITLES[settings.detector]} on {architecture.name}: pyramid of {settings.channels} "
+        f"channels, {heads}; {plan.detector.parameters(architecture) / 1e6:,.1f} million weights, "
+        f"{operations / 1e9:,.1f} G multiply-adds per image forward"
     )
+
+
+def _weights(plan: DetectionPlan) -> str:
+    row = description.weights(plan)
+    if plan.start.checkpoints or plan.checkpoint is None:
+        return row
+    return f"{row}; random in the pyramid and the heads, by seed {plan.settings.seed}"
 
 
 def _learns(plan: DetectionPlan) -> list[tuple[str, str]]:
@@ -69,11 +73,12 @@ def _learns(plan: DetectionPlan) -> list[tuple[str, str]]:
     frozen = frozen_parts(plan.settings.learn)
     if not frozen:
         return []
+    every = plan.detector.parameters(plan.architecture)
     fixed = sum(plan.architecture.parameters_of(part) for part in frozen)
     return [
         (
             "learns",
-            f"{(plan.parameters - fixed) / 1e6:,.1f} of {plan.parameters / 1e6:,.1f} million "
+            f"{(every - fixed) / 1e6:,.1f} of {every / 1e6:,.1f} million "
             f"weights; {', '.join(frozen)} of the backbone are frozen",
         )
     ]
@@ -131,7 +136,8 @@ def _views(plan: DetectionPlan) -> str:
 def _anchors(plan: DetectionPlan) -> str:
     shapes = plan.detector.shapes
     sides = shapes.sides()
-    smallest, largest = 8 * np.sqrt(sides.prod(axis=1).min()), 128 * np.sqrt(sides.prod(1).max())
+    smallest = 2 ** shapes.levels[0] * np.sqrt(sides.prod(axis=1).min())
+    largest = 2 ** shapes.levels[-1] * np.sqrt(sides.prod(axis=1).max())
     return (
         f"by the {plan.settings.recipe} recipe, {shapes.per_place} at each place, sides of "
         f"{smallest:.0f} to {largest:.0f} pixels; {plan.reach} overlap one by half or "
@@ -140,6 +146,11 @@ def _anchors(plan: DetectionPlan) -> str:
 
 
 def _loss(plan: DetectionPlan) -> str:
+    if plan.settings.detector == "faster_rcnn":
+        return (
+            "cross-entropy of objects and classes, absolute errors of the boxes' codes; of 256 "
+            "anchors and 512 proposals per image"
+        )
     boxes = {"huber": "Huber loss of the boxes' codes", "giou": "1 - GIoU of the boxes"}
     return (
         "focal loss of the classes (alpha 0.25, gamma 2), and "

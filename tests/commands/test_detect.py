@@ -1,0 +1,237 @@
+"""The command of detection, as users run it."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from helpers.commands import run_here, wait_until
+from helpers.places import ROOT
+from helpers.runs import assert_same, lines_of, state_of
+from helpers.squares import make_squares
+from PIL import Image
+
+from bit_paddle import detect
+from bit_paddle.config import detection_cli
+from bit_paddle.errors import ConfigError
+from bit_paddle.inference import detecting, objects
+
+TINY = ["--model", "R14x0.5", "--from_scratch", "--side", "128", "--batch", "4", "--channels", "32",
+        "--depth", "1"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def squares(tmp_path_factory):
+    return make_squares(tmp_path_factory.mktemp("squares"), 12)
+
+
+# --- Help, plans and faults ---------------------------------------------------------------------
+
+
+def test_a_plan_without_a_run(squares, tmp_path, capsys):
+    words = [*TINY, "--boxes", squares / "boxes.json", "--logdir", tmp_path, "--dry-run"]
+    assert detect.main(["train", *map(str, words)]) == 0
+    plan = capsys.readouterr().out
+    for text in (
+        "RetinaNet on R14x0.5",
+        "11 training images with 20 boxes, 1 validation images with 2 boxes",
+        "training: 128 x 128 pixels",
+        "learning rate 0.00125, ",
+        f"{tmp_path}/R14x0.5-{squares.name}-boxes/",
+    ):
+        assert text in plan, text
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_plan_of_two_stages(squares, tmp_path, capsys):
+    words = [*TINY[:-2], "--boxes", squares / "boxes.json", "--logdir", tmp_path, "--dry-run"]
+    words += ["--detector", "faster_rcnn", "--regions", "pool", "--learn", "head"]
+    words[words.index("--from_scratch")] = "--no-from_scratch"
+    words[words.index("R14x0.5")] = "BiT-Mini"
+    assert detect.main(["train", *map(str, words)]) == 0
+    plan = capsys.readouterr().out
+    for text in (
+        "Faster R-CNN on R26x0.5: pyramid of 32 channels, RoI pool",
+        "million weights; root_block, block1, block2, block3, block4, norm of the backbone",
+        "3 at each place, sides of 32 to 512 pixels",
+    ):
+        assert text in plan, text
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["trian"], "trian: no such command; did you mean train"),
+        (["train"], "--boxes: is required"),
+        (["train", "--boxs", "x"], "--boxs: no such flag; did you mean --boxes"),
+        (["train", *TINY, "--boxes", "/nowhere.json"], "--boxes: /nowhere.json: no such file"),
+        (["plan", *TINY, "--training_images", "9"], "only one is given"),
+        (["plan", *TINY, "--boxes", ".", "--gpsu", "2"], "--gpsu: no such flag; .*--gpus"),
+        (["evaluate", "--model", "x"], "--boxes"),
+        (["evaluate", "--model", "x", "--boxes", "y", "--scales", "1,0"], "positive numbers"),
+        (["predict", "x.png", "--model", "x", "--least_score", "2"], "from 0 to 1"),
+    ],
+)
+def test_faults(words, message):
+    with pytest.raises(ConfigError, match=message):
+        detect.main(words)
+
+
+def test_a_backbone_is_no_detector(squares):
+    with pytest.raises(ConfigError, match="is a backbone without a detector"):
+        detect.main(["evaluate", "--model", "BiT-M-R50x1", "--boxes", str(squares / "boxes.json")])
+
+
+def test_estimate_of_the_paper(capsys):
+    """R101x3 on COCO; the data need not be there."""
+    words = "--model BiT-M-R101x3 --training_images 118287 --classes 90 --gpus 4"
+    assert detect.main(["plan", *words.split(), "--images_per_second", "10"]) == 0
+    estimate = capsys.readouterr().out
+    for text in ("394", "1,621.8 G", "13,861 steps of 256 images", "24 h 39 min", "micro-batches"):
+        assert text in estimate, text
+
+
+def test_estimate_of_opened_data(squares, capsys):
+    assert detect.main(["plan", *TINY, "--boxes", str(squares / "boxes.json")]) == 0
+    assert "11 training images, 2 classes; views of 128 x 128" in capsys.readouterr().out
+
+
+def test_help_names_what_there_is(capsys):
+    assert detection_cli.SUPPRESSIONS == detecting.SUPPRESSIONS
+    assert set(detection_cli.FORMATS) == set(objects.FORMATS)
+    assert detection_cli.BATCH == detecting.BATCH
+    with pytest.raises(SystemExit):
+        detect.main([])
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in detection_cli.COMMANDS)
+
+
+# --- The whole way ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def words(squares, tmp_path_factory):
+    """A short training, validated on all images."""
+    boxes = squares / "boxes.json"
+    logs = tmp_path_factory.mktemp("logs")
+    return ["train", *TINY, "--boxes", boxes, "--val_boxes", boxes, "--steps", 6, "--eval_every", 3,
+            "--base_lr", 0.01, "--workers", 0, "--device", "cpu", "--logdir", logs]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(words):
+    """The folder of such a run."""
+    pytest.importorskip("pycocotools")
+    done = run_here("detect", *words, "--name", "run")
+    assert done.returncode == 0, done.stderr
+    return words[-1] / "run"
+
+
+def test_a_run_leaves_what_every_run_does(run, words):
+    names = {path.name for path in run.iterdir()}
+    assert {"train.log", "config.yaml", "plan.json", "result.json", "model.npz"} <= names
+    assert (run / "config.yaml").read_text().startswith("# python -m bit_paddle.detect train --mod")
+    result = json.loads((run / "result.json").read_text())
+    validations = lines_of(run, "val")
+    assert [line["step"] for line in validations] == [3, 6]
+    assert result["steps"] == 6 and result["ap50"] == validations[-1]["ap50"]
+    assert all(np.isfinite(line["loss"]) for line in lines_of(run, "train"))
+    done = run_here("detect", *words, "--name", "run")
+    assert done.returncode == 0 and "this run is complete: steps 6" in done.stderr
+    done = run_here(
+        "train", *TINY[:3], "--dataset", "digits", "--name", "run", "--logdir", words[-1]
+    )
+    assert done.returncode == 2 and "holds a run of another task, detection" in done.stderr
+
+
+def test_a_killed_run_goes_on(run, words):
+    """Its last weights, momentum and metrics are those of the undisturbed run."""
+    arguments = [*words, "--name", "killed", "--save_every", 1]
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", "bit_paddle.detect", *map(str, arguments)],
+        cwd=ROOT, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    place = words[-1] / "killed"
+    wait_until(lambda: list((place / "checkpoints").glob("step-*.npz")), process, 120)
+    process.kill()
+    process.communicate()
+    assert not (place / "result.json").exists()
+    done = run_here("detect", *arguments, "--batch", 2)
+    assert done.returncode == 2 and "batch: 4 -> 2" in done.stderr
+    done = run_here("detect", *arguments)
+    assert done.returncode == 0 and "resumes after step" in done.stdout, done.stderr
+    assert_same(state_of(place), state_of(run))
+
+
+def test_other_boxes_are_another_run(words, squares, tmp_path):
+    place = words[-1] / "changed"
+    arguments = [*words, "--name", "changed", "--steps", 2]
+    process = run_here("detect", *arguments, "--save_every", 1)
+    assert process.returncode == 0
+    (place / "result.json").unlink()
+    other = make_squares(tmp_path / "other", 12, seed=1) / "boxes.json"
+    done = run_here("detect", *arguments, "--boxes", other)
+    assert done.returncode == 2 and "names, boxes and labels: " in done.stderr
+
+
+def test_evaluate(run, squares, tmp_path):
+    """The same scores as in the run's own validation; several views change them."""
+    boxes, common = squares / "boxes.json", ["--workers", 0, "--device", "cpu"]
+    done = run_here("detect", "evaluate", "--model", run, "--boxes", boxes, *common,
+                    "--output", tmp_path / "one")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "one/metrics.json").read_text())
+    result = json.loads((run / "result.json").read_text())
+    for name in ("ap", "ap50", "ap75"):
+        assert metrics[name] == pytest.approx(result[name], abs=1e-6)
+    assert metrics["side"] == 128 and metrics["scales"] == [1.0] and metrics["images"] == 12
+    assert {"per_class.csv", "detections.json", "precision.png"} <= {
+        path.name for path in (tmp_path / "one").iterdir()
+    }
+    done = run_here("detect", "evaluate", "--model", run / "model.npz", "--boxes", boxes, *common,
+                    "--output", tmp_path / "two", "--scales", "0.75,1", "--flip",
+                    "--suppression", "soft-nms")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    several = json.loads((tmp_path / "two/metrics.json").read_text())
+    assert several["scales"] == [0.75, 1.0] and several["flip"]
+    found = [(tmp_path / name / "detections.json").read_text() for name in ("one", "two")]
+    assert found[0] != found[1]
+
+
+def test_predict(run, squares, tmp_path):
+    """Images in their order, with a picture each; an unreadable one costs the status alone."""
+    (tmp_path / "broken.png").write_bytes(b"nothing")
+    Image.new("RGB", (90, 200), (40, 40, 220)).save(tmp_path / "high.png")
+    images = [squares / "images/1.png", tmp_path / "broken.png", tmp_path / "high.png",
+              squares / "images/2.png"]  # fmt: skip
+    common = ["--model", run, "--least_score", 0, "--workers", 0, "--device", "cpu"]
+    done = run_here("detect", "predict", *images, *common, "--format", "json",
+                    "--pictures", tmp_path / "drawn")  # fmt: skip
+    assert done.returncode == 1 and "skipped: " in done.stderr and "broken.png" in done.stderr
+    results = json.loads(done.stdout)
+    assert [result["image"] for result in results] == [str(images[k]) for k in (0, 2, 3)]
+    for result, (width, height) in zip(results, ((128, 96), (90, 200), (128, 96))):
+        assert 0 < len(result["objects"]) <= 100
+        for item in result["objects"]:
+            x1, y1, x2, y2 = item["box"]
+            assert 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height
+            assert item["class"] in ("blue", "red") and 0 <= item["score"] <= 1
+    names = sorted(path.name for path in (tmp_path / "drawn").iterdir())
+    assert names == ["0001-1.png", "0003-high.png", "0004-2.png"]
+    assert Image.open(tmp_path / "drawn/0003-high.png").size == (90, 200)
+    out = tmp_path / "found.csv"
+    done = run_here("detect", "predict", images[0], *common, "--format", "csv", "--output", out)
+    assert done.returncode == 0 and out.read_text().startswith("image,class,score,x1,y1,x2,y2\n")
+    assert len(out.read_text().splitlines()) == 1 + len(results[0]["objects"])
+    done = run_here("detect", "predict", images[0], *common[:2], "--least_score", 1)
+    assert done.returncode == 0 and done.stdout == f"{images[0]}: 0 objects\n"
+
+
+def test_repeats_report_average_precision(words):
+    pytest.importorskip("pycocotools")
+    done = run_here("detect", *words, "--steps", 1, "--no-save", "--repeats", 2, "--name", "two")
+    assert done.returncode == 0, done.stderr
+    head, *rows = (words[-1] / "two/repeats.txt").read_text().splitlines()
+    assert head.split()[:3] == ["seed", "AP", "AP50"]
+    assert [row.split()[0] for row in rows] == ["0", "1", "min", "median", "max"]
