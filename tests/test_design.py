@@ -17,15 +17,16 @@ import bit_paddle
 
 NEED_PADDLE = {
     *(f"models.{name}" for name in ("layers", "network", "resnetv2", "stages", "weights")),
-    *(f"models.detection.{name}" for name in ("losses", "pyramid", "regions", "retinanet")),
+    *(f"models.detection.{name}" for name in ("faster_rcnn", "heads", "losses")),
+    *(f"models.detection.{name}" for name in ("pyramid", "regions", "retinanet", "weights")),
     *(f"models.native.{name}" for name in ("plain", "compiled", "checks")),
     *(f"inference.{name}" for name in ("examine", "predictor")),
     *(
         f"training.{name}"
         for name in ("distributed", "memory", "optimizer", "run", "start", "step", "testing")
     ),
-    "training.classification.task",
-    "training.classification.validation",
+    *(f"training.{task}.task" for task in ("classification", "detection")),
+    *(f"training.{task}.validation" for task in ("classification", "detection")),
     "runs.snapshot",
     "system.device",
 }
@@ -65,16 +66,20 @@ def test_no_circles():
 
 
 LOOP = ("distributed", "memory", "optimizer", "plan", "run", "start", "step", "task", "testing")
-OF_CLASSIFICATION = ("data", "inference", "models.losses", "training.classification")
+OF_TASKS = (
+    *("data", "inference", "models.losses", "models.detection"),
+    *("training.classification", "training.detection", "config.settings"),
+    "config.detection_settings",
+)
 
 
 @pytest.mark.parametrize("name", LOOP)
-def test_the_loop_knows_no_classification(name):
+def test_the_loop_knows_no_task(name):
     found = imports(MODULES[f"training.{name}"])
     assert not {
         module
         for module in found
-        for other in OF_CLASSIFICATION
+        for other in OF_TASKS
         if module == f"bit_paddle.{other}" or module.startswith(f"bit_paddle.{other}.")
     }
 

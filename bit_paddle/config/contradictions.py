@@ -89,11 +89,8 @@ def of_detection(values: dict[str, Any], unclear: set[str], opened: bool = True)
     if values["val_fraction"] is not None and values["val_boxes"] is not None:
         faults.append("--val_fraction and --val_boxes: both choose validation images; give one")
     faults += [*_model_faults(values), *_split_faults(values, unclear), *_length_faults(values)]
-    for name, only in (
-        ("regions", "faster_rcnn"),
-        ("box_loss", "retinanet"),
-        ("depth", "retinanet"),
-    ):
+    for name in ("regions", "box_loss", "depth"):
+        only = "faster_rcnn" if name == "regions" else "retinanet"
         usual = fields_of(DetectionSettings)[name].default
         if values[name] != usual and values["detector"] != only and "detector" not in unclear:
             faults.append(f"--{name}: is for --detector {only} only")

@@ -99,8 +99,8 @@ class DetectorSettings:
     )
     box_loss: str = _how(
         one_of(*BOX_LOSSES),
-        "RetinaNet's loss of the boxes. huber: of their codes, weight 50, as the code that the paper names. "
-        "giou: 1 - GIoU, weight 1",
+        "RetinaNet's loss of the boxes. huber: of their codes, weight 50, as the code that the "
+        "paper names. giou: 1 - GIoU, weight 1",
         "huber",
     )
     regions: str = _how(
@@ -185,6 +185,12 @@ class DetectionSettings(RunSettings, DetectorSettings):
         "repeats",
         help="number of runs; each adds 1 to --seed. The lowest, median and highest average "
         "precision are reported: the paper reports the median of 5",
+    )
+
+    cache_gb: float | None = _as_in_training(
+        "cache_gb",
+        help="size of the in-memory cache of decoded training images, in gigabytes; used only if "
+        "all of them fit",
     )
 
     task = "detection"

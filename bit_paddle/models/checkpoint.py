@@ -118,6 +118,12 @@ class CheckpointFile:
             if not key.startswith("bit_paddle/")
         }
 
+    @cached_property
+    def detector_shapes(self) -> dict[str, tuple[int, ...]]:
+        """{key: shape} of the arrays of a detector beside those of its backbone."""
+        arrays = self._container.arrays
+        return {key: arrays[key].shape for key in self._names if key.startswith(npz.DETECTOR)}
+
     def array(self, key: str) -> np.ndarray:
         """Return the array of a published key in its published shape, with the file's dtype."""
         if key not in self._names:

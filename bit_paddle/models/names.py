@@ -155,6 +155,8 @@ def huggingface_name(key: str) -> str:
 
 def _layout(name: str, axes: int) -> tuple[int | None, ...]:
     """Return which axes of an array become the axes of the published one; None is a new axis."""
+    if name.startswith("bit_paddle/"):  # this package's own arrays
+        return tuple(range(axes))
     is_head = published_key(name) == npz.HEAD_KERNEL
     if name.endswith(".weight") and axes == 4:  # OIHW
         return 2, 3, 1, 0

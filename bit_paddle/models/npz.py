@@ -20,6 +20,8 @@ from bit_paddle.system import files
 
 NOTES = "bit_paddle/notes"
 
+DETECTOR = "bit_paddle/detector/"  # prefix of the arrays of a detector beside its backbone's
+
 FACTS = "facts"  # the note of an export: classes, preprocessing and loss of its model
 
 HEAD_KERNEL, HEAD_BIAS = "resnet/head/conv2d/kernel", "resnet/head/conv2d/bias"

@@ -17,6 +17,8 @@ class WithBackbone(Network):
         super().__init__()
         self.backbone = backbone
 
+    num_classes = 0  # outputs of the backbone's head: it has none
+
     @property
     def architecture(self) -> Architecture:
         return self.backbone.architecture
@@ -36,6 +38,11 @@ class WithBackbone(Network):
     @recompute.setter
     def recompute(self, recompute: str) -> None:
         self.backbone.recompute = recompute
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The names of the backbone's parts that do not learn."""
+        return self.backbone.frozen
 
     def learn_only(self, learn: str) -> None:
         """Freeze the first parts of the backbone; "head" freezes all of it."""

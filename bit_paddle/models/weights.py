@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 import numpy as np
+from paddle import Tensor
 
 from bit_paddle.errors import CheckpointError, ConfigError
 from bit_paddle.models import npz, published
@@ -18,11 +19,13 @@ from bit_paddle.models.checkpoint import CheckpointFile
 from bit_paddle.models.names import parameter_name
 from bit_paddle.models.network import dtype_of
 from bit_paddle.models.resnetv2 import ResNetV2
-from bit_paddle.models.stages import Stages
+from bit_paddle.models.stages import Stages, WithBackbone
 from bit_paddle.system.hub import Repository
 from bit_paddle.system.progress import progress_bar
 
 HEAD = (npz.HEAD_KERNEL, npz.HEAD_BIAS)
+
+AnyNetwork = Union[ResNetV2, WithBackbone]
 
 
 def create_model(
@@ -89,7 +92,7 @@ def _address(name: str | os.PathLike) -> str:
     return os.path.join(".", text) if is_path else text
 
 
-def load_npz(model: ResNetV2, path: str | os.PathLike, head: str = "load") -> None:
+def load_npz(model: AnyNetwork, path: str | os.PathLike, head: str = "load") -> None:
     """Fill ``model`` from a checkpoint, float16 or float32, in any layout of `models.npz`.
 
     ``head`` "load" loads the head, "zero" makes it zero for a new task; a model without a head
@@ -100,7 +103,9 @@ def load_npz(model: ResNetV2, path: str | os.PathLike, head: str = "load") -> No
         fill(model, file, head)
 
 
-def save_npz(model: ResNetV2, path: str | os.PathLike, notes: dict[str, Any] | None = None) -> None:
+def save_npz(
+    model: AnyNetwork, path: str | os.PathLike, notes: dict[str, Any] | None = None
+) -> None:
     """Write ``model`` in the published layout, which `load_npz` and the reference code read.
 
     ``notes`` (JSON) become an array that other readers ignore. An older file with this name stays
@@ -109,7 +114,7 @@ def save_npz(model: ResNetV2, path: str | os.PathLike, notes: dict[str, Any] | N
     npz.write(path, _published_arrays(model), notes)
 
 
-def fill(model: ResNetV2, file: CheckpointFile, head: str) -> None:
+def fill(model: AnyNetwork, file: CheckpointFile, head: str) -> None:
     """Fill ``model`` from an open checkpoint, as `load_npz` does."""
     if head not in ("load", "zero"):
         raise ConfigError(f"head={head!r}: expected 'load' or 'zero'")
@@ -122,9 +127,9 @@ def fill(model: ResNetV2, file: CheckpointFile, head: str) -> None:
                 f"{error}\nFor a new head of zeros, load with head='zero'."
             ) from None
         raise
-    parameters = dict(model.named_parameters())
-    for key in keys(model, "loading"):
-        parameter = parameters[parameter_name(key)]
+    parameters = named_by_key(model)
+    _check_detector(parameters, file)
+    for key, parameter in _with_progress(parameters, "loading"):
         if key in HEAD and not load_head:
             array = np.zeros(parameter.shape, np.float32)
         else:
@@ -135,18 +140,55 @@ def fill(model: ResNetV2, file: CheckpointFile, head: str) -> None:
 
 
 def _published_arrays(model: ResNetV2) -> Iterator[tuple[str, np.ndarray]]:
-    parameters = dict(model.named_parameters())
-    for key in keys(model, "saving"):
-        parameter = parameters[parameter_name(key)]
+    for key, parameter in _with_progress(named_by_key(model), "saving"):
         if dtype_of(parameter) not in ("float32", "float64"):
             parameter = parameter.astype("float32")
         yield key, from_paddle(key, parameter.numpy())
 
 
-def keys(model: ResNetV2, action: str) -> Iterable[str]:
-    """Return the published keys of ``model``; iterating shows a progress bar after two seconds."""
-    keys = [key for key, _ in npz.shapes(model.architecture, model.num_classes)]
-    return progress_bar(iterable=keys, desc=action, unit="array", delay=2)
+def names_by_key(model: AnyNetwork) -> dict[str, str]:
+    """Return {key in a file: name of the parameter} of all parameters of ``model``.
+
+    A backbone has the published keys, also in a detector: so a detector's file is a file of its
+    backbone too. The keys of the other parameters begin with `npz.DETECTOR`.
+    """
+    published = [key for key, _ in npz.shapes(model.architecture, model.num_classes)]
+    if not isinstance(model, WithBackbone):
+        return {key: parameter_name(key) for key in published}
+    names = {key: f"backbone.{parameter_name(key)}" for key in published}
+    own = [name for name, _ in model.named_parameters() if not name.startswith("backbone.")]
+    return {**names, **{npz.DETECTOR + name.replace(".", "/"): name for name in own}}
+
+
+def named_by_key(model: AnyNetwork) -> dict[str, Tensor]:
+    """Return {key in a file: parameter} of all parameters of ``model``."""
+    parameters = dict(model.named_parameters())
+    return {key: parameters[name] for key, name in names_by_key(model).items()}
+
+
+def _with_progress(parameters: dict[str, Tensor], action: str) -> Iterable[tuple[str, Tensor]]:
+    """Return the items; iterating shows a progress bar after two seconds."""
+    return progress_bar(iterable=parameters.items(), desc=action, unit="array", delay=2)
+
+
+def _check_detector(parameters: dict[str, Tensor], file: CheckpointFile) -> None:
+    """Raise `CheckpointError` if the arrays beside the backbone's are not those of a detector."""
+    expected = {
+        key: tuple(from_paddle(key, np.empty(one.shape, np.bool_)).shape)
+        for key, one in parameters.items()
+        if key.startswith(npz.DETECTOR)
+    }
+    if not expected or expected == file.detector_shapes:
+        return
+    found = file.detector_shapes
+    wrong = sorted(key for key in {*expected, *found} if expected.get(key) != found.get(key))
+    lines = [
+        f"  {key}: found {found.get(key, 'nothing')}, expected {expected.get(key, 'nothing')}"
+        for key in wrong[:5]
+    ]
+    raise CheckpointError(
+        f"{file.path}: {len(wrong)} arrays are not those of this detector\n" + "\n".join(lines)
+    )
 
 
 def to_paddle(key: str, array: np.ndarray) -> np.ndarray:

@@ -14,10 +14,9 @@ from bit_paddle.errors import CheckpointError
 from bit_paddle.models import npz
 from bit_paddle.models.architecture import frozen_parts
 from bit_paddle.models.checkpoint import CheckpointFile
-from bit_paddle.models.names import parameter_name
 from bit_paddle.models.network import dtype_of
-from bit_paddle.models.resnetv2 import ResNetV2
-from bit_paddle.models.weights import fill, from_paddle, keys, to_paddle
+from bit_paddle.models.weights import AnyNetwork, fill, from_paddle, names_by_key, to_paddle
+from bit_paddle.system.progress import progress_bar
 
 MOMENTUM = "bit_paddle/momentum/"  # prefix of a published key, for the velocity of that weight
 
@@ -31,13 +30,12 @@ class Optimizer(Protocol):
 Snapshot = list[tuple[str, np.ndarray]]  # (key, array in Paddle's layout)
 
 
-def snapshot(model: ResNetV2, velocities: Iterable[Tensor | None]) -> Snapshot:
+def snapshot(model: AnyNetwork, velocities: Iterable[Tensor | None]) -> Snapshot:
     """Return copies of the weights and the velocities, for `write_snapshot`."""
     parameters = dict(model.named_parameters())
     pairs = zip(model.learned(), velocities)
     copies = {name: velocity.numpy() for name, velocity in pairs if velocity is not None}
-    keys = [key for key, _ in npz.shapes(model.architecture, model.num_classes)]
-    names = [(key, parameter_name(key)) for key in keys]
+    names = names_by_key(model).items()
     return [(key, parameters[name].numpy()) for key, name in names] + [
         (MOMENTUM + key, copies[name]) for key, name in names if name in copies
     ]
@@ -54,7 +52,7 @@ def write_snapshot(path: str | os.PathLike, arrays: Snapshot, notes: dict[str, A
     npz.write(path, content, {**notes, "momentum": momentum})
 
 
-def restore(model: ResNetV2, optimizer: Optimizer, path: str | os.PathLike) -> None:
+def restore(model: AnyNetwork, optimizer: Optimizer, path: str | os.PathLike) -> None:
     """Load the weights and velocities that `write_snapshot` wrote, bit for bit.
 
     What learns now, and was frozen in the run of the file, has no velocity there: it starts at 0.
@@ -69,12 +67,13 @@ def restore(model: ResNetV2, optimizer: Optimizer, path: str | os.PathLike) -> N
         velocities = {}
         parameters = model.learned()
         before = frozen_parts(file.notes().get("settings", {}).get("learn", "all"))
-        for key in keys(model, "loading momentum"):
-            parameter = parameters.get(parameter_name(key))
+        names = names_by_key(model).items()
+        for key, name in progress_bar(iterable=names, desc="loading momentum", delay=2):
+            parameter = parameters.get(name)
             if parameter is None:
                 continue
-            if parameter_name(key).startswith(before):
-                velocities[parameter_name(key)] = paddle.zeros_like(parameter)
+            if before and name.removeprefix("backbone.").startswith(before):
+                velocities[name] = paddle.zeros_like(parameter)
                 continue
             array = to_paddle(key, file.array(MOMENTUM + key))
             if list(array.shape) != parameter.shape or array.dtype.kind != "f":
@@ -83,5 +82,5 @@ def restore(model: ResNetV2, optimizer: Optimizer, path: str | os.PathLike) -> N
                     f"{parameter.shape}"
                 )
             array = np.ascontiguousarray(array, dtype=dtype_of(parameter))
-            velocities[parameter_name(key)] = paddle.to_tensor(array)
+            velocities[name] = paddle.to_tensor(array)
     optimizer.load_velocities(velocities[name] for name in parameters)

@@ -1,12 +1,28 @@
 """The command of detection, as users run it."""
 
+import functools
+import json
+import subprocess
+import sys
+
+import numpy as np
 import pytest
+from helpers.commands import run_here, wait_until
+from helpers.places import ROOT
+from helpers.runs import assert_same, lines_of, state_of
 from helpers.squares import make_squares
+from PIL import Image
 
 from bit_paddle import detect
 from bit_paddle.config import detection_cli
+from bit_paddle.config.detection_settings import DetectionSettings
+from bit_paddle.config.run_settings import fields_of
 from bit_paddle.errors import ConfigError
 from bit_paddle.inference import detecting, objects
+from bit_paddle.runs import logbook
+from bit_paddle.system.signals import Interrupt
+from bit_paddle.training import run as training_run
+from bit_paddle.training.detection.plan import make_plan
 
 TINY = ["--model", "R14x0.5", "--from_scratch", "--side", "128", "--batch", "4", "--channels", "32",
         "--depth", "1"]  # fmt: skip
@@ -33,6 +49,21 @@ def test_a_plan_without_a_run(squares, tmp_path, capsys):
     ):
         assert text in plan, text
     assert not list(tmp_path.iterdir())
+
+
+def test_the_plan_of_two_stages(squares, tmp_path, capsys):
+    words = [*TINY[:-2], "--boxes", squares / "boxes.json", "--logdir", tmp_path, "--dry-run"]
+    words += ["--detector", "faster_rcnn", "--regions", "pool", "--learn", "head"]
+    words[words.index("--from_scratch")] = "--no-from_scratch"
+    words[words.index("R14x0.5")] = "BiT-Mini"
+    assert detect.main(["train", *map(str, words)]) == 0
+    plan = capsys.readouterr().out
+    for text in (
+        "Faster R-CNN on R26x0.5: pyramid of 32 channels, RoI pool",
+        "million weights; root_block, block1, block2, block3, block4, norm of the backbone",
+        "3 at each place, sides of 32 to 512 pixels",
+    ):
+        assert text in plan, text
 
 
 @pytest.mark.parametrize(
@@ -81,3 +112,213 @@ def test_help_names_what_there_is(capsys):
         detect.main([])
     shown = capsys.readouterr().out
     assert all(name in shown for name in detection_cli.COMMANDS)
+
+
+# --- The whole way ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def words(squares, tmp_path_factory):
+    """A short training, validated on all images."""
+    boxes = squares / "boxes.json"
+    logs = tmp_path_factory.mktemp("logs")
+    return ["train", *TINY, "--boxes", boxes, "--val_boxes", boxes, "--steps", 6, "--eval_every", 3,
+            "--base_lr", 0.01, "--workers", 0, "--device", "cpu", "--logdir", logs]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(words):
+    """The folder of such a run."""
+    pytest.importorskip("pycocotools")
+    done = run_here("detect", *words, "--name", "run")
+    assert done.returncode == 0, done.stderr
+    return words[-1] / "run"
+
+
+def test_a_run_leaves_what_every_run_does(run, words):
+    names = {path.name for path in run.iterdir()}
+    assert {"train.log", "config.yaml", "plan.json", "result.json", "model.npz"} <= names
+    assert (run / "config.yaml").read_text().startswith("# python -m bit_paddle.detect train --mod")
+    result = json.loads((run / "result.json").read_text())
+    validations = lines_of(run, "val")
+    assert [line["step"] for line in validations] == [3, 6]
+    assert result["steps"] == 6 and result["ap50"] == validations[-1]["ap50"]
+    assert all(np.isfinite(line["loss"]) for line in lines_of(run, "train"))
+    done = run_here("detect", *words, "--name", "run")
+    assert done.returncode == 0 and "this run is complete: steps 6" in done.stdout
+    done = run_here(
+        "train", *TINY[:3], "--dataset", "digits", "--name", "run", "--logdir", words[-1]
+    )
+    assert done.returncode == 2 and "holds a run of another task, detection" in done.stderr
+
+
+def test_a_killed_run_goes_on(run, words):
+    """Its last weights, momentum and metrics are those of the undisturbed run."""
+    arguments = [*words, "--name", "killed", "--save_every", 1]
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", "bit_paddle.detect", *map(str, arguments)],
+        cwd=ROOT, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    place = words[-1] / "killed"
+    wait_until(lambda: list((place / "checkpoints").glob("step-*.npz")), process, 120)
+    process.kill()
+    process.communicate()
+    assert not (place / "result.json").exists()
+    done = run_here("detect", *arguments, "--batch", 2)
+    assert done.returncode == 2 and "batch: 4 -> 2" in done.stderr
+    done = run_here("detect", *arguments)
+    assert done.returncode == 0 and "resumes after step" in done.stdout, done.stderr
+    assert_same(state_of(place), state_of(run))
+
+
+def test_other_boxes_are_another_run(words, squares, tmp_path):
+    place = words[-1] / "changed"
+    arguments = [*words, "--name", "changed", "--steps", 2]
+    process = run_here("detect", *arguments, "--save_every", 1)
+    assert process.returncode == 0
+    (place / "result.json").unlink()
+    other = make_squares(tmp_path / "other", 12, seed=1) / "boxes.json"
+    done = run_here("detect", *arguments, "--boxes", other)
+    assert done.returncode == 2 and "names, boxes and labels: " in done.stderr
+
+
+def test_evaluate(run, squares, tmp_path):
+    """The same scores as in the run's own validation; several views change them."""
+    boxes, common = squares / "boxes.json", ["--workers", 0, "--device", "cpu"]
+    done = run_here("detect", "evaluate", "--model", run, "--boxes", boxes, *common,
+                    "--output", tmp_path / "one")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "one/metrics.json").read_text())
+    result = json.loads((run / "result.json").read_text())
+    for name in ("ap", "ap50", "ap75"):
+        assert metrics[name] == pytest.approx(result[name], abs=1e-6)
+    assert metrics["side"] == 128 and metrics["scales"] == [1.0] and metrics["images"] == 12
+    assert {"per_class.csv", "detections.json", "precision.png"} <= {
+        path.name for path in (tmp_path / "one").iterdir()
+    }
+    done = run_here("detect", "evaluate", "--model", run / "model.npz", "--boxes", boxes, *common,
+                    "--output", tmp_path / "two", "--scales", "0.75,1", "--flip",
+                    "--suppression", "soft-nms")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    several = json.loads((tmp_path / "two/metrics.json").read_text())
+    assert several["scales"] == [0.75, 1.0] and several["flip"]
+    found = [(tmp_path / name / "detections.json").read_text() for name in ("one", "two")]
+    assert found[0] != found[1]
+
+
+def test_predict(run, squares, tmp_path):
+    """Images in their order, with a picture each; an unreadable one costs the status alone."""
+    (tmp_path / "broken.png").write_bytes(b"nothing")
+    Image.new("RGB", (90, 200), (40, 40, 220)).save(tmp_path / "high.png")
+    images = [squares / "images/1.png", tmp_path / "broken.png", tmp_path / "high.png",
+              squares / "images/2.png"]  # fmt: skip
+    common = ["--model", run, "--least_score", 0, "--workers", 0, "--device", "cpu"]
+    done = run_here("detect", "predict", *images, *common, "--format", "json",
+                    "--pictures", tmp_path / "drawn")  # fmt: skip
+    assert done.returncode == 1 and "skipped: " in done.stderr and "broken.png" in done.stderr
+    results = json.loads(done.stdout)
+    assert [result["image"] for result in results] == [str(images[k]) for k in (0, 2, 3)]
+    for result, (width, height) in zip(results, ((128, 96), (90, 200), (128, 96))):
+        assert 0 < len(result["objects"]) <= 100
+        for item in result["objects"]:
+            x1, y1, x2, y2 = item["box"]
+            assert 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height
+            assert item["class"] in ("blue", "red") and 0 <= item["score"] <= 1
+    names = sorted(path.name for path in (tmp_path / "drawn").iterdir())
+    assert names == ["0001-1.png", "0003-high.png", "0004-2.png"]
+    assert Image.open(tmp_path / "drawn/0003-high.png").size == (90, 200)
+    out = tmp_path / "found.csv"
+    done = run_here("detect", "predict", images[0], *common, "--format", "csv", "--output", out)
+    assert done.returncode == 0 and out.read_text().startswith("image,class,score,x1,y1,x2,y2\n")
+    assert len(out.read_text().splitlines()) == 1 + len(results[0]["objects"])
+    done = run_here("detect", "predict", images[0], *common[:2], "--least_score", 1)
+    assert done.returncode == 0 and done.stdout == f"{images[0]}: 0 objects\n"
+
+
+def test_repeats_report_average_precision(words):
+    pytest.importorskip("pycocotools")
+    done = run_here("detect", *words, "--steps", 1, "--no-save", "--repeats", 2, "--name", "two")
+    assert done.returncode == 0, done.stderr
+    head, *rows = (words[-1] / "two/repeats.txt").read_text().splitlines()
+    assert head.split()[:3] == ["seed", "AP", "AP50"]
+    assert [row.split()[0] for row in rows] == ["0", "1", "min", "median", "max"]
+
+
+# --- Every setting does something ---------------------------------------------------------------
+
+CHANGES = {
+    "model": {"model": "R14x1"},
+    "val_fraction": {"val_fraction": 0.4},
+    "from_scratch": None,
+    "detector": {"detector": "faster_rcnn"},
+    "recipe": {"recipe": "detectron"},
+    "box_loss": {"box_loss": "giou"},
+    "regions": {"regions": "pool"},
+    "anchor_base": {"anchor_base": 2.0},
+    "side": {"side": 100},
+    "scale_min": {"scale_min": 0.5},
+    "scale_max": {"scale_max": 2.0},
+    "flip": {"flip": False},
+    "channels": {"channels": 64},
+    "depth": {"depth": 2},
+    "learn": {"learn": "head"},
+    "batch": {"batch": 2},
+    "base_lr": {"base_lr": 0.02},
+    "weight_decay": {"weight_decay": 10.0},
+    "epochs": None,  # of the plan; --steps here
+    "steps": {"steps": 2},
+    "warmup": {"warmup": 1},
+    "seed": {"seed": 1},
+}
+
+
+def test_every_setting_that_affects_a_result_has_a_row():
+    every = fields_of(DetectionSettings)
+    affect = {name for name, item in every.items() if item.metadata["affects_result"]}
+    assert set(CHANGES) == affect - {"on_bad_box", "amp"}
+
+
+@pytest.fixture(scope="module")
+def outcome(squares, tmp_path_factory):
+    """Settings -> everything that a run of them shows, without a process each."""
+
+    @functools.cache
+    def run(**changes):
+        values = {
+            "model": "R14x0.5", "boxes": str(squares / "boxes.json"), "from_scratch": True,
+            "side": 128, "batch": 4, "channels": 32, "depth": 1, "steps": 3, "workers": 0,
+            "batch_split": 1, "base_lr": 0.01, "amp": "off", "save": False, "device": "cpu",
+        }  # fmt: skip
+        settings = DetectionSettings(**{**values, **changes})
+        return _shown(settings, tmp_path_factory.mktemp("run"))
+
+    return run
+
+
+def _shown(settings, place):
+    shown = []
+
+    class Log(logbook.Silent):
+        def metrics(self, kind, step, **numbers):
+            numbers.pop("images_per_second", None)
+            shown.append((kind, step, sorted((k, str(round(v, 6))) for k, v in numbers.items())))
+
+    log = Log()
+    log.folder = place
+    training_run.run(make_plan(settings), log, Interrupt())
+    return shown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, change in CHANGES.items() if change])
+def test_every_setting_changes_something(name, outcome):
+    pytest.importorskip("pycocotools")
+    beside = {"detector": "faster_rcnn"} if name == "regions" else {}
+    before, after = outcome(**beside), outcome(**beside, **CHANGES[name])
+    assert before and after and before != after
+
+
+def test_a_setting_that_is_not_changed_changes_nothing(outcome):
+    """The control of the test above: two runs of the same settings show the same."""
+    pytest.importorskip("pycocotools")
+    assert outcome() == outcome(on_bad_box="skip")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bit_paddle.data.boxes.annotations import BoxedImages
+from bit_paddle.data.boxes.loader import decoded_bytes
 from bit_paddle.data.boxes.parts import class_counts
 from bit_paddle.models.architecture import frozen_parts
 from bit_paddle.system.text import plural
@@ -160,7 +161,14 @@ def _loss(plan: DetectionPlan) -> str:
 
 def _memory(plan: DetectionPlan) -> str:
     full, half = (plan.activations(half) / 2**20 for half in (False, True))
+    size = decoded_bytes(plan.data.train)
+    cached = f"the decoded training images take {size / 1e6:,.1f} MB and are cached"
+    if size > plan.cache_bytes:
+        cached = (
+            f"the decoded training images ({size / 1e6:,.1f} MB) do not fit in the cache: they are "
+            "decoded again in each epoch; --cache_gb sets its size"
+        )
     return (
         f"activations of about {full:,.0f} MiB per image in float32, {half:,.0f} MiB in half "
-        "precision: an estimate, the backbone's peak plus what the pyramid and the heads save"
+        f"precision (an estimate); {cached}"
     )
