@@ -33,17 +33,23 @@ class Pictures:
 
 
 @pytest.fixture
-def network():
-    """A random detector in float64, whose scores differ much from anchor to anchor."""
+def float64():
+    """Networks are in float64 for the length of a test."""
     paddle.set_default_dtype("float64")
+    yield
+    paddle.set_default_dtype("float32")
+
+
+@pytest.fixture
+def network(float64):
+    """A random detector in float64, whose scores differ much from anchor to anchor."""
     model = RetinaNet(create_model("R14x0.5", 0), 3, channels=32, depth=1)
     random = np.random.default_rng(0)
     for tower, scale in ((model.class_tower, 0.2), (model.box_tower, 0.05)):
         weight = tower.predict.weight
         weight.set_value(random.normal(0, scale, weight.shape))
     model.eval()
-    yield model
-    paddle.set_default_dtype("float32")
+    return model
 
 
 def one_by_one(network, picture, sides, scaled, least):
@@ -160,3 +166,19 @@ def test_detections_of_given_images(model):
         assert (one.boxes[:, 2] <= picture.width).all()
     assert model.classes == ("blue", "red")
     assert len(model.detect(pictures[0], least_score=0.999)[0].scores) == 0
+
+
+@pytest.mark.parametrize("kind", configuration.KINDS)
+def test_any_batch_of_any_detector(kind, float64):
+    """In float64 the detections of an image do not depend on those beside it."""
+    detector = Detector(("blue", "red"), (1, 2), channels=32, depth=0, side=128, kind=kind)
+    net = configuration.network(detector, create_model("R14x0.5", 0))
+    net.eval()
+    single, several = (
+        dict(detecting.detections_of(net, Pictures(), range(6), Looks(200), batch=batch))
+        for batch in (1, 4)
+    )
+    for index, one in single.items():
+        assert len(one.scores) > 5
+        np.testing.assert_allclose(several[index].scores, one.scores, atol=1e-9)
+        np.testing.assert_allclose(several[index].boxes, one.boxes, atol=1e-7)
