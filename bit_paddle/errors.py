@@ -127,6 +127,15 @@ def tell(text: str, end: str = "\n") -> None:
     print(text.encode(encoding, _ESCAPE).decode(encoding), end=end, flush=True)
 
 
+def _interrupted(error: BaseException | None) -> bool:
+    """Return whether Ctrl-C led to ``error``: compiled modules make other errors of it."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt) or "KeyboardInterrupt" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def run_command(command: Callable[[list[str]], int], arguments: list[str]) -> int:
     """Run ``command(arguments)`` and return its exit status, turning errors into one message.
 
@@ -145,6 +154,9 @@ def run_command(command: Callable[[list[str]], int], arguments: list[str]) -> in
     except Exception as error:
         if wants_traceback:
             traceback.print_exc()
+        if _interrupted(error):
+            print("interrupted", file=sys.stderr)
+            return 130
         if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has stopped reading
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141

@@ -154,8 +154,8 @@ def _check_output(path: Path) -> None:
     """Raise `ConfigError` before the features are computed if ``path`` cannot be written."""
     if path.suffix != ".npz":
         raise errors.ConfigError(f"--output {path}: the name must end in .npz")
-    if path.is_dir():
-        raise errors.ConfigError(f"--output: {path} is a folder; choose another name")
+    if os.path.lexists(path):
+        raise errors.ConfigError(f"--output: {path} exists; remove it, or choose another name")
     if not path.parent.is_dir():
         raise errors.ConfigError(f"--output: {path.parent} is not a folder; create it first")
 

@@ -83,7 +83,7 @@ SUPPRESSIONS, FORMATS = ("nms", "soft-nms"), ("csv", "json", "table")
 BATCH = 8  # views that are computed at once
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> parsing.Parser:
     """Return the parser of the command, with one of each of its own commands."""
     about = f"Find objects with boxes, with a detector on a BiT backbone.\n{PROG} COMMAND --help"
     result = parsing.Parser(PROG, description=f"{about} explains a command.")
@@ -96,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def train_parser() -> argparse.ArgumentParser:
+def train_parser() -> parsing.Parser:
     """Return the parser of train: all settings of a detection."""
     about = "Train a detector (RetinaNet) on a BiT backbone, by the paper's recipe."
     defaults = {"base_lr": f"{detection.BASE_LR} per {detection.BATCH} images of the batch"}
@@ -123,7 +123,7 @@ def plan_parser() -> parsing.Parser:
     return result
 
 
-def evaluate_parser() -> argparse.ArgumentParser:
+def evaluate_parser() -> parsing.Parser:
     """Return the parser of evaluate."""
     about = "Measure a detector on images with boxes."
     result = parsing.Parser(f"{PROG} evaluate", description=about, epilog=_EVALUATE)
@@ -141,7 +141,7 @@ def evaluate_parser() -> argparse.ArgumentParser:
     return result
 
 
-def predict_parser() -> argparse.ArgumentParser:
+def predict_parser() -> parsing.Parser:
     """Return the parser of predict."""
     about = "Find the objects in images."
     result = parsing.Parser(f"{PROG} predict", description=about, epilog=_PREDICT)

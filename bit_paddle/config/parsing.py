@@ -62,6 +62,26 @@ class Parser(argparse.ArgumentParser):
             "--traceback", action="store_true", help="print the Python traceback of an error"
         )
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Return the values of the flags; a `ConfigError` suggests a name for an unknown flag."""
+        known, unknown = self.parse_known_args(args, namespace)
+        if faults := self.faults(unknown):
+            self.error("; ".join(faults))
+        return known
+
+    def faults(self, unknown: Sequence[str], outer: Iterable[str] = ()) -> list[str]:
+        """Return a fault for each of the ``unknown`` words; ``outer`` flags are suggested too."""
+        flags = [option for action in self._actions for option in action.option_strings]
+        flags.sort(key="--traceback".__eq__)  # last: suggestions start with the command's own flags
+        faults = []
+        for before, word in zip(["", *unknown], unknown):
+            if word.startswith("-"):
+                near = did_you_mean(word.split("=")[0], [*flags, *outer])
+                faults.append(f"{word}: no such flag; {near}")
+            elif not before.startswith("-"):  # else it is the value of the unknown flag
+                faults.append(f"{word!r}: does not belong to a flag")
+        return faults
+
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; {self.prog} --help lists the flags")
 
@@ -72,7 +92,7 @@ def parser(
     epilog: str = _EPILOG,
     defaults: Mapping[str, str] | None = None,
     kind: type[RunSettings] = Settings,
-) -> argparse.ArgumentParser:
+) -> Parser:
     """Return the parser of a command with all settings of ``kind``, which stay words until `parse`.
 
     ``defaults`` replace the defaults of settings in the help.
@@ -168,7 +188,7 @@ def parse(
 
 def parse_as(
     kind: type[_Kind],
-    command: argparse.ArgumentParser,
+    command: Parser,
     arguments: Sequence[str],
     contradictions: Callable[[dict[str, Any], set[str]], list[str]],
     outer: Iterable[str] = (),
@@ -183,15 +203,7 @@ def parse_as(
     """
     every = fields_of(kind)
     known, unknown = command.parse_known_args(list(arguments))
-    flags = [option for action in command._actions for option in action.option_strings]
-    flags.sort(key="--traceback".__eq__)  # last: suggestions start with the command's own flags
-    faults = []
-    for before, word in zip(["", *unknown], unknown):
-        if word.startswith("-"):
-            near = did_you_mean(word.split("=")[0], [*flags, *outer])
-            faults.append(f"{word}: no such flag; {near}")
-        elif not before.startswith("-"):  # else it is the value of the unknown flag
-            faults.append(f"{word!r}: does not belong to a flag")
+    faults = command.faults(unknown, outer)
     words: dict[str, tuple[str, str]] = {}  # name -> (source, word)
     if known.config is not None:
         words.update(_read_yaml(known.config, kind, faults))

@@ -22,7 +22,8 @@ from bit_paddle.errors import ConfigError, MissingFileError, WriteError
 def write(path: str | os.PathLike, fill: Callable[[BinaryIO], object]) -> None:
     """Write the file ``path`` by a call of ``fill(binary stream)``.
 
-    An older file stays until the new file is complete and on the disk. Raises `WriteError`.
+    An older file stays until the new file is complete and on the disk; its permissions remain.
+    Raises `WriteError`.
     """
     path = Path(path)
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -31,6 +32,8 @@ def write(path: str | os.PathLike, fill: Callable[[BinaryIO], object]) -> None:
             fill(stream)
             stream.flush()
             os.fsync(stream.fileno())
+        with suppress(FileNotFoundError):
+            shutil.copymode(path, partial)
         os.replace(partial, path)
         _sync_folder(path.parent)
     except OSError as error:
@@ -82,7 +85,7 @@ def to_json(content: Any) -> str:
     def finite(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: finite(item) for key, item in value.items()}
-        if isinstance(value, list):
+        if isinstance(value, (list, tuple)):
             return [finite(item) for item in value]
         return value if not isinstance(value, float) or math.isfinite(value) else None
 

@@ -71,6 +71,8 @@ def test_wrong_input(small_checkpoint, image_folder):
     words = ("--model", small_checkpoint, "--dataset", "folder", "--datadir", image_folder)
     for more, fault in (
         (("--output", "head.pth"), "must end in .npz"),
+        (("--output", small_checkpoint), "exists; remove it, or choose another name"),
+        (("--sead", "5"), "--sead: no such flag; did you mean --seeds"),
         (("--output", "missing/head.npz"), "missing is not a folder"),
         (("--seeds", 0), "--seeds"),
     ):

@@ -17,6 +17,21 @@ def test_notes_come_back():
     assert DETECTOR.matching.negative == 0.4
 
 
+def test_two_stages():
+    """Its smallest square anchor is as large in pixels, on a map twice as fine."""
+    notes = json.loads(json.dumps({**DETECTOR.notes(), "kind": "faster_rcnn", "regions": "pool"}))
+    detector = Detector.from_notes(notes)
+    assert detector.kind == "faster_rcnn" and detector.regions == "pool"
+    assert (detector.matching.positive, detector.matching.negative) == (0.7, 0.3)
+    shapes = detector.shapes
+    assert [*shapes.levels] == [2, 3, 4, 5, 6] and shapes.per_place == 3 and shapes.offset == 0
+    smallest = [
+        one.shapes.sides().prod(axis=1).min() ** 0.5 * 2 ** one.shapes.levels[0]
+        for one in (detector, DETECTOR)
+    ]
+    assert smallest == pytest.approx([16, 16])
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -35,6 +50,8 @@ def test_notes_come_back():
         {"channels": 1 << 40},
         {"depth": True},
         {"side": 0},
+        {"kind": "yolo"},
+        {"regions": ["pool"]},
         {"more": 1},
     ],
 )

@@ -79,7 +79,7 @@ def test_candidates_are_decoded_cut_and_sorted():
     assert result.classes[:2].tolist() == [0, 1]
     np.testing.assert_allclose(result.boxes[:2], [[50, 2, 60, 30], [4, 6, 40, 48]], atol=1e-4)
     np.testing.assert_allclose(result.scores[:2], 1 / (1 + np.exp([-3.0, -2.0])), rtol=1e-6)
-    assert len(result.scores) <= 4  # five pairs, of which that in the padding has no area
+    assert len(result.scores) <= 4  # of five pairs; a box in the padding is left out
     every = detections.candidates(*tensors, height=64, width=64, most=10**9)
     assert every.scores[0] == pytest.approx(1 / (1 + np.exp(-4.0)))
     assert (np.diff(every.scores) <= 0).all()

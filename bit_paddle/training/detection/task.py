@@ -37,7 +37,7 @@ class Detection(Task):
     def __init__(self, plan: DetectionPlan, log: Logbook, stop: Interrupt):
         average_precision.check_installed()
         self._plan, self._log, self._stop = plan, log, stop
-        self._dense = getattr(plan.detector, "kind", "retinanet") == "retinanet"
+        self._dense = plan.detector.kind == "retinanet"
         dtype = np.dtype(paddle.get_default_dtype())
         self._anchors = anchors_of(*plan.sides, plan.detector.shapes, dtype)
 
