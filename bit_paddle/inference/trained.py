@@ -81,6 +81,8 @@ def find_trained(
         file.check(file.architecture(), file.classes)
         outputs, architecture, facts = file.classes, file.architecture(), file.facts
         notes = file.notes()
+        if "detector" in notes:
+            raise ConfigError(f"{path}: is a detector; `bit_paddle detect` evaluates and runs it")
         if file.averaged:
             print(f"note: {path}: its averaged weights ({file.averaged}) are used", file=sys.stderr)
     classes, preprocessing, loss = facts.classes, facts.preprocessing, facts.loss

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import subprocess
 import sys
 
@@ -14,7 +15,8 @@ from helpers.squares import make_squares
 from PIL import Image
 
 from bit_paddle import detect
-from bit_paddle.config import detection_cli
+from bit_paddle.config import detection_cli, parsing
+from bit_paddle.config.contradictions import of_detection
 from bit_paddle.config.detection_settings import DetectionSettings
 from bit_paddle.config.run_settings import fields_of
 from bit_paddle.errors import ConfigError
@@ -102,6 +104,27 @@ def test_estimate_of_the_paper(capsys):
 def test_estimate_of_opened_data(squares, capsys):
     assert detect.main(["plan", *TINY, "--boxes", str(squares / "boxes.json")]) == 0
     assert "11 training images, 2 classes; views of 128 x 128" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs/detection").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_every_recipe_is_planned(path, capsys):
+    """Its header has the command, and the split that the plan gives."""
+    words = ["--config", str(path), "--training_images", "118287", "--classes", "80", "--gpus", "4"]
+    assert detect.main(["plan", *words]) == 0
+    (split,) = re.findall("^split +(.*)$", capsys.readouterr().out, re.M)
+    text = path.read_text()
+    assert f"#   {split}\n" in text
+    command = f"python -m bit_paddle.detect train --config configs/detection/{path.name}"
+    assert f"#   {command}\n" in text and "ublished" in text
+    recipe = parsing.parse_as(
+        DetectionSettings,
+        detection_cli.train_parser(),
+        ["--config", str(path)],
+        functools.partial(of_detection, opened=False),
+    )[0]
+    assert recipe.recipe_schedule(118_287).drops == (7392, 10_165)
 
 
 def test_help_names_what_there_is(capsys):
@@ -233,6 +256,15 @@ def test_predict(run, squares, tmp_path):
     assert len(out.read_text().splitlines()) == 1 + len(results[0]["objects"])
     done = run_here("detect", "predict", images[0], *common[:2], "--least_score", 1)
     assert done.returncode == 0 and done.stdout == f"{images[0]}: 0 objects\n"
+
+
+def test_a_detector_is_no_classifier(run, squares):
+    """Its backbone can be trained again, and a note says what is lost."""
+    done = run_here("predict", squares / "images/1.png", "--model", run)
+    assert done.returncode == 2 and "is a detector; `bit_paddle detect`" in done.stderr
+    done = run_here("detect", "train", "--model", run, "--boxes", squares / "boxes.json",
+                    "--dry-run")  # fmt: skip
+    assert "is a detector: its backbone alone is taken" in done.stdout
 
 
 def test_repeats_report_average_precision(words):

@@ -18,6 +18,7 @@ from bit_paddle.data.boxes.parts import (
 )
 from bit_paddle.data.boxes.views import common_sides
 from bit_paddle.models import cost
+from bit_paddle.models.checkpoint import CheckpointFile
 from bit_paddle.models.detection.configuration import Detector
 from bit_paddle.models.detection.cost import training_memory
 from bit_paddle.runs import folder
@@ -98,7 +99,19 @@ class DetectionPlan(Plan):
                 f"{self.schedule.steps:,} steps are few: the pyramid and the heads start from "
                 "random weights; a smaller --batch, more --epochs or --steps give them more"
             )
+        if self._has_detector():
+            notes.append(
+                f"{self.checkpoint} is a detector: its backbone alone is taken, the pyramid and "
+                "the heads start from random weights"
+            )
         return [*notes, *self.reach.notes()]
+
+    def _has_detector(self) -> bool:
+        """Return whether the file of the initial weights has a detector, not only a network."""
+        if self.checkpoint is None or not self.checkpoint.exists():
+            return False
+        with CheckpointFile(self.checkpoint) as file:
+            return "detector" in file.notes()
 
     @cached_property
     def reach(self) -> Reach:
