@@ -1,0 +1,149 @@
+"""Detect blood cells, or objects of your own: ``python scripts/benchmarks/detection.py FOLDER``.
+
+FOLDER has train.json and val.json (COCO's format) and the images, such as BCCD or what
+``scripts/make_scenes.py`` writes. Both detectors are trained on BiT-Mini and from random weights,
+with several seeds, and measured on val.json: once as trained, and once with three scales, mirrored
+images and soft-NMS.
+
+Writes runs.csv and table.md into --logdir, and the runs. The same command resumes after a stop;
+without FOLDER it only rewrites the table. Time is that of the processor, with validation, of
+training with one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+from bit_paddle import errors
+from bit_paddle.config.types import positive, whole
+from bit_paddle.system import environment, files
+
+STARTS = {  # title: flags
+    "mini": ("BiT-Mini", ["--model", "BiT-Mini"]),
+    "random": ("random weights", ["--model", "R26x0.5", "--from_scratch"]),
+}
+KINDS = {"retinanet": "RetinaNet", "faster_rcnn": "Faster R-CNN"}
+SETTINGS = ["--channels", "64", "--depth", "2", "--batch", "8", "--scale_min", "0.8"]
+SETTINGS += ["--scale_max", "1.2", "--amp", "off", "--device", "cpu"]
+SEVERAL = ["--scales", "0.8,1,1.2", "--flip", "--suppression", "soft-nms"]
+FIELDS = ("detector", "start", "seed", "minutes", "ap", "ap50", "ap_several", "ap50_several")
+
+
+def main(arguments: list[str]) -> int:
+    """Make the runs, one per core at a time; write the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, nargs="?", help="folder of train.json and val.json")
+    parser.add_argument("--seeds", type=whole(1), default=3, help="(default: 3)")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="(all)")
+    parser.add_argument("--side", type=whole(32), default=512, help="in pixels (default: 512)")
+    parser.add_argument("--steps", type=whole(1), default=240, help="(default: 240)")
+    parser.add_argument("--base_lr", type=positive, default=0.02, help="(default: 0.02)")
+    parser.add_argument(
+        "--logdir", type=Path, default="bit_logs/my-detection", help="(bit_logs/my-detection)"
+    )
+    flags = parser.parse_args(arguments)
+    files.make_folder(flags.logdir, "--logdir")
+    if flags.folder is not None:
+        jobs = product(range(flags.seeds), flags.kinds, STARTS)
+        with ThreadPoolExecutor(environment.cpu_count()) as pool:
+            for _ in pool.map(lambda job: carry_out(flags, *job), jobs):
+                collect(flags.logdir)
+    collect(flags.logdir)
+    text = table(flags.logdir)
+    files.write_text(flags.logdir / "table.md", text)
+    print(text, end="")
+    return 0
+
+
+def carry_out(flags: argparse.Namespace, seed: int, kind: str, start: str) -> None:
+    """Train and evaluate, as far as that is not done."""
+    name = f"{kind}-{start}-{seed}"
+    folder, boxes = flags.logdir / name, flags.folder
+    if not (folder / "result.json").exists():
+        words = ["train", *STARTS[start][1], "--detector", kind, *SETTINGS, "--seed", str(seed)]
+        words += ["--boxes", str(boxes / "train.json"), "--val_boxes", str(boxes / "val.json")]
+        words += ["--on_bad_box", "skip", "--side", str(flags.side), "--steps", str(flags.steps)]
+        words += ["--base_lr", f"{flags.base_lr:g}", "--warmup", str(flags.steps // 12)]
+        words += ["--logdir", str(flags.logdir), "--name", name]
+        files.write_text(folder.with_suffix(".seconds"), f"{run(words):.0f}\n")
+    for how, more in (("one", []), ("several", SEVERAL)):
+        out = flags.logdir / f"{name}-{how}"
+        if not (out / "metrics.json").exists():
+            words = ["evaluate", "--model", str(folder), "--boxes", str(boxes / "val.json")]
+            run([*words, "--on_bad_box", "skip", "--output", str(out), *more])
+
+
+def run(words: list[str]) -> float:
+    """Run a command of detection on its share of the cores; return its processor time."""
+    command = [sys.executable, "-W", "ignore", "-m", "bit_paddle.detect", *words]
+    place = {**environment.share(environment.cpu_count()), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=place, stdout=sys.stderr)
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise errors.BitPaddleError(f"{' '.join(command)}: ended with {process.returncode}")
+    return used.ru_utime + used.ru_stime
+
+
+def collect(logs: Path) -> None:
+    """Write the results of all measured runs as runs.csv."""
+    lines, classes = [], []
+    for path in sorted(logs.glob("*-several/metrics.json")):
+        name = path.parent.name[: -len("-several")]
+        one, several = (
+            json.loads((logs / f"{name}-{how}" / "metrics.json").read_text())
+            for how in ("one", "several")
+        )
+        minutes = float((logs / f"{name}.seconds").read_text()) / 60
+        values = [*name.split("-"), f"{minutes:.1f}"]
+        values += [part[key] for part in (one, several) for key in ("ap", "ap50")]
+        with open(logs / f"{name}-one" / "per_class.csv", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        classes = [f"ap50 {row['class']}" for row in rows]
+        values += [row["ap50"] for row in rows]
+        lines.append(files.csv_line(values))
+    text = "".join([files.csv_line([*FIELDS, *classes]), *lines])
+    files.write_text(logs / "runs.csv", text)
+
+
+def table(logs: Path) -> str:
+    """Return a Markdown table of runs.csv: minimum, median, maximum over the seeds."""
+    with open(logs / "runs.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    names = [name for name in rows[0] if name.startswith("ap50 ")] if rows else []
+    titles = ["detector", "start", "runs", "AP", "AP50", "AP50, several views"]
+    titles += [name.replace("ap50", "AP50 of") for name in names] + ["minutes"]
+    text = "| " + " | ".join(titles) + " |\n" + "|---" * len(titles) + "|\n"
+    for kind, start in product(KINDS, STARTS):
+        own = [row for row in rows if (row["detector"], row["start"]) == (kind, start)]
+        if not own:
+            continue
+        cells = [KINDS[kind], STARTS[start][0], str(len(own))]
+        for key in ("ap", "ap50", "ap50_several", *names):
+            cells.append(spread([100 * float(row[key]) for row in own]))
+        cells.append(spread([float(row["minutes"]) for row in own]))
+        text += "| " + " | ".join(cells) + " |\n"
+    return text
+
+
+def spread(values: list[float]) -> str:
+    """Return minimum, median and maximum, or the only value."""
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
+    return f"{min(values):.1f}, **{np.median(values):.1f}**, {max(values):.1f}"
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run_command(main, sys.argv[1:]))
