@@ -32,8 +32,11 @@ STARTS = {  # title: flags
     "mini": ("BiT-Mini", ["--model", "BiT-Mini"]),
     "random": ("random weights", ["--model", "R26x0.5", "--from_scratch"]),
 }
-KINDS = {"retinanet": "RetinaNet", "faster_rcnn": "Faster R-CNN"}
-SETTINGS = ["--channels", "64", "--depth", "2", "--batch", "8", "--scale_min", "0.8"]
+KINDS = {  # title, flags
+    "retinanet": ("RetinaNet", ["--depth", "2"]),
+    "faster_rcnn": ("Faster R-CNN", []),
+}
+SETTINGS = ["--channels", "64", "--batch", "8", "--scale_min", "0.8"]
 SETTINGS += ["--scale_max", "1.2", "--amp", "off", "--device", "cpu"]
 SEVERAL = ["--scales", "0.8,1,1.2", "--flip", "--suppression", "soft-nms"]
 FIELDS = ("detector", "start", "seed", "minutes", "ap", "ap50", "ap_several", "ap50_several")
@@ -48,7 +51,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seeds", type=whole(1), default=3, help="(default: 3)")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="(all)")
     parser.add_argument("--side", type=whole(32), default=512, help="in pixels (default: 512)")
-    parser.add_argument("--steps", type=whole(1), default=240, help="(default: 240)")
+    parser.add_argument("--steps", type=whole(1), default=160, help="(default: 160)")
     parser.add_argument("--base_lr", type=positive, default=0.02, help="(default: 0.02)")
     parser.add_argument(
         "--logdir", type=Path, default="bit_logs/my-detection", help="(bit_logs/my-detection)"
@@ -72,10 +75,11 @@ def carry_out(flags: argparse.Namespace, seed: int, kind: str, start: str) -> No
     name = f"{kind}-{start}-{seed}"
     folder, boxes = flags.logdir / name, flags.folder
     if not (folder / "result.json").exists():
-        words = ["train", *STARTS[start][1], "--detector", kind, *SETTINGS, "--seed", str(seed)]
+        words = ["train", *STARTS[start][1], "--detector", kind, *KINDS[kind][1], *SETTINGS]
         words += ["--boxes", str(boxes / "train.json"), "--val_boxes", str(boxes / "val.json")]
         words += ["--on_bad_box", "skip", "--side", str(flags.side), "--steps", str(flags.steps)]
         words += ["--base_lr", f"{flags.base_lr:g}", "--warmup", str(flags.steps // 12)]
+        words += ["--seed", str(seed)]
         words += ["--logdir", str(flags.logdir), "--name", name]
         files.write_text(folder.with_suffix(".seconds"), f"{run(words):.0f}\n")
     for how, more in (("one", []), ("several", SEVERAL)):
@@ -130,7 +134,7 @@ def table(logs: Path) -> str:
         own = [row for row in rows if (row["detector"], row["start"]) == (kind, start)]
         if not own:
             continue
-        cells = [KINDS[kind], STARTS[start][0], str(len(own))]
+        cells = [KINDS[kind][0], STARTS[start][0], str(len(own))]
         for key in ("ap", "ap50", "ap50_several", *names):
             cells.append(spread([100 * float(row[key]) for row in own]))
         cells.append(spread([float(row["minutes"]) for row in own]))
