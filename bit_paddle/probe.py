@@ -129,7 +129,9 @@ def probe(
     for name, value in (("seeds", seeds), ("batch", batch)):
         if not isinstance(value, int) or value < 1:
             raise errors.ConfigError(f"{name}: is {value!r}, expected a whole number of 1 or more")
-    if not models or (output is not None and len(models) > 1):
+    if not models:
+        raise errors.ConfigError("model: is an empty list, expected one model or more")
+    if output is not None and len(models) > 1:
         raise errors.ConfigError(f"model: {len(models)} models; --output takes exactly one")
     if output is not None:
         _check_output(Path(output))

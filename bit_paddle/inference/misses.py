@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -118,5 +119,5 @@ def _reason(images: BoxedImages, image: int, box: np.ndarray, label: int) -> str
     if others.max(initial=0) >= 0.5:
         return f"is {images.classes[labels[others.argmax()]]}"
     if own.max(initial=0) >= NEAR:
-        return f"overlap of {own.max():.2f} only"
-    return "nothing there"
+        return f"overlap of {math.floor(100 * own.max()) / 100:.2f} only"
+    return "no true box there"

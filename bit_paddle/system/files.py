@@ -29,11 +29,11 @@ def write(path: str | os.PathLike, fill: Callable[[BinaryIO], object]) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with open(partial, "wb") as stream:
+            with suppress(OSError):  # there is no older file, or the file system has no permissions
+                shutil.copymode(path, partial)
             fill(stream)
             stream.flush()
             os.fsync(stream.fileno())
-        with suppress(FileNotFoundError):
-            shutil.copymode(path, partial)
         os.replace(partial, path)
         _sync_folder(path.parent)
     except OSError as error:

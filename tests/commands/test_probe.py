@@ -80,5 +80,7 @@ def test_wrong_input(small_checkpoint, image_folder):
         assert done.returncode == 2 and fault in done.stderr
     done = run("probe", *words)  # of an unknown resolution
     assert done.returncode == 2 and "--crop" in done.stderr
+    with pytest.raises(bit.errors.ConfigError, match="model: is an empty list"):
+        bit.probe([], image_folder)
     with pytest.raises(bit.errors.ConfigError, match="--output takes exactly one"):
         bit.probe([small_checkpoint] * 2, image_folder, output="a.npz")

@@ -42,7 +42,7 @@ def test_wrong_detections(measured):
         ("class 1 95%", "overlap of 0.40 only"),
         ("class 0 80%", "found twice"),
         ("class 0 70%", "is class 1"),
-        ("class 2 60%", "nothing there"),
+        ("class 2 60%", "no true box there"),
         ("class 2 50%", "overlap of 0.33 only"),
     ]
     assert {one.image for one in wrong} == {0} and not any(one.missed for one in wrong)

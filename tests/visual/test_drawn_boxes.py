@@ -111,7 +111,7 @@ def test_tiles_show_their_mistake(measured):
     middle = np.asarray(missed)[detection.TILE // 2, detection.TILE // 2]
     assert tuple(middle) == (0, 255, 0)
     ((wrong, text),) = detection.tiles_of(analysis, "wrong")
-    assert text == ("class 1 80%: nothing there", "0.png") and share(wrong, "lime") == 0
+    assert text == ("class 1 80%: no true box there", "0.png") and share(wrong, "lime") == 0
     rows, columns = np.nonzero((np.asarray(wrong) == ORANGE).all(axis=2))
     quarter = detection.TILE // 4
     assert columns.min() == quarter and rows.max() == 3 * quarter - 1
@@ -134,7 +134,7 @@ def test_sections_of_the_page(measured):
         ("class 2", "0", "", ""),
     ]  # fmt: skip
     assert ">class 0 1.00<" in text and ">class 1 0.00<" in text and "class 2 " not in text
-    assert "class 1 80%: nothing there" in text and "class 1: missed" in text
+    assert "class 1 80%: no true box there" in text and "class 1: missed" in text
     shown = re.findall(r"data:image/jpeg;base64,([^\"]+)", text)
     assert len(shown) == 4
     first = Image.open(io.BytesIO(base64.b64decode(shown[1])))
