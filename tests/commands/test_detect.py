@@ -175,6 +175,7 @@ def test_a_run_leaves_what_every_run_does(run, words):
     assert done.returncode == 2 and "holds a run of another task, detection" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(run, words):
     """Its last weights, momentum and metrics are those of the undisturbed run."""
     arguments = [*words, "--name", "killed", "--save_every", 1]
