@@ -44,7 +44,7 @@ def test_a_plan_without_a_run(squares, tmp_path, capsys):
     plan = capsys.readouterr().out
     for text in (
         "RetinaNet on R14x0.5",
-        "11 training images with 20 boxes, 1 validation images with 2 boxes",
+        "11 training images with 20 boxes, 1 validation image with 2 boxes",
         "training: 128 x 128 pixels",
         "learning rate 0.00125, ",
         f"{tmp_path}/R14x0.5-{squares.name}-boxes/",
