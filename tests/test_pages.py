@@ -25,10 +25,12 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from helpers.losses import check
+from helpers.squares import make_squares
 from PIL import Image
 
 from bit_paddle import __version__
 from bit_paddle.__main__ import COMMANDS
+from bit_paddle.config import detection_cli
 from bit_paddle.errors import install_hint
 from bit_paddle.inference.formats import FORMATS
 from bit_paddle.models import losses
@@ -119,8 +121,11 @@ def flags_of(command: str) -> frozenset[str]:
         if command.startswith("scripts/benchmarks/"):
             text += (ROOT / "scripts/benchmarks/contenders.py").read_text()
     else:
-        with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
-            importlib.import_module(f"bit_paddle.{command}").main(["--help"])
+        inner = [[name] for name in detection_cli.COMMANDS] if command == "detect" else []
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            for words in ([], *inner):
+                with contextlib.suppress(SystemExit):
+                    importlib.import_module(f"bit_paddle.{command}").main([*words, "--help"])
         text = printed.getvalue()
     found = frozenset(re.findall(r"--[a-z][a-z_-]*", text)) | {"--help"}
     return found | flags_of("train") if command in ("plan", "show") else found
@@ -247,7 +252,7 @@ def test_commands_and_flags_are_there(page):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """What the pages speak of: my_images, photos, cat.jpg, configs; and two runs in bit_logs."""
+    """What the pages speak of: my_images, scenes, photos, cat.jpg, configs."""
     root = tmp_path_factory.mktemp("pages")
     random = np.random.default_rng(0)
     names = [f"my_images/{part}/{kind}/{k}" for part in ("train", "val") for kind in ("cat", "dog")
@@ -258,6 +263,9 @@ def folder(tmp_path_factory) -> Path:
         pixels = random.integers(0, 160, (60, 50, 3)).astype(np.uint8)
         pixels[..., "dog" in name] += 90
         Image.fromarray(pixels).save(path)
+    scenes = make_squares(root / "scenes")
+    for part in ("train", "val"):
+        shutil.copy(scenes / "boxes.json", scenes / f"{part}.json")
     for name in ("configs", "scripts", "hubconf.py", "bit_paddle"):
         (root / name).symlink_to(ROOT / name)
     return root
@@ -303,6 +311,9 @@ def cheap(name: str, words: list[str]) -> list[str]:
     words = ["BiT-Mini" if word.startswith("BiT-M-") else names.get(word, word) for word in words]
     if name == "pretrain":
         return [*words, "--dataset", "digits", "--dry-run"]
+    if name == "detect" and words[0] == "train":
+        words += ["--batch", "2", "--steps", "2", "--side", "128", "--channels", "32"]
+        return words if "--name" in words else [*words, "--dry-run"]
     if name == "train":
         if "--config" in words:
             words += ["--model", "BiT-Mini", "--dataset", "digits"]

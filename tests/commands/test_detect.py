@@ -44,7 +44,7 @@ def test_a_plan_without_a_run(squares, tmp_path, capsys):
     plan = capsys.readouterr().out
     for text in (
         "RetinaNet on R14x0.5",
-        "11 training images with 20 boxes, 1 validation images with 2 boxes",
+        "11 training images with 20 boxes, 1 validation image with 2 boxes",
         "training: 128 x 128 pixels",
         "learning rate 0.00125, ",
         f"{tmp_path}/R14x0.5-{squares.name}-boxes/",
@@ -175,6 +175,7 @@ def test_a_run_leaves_what_every_run_does(run, words):
     assert done.returncode == 2 and "holds a run of another task, detection" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(run, words):
     """Its last weights, momentum and metrics are those of the undisturbed run."""
     arguments = [*words, "--name", "killed", "--save_every", 1]

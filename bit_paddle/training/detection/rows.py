@@ -92,7 +92,8 @@ def _data(plan: DetectionPlan) -> str:
 
 
 def _counted(images: BoxedImages, kind: str) -> str:
-    return f"{len(images):,} {kind} images with {sum(map(len, images.boxes)):,} boxes"
+    boxes = plural(sum(map(len, images.boxes)), "box")
+    return f"{plural(len(images), f'{kind} image')} with {boxes}"
 
 
 def _classes(plan: DetectionPlan) -> str:
