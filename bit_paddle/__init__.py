@@ -1,7 +1,8 @@
 """Big Transfer (BiT) in PaddlePaddle: the published networks, fine-tuned as published.
 
 ``fine_tune``, ``load``, ``evaluate``, ``compare``, ``export`` and ``list_models`` are in
-`bit_paddle.api`, ``create_model``, ``load_npz`` and ``save_npz`` in `bit_paddle.models.weights`.
+`bit_paddle.api`, ``train_detector`` and ``open_detector`` in `bit_paddle.detection_api`,
+``create_model``, ``load_npz`` and ``save_npz`` in `bit_paddle.models.weights`.
 They are imported at their first use, and Paddle with them: importing the package is quick.
 """
 
@@ -19,6 +20,7 @@ __version__ = "0.2.0"
 
 _HOMES = {
     **dict.fromkeys(("compare", "fine_tune", "list_models", "load"), "bit_paddle.api"),
+    **dict.fromkeys(("open_detector", "train_detector"), "bit_paddle.detection_api"),
     **dict.fromkeys(("create_model", "load_npz", "save_npz"), "bit_paddle.models.weights"),
 }
 

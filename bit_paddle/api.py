@@ -13,13 +13,9 @@ docs/python.md shows all functions with examples.
 from __future__ import annotations
 
 import os
-import signal
-import traceback
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, TypeVar
 
 from bit_paddle import errors, report, train
 from bit_paddle.config import parsing
@@ -38,6 +34,7 @@ from bit_paddle.models.published import list_models
 from bit_paddle.runs import checkpoints, history
 from bit_paddle.runs.steps import Steps
 from bit_paddle.system import environment
+from bit_paddle.training import embedded
 
 __all__ = [
     "Comparison",
@@ -52,6 +49,8 @@ __all__ = [
     "list_models",
     "load",
 ]
+
+_Run = TypeVar("_Run", bound="RunFolder")
 
 
 def fine_tune(
@@ -83,61 +82,14 @@ def fine_tune(
     """
     dataset, folder = data_set(data, datadir)
     values = {"model": address(model), "dataset": dataset, "datadir": folder}
-    _check_names(settings, values)
-    values.update(settings)
-    words = [_word(name, value) for name, value in values.items() if value is not None]
-    words += ["--force"] if force else []
+    words = embedded.words_of("fine_tune", values, settings, FIELDS, force)
     parsed, _ = parsing.parse(words, Settings.prog, registry.find)
-    try:
-        ended = train.train(parsed, words, force, embedded=True)
-    except BaseException as error:
-        _forget_frames(error)
-        raise
-    if ended.signal not in (None, signal.SIGINT):
-        os.kill(os.getpid(), ended.signal)  # the run is saved: now the signal does its own work
-    elif ended.status and ended.signal is None:
-        raise errors.PeerError(
-            f"{ended.folder}: a process of the run ended with status {ended.status}; its message "
-            "is above"
-        )
+    ended = embedded.carry_out(lambda: train.train(parsed, words, force, embedded=True))
     return Run(ended.folder, ended.result)
 
 
-def _check_names(settings: dict[str, Any], taken: dict[str, Any]) -> None:
-    """Raise `ConfigError` for keywords that are no settings."""
-    for name in settings:
-        if name in taken:
-            raise ConfigError(f"{name}: is an argument of fine_tune already")
-        if name not in FIELDS and name != "config":
-            raise ConfigError(f"{name}: no such setting; {errors.did_you_mean(name, FIELDS)}")
-
-
-def _forget_frames(error: BaseException | None) -> None:
-    """Free the local variables of a run that failed: a notebook keeps its traceback for long.
-
-    They hold the model, the momentum and the threads that read images.
-    """
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__context__
-
-
-def _word(name: str, value: Any) -> str:
-    """Return a setting as an argument of the command."""
-    if isinstance(value, (bool, np.bool_)):
-        return f"--{name}" if value else f"--no-{name}"
-    return f"--{name}={value}"
-
-
-class Run:
-    """A run of `fine_tune`: its ``folder`` and its ``result``.
-
-    ``result`` is a dictionary of steps, loss, top1, top5, balanced_accuracy and images, after the
-    last step. If the data have test images, ``result["test"]`` has the same of "best" and "last",
-    the models with which they were measured. With ``repeats`` or ``folds`` it holds the lowest,
-    median and highest of these; with ``folds`` also "pooled", over all images. It is None if the
-    run is not complete.
-    """
+class RunFolder:
+    """What the runs of every task have: a ``folder``, a ``result``, their steps and a report."""
 
     def __init__(self, folder: str | os.PathLike, result: dict[str, Any] | None = None):
         self.folder, self.result = Path(folder).absolute(), result
@@ -148,34 +100,30 @@ class Run:
         return self.result is not None
 
     @property
-    def runs(self) -> list[Run]:
+    def runs(self: _Run) -> list[_Run]:
         """The runs of ``repeats`` or ``folds``; for a single run, a list of itself."""
         folders = [run.folder for run in history.read(self.folder)]
-        return [self] if folders == [self.folder] else [Run(folder) for folder in folders]
+        return [self] if folders == [self.folder] else [type(self)(folder) for folder in folders]
 
     @property
     def metrics(self) -> Steps:
         """A table of the steps so far: loss, learning rate, speed, validation and test results."""
         return Steps(self._single("metrics"))
 
-    @cached_property
-    def best(self) -> TrainedModel:
-        """The model with the highest validation accuracy so far."""
-        folder = self._single("best").folder
-        best = folder / checkpoints.CHECKPOINTS / checkpoints.BEST
-        return load(best if best.is_file() else folder)
-
-    @cached_property
-    def model(self) -> TrainedModel:
-        """The model after the last step; for a stopped run, the newest checkpoint."""
-        path = self._single("model").model
-        if path is None:
-            raise errors.MissingFileError(f"{self.folder}: has no model and no checkpoint yet")
-        return load(path)
-
     def report(self, output: str | os.PathLike | None = None) -> Path:
         """Write the run's report (default: report.html in its folder); return the page's path."""
         return report.write_report([self.folder], output)
+
+    def _best_path(self) -> Path:
+        folder = self._single("best").folder
+        best = folder / checkpoints.CHECKPOINTS / checkpoints.BEST
+        return best if best.is_file() else folder
+
+    def _newest_path(self) -> Path:
+        path = self._single("model").model
+        if path is None:
+            raise errors.MissingFileError(f"{self.folder}: has no model and no checkpoint yet")
+        return path
 
     def _single(self, name: str) -> history.RunHistory:
         runs = history.read(self.folder)
@@ -189,15 +137,36 @@ class Run:
         state = "complete" if self.complete else "not complete"
         result = self.result or {}
         test = result.get("test", {})
-        for title, top1 in (
-            ("top-1", result.get("pooled", result).get("top1")),
-            ("test top-1", test.get("best", test.get("last", {})).get("top1")),
-        ):
-            if isinstance(top1, dict):  # of repeats
-                state += f", median {title} {top1['median']:.2%}"
-            elif top1 is not None:
-                state += f", {title} {top1:.2%}"
-        return f"Run({str(self.folder)!r}, {state})"
+        test = test.get("best", test.get("last", {}))
+        for name, title in (("top1", "top-1"), ("ap", "AP")):
+            for part, values in (("", result.get("pooled", result)), ("test ", test)):
+                value = values.get(name)
+                if isinstance(value, dict):  # of repeats
+                    state += f", median {part}{title} {value['median']:.2%}"
+                elif value is not None:
+                    state += f", {part}{title} {value:.2%}"
+        return f"{type(self).__name__}({str(self.folder)!r}, {state})"
+
+
+class Run(RunFolder):
+    """A run of `fine_tune`: its ``folder`` and its ``result``.
+
+    ``result`` is a dictionary of steps, loss, top1, top5, balanced_accuracy and images, after the
+    last step. If the data have test images, ``result["test"]`` has the same of "best" and "last",
+    the models with which they were measured. With ``repeats`` or ``folds`` it holds the lowest,
+    median and highest of these; with ``folds`` also "pooled", over all images. It is None if the
+    run is not complete.
+    """
+
+    @cached_property
+    def best(self) -> TrainedModel:
+        """The model with the highest validation accuracy so far."""
+        return load(self._best_path())
+
+    @cached_property
+    def model(self) -> TrainedModel:
+        """The model after the last step; for a stopped run, the newest checkpoint."""
+        return load(self._newest_path())
 
 
 def load(

@@ -387,7 +387,7 @@ def test_python_runs(page, folder, tmp_path):
     code = "\n".join(
         block.code for block in blocks(page) if block.language == "python" and not block.reason
     )
-    for name in ("my_images", "cat.jpg"):
+    for name in ("my_images", "scenes", "cat.jpg"):
         (tmp_path / name).symlink_to(folder / name)
     (tmp_path / "page.py").write_text(code.replace("steps=60", "steps=2"), encoding="utf-8")
     run(tmp_path, "page.py")

@@ -9,20 +9,25 @@ from bit_paddle.runs.history import RunHistory
 
 SHOWN = 10  # rows of the table, evenly spaced; those with a validation come on top
 
+MEASURED = {
+    "classification": ("loss", "top1", "top5", "balanced_accuracy"),
+    "detection": ("ap", "ap50", "ap75"),
+}
+
 
 class Steps(list[dict[str, Any]]):
     """One dictionary per step; ``pandas.DataFrame(steps)`` works on it.
 
     Keys: step, loss, lr, images_per_second; after a validation also val_loss, val_top1, val_top5,
-    val_balanced_accuracy. The steps of the best and of the last model have test_loss and so on if
-    the data have test images.
+    val_balanced_accuracy, or for a detector val_ap, val_ap50, val_ap75. The steps of the best and
+    of the last model have test_loss and so on if the data have test images.
     """
 
     def __init__(self, history: RunHistory):
         rows: dict[int, dict[str, Any]] = {}
         for line in history.train:
             rows[line["step"]] = {k: v for k, v in line.items() if k not in ("kind", "time")}
-        names = ("loss", "top1", "top5", "balanced_accuracy")
+        names = MEASURED[history.settings.task]
         for line in (*history.val, *history.test):
             row, kind = rows.setdefault(line["step"], {"step": line["step"]}), line["kind"]
             row.update({f"{kind}_{name}": line.get(name) for name in names})
@@ -33,8 +38,12 @@ class Steps(list[dict[str, Any]]):
         names = list(dict.fromkeys(name for row in self for name in row))
         last = len(self) - 1
         places = {last * k // (SHOWN - 1) for k in range(SHOWN)}
-        measured = {"val_top1", "test_top1"}
-        shown = [row for k, row in enumerate(self) if k in places or measured & row.keys()]
+        measured = ("val_", "test_")
+        shown = [
+            row
+            for k, row in enumerate(self)
+            if k in places or any(name.startswith(measured) for name in row)
+        ]
         return [names, *([_text(row.get(name)) for name in names] for row in shown)]
 
     def __repr__(self) -> str:
