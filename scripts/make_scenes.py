@@ -8,7 +8,8 @@ val/<class>/*: the scenes of each part use the photographs and drawings of that 
 --drawings, scikit-learn's handwritten digits are pasted (extra ``digits``); without --photos, onto
 coloured noise. The same seed makes the same scenes.
 
-Each scene has 1 to 5 drawings of a random size, colour and place; their boxes hardly overlap.
+Each scene has 1 to 5 drawings of a random size, colour and place; their boxes hardly overlap. With
+--objects 1 each has one drawing, as photographs of one bird or one car have.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from bit_paddle.system import files
 from bit_paddle.system.progress import progress_bar
 
 SIZES = (0.12, 0.45)  # longer side of a drawing, of the side of the scene
-MOST, OVERLAP = 5, 0.05  # drawings of a scene; largest overlap (IoU) of two
+OVERLAP = 0.05  # largest overlap (IoU) of two drawings of a scene
 INK = 96  # from this value of the 8-bit mask on a pixel belongs to the box
 
 
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--photos", type=file_path, help="photographs (default: coloured noise)")
     parser.add_argument("--drawings", type=file_path, help="drawings (default: digits)")
     parser.add_argument("--classes", type=whole(1), default=8, help="of drawings (default: 8)")
+    parser.add_argument("--objects", type=whole(1), default=5, help="most per scene (default: 5)")
     parser.add_argument("--images", type=whole(2), default=2000, help="scenes (default: 2000)")
     parser.add_argument("--side", type=whole(32), default=256, help="in pixels (default: 256)")
     parser.add_argument("--seed", type=whole(0), default=0, help="(default: 0)")
@@ -63,6 +65,7 @@ def main(arguments: Sequence[str]) -> int:
             behind,
             getattr(drawings, part),
             chosen,
+            flags.objects,
             flags.side,
             random,
         )
@@ -80,6 +83,7 @@ def make_part(
     photos: Images | None,
     drawings: Images,
     chosen: Sequence[int],
+    objects: int,
     side: int,
     random: np.random.Generator,
 ) -> None:
@@ -91,7 +95,7 @@ def make_part(
     for number in progress_bar(iterable=range(1, count + 1), desc=part, unit="img"):
         scene = background(photos, side, random)
         boxes = np.zeros((0, 4))
-        for _ in range(random.integers(1, MOST + 1)):
+        for _ in range(random.integers(1, objects + 1)):
             label = int(random.integers(len(chosen)))
             drawing = drawings.image(int(random.choice(by_class[label])))
             box = paste(scene, drawing, boxes, random)

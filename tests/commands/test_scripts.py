@@ -86,8 +86,8 @@ def test_scenes_have_their_drawings_in_their_boxes(tmp_path):
                 picture.save(folder / split / name / "0.png")
         folders += [f"--{part}", str(folder)]
 
-    def make(out, seed):
-        words = ["--images", "10", "--side", "128", "--classes", "2", "--seed", str(seed)]
+    def make(out, seed, *more):
+        words = ["--images", "10", "--side", "128", "--classes", "2", "--seed", str(seed), *more]
         script = str(ROOT / "scripts" / "make_scenes.py")
         command = [sys.executable, script, str(tmp_path / out), *folders, *words]
         subprocess.run(command, check=True, capture_output=True)
@@ -105,3 +105,5 @@ def test_scenes_have_their_drawings_in_their_boxes(tmp_path):
             assert drawn[y1:y2, x1:x2].mean() > 0.8  # rectangles, pasted whole
             inside[y1:y2, x1:x2] = True
         assert 1 <= len(boxes) <= 5 and not drawn[~inside].any()
+    assert max(map(len, first.boxes)) > 1
+    assert {len(boxes) for boxes in make("single", 0, "--objects", "1").boxes} == {1}
