@@ -20,8 +20,9 @@ from bit_paddle.config.detection_cli import COMMANDS, PROG
 from bit_paddle.config.detection_settings import DetectionSettings
 from bit_paddle.data.boxes.looks import Looks
 from bit_paddle.data.boxes.reading import read_boxes
-from bit_paddle.inference import detecting, objects, outputs
+from bit_paddle.inference import detecting, objects
 from bit_paddle.inference.inputs import ReadableImages, find_images
+from bit_paddle.inference.outputs import write_text
 from bit_paddle.runs import folder as runs_folder
 from bit_paddle.system import files, progress
 from bit_paddle.system.signals import heed_notice
@@ -110,7 +111,7 @@ def _predict(arguments: Sequence[str]) -> int:
         results = _results(flags, images, names)
         pieces = objects.FORMATS[flags.format](results, names)
         if flags.output:
-            outputs.write_text(flags.output, pieces)
+            write_text(flags.output, pieces)
         else:
             for piece in pieces:
                 sys.stdout.write(piece)
