@@ -18,7 +18,7 @@ import numpy as np
 from bit_paddle.errors import CheckpointError, ConfigError, MissingFileError
 from bit_paddle.models import facts, names, npz
 from bit_paddle.models.architecture import Architecture
-from bit_paddle.models.containers.base import Container
+from bit_paddle.models.containers.base import Container, Stored
 from bit_paddle.models.containers.folder import ModelFolder
 from bit_paddle.models.containers.keras import KerasFile
 from bit_paddle.models.containers.npz import NpzFile
@@ -119,10 +119,13 @@ class CheckpointFile:
         }
 
     @cached_property
-    def detector_shapes(self) -> dict[str, tuple[int, ...]]:
-        """{key: shape} of the arrays of a detector beside those of its backbone."""
-        arrays = self._container.arrays
-        return {key: arrays[key].shape for key in self._names if key.startswith(npz.DETECTOR)}
+    def detector_arrays(self) -> dict[str, Stored]:
+        """{key: shape and dtype} of the arrays of a detector beside those of its backbone."""
+        return {
+            key: self._container.arrays[name]
+            for key, name in self._names.items()
+            if key.startswith(npz.DETECTOR)
+        }
 
     def array(self, key: str) -> np.ndarray:
         """Return the array of a published key in its published shape, with the file's dtype."""

@@ -15,7 +15,7 @@ from paddle import Tensor
 
 from bit_paddle.errors import CheckpointError, ConfigError
 from bit_paddle.models import npz, published
-from bit_paddle.models.checkpoint import CheckpointFile
+from bit_paddle.models.checkpoint import FLOATS, CheckpointFile
 from bit_paddle.models.names import parameter_name
 from bit_paddle.models.network import dtype_of
 from bit_paddle.models.resnetv2 import ResNetV2
@@ -139,7 +139,7 @@ def fill(model: AnyNetwork, file: CheckpointFile, head: str) -> None:
         (model.train if model.training else model.eval)()  # standardizes the new kernels
 
 
-def _published_arrays(model: ResNetV2) -> Iterator[tuple[str, np.ndarray]]:
+def _published_arrays(model: AnyNetwork) -> Iterator[tuple[str, np.ndarray]]:
     for key, parameter in _with_progress(named_by_key(model), "saving"):
         if dtype_of(parameter) not in ("float32", "float64"):
             parameter = parameter.astype("float32")
@@ -178,10 +178,15 @@ def _check_detector(parameters: dict[str, Tensor], file: CheckpointFile) -> None
         for key, one in parameters.items()
         if key.startswith(npz.DETECTOR)
     }
-    if not expected or expected == file.detector_shapes:
+    if not expected:
         return
-    found = file.detector_shapes
+    found = {
+        key: one.shape if one.dtype in FLOATS else f"{one.shape} of {one.dtype}"
+        for key, one in file.detector_arrays.items()
+    }
     wrong = sorted(key for key in {*expected, *found} if expected.get(key) != found.get(key))
+    if not wrong:
+        return
     lines = [
         f"  {key}: found {found.get(key, 'nothing')}, expected {expected.get(key, 'nothing')}"
         for key in wrong[:5]
