@@ -37,6 +37,15 @@ def squares(tmp_path_factory):
 # --- The parts ----------------------------------------------------------------------------------
 
 
+def test_crowds_alone_are_nothing_to_train_on(squares, tmp_path):
+    content = json.loads((squares / "boxes.json").read_text())
+    for box in content["annotations"]:
+        box["iscrowd"] = 1
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="all boxes are crowds .iscrowd.; there is none to train"):
+        parts.open_parts(str(tmp_path / "boxes.json"), str(squares / "images"))
+
+
 def test_a_tenth_is_held_out(squares):
     plan = plan_of(squares, val_fraction=0.25)
     train, val = set(plan.data.train.paths), set(plan.data.val.paths)
