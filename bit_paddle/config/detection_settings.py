@@ -195,6 +195,7 @@ class DetectionSettings(RunSettings, DetectorSettings):
 
     task = "detection"
     prog = "python -m bit_paddle.detect train"
+    size = "side"
     groups = {
         "what": "model and data",
         "how": "training recipe",
