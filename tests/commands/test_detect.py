@@ -53,6 +53,11 @@ def test_a_plan_without_a_run(squares, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_an_output_that_is_a_folder_is_refused_before_the_work(tmp_path):
+    with pytest.raises(ConfigError, match="--output: .* is a folder; give the name of a file"):
+        detect.main(["predict", "a.jpg", "--model", "none", "--output", str(tmp_path)])
+
+
 def test_the_plan_of_two_stages(squares, tmp_path, capsys):
     words = [*TINY[:-2], "--boxes", squares / "boxes.json", "--logdir", tmp_path, "--dry-run"]
     words += ["--detector", "faster_rcnn", "--regions", "pool", "--learn", "head"]
