@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from bit_paddle.errors import CheckpointError, ConfigError, MissingFileError
+from bit_paddle.errors import CheckpointError, ConfigError, MisfitError, MissingFileError
 from bit_paddle.models import facts, names, npz
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.models.containers.base import Container, Stored
@@ -176,7 +176,7 @@ class CheckpointFile:
             raise CheckpointError(f"{self.path}: not a BiT checkpoint: {error}") from None
 
     def check(self, architecture: Architecture, classes: int, ignore: Iterable[str] = ()) -> None:
-        """Raise one `CheckpointError` that lists all missing, unexpected and wrongly shaped arrays.
+        """Raise one `MisfitError` that lists all missing, unexpected and wrongly shaped arrays.
 
         Arrays in ``ignore`` are not checked (the head, for example, if a new one replaces it).
         """
@@ -214,7 +214,7 @@ class CheckpointFile:
                 report += ["    …"] * (len(keys) > _MOST)
         if report:
             head = f"{classes} outputs" if classes else "no head"
-            raise CheckpointError(
+            raise MisfitError(
                 "\n".join(
                     [
                         f"{self.path}: its arrays are not those of {architecture.name} with {head}",

@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -271,6 +272,18 @@ def test_a_detector_is_no_classifier(run, squares):
     done = run_here("detect", "train", "--model", run, "--boxes", squares / "boxes.json",
                     "--dry-run")  # fmt: skip
     assert "is a detector: its backbone alone is taken" in done.stdout
+
+
+def test_another_network_is_not_forced_on_a_run(run, words):
+    """Its checkpoints are whole: they are not set aside as damaged, and nothing replaces them."""
+    place = shutil.copytree(run, words[-1] / "forced")
+    files = [*place.glob("checkpoints/*"), place / "model.npz"]
+    before = {path: path.read_bytes() for path in files}
+    changes = ["--channels", 64, "--steps", 8, "--force"]
+    done = run_here("detect", *words, "--name", "forced", *changes)
+    assert done.returncode == 2 and "arrays are not those of this detector" in done.stderr
+    assert "--force cannot resume a run with another network; take another --name" in done.stderr
+    assert {path: path.read_bytes() for path in [*place.glob("checkpoints/*"), files[-1]]} == before
 
 
 def test_repeats_report_average_precision(words):
