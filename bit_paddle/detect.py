@@ -103,6 +103,8 @@ def _predict(arguments: Sequence[str]) -> int:
     flags = detection_cli.predict_parser().parse_args(arguments)
     if flags.output and not Path(flags.output).parent.is_dir():
         raise errors.ConfigError(f"--output: {Path(flags.output).parent} is not a folder")
+    if flags.output and Path(flags.output).is_dir():
+        raise errors.ConfigError(f"--output: {flags.output} is a folder; give the name of a file")
     if flags.pictures:
         files.make_folder(Path(flags.pictures), "--pictures")
     with tempfile.TemporaryDirectory() as temporary:

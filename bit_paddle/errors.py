@@ -34,6 +34,10 @@ class CheckpointError(BitPaddleError, ValueError):
     """A checkpoint cannot be read, or does not fit the model."""
 
 
+class MisfitError(CheckpointError):
+    """The arrays of a checkpoint have other names, shapes or types than those of the model."""
+
+
 class DataError(BitPaddleError, ValueError):
     """Images or labels cannot be used for training."""
 

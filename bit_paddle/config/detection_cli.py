@@ -98,7 +98,7 @@ def parser() -> parsing.Parser:
 
 def train_parser() -> parsing.Parser:
     """Return the parser of train: all settings of a detection."""
-    about = "Train a detector (RetinaNet) on a BiT backbone, by the paper's recipe."
+    about = "Train a detector (RetinaNet or Faster R-CNN) on a BiT backbone, by the paper's recipe."
     defaults = {"base_lr": f"{detection.BASE_LR} per {detection.BATCH} images of the batch"}
     return parsing.parser(DetectionSettings.prog, about, _TRAIN, defaults, DetectionSettings)
 

@@ -171,7 +171,9 @@ class DetectorSettings:
         help="length of the run in optimizer steps; the schedule is scaled in proportion",
         default_help="that of --epochs",
     )
-    warmup: int | None = _as_in_training("warmup", default_help="an epoch, as far as it is short")
+    warmup: int | None = _as_in_training(
+        "warmup", default_help="an epoch; with --steps in proportion"
+    )
     seed: int = _as_in_training(
         "seed", help="seed of the data's order, scales, crops, flips and random weights"
     )
@@ -195,6 +197,7 @@ class DetectionSettings(RunSettings, DetectorSettings):
 
     task = "detection"
     prog = "python -m bit_paddle.detect train"
+    size = "side"
     groups = {
         "what": "model and data",
         "how": "training recipe",

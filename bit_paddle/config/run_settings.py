@@ -31,6 +31,7 @@ class CommonSettings:
 
     task: ClassVar[str]  # the name of the task; `saved` writes and reads it
     prog: ClassVar[str]  # the command that trains
+    size: ClassVar[str]  # the field that sets how large the network sees an image
     groups: ClassVar[dict[str, str]]  # of the help: {group of fields: title}
     seeds: ClassVar[tuple[str, ...]] = ("seed",)  # the fields to which --repeats adds 1
 

@@ -243,6 +243,7 @@ class Settings(RunSettings, TaskSettings):
 
     task = "classification"
     prog = "python -m bit_paddle.train"
+    size = "crop"
     groups = {
         "what": "model and data",
         "how": "training recipe: --rule chooses what is not given",

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from bit_paddle.errors import CheckpointError, ConfigError, MissingFileError
+from bit_paddle.errors import CheckpointError, ConfigError, MisfitError, MissingFileError
 from bit_paddle.models import facts, names, npz
 from bit_paddle.models.architecture import Architecture
-from bit_paddle.models.containers.base import Container
+from bit_paddle.models.containers.base import Container, Stored
 from bit_paddle.models.containers.folder import ModelFolder
 from bit_paddle.models.containers.keras import KerasFile
 from bit_paddle.models.containers.npz import NpzFile
@@ -119,10 +119,13 @@ class CheckpointFile:
         }
 
     @cached_property
-    def detector_shapes(self) -> dict[str, tuple[int, ...]]:
-        """{key: shape} of the arrays of a detector beside those of its backbone."""
-        arrays = self._container.arrays
-        return {key: arrays[key].shape for key in self._names if key.startswith(npz.DETECTOR)}
+    def detector_arrays(self) -> dict[str, Stored]:
+        """{key: shape and dtype} of the arrays of a detector beside those of its backbone."""
+        return {
+            key: self._container.arrays[name]
+            for key, name in self._names.items()
+            if key.startswith(npz.DETECTOR)
+        }
 
     def array(self, key: str) -> np.ndarray:
         """Return the array of a published key in its published shape, with the file's dtype."""
@@ -173,7 +176,7 @@ class CheckpointFile:
             raise CheckpointError(f"{self.path}: not a BiT checkpoint: {error}") from None
 
     def check(self, architecture: Architecture, classes: int, ignore: Iterable[str] = ()) -> None:
-        """Raise one `CheckpointError` that lists all missing, unexpected and wrongly shaped arrays.
+        """Raise one `MisfitError` that lists all missing, unexpected and wrongly shaped arrays.
 
         Arrays in ``ignore`` are not checked (the head, for example, if a new one replaces it).
         """
@@ -211,7 +214,7 @@ class CheckpointFile:
                 report += ["    …"] * (len(keys) > _MOST)
         if report:
             head = f"{classes} outputs" if classes else "no head"
-            raise CheckpointError(
+            raise MisfitError(
                 "\n".join(
                     [
                         f"{self.path}: its arrays are not those of {architecture.name} with {head}",

@@ -13,9 +13,9 @@ from typing import Any, Union
 import numpy as np
 from paddle import Tensor
 
-from bit_paddle.errors import CheckpointError, ConfigError
+from bit_paddle.errors import ConfigError, MisfitError
 from bit_paddle.models import npz, published
-from bit_paddle.models.checkpoint import CheckpointFile
+from bit_paddle.models.checkpoint import FLOATS, CheckpointFile
 from bit_paddle.models.names import parameter_name
 from bit_paddle.models.network import dtype_of
 from bit_paddle.models.resnetv2 import ResNetV2
@@ -121,11 +121,9 @@ def fill(model: AnyNetwork, file: CheckpointFile, head: str) -> None:
     load_head = head == "load" and model.num_classes > 0
     try:
         file.check(model.architecture, model.num_classes, ignore=() if load_head else HEAD)
-    except CheckpointError as error:
+    except MisfitError as error:
         if load_head and file.classes != model.num_classes:
-            raise CheckpointError(
-                f"{error}\nFor a new head of zeros, load with head='zero'."
-            ) from None
+            raise MisfitError(f"{error}\nFor a new head of zeros, load with head='zero'.") from None
         raise
     parameters = named_by_key(model)
     _check_detector(parameters, file)
@@ -139,7 +137,7 @@ def fill(model: AnyNetwork, file: CheckpointFile, head: str) -> None:
         (model.train if model.training else model.eval)()  # standardizes the new kernels
 
 
-def _published_arrays(model: ResNetV2) -> Iterator[tuple[str, np.ndarray]]:
+def _published_arrays(model: AnyNetwork) -> Iterator[tuple[str, np.ndarray]]:
     for key, parameter in _with_progress(named_by_key(model), "saving"):
         if dtype_of(parameter) not in ("float32", "float64"):
             parameter = parameter.astype("float32")
@@ -172,21 +170,26 @@ def _with_progress(parameters: dict[str, Tensor], action: str) -> Iterable[tuple
 
 
 def _check_detector(parameters: dict[str, Tensor], file: CheckpointFile) -> None:
-    """Raise `CheckpointError` if the arrays beside the backbone's are not those of a detector."""
+    """Raise `MisfitError` if the arrays beside the backbone's are not those of a detector."""
     expected = {
         key: tuple(from_paddle(key, np.empty(one.shape, np.bool_)).shape)
         for key, one in parameters.items()
         if key.startswith(npz.DETECTOR)
     }
-    if not expected or expected == file.detector_shapes:
+    if not expected:
         return
-    found = file.detector_shapes
+    found = {
+        key: one.shape if one.dtype in FLOATS else f"{one.shape} of {one.dtype}"
+        for key, one in file.detector_arrays.items()
+    }
     wrong = sorted(key for key in {*expected, *found} if expected.get(key) != found.get(key))
+    if not wrong:
+        return
     lines = [
         f"  {key}: found {found.get(key, 'nothing')}, expected {expected.get(key, 'nothing')}"
         for key in wrong[:5]
     ]
-    raise CheckpointError(
+    raise MisfitError(
         f"{file.path}: {len(wrong)} arrays are not those of this detector\n" + "\n".join(lines)
     )
 

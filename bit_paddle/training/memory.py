@@ -136,7 +136,7 @@ def split_further(plan: Plan, batch_split: int) -> int:
     """
     share = -(-plan.settings.batch // processes.world_size())
     images = -(-share // batch_split)
-    advice = "a smaller --crop, or --recompute unit if it is off"
+    advice = f"a smaller --{plan.settings.size}, or --recompute unit if it is off"
     if plan.settings.batch_split != AUTO:
         advice = f"--batch_split auto, more parts than {batch_split}, {advice}"
     elif images > 1:

@@ -15,7 +15,7 @@ import paddle
 
 from bit_paddle import __version__, errors
 from bit_paddle.config.run_settings import RunSettings
-from bit_paddle.config.saved import to_dict
+from bit_paddle.config.saved import differences, to_dict
 from bit_paddle.models.resnetv2 import ResNetV2
 from bit_paddle.recipes import hyperrule
 from bit_paddle.runs import checkpoints, snapshot
@@ -99,7 +99,9 @@ def checkpoint_notes(plan: Plan, progress: Progress, batch_split: int, amp: str)
 def _restore(plan: Plan, model: ResNetV2, optimizer: Momentum, log: Logbook) -> Checkpoint | None:
     """Restore and return the newest intact checkpoint, or None if there is none.
 
-    Damaged checkpoints are reported, and renamed unless they are another run's.
+    Damaged checkpoints are reported, and renamed unless they are another run's. Raises
+    `ConfigError` if settings or data have changed, and with them the network: then the checkpoint
+    is whole.
     """
     for index, checkpoint in enumerate(plan.start.checkpoints):
         try:
@@ -109,6 +111,11 @@ def _restore(plan: Plan, model: ResNetV2, optimizer: Momentum, log: Logbook) -> 
             errors.CheckpointError,
             errors.MissingFileError,
         ) as error:  # or pruned since the plan
+            if isinstance(error, errors.MisfitError) and _differs(plan, checkpoint):
+                raise errors.ConfigError(
+                    f"{error}\n--force cannot resume a run with another network; take another "
+                    "--name"
+                ) from error
             older = plan.start.checkpoints[index + 1 :]
             if checkpoint.elsewhere and not older:
                 raise
@@ -119,6 +126,13 @@ def _restore(plan: Plan, model: ResNetV2, optimizer: Momentum, log: Logbook) -> 
             if not checkpoint.elsewhere:
                 checkpoints.set_aside(checkpoint.path)
     return None
+
+
+def _differs(plan: Plan, checkpoint: Checkpoint) -> bool:
+    """Return whether the settings or the data of a checkpoint's run are not those of ``plan``."""
+    notes = checkpoint.notes
+    changed = differences(notes["settings"], plan.settings)
+    return bool(changed) or notes["data"] != plan.data_identity
 
 
 def _resumed(plan: Plan, checkpoint: Checkpoint, amp: str, log: Logbook) -> tuple[Progress, int]:

@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -51,6 +52,11 @@ def test_a_plan_without_a_run(squares, tmp_path, capsys):
     ):
         assert text in plan, text
     assert not list(tmp_path.iterdir())
+
+
+def test_an_output_that_is_a_folder_is_refused_before_the_work(tmp_path):
+    with pytest.raises(ConfigError, match="--output: .* is a folder; give the name of a file"):
+        detect.main(["predict", "a.jpg", "--model", "none", "--output", str(tmp_path)])
 
 
 def test_the_plan_of_two_stages(squares, tmp_path, capsys):
@@ -266,6 +272,18 @@ def test_a_detector_is_no_classifier(run, squares):
     done = run_here("detect", "train", "--model", run, "--boxes", squares / "boxes.json",
                     "--dry-run")  # fmt: skip
     assert "is a detector: its backbone alone is taken" in done.stdout
+
+
+def test_another_network_is_not_forced_on_a_run(run, words):
+    """Its checkpoints are whole: they are not set aside as damaged, and nothing replaces them."""
+    place = shutil.copytree(run, words[-1] / "forced")
+    files = [*place.glob("checkpoints/*"), place / "model.npz"]
+    before = {path: path.read_bytes() for path in files}
+    changes = ["--channels", 64, "--steps", 8, "--force"]
+    done = run_here("detect", *words, "--name", "forced", *changes)
+    assert done.returncode == 2 and "arrays are not those of this detector" in done.stderr
+    assert "--force cannot resume a run with another network; take another --name" in done.stderr
+    assert {path: path.read_bytes() for path in [*place.glob("checkpoints/*"), files[-1]]} == before
 
 
 def test_repeats_report_average_precision(words):

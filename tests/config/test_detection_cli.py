@@ -100,6 +100,7 @@ def test_all_faults_at_once(base, tmp_path):
 
 @pytest.mark.parametrize("kind", [Settings, DetectionSettings])
 def test_every_task_has_what_the_loop_reads(kind):
-    names = RunSettings.__mro__[1].__annotations__.keys() - {"task", "prog", "groups", "seeds"}
-    assert names <= fields_of(kind).keys()
+    of_class = {"task", "prog", "size", "groups", "seeds"}
+    names = RunSettings.__mro__[1].__annotations__.keys() - of_class
+    assert {*names, kind.size} <= fields_of(kind).keys()
     assert set(kind.groups) == {item.metadata["group"] for item in fields_of(kind).values()}

@@ -12,7 +12,7 @@ from PIL import Image
 from bit_paddle.config.detection_settings import DetectionSettings
 from bit_paddle.data.boxes import parts
 from bit_paddle.data.boxes.views import common_sides
-from bit_paddle.errors import DataError
+from bit_paddle.errors import DataError, OutOfMemoryError
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.models.detection import configuration, cost
 from bit_paddle.models.detection.anchors import SHAPES, anchors_of
@@ -22,6 +22,7 @@ from bit_paddle.models.detection.losses import losses
 from bit_paddle.models.resnetv2 import ResNetV2
 from bit_paddle.training.detection.plan import make_plan
 from bit_paddle.training.detection.reach import reach_of
+from bit_paddle.training.memory import split_further
 
 
 def plan_of(folder, **changes):
@@ -35,6 +36,20 @@ def squares(tmp_path_factory):
 
 
 # --- The parts ----------------------------------------------------------------------------------
+
+
+def test_out_of_memory_advises_a_flag_that_the_command_has(squares):
+    with pytest.raises(OutOfMemoryError, match="1 image per micro-batch; take a smaller --side"):
+        split_further(plan_of(squares, batch=1), 1)
+
+
+def test_crowds_alone_are_nothing_to_train_on(squares, tmp_path):
+    content = json.loads((squares / "boxes.json").read_text())
+    for box in content["annotations"]:
+        box["iscrowd"] = 1
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="all boxes are crowds .iscrowd.; there is none to train"):
+        parts.open_parts(str(tmp_path / "boxes.json"), str(squares / "images"))
 
 
 def test_a_tenth_is_held_out(squares):

@@ -58,6 +58,8 @@ def open_parts(
     else:
         val = read_boxes(val_boxes, val_images, train.classes, on_bad_box)
         notes += val.notes
+    if not class_counts(train).any():
+        raise DataError(f"{boxes}: all boxes are crowds (iscrowd); there is none to train on")
     test = None
     if test_boxes is not None:
         test = read_boxes(test_boxes, test_images, train.classes, on_bad_box)

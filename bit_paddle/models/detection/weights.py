@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 from bit_paddle.errors import CheckpointError
@@ -27,7 +28,15 @@ def load_detector(path: str | os.PathLike) -> tuple[WithBackbone, Detector]:
             detector = Detector.from_notes(described)
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from None
-        file.check(file.architecture(), 0)  # before memory is taken for its shapes
-        model = network(detector, ResNetV2(file.architecture(), 0))
+        architecture = file.architecture()
+        file.check(architecture, 0)  # before memory is taken for its shapes
+        expected = detector.parameters(architecture) - architecture.parameters()
+        found = sum(math.prod(one.shape) for one in file.detector_arrays.values())
+        if found != expected:
+            raise CheckpointError(
+                f"{path}: has {found:,} weights beside its backbone's, but the detector that it "
+                f"describes has {expected:,}"
+            )
+        model = network(detector, ResNetV2(architecture, 0))
         fill(model, file, "load")
     return model, detector
