@@ -12,7 +12,7 @@ import yaml
 from bit_paddle.config.detection_settings import DetectionSettings
 from bit_paddle.config.run_settings import RunSettings, fields_of
 from bit_paddle.config.settings import Settings
-from bit_paddle.errors import ConfigError
+from bit_paddle.errors import ConfigError, did_you_mean
 from bit_paddle.models import published
 from bit_paddle.system import files
 
@@ -35,7 +35,10 @@ def load_settings(path: str | os.PathLike) -> RunSettings:
     Errors: `MissingFileError`, `ConfigError`.
     """
     values = load_yaml(path)
-    kind = KINDS.get(str(values.pop(TASK, Settings.task)), Settings)
+    task = str(values.pop(TASK, Settings.task))
+    if task not in KINDS:
+        raise ConfigError(f"{path}: task is {task!r}; {did_you_mean(task, KINDS)}")
+    kind = KINDS[task]
     try:
         return kind(**values)
     except TypeError as error:

@@ -26,7 +26,9 @@ def base_lr(batch: int) -> float:
 def schedule(images: int, batch: int, epochs: int = EPOCHS) -> Schedule:
     """Return the schedule for ``epochs`` passes over ``images`` training images.
 
-    The learning rate drops after 16/30 and 22/30 of the steps.
+    The warm-up is one epoch, and at most a tenth of the steps. It starts at 0; in the code that the
+    paper names it starts at a tenth of the rate. The rate drops after 16/30 and 22/30 of the steps.
     """
+    steps = max(1, epochs * images // batch)
     drops = tuple(drop * epochs * images // (EPOCHS * batch) for drop in _DROPS)
-    return Schedule(images // batch, drops, max(1, epochs * images // batch))
+    return Schedule(min(images // batch, steps // 10), drops, steps)

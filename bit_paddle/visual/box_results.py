@@ -42,8 +42,11 @@ def write_results(found: Measured, folder: Path, facts: Mapping[str, Any]) -> No
     analysis = misses.analysis_of(found, MISTAKES)
     for name in detection.TILES:
         tiles = list(detection.tiles_of(analysis, name))
+        picture = folder / f"{name}.png"
         if tiles:
-            files.write(folder / f"{name}.png", partial(detection.write_sheet, tiles))
+            files.write(picture, partial(detection.write_sheet, tiles))
+        else:
+            picture.unlink(missing_ok=True)  # that of an earlier evaluation
 
 
 def _per_class(found: Measured) -> Iterator[tuple]:

@@ -120,7 +120,8 @@ def draw_precision(scores: Scores) -> Figure:
             label = f"{name} {values.mean():.2f}".replace("$", r"\$")  # no formula
             axes.plot(np.linspace(0, 1, len(values)), values, label=label, **style)
         axes.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="precision")
-        axes.legend(fontsize=8, frameon=False, loc="lower left")
+        if lines:
+            axes.legend(fontsize=8, frameon=False, loc="lower left")
     return figure
 
 

@@ -143,7 +143,7 @@ def test_faults(network):
 @pytest.fixture(scope="module")
 def model():
     """A random detector in float32."""
-    detector = Detector(("blue", "red"), (1, 2), channels=32, depth=0, side=128)
+    detector = Detector(("blue", "red"), channels=32, depth=0, side=128)
     net = configuration.network(detector, create_model("R14x0.5", 0))
     net.eval()
     return detecting.DetectorModel(net, detector)
@@ -171,7 +171,7 @@ def test_detections_of_given_images(model):
 @pytest.mark.parametrize("kind", configuration.KINDS)
 def test_any_batch_of_any_detector(kind, float64):
     """In float64 the detections of an image do not depend on those beside it."""
-    detector = Detector(("blue", "red"), (1, 2), channels=32, depth=0, side=128, kind=kind)
+    detector = Detector(("blue", "red"), channels=32, depth=0, side=128, kind=kind)
     net = configuration.network(detector, create_model("R14x0.5", 0))
     net.eval()
     single, several = (

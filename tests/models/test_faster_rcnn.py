@@ -344,7 +344,7 @@ def test_a_fit_reaches_the_boxes(few):
 
 def test_cost():
     """The formulas count what the layers do, also of odd sides."""
-    description = Detector(("a", "b", "c"), (1, 2, 3), channels=32, kind="faster_rcnn")
+    description = Detector(("a", "b", "c"), channels=32, kind="faster_rcnn")
     model, counted = network(description, create_model("R14x0.5", 0)), []
     assert isinstance(model, FasterRCNN) and model.shapes.sides()[0].tolist() == [8, 8]
     assert len(model(images_of(70, 129))[1][0]) == len(anchors.anchors_of(70, 129, model.shapes))

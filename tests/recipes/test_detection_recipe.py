@@ -15,5 +15,9 @@ def test_other_lengths_keep_the_proportions():
     assert detection.schedule(3, 256, 30) == Schedule(0, (0, 0), 1)
 
 
+def test_a_short_run_is_no_warm_up_alone():
+    assert detection.schedule(800, 8, 1) == Schedule(10, (53, 73), 100)
+
+
 def test_learning_rate_is_in_proportion_to_the_batch():
     assert detection.base_lr(8) == 0.0025

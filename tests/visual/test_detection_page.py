@@ -23,7 +23,7 @@ CLASSES = ("blue", "red")
 def model():
     """A random detector."""
     paddle.seed(0)
-    detector = Detector(CLASSES, (1, 2), channels=32, depth=0, side=128)
+    detector = Detector(CLASSES, channels=32, depth=0, side=128)
     net = network(detector, create_model("R14x0.5", 0))
     net.eval()
     return DetectorModel(net, detector)

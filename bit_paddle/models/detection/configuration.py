@@ -37,14 +37,13 @@ _LARGEST = 1 << 16  # of the numbers in a file: more is damage
 class Detector:
     """A detector without its backbone; ``kind`` is one of `KINDS`.
 
-    ``category_ids`` are COCO's numbers of the classes, for files of results. ``recipe`` is a key of
-    `SHAPES` and `MATCHINGS`; ``base`` is the side of the smallest square anchor in 8 pixels.
-    ``box_loss``, ``p6_from_c5`` and ``depth`` are RetinaNet's alone; ``regions``, one of `METHODS`,
-    is Faster R-CNN's. ``side`` is the longer side in pixels of the images that it was trained on.
+    ``recipe`` is a key of `SHAPES` and `MATCHINGS`; ``base`` is the side of the smallest square
+    anchor in 8 pixels. ``box_loss``, ``p6_from_c5`` and ``depth`` are RetinaNet's alone;
+    ``regions``, one of `METHODS`, is Faster R-CNN's. ``side`` is the longer side in pixels of the
+    images that it was trained on.
     """
 
     classes: tuple[str, ...]
-    category_ids: tuple[int, ...]
     recipe: str = "tpu"
     base: float = 4.0
     box_loss: str = "huber"
@@ -110,11 +109,6 @@ class Detector:
         for key, fits in _CHECKS.items():
             if not fits(notes[key]):
                 raise CheckpointError(f"{key} of the detector is {notes[key]!r:.60}")
-        if len(notes["classes"]) != len(notes["category_ids"]):
-            raise CheckpointError(
-                f"the detector has {len(notes['classes'])} classes, but "
-                f"{len(notes['category_ids'])} numbers of categories"
-            )
         values = {key: tuple(one) if isinstance(one, list) else one for key, one in notes.items()}
         return cls(**values)
 
@@ -131,15 +125,8 @@ def _has_classes(value: Any) -> bool:
     return isinstance(value, list) and len(value) > 0 and all(isinstance(one, str) for one in value)
 
 
-def _has_numbers(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(one, int) and not isinstance(one, bool) for one in value
-    )
-
-
 _CHECKS: dict[str, Callable[[Any], bool]] = {
     "classes": _has_classes,
-    "category_ids": _has_numbers,
     "recipe": lambda value: isinstance(value, str) and value in SHAPES,
     "base": _is_number,
     "box_loss": lambda value: isinstance(value, str) and value in BOX_LOSSES,

@@ -9,11 +9,10 @@ import paddle
 from paddle import Tensor
 from paddle.vision import ops
 
+from bit_paddle.models.detection.configuration import METHODS
 from bit_paddle.models.detection.cost import REGION_SIDE
 
 SAMPLES = 2  # per side of a bin of RoI align, as in Detectron's Faster R-CNN on a pyramid
-
-METHODS = ("align", "pool")
 
 
 def regions(
@@ -30,6 +29,8 @@ def regions(
     "pool" (arXiv 1504.08083) takes maxima over whole pixels of the map. The parts of a box outside
     the map count as its edge or as 0. A box smaller than a pixel of the map is widened to one.
     """
+    if method not in METHODS:
+        raise ValueError(f"method={method!r}: expected one of {METHODS}")
     numbers = paddle.to_tensor([len(one) for one in boxes], "int32")
     every = np.concatenate(boxes)  # Paddle 2 cannot join empty ones
     if method == "align":

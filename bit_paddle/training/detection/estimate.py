@@ -38,8 +38,8 @@ def opened_sizes(settings: DetectionSettings) -> Sizes:
 def known_sizes(settings: DetectionSettings, images: int, classes: int) -> Sizes:
     """Return the sizes for so many images of every shape, whose views are square."""
     sides = fitting_sides((settings.side, settings.side), settings.side)
-    numbers = range(1, classes + 1)
-    return Sizes(images, detector_of(settings, [*map(str, numbers)], numbers), sides, "not opened")
+    names = [str(number) for number in range(1, classes + 1)]
+    return Sizes(images, detector_of(settings, names), sides, "not opened")
 
 
 def describe(

@@ -185,20 +185,17 @@ def make_plan(
         skipped=(),
         start=start,
         data=data,
-        detector=detector_of(settings, data.train.classes, data.train.category_ids),
+        detector=detector_of(settings, data.train.classes),
         sides=common_sides(data.train.sizes, settings.side),
         scales=(settings.scale_min, settings.scale_max),
         flip=settings.flip,
     )
 
 
-def detector_of(
-    settings: DetectionSettings, classes: Sequence[str], category_ids: Sequence[int]
-) -> Detector:
-    """Return the detector of ``settings`` for ``classes``, whose numbers are ``category_ids``."""
+def detector_of(settings: DetectionSettings, classes: Sequence[str]) -> Detector:
+    """Return the detector of ``settings`` for ``classes``."""
     return Detector(
         classes=tuple(classes),
-        category_ids=tuple(category_ids),
         kind=settings.detector,
         regions=settings.regions,
         recipe=settings.recipe,
