@@ -17,7 +17,7 @@ from bit_paddle.models.detection.anchors import (
     Matching,
     for_proposals,
 )
-from bit_paddle.models.detection.cost import CHANNELS, DEPTH
+from bit_paddle.models.detection.cost import CHANNELS, DEPTH, METHODS
 
 if TYPE_CHECKING:
     from bit_paddle.models.detection.faster_rcnn import FasterRCNN
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 KINDS = ("retinanet", "faster_rcnn")
 
-METHODS = ("align", "pool")  # those of `regions`, which needs Paddle
 
 BOX_LOSSES = ("huber", "giou")  # the keys of `losses.BOX_LOSSES`, which needs Paddle
 

@@ -18,6 +18,8 @@ PER_PLACE = 9  # anchors
 REGION_SIDE, HIDDEN, PROPOSALS_PER_PLACE = 7, 1024, 3
 TRAINING_REGIONS, REGIONS = 512, 1000
 
+METHODS = ("align", "pool")  # how `regions` takes a region from a map
+
 
 def multiply_adds(
     architecture: Architecture,

@@ -9,8 +9,7 @@ import paddle
 from paddle import Tensor
 from paddle.vision import ops
 
-from bit_paddle.models.detection.configuration import METHODS
-from bit_paddle.models.detection.cost import REGION_SIDE
+from bit_paddle.models.detection.cost import METHODS, REGION_SIDE
 
 SAMPLES = 2  # per side of a bin of RoI align, as in Detectron's Faster R-CNN on a pyramid
 
