@@ -108,9 +108,10 @@ def two_stage_multiply_adds(
     channels: int = CHANNELS,
     regions: int = REGIONS,
 ) -> int:
-    """Return those of a forward pass for one image, of which so many ``regions`` are classified.
+    """Return the multiply-adds of Faster R-CNN's forward pass for one image.
 
-    Convolutions and fully connected layers are counted.
+    ``regions`` is the number of its regions that are classified. Convolutions and fully connected
+    layers are counted.
     """
     places = _places((side, side), PROPOSAL_LEVELS)
     pyramid = _pyramid(architecture.channels, places, channels)

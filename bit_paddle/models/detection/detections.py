@@ -50,8 +50,8 @@ def candidates(
     """Return the ``most`` likely (anchor, class) pairs of one image, the likeliest first.
 
     ``logits`` are [A, K], ``anchors`` [A, 4], and ``codes`` [A, 4], or [A, K, 4] if each class has
-    its own. The probabilities are the sigmoids of the logits; or, with ``softmax`` over [A, K + 1]
-    logits, of which the last is that of no object. Boxes are cut to an image of ``height`` x
+    its own. The probabilities are the sigmoids of the logits. With ``softmax`` the logits are
+    [A, K + 1], and the last one stands for no object. Boxes are cut to an image of ``height`` x
     ``width`` pixels; those without area there, such as boxes in the padding, are left out.
     """
     import paddle

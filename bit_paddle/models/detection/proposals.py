@@ -52,7 +52,7 @@ def proposals_of(
     """Return at most `MOST` proposals [P, 4] of one image, without gradients, the best first.
 
     ``found`` [A, 5] are the logits and codes of the ``anchors`` [A, 4] of an image of ``sides``
-    (height, width), of which ``shown`` is no padding: proposals are cut there.
+    (height, width). Its part ``shown`` is no padding: proposals are cut there.
     """
     places = [rows * columns for rows, columns in map_sides(*sides, shapes.levels)]
     ends = np.cumsum(places) * shapes.per_place
