@@ -3,7 +3,7 @@
 FOLDER has train.json and val.json (COCO's format) and the images, such as BCCD or what
 ``scripts/make_scenes.py`` writes. Both detectors are trained on BiT-Mini and from random weights,
 with several seeds, and measured on val.json: once as trained, and once with three scales, mirrored
-images and soft-NMS.
+images (without --no-flip) and soft-NMS.
 
 Writes runs.csv and table.md into --logdir, and the runs. The same command resumes after a stop;
 without FOLDER it only rewrites the table. Time is that of the processor, with validation, of
@@ -38,7 +38,7 @@ KINDS = {  # title, flags
 }
 SETTINGS = ["--channels", "64", "--batch", "8", "--scale_min", "0.8"]
 SETTINGS += ["--scale_max", "1.2", "--amp", "off", "--device", "cpu"]
-SEVERAL = ["--scales", "0.8,1,1.2", "--flip", "--suppression", "soft-nms"]
+SEVERAL = ["--scales", "0.8,1,1.2", "--suppression", "soft-nms"]
 FIELDS = ("detector", "start", "seed", "minutes", "ap", "ap50", "ap_several", "ap50_several")
 
 
@@ -53,6 +53,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--side", type=whole(32), default=512, help="in pixels (default: 512)")
     parser.add_argument("--steps", type=whole(1), default=160, help="(default: 160)")
     parser.add_argument("--base_lr", type=positive, default=0.02, help="(default: 0.02)")
+    parser.add_argument(
+        "--no-flip", dest="flip", action="store_false", help="no mirroring, as for characters"
+    )
     parser.add_argument(
         "--logdir", type=Path, default="bit_logs/my-detection", help="(bit_logs/my-detection)"
     )
@@ -79,10 +82,11 @@ def carry_out(flags: argparse.Namespace, seed: int, kind: str, start: str) -> No
         words += ["--boxes", str(boxes / "train.json"), "--val_boxes", str(boxes / "val.json")]
         words += ["--on_bad_box", "skip", "--side", str(flags.side), "--steps", str(flags.steps)]
         words += ["--base_lr", f"{flags.base_lr:g}", "--warmup", str(flags.steps // 12)]
-        words += ["--seed", str(seed)]
+        words += ["--seed", str(seed), *([] if flags.flip else ["--no-flip"])]
         words += ["--logdir", str(flags.logdir), "--name", name]
         files.write_text(folder.with_suffix(".seconds"), f"{run(words):.0f}\n")
-    for how, more in (("one", []), ("several", SEVERAL)):
+    several = [*SEVERAL, *(["--flip"] if flags.flip else [])]
+    for how, more in (("one", []), ("several", several)):
         out = flags.logdir / f"{name}-{how}"
         if not (out / "metrics.json").exists():
             words = ["evaluate", "--model", str(folder), "--boxes", str(boxes / "val.json")]
