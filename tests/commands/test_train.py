@@ -486,6 +486,7 @@ CHANGES = {
     "steps": 4,
     "precrop": 40,
     "crop": 34,
+    "alternate_crop": None,
     "flip": False,
     "random_crop": False,
     "seed": 1,
