@@ -136,9 +136,22 @@ class Plan(ABC):
     def cache_bytes(self) -> int:
         """Size of each process's cache of decoded training images, in bytes."""
         if self.settings.cache_gb is None:
-            count = max(self.settings.nproc, processes.world_size())
-            return environment.memory_bytes() // 4 // count
+            return max(0, self.process_memory // 4 - self.held_bytes)
         return int(self.settings.cache_gb * 1e9)
+
+    @property
+    def process_memory(self) -> int:
+        """The bytes of the machine's memory for each process of the run.
+
+        The command that starts the others has the whole memory, each of them a share already.
+        """
+        started = processes.world_size() > 1
+        return environment.memory_bytes() // (1 if started else self.settings.nproc)
+
+    @property
+    def held_bytes(self) -> int:
+        """The bytes that each process holds for batches under way, which the cache leaves free."""
+        return 0
 
     def _test_notes(self) -> list[str]:
         """Return a note if the test images are not those of the run's checkpoint."""

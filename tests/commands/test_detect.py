@@ -103,6 +103,7 @@ def test_estimate_of_the_paper(capsys):
     words = "--model BiT-M-R101x3 --training_images 118287 --classes 90 --gpus 4"
     assert detect.main(["plan", *words.split(), "--images_per_second", "10"]) == 0
     estimate = capsys.readouterr().out
+    assert "host memory   0.94 GiB per GPU for the views" in estimate
     for text in ("394", "1,621.8 G", "13,861 steps of 256 images", "24 h 39 min", "micro-batches"):
         assert text in estimate, text
 

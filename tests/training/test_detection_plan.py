@@ -10,16 +10,17 @@ from helpers.squares import make_squares
 from PIL import Image
 
 from bit_paddle.config.detection_settings import DetectionSettings
-from bit_paddle.data.boxes import parts
+from bit_paddle.data.boxes import loader, parts
 from bit_paddle.data.boxes.views import common_sides
 from bit_paddle.errors import DataError, OutOfMemoryError
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.models.detection import configuration, cost
-from bit_paddle.models.detection.anchors import SHAPES, anchors_of
+from bit_paddle.models.detection.anchors import SHAPES, anchors_of, targets_of
 from bit_paddle.models.detection.boxes import iou
 from bit_paddle.models.detection.configuration import Detector
 from bit_paddle.models.detection.losses import losses
 from bit_paddle.models.resnetv2 import ResNetV2
+from bit_paddle.system import environment
 from bit_paddle.training.detection.plan import make_plan
 from bit_paddle.training.detection.reach import reach_of
 from bit_paddle.training.memory import split_further
@@ -161,6 +162,39 @@ def test_estimated_split(squares):
     assert smaller < image and plan_of(squares, side=256).activations(False) > 3 * image
     assert plan.activation_memory(1 << 30, False, 1) < 1 << 30
     assert plan.activation_memory(0, False, 1) == 0
+
+
+@pytest.mark.parametrize("detector", ["retinanet", "faster_rcnn"])
+def test_the_plan_counts_two_batches_of_views_and_targets(squares, monkeypatch, detector):
+    plan = plan_of(squares, batch=4, detector=detector)
+    how = loader.Views(plan.sides, 128, plan.scales, plan.flip)
+    anchors, matching = anchors_of(*plan.sides, plan.detector.shapes), plan.detector.matching
+
+    def aims(boxes, labels):
+        dense = detector == "retinanet"
+        return targets_of(boxes, labels, anchors, matching) if dense else ()
+
+    batch = next(loader.training_batches(plan.data.train, how, aims, 4, seed=0, workers=0))
+    arrays = [array for one in batch.share for array in (one.pixels, *one.targets)]
+    assert plan.held_bytes == 2 * sum(array.nbytes for array in arrays)
+    shared = plan_of(squares, batch=4, nproc=2, detector=detector)
+    assert shared.held_bytes == plan.held_bytes / 2
+    assert f"{plan.held_bytes / 1e6:,.1f} MB for the views" in dict(plan.rows())["memory"]
+    assert not any("two batches" in note for note in plan.notes())
+    assert plan.cache_bytes == environment.memory_bytes() // 4 - plan.held_bytes
+    monkeypatch.setattr(environment, "memory_bytes", lambda: 2 * plan.held_bytes)
+    assert any("of two batches take 0.0 of the 0.0 GB" in note for note in plan.notes())
+    assert plan.cache_bytes == 0 and plan_of(squares, cache_gb=0.5).cache_bytes == 5 * 10**8
+
+
+def test_processes_share_the_cache(squares, monkeypatch):
+    """They have what the command that starts them has planned: none divides its share again."""
+    plan = plan_of(squares, nproc=2)
+    planned = plan.cache_bytes
+    assert planned == environment.memory_bytes() // 2 // 4 - plan.held_bytes
+    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "2")
+    monkeypatch.setenv("PADDLE_LOCAL_SIZE", "2")
+    assert plan.cache_bytes == planned
 
 
 @pytest.mark.slow

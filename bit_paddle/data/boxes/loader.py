@@ -149,6 +149,16 @@ def _example(
     return Example(view.pixels(image), boxes, labels, view.shown, seed, targets)
 
 
+def held_bytes(images: int, sides: tuple[int, int], targets: int) -> int:
+    """Return the bytes of the batches that `training_batches` holds: the current and the next one.
+
+    Each has so many ``images``, as views of ``sides`` (height, width) with ``targets`` bytes of
+    targets each.
+    """
+    height, width = sides
+    return 2 * images * (3 * height * width + targets)
+
+
 def decoded_bytes(images: BoxedImages) -> int:
     """Return the bytes of all ``images`` in memory."""
     return 3 * int(images.sizes.prod(axis=1).sum())

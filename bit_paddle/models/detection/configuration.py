@@ -16,6 +16,7 @@ from bit_paddle.models.detection.anchors import (
     AnchorShapes,
     Matching,
     for_proposals,
+    map_sides,
 )
 from bit_paddle.models.detection.cost import CHANNELS, DEPTH, METHODS
 
@@ -92,6 +93,17 @@ class Detector:
         if self.kind == "faster_rcnn":
             return cost.two_stage_activations(architecture, sides, *size, *options)
         return cost.activations(architecture, sides, *size, self.depth, *options)
+
+    def target_bytes(self, sides: tuple[int, int]) -> int:
+        """Return the bytes of the anchors' aims in a view of ``sides`` (height, width).
+
+        Each anchor of RetinaNet has an int64 and four float32. Faster R-CNN samples its anchors.
+        """
+        if self.kind == "faster_rcnn":
+            return 0
+        shapes = self.shapes
+        places = sum(rows * columns for rows, columns in map_sides(*sides, shapes.levels))
+        return (8 + 4 * 4) * shapes.per_place * places
 
     def _heads(self) -> tuple[int, int, int, bool]:
         return len(self.classes), self.channels, self.depth, self.p6_from_c5

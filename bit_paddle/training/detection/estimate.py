@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bit_paddle.config.detection_settings import DetectionSettings
+from bit_paddle.data.boxes.loader import held_bytes
 from bit_paddle.data.boxes.views import fitting_sides
 from bit_paddle.models.detection.configuration import Detector
 from bit_paddle.models.detection.cost import training_memory
@@ -16,7 +17,7 @@ from bit_paddle.training import initialization
 from bit_paddle.training.description import aligned
 from bit_paddle.training.detection.plan import detector_of, make_plan
 from bit_paddle.training.detection.rows import TITLES
-from bit_paddle.training.estimate import Demand, gpu_rows
+from bit_paddle.training.estimate import GIB, Demand, gpu_rows
 from bit_paddle.training.plan import schedule_of
 
 
@@ -57,7 +58,7 @@ def describe(
     detector = sizes.detector
     parameters = detector.parameters(architecture)
     steps, (height, width) = schedule_of(settings, sizes.images).steps, sizes.sides
-    total = steps * settings.batch
+    total, share = steps * settings.batch, -(-settings.batch // gpus)
     operations = detector.multiply_adds(architecture, round((height * width) ** 0.5)) / 1e9
     demand = Demand(
         partial(
@@ -83,6 +84,11 @@ def describe(
                 f"{total / sizes.images:,.1f} epochs",
             ),
             ("operations", f"{operations:,.1f} G multiply-adds per image forward"),
+            (
+                "host memory",
+                f"{held_bytes(share, sizes.sides, detector.target_bytes(sizes.sides)) / GIB:,.2f} "
+                f"GiB per GPU for the views and targets of two batches",
+            ),
             *gpu_rows(settings, demand, steps, memory, gpus, images_per_second),
         ]
     )

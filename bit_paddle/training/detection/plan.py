@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bit_paddle.config.detection_settings import DetectionSettings
+from bit_paddle.data.boxes.loader import held_bytes
 from bit_paddle.data.boxes.parts import (
     BoxedParts,
     class_counts,
@@ -67,6 +68,12 @@ class DetectionPlan(Plan):
         parts = training_memory(self.architecture, heads, half, shared, learn)
         return cost.room_beside(parts, memory)
 
+    @property
+    def held_bytes(self) -> int:
+        """The bytes of each process's views and targets in two batches; see `Plan`."""
+        share = -(-self.settings.batch // max(self.settings.nproc, processes.world_size()))
+        return held_bytes(share, self.sides, self.detector.target_bytes(self.sides))
+
     def rows(self) -> list[tuple[str, str]]:
         """Return the plan as a (title, text) per line."""
         return rows.rows(self)
@@ -98,6 +105,12 @@ class DetectionPlan(Plan):
             notes.append(
                 f"{self.schedule.steps:,} steps are few: the pyramid and the heads start from "
                 "random weights; a smaller --batch, more --epochs or --steps give them more"
+            )
+        if self.held_bytes > self.process_memory // 4:
+            notes.append(
+                f"the views and targets of two batches take {self.held_bytes / 1e9:,.1f} of the "
+                f"{self.process_memory / 1e9:,.1f} GB of memory that a process has; a smaller "
+                "--batch or --side takes less"
             )
         if self._has_detector():
             notes.append(

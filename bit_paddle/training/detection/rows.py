@@ -169,7 +169,9 @@ def _memory(plan: DetectionPlan) -> str:
             f"the decoded training images ({size / 1e6:,.1f} MB) do not fit in the cache: they are "
             "decoded again in each epoch; --cache_gb sets its size"
         )
+    targets = "" if plan.settings.detector == "faster_rcnn" else " with the targets of all anchors"
     return (
         f"activations of about {full:,.0f} MiB per image in float32, {half:,.0f} MiB in half "
-        f"precision (an estimate); {cached}"
+        f"precision (an estimate); {plan.held_bytes / 1e6:,.1f} MB for the views of two batches"
+        f"{targets}; {cached}"
     )
