@@ -193,7 +193,11 @@ def operators():
 
 
 def test_compiled_operators(operators):
-    """The same outputs and gradients, in inference and with a frozen backbone, too."""
+    """The same outputs and gradients, in inference and with a frozen backbone, too.
+
+    P7 is one pixel here, so its norm gives nearly the same for all inputs, and the gradients that
+    pass it are nearly 0: they are sums of larger numbers, whose rounding remains.
+    """
     model, images = detector(channels=64), images_of(68, 64, count=2)
     found = []
     for one in (plain, operators[0]):
@@ -207,8 +211,9 @@ def test_compiled_operators(operators):
             assert np.allclose(model(images)[0].numpy(), logits.numpy(), rtol=1e-4, atol=1e-4)
         model.train()
         found.append([logits.numpy(), codes.numpy(), *gradients])
+    rounding = 8 * np.finfo(np.float32).eps * max(np.abs(one).max() for one in found[0][2:])
     for one, other in zip(*found):
-        np.testing.assert_allclose(other, one, rtol=0, atol=2e-3 * np.abs(one).max() + 1e-7)
+        np.testing.assert_allclose(other, one, rtol=0, atol=2e-3 * np.abs(one).max() + rounding)
     model.learn_only("head")
     logits, codes = model(images)
     (logits.sum() + codes.sum()).backward()
