@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,6 +75,7 @@ class ClassificationPlan(Plan):
             "resolution": asdict(self.resolution),
             "mixup_alpha": self.mixup_alpha,
             "architecture": self.architecture.name,
+            "head": self.architecture.head,
             "training_images": len(self.subset),
             "training_images_per_class": self.class_counts.tolist(),
             "balance": self.settings.balance,
@@ -207,7 +208,7 @@ def make_plan(
         weights = weights.downloaded(settings.bit_pretrained_dir)
     return ClassificationPlan(
         settings=settings,
-        architecture=weights.architecture,
+        architecture=replace(weights.architecture, head=settings.head),
         checkpoint=weights.checkpoint,
         data=data,
         subset=subset,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bit_paddle.data import loader
+from bit_paddle.models import heads
 from bit_paddle.recipes import hyperrule
 from bit_paddle.system.text import plural
 from bit_paddle.training import description
@@ -72,9 +73,11 @@ def few_shot(settings: Settings) -> str:
 
 
 def _model(plan: ClassificationPlan) -> str:
+    head = heads.noun(plan.architecture.head)
+    last = "starting at zero" if head == "head" else "whose last layer starts at zero"
     return (
-        f"{plan.architecture.name}, {plan.architecture.features} features, a new head of "
-        f"{len(plan.data.train.classes)} outputs starting at zero"
+        f"{plan.architecture.name}, {plan.architecture.features} features, a new {head} of "
+        f"{len(plan.data.train.classes)} outputs {last}"
     )
 
 
