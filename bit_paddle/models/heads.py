@@ -62,6 +62,11 @@ def last_name(head: str) -> str:
     return _LAST[head.partition(":")[0]]
 
 
+def last_path(head: str) -> str:
+    """Return the name of the last layer of ``head`` in the network: its parameters' prefix."""
+    return "head" if head == LINEAR else f"head.{last_name(head)}"
+
+
 def last_keys(head: str) -> tuple[str, str]:
     """Return the published keys of the last layer of ``head``: kernel and bias."""
     last = f"{_PREFIX}{last_name(head)}"

@@ -251,9 +251,12 @@ class LocalHead(MaxMeanHead):
 
     def _weights(self, third: Tensor, last: Tensor) -> Tensor:
         """Return `attention` as [N, 1, h w], of maps [N, C, H, W]."""
-        size = third.shape[2:] if paddle.in_dynamic_mode() else paddle.shape(third)[2:]
-        coarse = F.interpolate(self.attention4(last), size, mode="nearest")
-        return F.softmax((self.attention3(third) + coarse).flatten(2), axis=2)
+        shape = third.shape if paddle.in_dynamic_mode() else paddle.shape(third)
+        # Not F.interpolate: in an exported model, oneDNN does not take its attributes (3.3.1).
+        square = paddle.ones([1, 1, 2, 2], last.dtype)
+        upsampled = F.conv2d_transpose(self.attention4(last), square, stride=2)
+        scores = self.attention3(third) + upsampled[:, :, : shape[2], : shape[3]]
+        return F.softmax(scores.flatten(2), axis=2)
 
     def _wide(self, x: Tensor) -> Tensor:
         """Return ``x`` as [N, C, H, W], and in float32 if it is in half precision."""
