@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command with ``arguments``; return its exit status. Errors: `bit_paddle.errors`."""
     flags, rest = parser().parse_known_args(list(arguments))
     settings, known = _settings(rest, flags.images, flags.classes)
-    architecture = _architecture(settings)
+    architecture = dataclasses.replace(_architecture(settings), head=settings.head)
     sizes = _known_sizes(settings, known, architecture) if known else _opened_sizes(settings)
     memory = int(flags.gpu_memory * GIB)
     print(describe(settings, architecture, sizes, memory, flags.gpus, flags.images_per_second))

@@ -12,6 +12,7 @@ from bit_paddle.config.run_settings import RunSettings
 from bit_paddle.config.types import (
     AUTO,
     MODELS,
+    Kind,
     auto_or_whole,
     file_path,
     fraction,
@@ -27,7 +28,7 @@ from bit_paddle.config.types import (
     whole,
 )
 from bit_paddle.data import spec as specs
-from bit_paddle.models import losses
+from bit_paddle.models import heads, losses
 from bit_paddle.models.architecture import LEARN, Architecture
 from bit_paddle.recipes import hyperrule, upstream
 from bit_paddle.recipes.recipe import RECIPES, Recipe
@@ -127,10 +128,11 @@ class TaskSettings:
     )
     learn: str = _how(
         one_of(*LEARN),
-        "what learns: all, the linear head alone, or a block and all that follows (block4: block "
+        "what learns: all, the head alone, or a block and all that follows (block4: block "
         "4, the last norm, the head). What comes before is frozen: less time, less memory",
         "all",
     )
+    head: str = _how(Kind(heads.parse, heads.METAVAR), heads.HELP, heads.LINEAR)
     batch: int = _how(
         whole(1),
         f"batch size: images per optimizer step; with --rule upstream {upstream.BATCH}",

@@ -16,7 +16,7 @@ from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.errors import CheckpointError, ConfigError, DownloadError
 from bit_paddle.inference import calibration, paddle_inference, scores
 from bit_paddle.inference.calibration import Calibration
-from bit_paddle.models import losses, mirrors, npz, published
+from bit_paddle.models import heads, losses, mirrors, npz, published
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.models.checkpoint import CheckpointFile
 from bit_paddle.models.losses import LOSSES
@@ -42,6 +42,7 @@ class TrainedFile:
     architecture: str = ""  # R50x1, for example; empty in older exports
     flip: bool = True  # False: training mirrored no images, because that would change labels
     calibration: Calibration | None = None
+    head: str = heads.LINEAR  # its kind, see `models.heads`
 
     def class_name(self, index: int) -> str:
         """Return the name of an output, or its number."""
@@ -129,6 +130,7 @@ def find_trained(
         architecture.name,
         flip,
         calibration.of_note(path, notes.get(calibration.NOTE, facts.calibration)),
+        architecture.head,
     )
 
 

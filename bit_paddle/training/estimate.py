@@ -10,7 +10,7 @@ from typing import NamedTuple
 from bit_paddle.config.run_settings import RunSettings
 from bit_paddle.config.settings import Settings
 from bit_paddle.config.types import AUTO
-from bit_paddle.models import cost
+from bit_paddle.models import cost, heads
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.recipes import hyperrule
 from bit_paddle.system.text import plural
@@ -77,7 +77,7 @@ def describe(
         (
             "model",
             f"{architecture.name}: {architecture.parameters(sizes.classes):,} parameters with a "
-            f"head of {sizes.classes:,} outputs",
+            f"{heads.noun(architecture.head)} of {sizes.classes:,} outputs",
         ),
         (
             "data",
@@ -138,7 +138,7 @@ def gpu_rows(
 
 def _remembered_rows(architecture: Architecture, sizes: Sizes, learn: str) -> list[tuple[str, str]]:
     """Return the lines on frozen parts that are computed once per image; see `frozen`."""
-    if learn == "all" or not sizes.fixed_views:
+    if learn == "all" or not sizes.fixed_views or architecture.head == heads.LOCAL:
         return []
     crop, classes = sizes.resolution.crop, sizes.classes
     size = sizes.images * cost.boundary_bytes(architecture, crop, learn) / 1e6

@@ -77,6 +77,7 @@ class ClassificationPlan(Plan):
             "resolution": asdict(self.resolution),
             "mixup_alpha": self.mixup_alpha,
             "architecture": self.architecture.name,
+            "head": self.architecture.head,
             "training_images": len(self.subset),
             "training_images_per_class": self.class_counts.tolist(),
             "balance": self.settings.balance,
@@ -113,21 +114,15 @@ class ClassificationPlan(Plan):
         return losses.class_weights(self.class_counts, self.settings.balance)
 
     @cached_property
-    def head_classes(self) -> list[str] | None:
-        """The classes of the head in the file of the initial weights; None if there are no names.
-
-        Only pre-training asks: it keeps a head for the same classes.
-        """
-        if self.checkpoint is None or not self.checkpoint.exists():
-            return None
-        with CheckpointFile(self.checkpoint) as file:
-            return file.notes().get("classes") if file.classes else None
-
-    @property
     def keeps_head(self) -> bool:
-        """Whether a new run starts with the head of its file."""
-        known = self.settings.recipe.keeps_head and self.head_classes
-        return bool(known) and known == list(self.data.train.classes)
+        """Whether a new run starts with the head of its file: of this kind, for these classes."""
+        path = self.checkpoint
+        if not self.settings.recipe.keeps_head or path is None or not path.exists():
+            return False
+        with CheckpointFile(path) as file:
+            classes = file.notes().get("classes") if file.classes else None
+            same = file.architecture().head == self.architecture.head
+        return same and classes == list(self.data.train.classes)
 
     @property
     def crops(self) -> bool:
@@ -226,7 +221,7 @@ def make_plan(
         weights = weights.downloaded(settings.bit_pretrained_dir)
     return ClassificationPlan(
         settings=settings,
-        architecture=weights.architecture,
+        architecture=replace(weights.architecture, head=settings.head),
         checkpoint=weights.checkpoint,
         data=data,
         subset=subset,

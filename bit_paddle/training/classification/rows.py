@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bit_paddle.data import loader
+from bit_paddle.models import heads
 from bit_paddle.recipes import hyperrule
 from bit_paddle.system.text import plural
 from bit_paddle.training import description
@@ -74,12 +75,13 @@ def few_shot(settings: Settings) -> str:
 
 
 def _model(plan: ClassificationPlan) -> str:
-    outputs = f"{len(plan.data.train.classes)} outputs"
-    head = f"a new head of {outputs} starting at zero"
+    noun, outputs = heads.noun(plan.architecture.head), f"{len(plan.data.train.classes)} outputs"
+    last = "starting at zero" if noun == "head" else "whose last layer starts at zero"
+    head = f"a new {noun} of {outputs} {last}"
     if plan.keeps_head:
-        head = f"the head of {outputs} in the file of its weights, whose classes are the same"
+        head = f"the {noun} of {outputs} in the file of its weights, whose classes are the same"
     elif plan.settings.recipe.keeps_head and plan.checkpoint is not None:
-        head += ": the file of its weights has no head for these classes"
+        head += f": the file of its weights has no such {noun} for these classes"
     return f"{plan.architecture.name}, {plan.architecture.features} features, {head}"
 
 
