@@ -60,6 +60,11 @@ class CommonSettings:
         raise NotImplementedError
 
     @property
+    def optimizer(self) -> str:
+        """The recipe's optimizer, "sgd" or "adam"; see `training.optimizer`."""
+        return "sgd"
+
+    @property
     def data_title(self) -> str:
         """The data in words."""
         raise NotImplementedError

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from bit_paddle.config.detection_settings import DetectionSettings
 from bit_paddle.data.boxes.views import fitting_sides
+from bit_paddle.models import cost
 from bit_paddle.models.detection.configuration import Detector
 from bit_paddle.models.detection.cost import training_memory
 from bit_paddle.runs.folder import Start
@@ -16,7 +17,7 @@ from bit_paddle.training import initialization
 from bit_paddle.training.description import aligned
 from bit_paddle.training.detection.plan import detector_of, make_plan
 from bit_paddle.training.detection.rows import TITLES
-from bit_paddle.training.estimate import Demand, gpu_rows
+from bit_paddle.training.estimate import gpu_rows
 from bit_paddle.training.plan import schedule_of
 
 
@@ -59,7 +60,7 @@ def describe(
     steps, (height, width) = schedule_of(settings, sizes.images).steps, sizes.sides
     total = steps * settings.batch
     operations = detector.multiply_adds(architecture, round((height * width) ** 0.5)) / 1e9
-    demand = Demand(
+    demand = cost.Demand(
         partial(
             training_memory,
             architecture,
