@@ -5,12 +5,33 @@ All is computed from an `Architecture`, without Paddle and without data. Sizes a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 from bit_paddle.models import heads
-from bit_paddle.models.architecture import GROUPS, Architecture, Unit, frozen_parts, half_of
+from bit_paddle.models.architecture import (
+    GROUPS,
+    PARTS,
+    Architecture,
+    Unit,
+    frozen_parts,
+    half_of,
+)
 
 FLOAT, HALF = 4, 2  # bytes per number
 
 PLANNED = 0.7  # share of the remaining memory that activations may fill; see `room`
+
+
+class Demand(NamedTuple):
+    """What the training of a network takes on a GPU, in bytes.
+
+    ``parts(half, shared)`` are those of `training_memory`, ``activations(recompute, half)`` of an
+    image are those of `activations`.
+    """
+
+    parts: Callable[[bool, int], dict[str, int]]
+    activations: Callable[[str, bool], int]
 
 
 # --- A network ----------------------------------------------------------------------------------
@@ -128,6 +149,11 @@ def _head_bytes(architecture: Architecture, crop: int, half: bool) -> tuple[int,
     return size, (2 * (HALF if half else FLOAT) * third if head == heads.LOCAL else 0)
 
 
+def forward_activations(architecture: Architecture, crop: int, half: bool = False) -> int:
+    """Return the bytes per image of side ``crop`` at the peak of a pass without gradients."""
+    return FLOAT * 3 * crop**2 + _peak_without_gradients(architecture, crop, PARTS[:-1], half)
+
+
 def boundary_bytes(architecture: Architecture, crop: int, learn: str, half: bool = False) -> int:
     """Return the bytes per image of the output of the frozen parts, which what learns takes."""
     number, head = HALF if half else FLOAT, architecture.head
@@ -146,6 +172,7 @@ def training_memory(
     half: bool = False,
     shared: int = 1,
     learn: str = "all",
+    moments: int = 1,
 ) -> dict[str, int]:
     """Return {part: bytes} of everything that training holds at once, without activations.
 
@@ -153,6 +180,7 @@ def training_memory(
     gradients belong to the standardized kernels; the last backward pass turns each into the
     gradient of its kernel (`Network.standardized_once`). ``shared`` is the number of processes
     that share the momentum (--shard). Only what learns (``learn``) has gradients and momentum.
+    ``moments`` is the number of tensors that the optimizer holds for a weight: 2 of Adam.
     """
     every = FLOAT * architecture.parameters(classes)
     kernel = heads.channels_of(architecture.head) * architecture.features if classes else 0
@@ -161,10 +189,16 @@ def training_memory(
     parts = {
         "weights": every,
         "gradients": learned,
-        "momentum": -(-learned // shared),
+        "momentum": -(-moments * learned // shared),
         "standardized kernels": kernels,
     }
     return {**parts, "kernels in half": kernels * HALF // FLOAT} if half else parts
+
+
+def inference_memory(architecture: Architecture, classes: int, half: bool = False) -> int:
+    """Return the bytes that a network takes without gradients: weights, standardized kernels."""
+    kernels = (FLOAT + (HALF if half else 0)) * architecture.kernels
+    return FLOAT * architecture.parameters(classes) + kernels
 
 
 def room(

@@ -27,6 +27,7 @@ def rows(plan: ClassificationPlan) -> list[tuple[str, str]]:
         ("model", _model(plan)),
         ("weights", description.weights(plan)),
         *description.learns_rows(plan.architecture, len(plan.data.train.classes), settings.learn),
+        *([("teacher", plan.teacher.described(plan.resolution.crop))] if plan.teacher else []),
         ("data", _data(plan)),
         ("classes", _classes(plan)),
         (
@@ -110,6 +111,8 @@ def _test_images(plan: ClassificationPlan) -> str:
 
 def _classes(plan: ClassificationPlan) -> str:
     """Return the largest and the smallest class; classes without training images are counted."""
+    if plan.teacher is not None and not plan.teacher.fits:
+        return "the teacher's; images have no such labels, so validation measures the agreement"
     counts, names = plan.class_counts, plan.data.train.classes
     used = counts[counts > 0]
     largest, smallest = int(used.max()), int(used.min())
@@ -128,6 +131,8 @@ def _classes(plan: ClassificationPlan) -> str:
 
 
 def _loss(plan: ClassificationPlan) -> str:
+    if plan.teacher is not None:
+        return "KL(teacher || student) at temperature 1, no label loss"
     row = f"{plan.settings.loss} cross-entropy"
     weights = plan.class_weights
     if weights is not None:
