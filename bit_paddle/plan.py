@@ -63,19 +63,31 @@ _OWN = ("--gpu_memory", "--gpus", "--images_per_second", "--images", "--classes"
 def main(arguments: Sequence[str]) -> int:
     """Run the command with ``arguments``; return its exit status. Errors: `bit_paddle.errors`."""
     flags, rest = parser().parse_known_args(list(arguments))
-    settings, known = _settings(rest, flags.images, flags.classes)
-    architecture = dataclasses.replace(_architecture(settings), head=settings.head)
-    teacher = find_teacher(settings)
-    if known:
-        sizes = _known_sizes(settings, known, architecture, teacher)
-    else:
-        sizes = _opened_sizes(settings)
+    settings, architecture, sizes = sizes_of(rest, flags.images, flags.classes)
     memory, speed = int(flags.gpu_memory * GIB), flags.images_per_second
+    teacher = find_teacher(settings)
     print(describe(settings, architecture, sizes, memory, flags.gpus, speed, teacher))
     return 0
 
 
 # --- The sizes ----------------------------------------------------------------------------------
+
+
+def sizes_of(
+    words: list[str], images: int | None = None, classes: int | None = None
+) -> tuple[Settings, Architecture, Sizes]:
+    """Return the settings of a training command, its network, and the sizes of its data.
+
+    ``words`` are those of `bit_paddle.train`. ``images`` and ``classes`` are the numbers of the
+    data if these are not on this machine. Errors: `bit_paddle.errors`.
+    """
+    settings, known = _settings(words, images, classes)
+    architecture = dataclasses.replace(_architecture(settings), head=settings.head)
+    if known:
+        sizes = _known_sizes(settings, known, architecture, find_teacher(settings))
+    else:
+        sizes = _opened_sizes(settings)
+    return settings, architecture, sizes
 
 
 def _settings(
