@@ -57,15 +57,18 @@ class Published:
     runs: int | None = None
 
     @property
+    def _digits(self) -> int:
+        values = (self.median, self.min, self.max)
+        return max(len(repr(value).partition(".")[2]) for value in values if value is not None)
+
+    @property
     def rounding(self) -> float:
         """Half a unit of the last published digit."""
-        values = (self.median, self.min, self.max)
-        digits = (len(repr(value).partition(".")[2]) for value in values if value is not None)
-        return 0.5 * 10.0 ** -max(digits)
+        return 0.5 * 10.0**-self._digits
 
     def __str__(self) -> str:
-        ends = [] if self.min is None else [f"{self.min:g}-", f"-{self.max:g}"]
-        return f"{self.median:g}".join(ends or ["", ""])
+        values = (self.min, self.median, self.max)
+        return "-".join(f"{value:.{self._digits}f}" for value in values if value is not None)
 
 
 @dataclass(frozen=True, eq=False)

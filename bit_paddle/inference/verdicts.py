@@ -134,7 +134,7 @@ def _interval(
     else:
         low, high = interval(mean / 100, images)
         return 100 * low, 100 * high
-    return mean - half, mean + half
+    return max(0.0, mean - half), min(100.0, mean + half)
 
 
 def _verdict(

@@ -107,14 +107,14 @@ def _section(each: Results, folder: Path) -> Iterable[str]:
         "Ours (dots: runs; large dot: mean; bar: 95% interval) beside the published accuracy "
         "(diamond; line: range)"
     )
-    yield f"<figure>{figures.to_svg(figure)}<figcaption>{caption}</figcaption></figure>"
+    yield f'<figure style="max-width: 50rem">{figures.to_svg(figure)}<figcaption>{caption}</figcaption></figure>'
     name = f"{Path(PAGE).stem}-{claim.folder}.png"
     files.write(folder / name, partial(figure.savefig, format="png", dpi=120))
     yield "<h3>Runs</h3>"
-    lines = [["run", "logs", "hours", "command"]]
+    lines = [["run", "logs", "hours", "command", "fault"]]
     for run in each.records:
         hours = "" if run.hours is None else f"{run.hours:.2f}"
-        lines.append([f"{run.row}, run {run.run}", "", hours, run.command + f" {run.fault}"])
+        lines.append([f"{run.row}, run {run.run}", "", hours, run.command, run.fault])
     links = [" ".join(_link(path, folder) for path in run.logs) for run in each.records]
     yield f'<div class="wide">{_table(lines, {1: links})}</div>'
     yield f"<h3>Versions and hardware</h3><pre>{escape(chr(10).join(each.machines))}</pre>"
