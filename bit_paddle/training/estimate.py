@@ -60,11 +60,15 @@ def describe(
 
     ``images_per_second`` is the training speed of one GPU.
     """
-    crop, steps = sizes.resolution.crop, sizes.schedule.steps
-    total = steps * settings.batch
-    operations = cost.multiply_adds(architecture, crop, sizes.classes) / 1e9
-    learn = settings.learn
-    in_training = cost.training_multiply_adds(architecture, crop, sizes.classes, learn) / 1e9
+    sides, steps = [sizes.resolution.side(step) for step in range(2)], sizes.schedule.steps
+    total, learn = steps * settings.batch, settings.learn
+    operations, in_training = (
+        sum(counted(side) for side in sides) / len(sides) / 1e9
+        for counted in (
+            partial(cost.multiply_adds, architecture, classes=sizes.classes),
+            partial(cost.training_multiply_adds, architecture, classes=sizes.classes, learn=learn),
+        )
+    )
     with_recompute = in_training + (in_training - operations) / 2  # learned parts forward again
     few = few_shot(settings)
     few = f" ({few})" if few else ""
@@ -102,7 +106,7 @@ def describe(
             settings,
             Demand(
                 partial(cost.training_memory, architecture, sizes.classes, learn=learn),
-                partial(cost.activations, architecture, crop, learn=learn),
+                partial(cost.activations, architecture, sizes.resolution.largest, learn=learn),
             ),
             steps,
             memory,
