@@ -57,6 +57,13 @@ class Published:
     runs: int | None = None
 
     @property
+    def range(self) -> tuple[float, float]:
+        """The lowest and the highest published accuracy; the median twice if they are not told."""
+        if self.min is None or self.max is None:
+            return self.median, self.median
+        return self.min, self.max
+
+    @property
     def _digits(self) -> int:
         values = (self.median, self.min, self.max)
         return max(len(repr(value).partition(".")[2]) for value in values if value is not None)

@@ -19,6 +19,8 @@ UNDECIDED, UNPUBLISHED, MISSING = "undecided", "nothing published", "not measure
 
 SPREAD_LEAST = 3  # runs; the t interval of two is 12.7 deviations wide and contains anything
 
+WIDEST = 2.0  # points; half of an interval that still tells something without a published range
+
 RULE = (
     f"A published accuracy is {REPRODUCED} if it lies in the 95% interval around our mean; half a "
     "unit of its last published digit is allowed for. "
@@ -26,6 +28,10 @@ RULE = (
     "if they come from the same distribution as ours: mean ± t s √(1/n + 1/k), with n our runs, s "
     "their standard deviation, t Student's with n - 1 degrees of freedom, and k the published runs "
     "(1 if their number is not known). The published value is the median. "
+    f"It is {NOT_REPRODUCED} too if all of our runs lie on one side of the published range, and "
+    "the chance of that, 2 n! k! / (n + k)!, is below 5%. "
+    f"It is {UNDECIDED} if half of the interval is wider than the published range and than "
+    f"{WIDEST:g} points: then nearly anything lies in it, and more seeds are needed. "
     f"Fewer than {SPREAD_LEAST} runs show no spread. Then it is Wilson's interval of our accuracy, "
     "which tells how far it could be off because there are so few images; it must overlap with "
     "the published range, or contain the published number. One run says little: of five runs of "
@@ -149,8 +155,16 @@ def _verdict(
     if ends is None:
         return UNDECIDED
     lowest = highest = published.median
-    if len(values) < SPREAD_LEAST and published.min is not None and published.max is not None:
-        lowest, highest = published.min, published.max
+    bottom, top = published.range
+    several = len(values) >= SPREAD_LEAST
+    if not several:
+        lowest, highest = bottom, top
     allowed = published.rounding + 1e-9  # of float64
-    near = ends[0] - allowed <= highest and lowest <= ends[1] + allowed
-    return REPRODUCED if near else NOT_REPRODUCED
+    if ends[0] - allowed > highest or lowest > ends[1] + allowed:
+        return NOT_REPRODUCED
+    apart = min(values.values()) > top + allowed or max(values.values()) < bottom - allowed
+    if several and apart and 2 / math.comb(len(values) + (published.runs or 1), len(values)) < 0.05:
+        return NOT_REPRODUCED
+    if several and (ends[1] - ends[0]) / 2 > max(WIDEST, top - bottom + 2 * allowed):
+        return UNDECIDED
+    return REPRODUCED

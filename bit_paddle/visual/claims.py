@@ -107,7 +107,8 @@ def _section(each: Results, folder: Path) -> Iterable[str]:
         "Ours (dots: runs; large dot: mean; bar: 95% interval) beside the published accuracy "
         "(diamond; line: range)"
     )
-    yield f'<figure style="max-width: 50rem">{figures.to_svg(figure)}<figcaption>{caption}</figcaption></figure>'
+    yield f'<figure style="max-width: 50rem">{figures.to_svg(figure)}'
+    yield f"<figcaption>{caption}</figcaption></figure>"
     name = f"{Path(PAGE).stem}-{claim.folder}.png"
     files.write(folder / name, partial(figure.savefig, format="png", dpi=120))
     yield "<h3>Runs</h3>"

@@ -27,7 +27,7 @@ def estimate(jobs: Sequence[Job], sizes_of: SizesOf, images_per_second: float | 
     total, unknown = 0.0, 0
     for row in dict.fromkeys(job.row for job in jobs):
         own = [job for job in jobs if job.row is row]
-        left = [job for job in own if not job.complete]
+        left = [job for job in own if job.measured is None]
         hours, memory = _of_row(own[0], sizes_of, images_per_second)
         total += (hours or 0.0) * len(left) * row.gpus
         unknown += len(left) * (hours is None)

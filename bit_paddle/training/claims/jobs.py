@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -18,12 +17,15 @@ from typing import Any
 from bit_paddle import __version__
 from bit_paddle.config.claims import Claim, Row
 from bit_paddle.inference.verdicts import Measured
+from bit_paddle.runs.folder import CONFIG
 from bit_paddle.runs.results import RESULT
 from bit_paddle.system import environment, files, processes
 from bit_paddle.system.signals import Interrupt
 from bit_paddle.training import embedded
 
 METRICS, COMMAND = "metrics.json", "command.txt"  # of an evaluation
+
+_PLACES = ("--datadir=", "--device=", "--logdir=", "--output=", "python")
 
 _MARK = "reproduce: "  # begins our own lines of a job's log
 
@@ -57,26 +59,17 @@ class Job:
 
     @property
     def measured(self) -> Measured | None:
-        """The result of the finished job, or None."""
+        """The result of the finished job, or None; the result of other settings does not count."""
         trained = self.row.command == "train"
         try:
+            first = (self.folder / (CONFIG if trained else COMMAND)).read_text().splitlines()[0]
+            if _essential(shlex.split(first.lstrip("# "))) != _essential(self.command):
+                return None
             content = json.loads((self.folder / (RESULT if trained else METRICS)).read_text())
             result = content.get("test", {}).get("last", content)
             return Measured(100 * float(result[self.claim.metric]), int(result["images"]))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
             return None  # incomplete, or damaged
-
-    @property
-    def complete(self) -> bool:
-        """Whether the job has a result; that of another command does not count.
-
-        A run of `train` compares its settings itself, and refuses others.
-        """
-        if self.measured is None or self.row.command == "train":
-            return self.measured is not None
-        with suppress(OSError):
-            return (self.folder / COMMAND).read_text() == shlex.join(self.command)
-        return False
 
     @property
     def ran(self) -> str:
@@ -130,7 +123,7 @@ def jobs_of(
                 if isinstance(value, str):
                     settings[name] = value.replace("{run}", str(run)).replace("{row}", row.name)
             if claim.data is not None and datadir is not None:
-                settings["datadir"] = os.path.join(datadir, settings.get("datadir", ""))
+                settings["datadir"] = str(Path(datadir, settings.get("datadir", "")))
             if device != "auto":
                 settings["device"] = device
             place = folder / row.name
@@ -166,7 +159,7 @@ def carry_out(
     """
     gpus = [] if device == "cpu" else processes.visible_gpus()
     free, slots = list(gpus) or [""], max(1, len(gpus))
-    waiting = [job for job in jobs if not job.complete]
+    waiting = [job for job in jobs if job.measured is None]
     running: dict[Job, tuple[subprocess.Popen, list[str], float]] = {}
     failed, told = {}, 0
     if len(waiting) < len(jobs):
@@ -200,6 +193,12 @@ def carry_out(
             child.kill()
             child.wait()
     return failed
+
+
+def _essential(command: Sequence[str]) -> set[str]:
+    """Return the words of a command that decide its result: without the places of files."""
+    words = (re.sub("^--config=.*/", "--config=", word) for word in command)
+    return {word for word in words if not word.startswith(_PLACES)}
 
 
 def _start(job: Job, slots: int, gpus: Sequence[str]) -> subprocess.Popen:
