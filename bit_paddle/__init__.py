@@ -29,6 +29,7 @@ _CALLABLE = (
     "evaluate",
     "export",
     "probe",
+    "reproduce",
 )  # also the commands' modules, see `_make_callable`
 
 __all__ = ["__version__", *_CALLABLE, *_HOMES]

@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": "measure a model on the images of a data set",
     "predict": "classify images, or write their features",
     "detect": "train, measure and run a detector: objects with boxes",
+    "reproduce": "train and measure published accuracies, with verdicts",
     "report": "write a page about runs: curves, accuracy, mistakes",
     "export": "write a model for ONNX, Paddle Inference, timm, Hugging Face",
     "catalog": "list the published models",
@@ -141,6 +142,7 @@ def _complete_all(parser: argparse.ArgumentParser, shtab: Any) -> None:
 
 def _complete(action: argparse.Action, shtab: Any) -> None:
     """Set the completion of the value of ``action``, unless it has choices of its own."""
+    from bit_paddle.config import claims
     from bit_paddle.data import spec
     from bit_paddle.data.readers import registry
     from bit_paddle.inference import formats
@@ -152,6 +154,8 @@ def _complete(action: argparse.Action, shtab: Any) -> None:
         action.choices = metavar.split("|")
     elif action.dest == "dataset":
         action.choices = sorted({*registry.READERS, *spec.described()})
+    elif action.dest == "claims":
+        action.choices = sorted(claims.known())
     elif action.dest == "format":
         action.choices = sorted(formats.FORMATS)
     elif action.dest == "model":

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from bit_paddle import errors, report, train
 from bit_paddle.config import parsing
 from bit_paddle.config.settings import FIELDS, Settings
+from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.data.readers import registry
 from bit_paddle.errors import ConfigError
 from bit_paddle.inference import calibration, comparison, evaluation, exporting, trained
@@ -218,7 +219,7 @@ def evaluate(
     strangers: str | os.PathLike | None = None,
     device: str = "auto",
     amp: str = "off",
-    crop: int | None = None,
+    crop: int | Preprocessing | None = None,
     directory: str | os.PathLike | None = None,
 ) -> Evaluation:
     """Measure a model on a data set; return all scores, see `Evaluation`.
@@ -234,7 +235,8 @@ def evaluate(
     them (None: one per processor, at most 8). ``views`` such as "flip,five" averages the
     probabilities over several views of each image, as the flag ``--views`` explains. ``calibrate``
     fits a temperature on these images and keeps it in the model's file. ``strangers`` is a folder
-    of other images. Both are explained in docs/confidence.md.
+    of other images. Both are explained in docs/confidence.md. ``crop`` is as for `load`, or a
+    `Preprocessing` (of `bit_paddle.data.preprocessing`).
 
     Errors: `ConfigError` (an unknown name, or classes that do not match the model's),
     `MissingFileError`, `DataError`, `CheckpointError`, `DownloadError`.

@@ -14,15 +14,16 @@ from pathlib import Path
 
 from bit_paddle import _make_callable, api, errors
 from bit_paddle.config import parsing, settings
-from bit_paddle.config.types import file_path, fraction
+from bit_paddle.config.types import file_path, fraction, whole
 from bit_paddle.data import check
 from bit_paddle.data import spec as specs
+from bit_paddle.data.preprocessing import FILTERS, Preprocessing
 from bit_paddle.inference import comparison, views
 from bit_paddle.inference.arguments import data_set
 from bit_paddle.inference.evaluation import SPLITS
 from bit_paddle.inference.trained import resolve_trained
 from bit_paddle.runs import folder as runs_folder
-from bit_paddle.system import files
+from bit_paddle.system import files, processes
 from bit_paddle.visual import results
 
 _EPILOG = """\
@@ -54,6 +55,8 @@ examples:
 def main(arguments: Sequence[str]) -> int:
     """Run the command with ``arguments``; return its exit status. Raises `bit_paddle.errors`."""
     flags = parser().parse_args(arguments)
+    processes.end_with_parent()
+    view = _view(flags.crop, flags.resize, flags.filter)
     resolve_trained(flags.model)  # report a wrong name before reading or downloading anything
     if words := views.parse(flags.views):
         print(views.note(words), file=sys.stderr)
@@ -77,7 +80,7 @@ def main(arguments: Sequence[str]) -> int:
         views=flags.views,
         device=flags.device,
         amp=flags.amp,
-        crop=flags.crop,
+        crop=view,
         directory=flags.bit_pretrained_dir,
     )
     result = measure(flags.model, calibrate=flags.calibrate, strangers=flags.strangers)
@@ -96,6 +99,15 @@ def main(arguments: Sequence[str]) -> int:
         results.write_comparison(found, folder, datadir)
     print(f"results are in {folder}")
     return 0
+
+
+def _view(crop: int | None, resize: int | None, filter: str | None) -> int | Preprocessing | None:
+    """Return the preprocessing that the flags ask for; None for that of the model."""
+    if resize is None and filter is None:
+        return crop
+    if crop is None or resize is None:
+        raise errors.ConfigError("--resize needs --crop, and --filter needs both")
+    return Preprocessing(crop, resize, filter or Preprocessing.filter, centre="even")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -132,6 +144,18 @@ def parser() -> argparse.ArgumentParser:
         help="val: the validation images; if a folder or list has none, the images that training "
         "holds out. train: the training images. test: the test images, which training never uses. "
         "all: all of these (default: val)",
+    )
+    parser.add_argument(
+        "--resize",
+        type=whole(32),
+        metavar="N",
+        help="scale the shorter side to N pixels and crop the centre to --crop, as timm does; "
+        "without it --crop squashes the image, as BiT does",
+    )
+    parser.add_argument(
+        "--filter",
+        choices=FILTERS,
+        help="filter of Pillow for --resize (default: bilinear)",
     )
     parser.add_argument("--views", metavar="WORDS", help=views.HELP)
     parser.add_argument(

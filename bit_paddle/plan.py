@@ -35,6 +35,8 @@ from bit_paddle.training.classification.plan import (
     resolution_of,
     resolution_reason,
 )
+from bit_paddle.training.classification.teacher import Teacher
+from bit_paddle.training.classification.teacher import find as find_teacher
 from bit_paddle.training.estimate import GIB, Sizes, describe
 from bit_paddle.training.plan import schedule_of
 
@@ -61,15 +63,31 @@ _OWN = ("--gpu_memory", "--gpus", "--images_per_second", "--images", "--classes"
 def main(arguments: Sequence[str]) -> int:
     """Run the command with ``arguments``; return its exit status. Errors: `bit_paddle.errors`."""
     flags, rest = parser().parse_known_args(list(arguments))
-    settings, known = _settings(rest, flags.images, flags.classes)
-    architecture = _architecture(settings)
-    sizes = _known_sizes(settings, known, architecture) if known else _opened_sizes(settings)
-    memory = int(flags.gpu_memory * GIB)
-    print(describe(settings, architecture, sizes, memory, flags.gpus, flags.images_per_second))
+    settings, architecture, sizes = sizes_of(rest, flags.images, flags.classes)
+    memory, speed = int(flags.gpu_memory * GIB), flags.images_per_second
+    teacher = find_teacher(settings)
+    print(describe(settings, architecture, sizes, memory, flags.gpus, speed, teacher))
     return 0
 
 
 # --- The sizes ----------------------------------------------------------------------------------
+
+
+def sizes_of(
+    words: list[str], images: int | None = None, classes: int | None = None
+) -> tuple[Settings, Architecture, Sizes]:
+    """Return the settings of a training command, its network, and the sizes of its data.
+
+    ``words`` are those of `bit_paddle.train`. ``images`` and ``classes`` are the numbers of the
+    data if these are not on this machine. Errors: `bit_paddle.errors`.
+    """
+    settings, known = _settings(words, images, classes)
+    architecture = dataclasses.replace(_architecture(settings), head=settings.head)
+    if known:
+        sizes = _known_sizes(settings, known, architecture, find_teacher(settings))
+    else:
+        sizes = _opened_sizes(settings)
+    return settings, architecture, sizes
 
 
 def _settings(
@@ -115,7 +133,9 @@ def _architecture(settings: Settings) -> Architecture:
     return model.architecture if isinstance(model, published.Entry) else model
 
 
-def _known_sizes(settings: Settings, known: Known, architecture: Architecture) -> Sizes:
+def _known_sizes(
+    settings: Settings, known: Known, architecture: Architecture, teacher: Teacher | None = None
+) -> Sizes:
     """Return the sizes for data of a known size; `make_plan` does the same for opened data."""
     images, few = known.images, settings.examples_per_class
     images -= images // settings.folds if settings.folds else 0
@@ -129,12 +149,13 @@ def _known_sizes(settings: Settings, known: Known, architecture: Architecture) -
     crops = spec.random_crop if settings.random_crop is None else settings.random_crop
     flip = spec.flip if settings.flip is None else settings.flip
     resolution = resolution_of(
-        settings, *SIDES[known.resolution or "large"], architecture.name, crops
+        settings, *SIDES[known.resolution or "large"], architecture.name, crops, teacher
     )
-    reason = resolution_reason(settings, None, known.resolution, crops)
+    reason = resolution_reason(settings, None, known.resolution, crops, teacher)
     schedule = schedule_of(settings, images)
     fixed = not (crops or flip or settings.recipe.mixup_alpha(images))
-    return Sizes(images, known.classes, "not opened", resolution, reason, schedule, fixed)
+    classes = teacher.file.outputs if teacher else known.classes
+    return Sizes(images, classes, "not opened", resolution, reason, schedule, fixed)
 
 
 def _opened_sizes(settings: Settings) -> Sizes:

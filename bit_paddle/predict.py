@@ -150,7 +150,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="draw where the network looks for the predicted class: two PNG files per image, "
         f"*-heat.png (grey) and *-overlay.png (colours over the image), and the table {INDEX}. "
-        "The mean of a map plus a bias is exactly the logit of the class",
+        "The mean of a map plus a bias is exactly the logit of the class. Of a model with a local "
+        "head (--head local of train) the maps show its attention",
     )
     parser.add_argument("--views", metavar="WORDS", help=views.HELP)
     parser.add_argument(

@@ -6,7 +6,7 @@
 #   NODES=2 MASTER=host:8090 scripts/imagenet_multinode.sh /data/imagenet
 #
 # Plan for two machines: python -m bit_paddle.plan --config configs/imagenet2012_R152x4.yaml --gpus 8
-# (each step, each GPU has 64 images). Expected accuracy: configs/imagenet2012_R152x4.yaml.
+# (each step, each GPU has 64 images). Claims: configs/claims/imagenet.yaml.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=.venv/bin/python

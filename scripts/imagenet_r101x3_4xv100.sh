@@ -5,7 +5,7 @@
 #   scripts/imagenet_r101x3_4xv100.sh /data/imagenet              needs train/<WordNet id>/* and val/
 #   scripts/imagenet_r101x3_4xv100.sh /data/imagenet --dry-run
 #
-# Plan and expected accuracy: configs/imagenet2012_R101x3.yaml. Each step, each GPU has 128 images:
+# Plan: configs/imagenet2012_R101x3.yaml. Each step, each GPU has 128 images:
 # 19 per micro-batch, 7 micro-batches, in fp16.
 # The time was not measured; this estimates it:
 #   python -m bit_paddle.plan --config configs/imagenet2012_R101x3.yaml --gpus 4 --images_per_second X

@@ -27,6 +27,7 @@ NEED_PADDLE = {
     ),
     *(f"training.{task}.task" for task in ("classification", "detection")),
     *(f"training.{task}.validation" for task in ("classification", "detection")),
+    "training.classification.distillation",
     "runs.snapshot",
     "system.device",
 }

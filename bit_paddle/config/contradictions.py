@@ -10,7 +10,7 @@ from typing import Any
 
 from bit_paddle.config.detection_settings import DetectionSettings
 from bit_paddle.config.run_settings import fields_of
-from bit_paddle.config.settings import AUTO, data_options
+from bit_paddle.config.settings import AUTO, Settings, data_options
 from bit_paddle.errors import BitPaddleError
 from bit_paddle.models import published
 from bit_paddle.models.architecture import GROUPS
@@ -43,6 +43,7 @@ def contradictions(
     else:
         faults += _length_faults(values)
     faults += _fold_faults(values)
+    faults += _teacher_faults(values)
     faults += _nproc_faults(values, unclear)
     precrop, crop = values["precrop"], values["crop"]
     pair = not unclear & {"precrop", "crop"}
@@ -77,6 +78,34 @@ def _fold_faults(values: Mapping[str, Any]) -> list[str]:
             "--repeats and --folds: both make several runs; give only one. To repeat a "
             "cross-validation, give --folds with another --seed"
         )
+    return faults
+
+
+def _teacher_faults(values: Mapping[str, Any]) -> list[str]:
+    """Return the faults of --teacher, and of settings that contradict a rule with a teacher."""
+    rule, teacher = values["rule"], values["teacher"]
+    if not RECIPES[rule].taught:
+        taught = " or ".join(name for name, recipe in RECIPES.items() if recipe.taught)
+        flags = ("teacher", "teacher_crop")
+        return [
+            f"--{flag}: is for --rule {taught} only" for flag in flags if values[flag] is not None
+        ]
+    faults = []
+    if teacher is None:
+        faults.append(f"--teacher: is required by --rule {rule}: the model that the student learns")
+    else:
+        try:
+            published.resolve(teacher)
+        except BitPaddleError as fault:
+            faults.append(f"--teacher: {fault}")
+    for name, why in (
+        ("loss", "the loss is the divergence from the teacher's softmax probabilities"),
+        ("balance", "no labels are used, so no class has a weight"),
+        ("learn", "the whole student learns"),
+    ):
+        usual = fields_of(Settings)[name].default
+        if values[name] != usual:
+            faults.append(f"--{name}: is {values[name]}, but with --rule {rule} {why}; omit it")
     return faults
 
 

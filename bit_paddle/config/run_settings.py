@@ -66,6 +66,11 @@ class CommonSettings(ABC):
         """The data in words."""
 
     @property
+    def optimizer(self) -> str:
+        """The recipe's optimizer, "sgd" or "adam"; see `training.optimizer`."""
+        return "sgd"
+
+    @property
     @abstractmethod
     def data_name(self) -> str:
         """The data and the kind of run, for the name of the run's folder."""

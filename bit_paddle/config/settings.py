@@ -12,6 +12,7 @@ from bit_paddle.config.run_settings import RunSettings
 from bit_paddle.config.types import (
     AUTO,
     MODELS,
+    Kind,
     auto_or_whole,
     file_path,
     fraction,
@@ -27,9 +28,9 @@ from bit_paddle.config.types import (
     whole,
 )
 from bit_paddle.data import spec as specs
-from bit_paddle.models import losses
+from bit_paddle.models import heads, losses
 from bit_paddle.models.architecture import LEARN, Architecture
-from bit_paddle.recipes import hyperrule, upstream
+from bit_paddle.recipes import distill, hyperrule, upstream
 from bit_paddle.recipes.recipe import RECIPES, Recipe
 
 _what = functools.partial(setting, "what")
@@ -122,18 +123,33 @@ class TaskSettings:
         one_of(*RECIPES),
         "recipe that chooses the settings which are not given. code: BiT-HyperRule as in the "
         "authors' code, which produced the published accuracies. paper: BiT-HyperRule as in the "
-        "paper's text. upstream: pre-training, the recipe of bit_paddle.pretrain",
+        "paper's text. distill: a student learns the outputs of --teacher, without labels. "
+        "upstream: pre-training, the recipe of bit_paddle.pretrain",
         "code",
+    )
+    teacher: str | None = _how(
+        model_name,
+        f"trained model whose outputs are learned, with --rule {distill.RULE}; named as for "
+        "--model. The student gets its classes",
+        None,
+        affects_result=False,  # a resumed run compares the weights
+    )
+    teacher_crop: int | None = _how(
+        whole(32),
+        "side in pixels to which the teacher's views are resized",
+        None,
+        default_help="that of --crop",
     )
     learn: str = _how(
         one_of(*LEARN),
-        "what learns: all, the linear head alone, or a block and all that follows (block4: block "
+        "what learns: all, the head alone, or a block and all that follows (block4: block "
         "4, the last norm, the head). What comes before is frozen: less time, less memory",
         "all",
     )
+    head: str = _how(Kind(heads.parse, heads.METAVAR), heads.HELP, heads.LINEAR)
     batch: int = _how(
         whole(1),
-        f"batch size: images per optimizer step; with --rule upstream {upstream.BATCH}",
+        f"batch size: images per optimizer step; with --rule upstream or distill {upstream.BATCH}",
         hyperrule.BATCH,
     )
     batch_split: int | str = _how(
@@ -163,13 +179,14 @@ class TaskSettings:
     base_lr: float = _how(
         positive,
         "base learning rate, reached after the warm-up; with --rule upstream 0.03 per 256 images "
-        "of the batch",
+        f"of the batch, with --rule distill {distill.BASE_LR:g}",
         hyperrule.BASE_LR,
     )
     weight_decay: float = _how(
         not_negative,
         "weight decay, added to the gradients of kernels; with --rule upstream "
-        f"{upstream.WEIGHT_DECAY:g}",
+        f"{upstream.WEIGHT_DECAY:g}. With --rule distill {distill.WEIGHT_DECAY:g}, subtracted from "
+        "kernels in proportion to the schedule",
         0.0,
     )
     loss: str = _how(
@@ -187,9 +204,9 @@ class TaskSettings:
     )
     epochs: int | None = _how(
         whole(1),
-        "length of the run in passes over the training images, with --rule upstream only",
+        "length of the run in passes over the training images, with --rule upstream or distill",
         None,
-        default_help=f"{upstream.EPOCHS}",
+        default_help=f"{upstream.EPOCHS}, {distill.EPOCHS}",
     )
     warmup: int | None = _how(
         whole(0),
@@ -206,20 +223,20 @@ class TaskSettings:
     precrop: int | None = _how(
         whole(1),
         "side in pixels of the training images before the random crop; needs --crop. With --rule "
-        "upstream: shorter side of the validation images before the centre crop",
+        "upstream or distill: shorter side of the validation images before the centre crop",
         None,
-        default_help="the rule's",
+        default_help="the rule's; of --rule distill the teacher's",
     )
     crop: int | None = _how(
         whole(32),
         "side in pixels of the random crop and of the validation images; needs --precrop",
         None,
-        default_help="the rule's",
+        default_help="the rule's; of --rule distill the teacher's",
     )
     alternate_crop: int | None = _how(
         whole(32),
         "side in pixels of the training images in every second step, such as 320 beside 224; "
-        "with --rule upstream",
+        "with --rule upstream or distill",
         None,
         default_help="--crop in every step",
     )
@@ -278,6 +295,11 @@ class Settings(RunSettings, TaskSettings):
     def recipe(self) -> Recipe:
         """The recipe named by --rule."""
         return RECIPES[self.rule]
+
+    @property
+    def optimizer(self) -> str:
+        """The optimizer of --rule."""
+        return self.recipe.optimizer
 
     @property
     def runs(self) -> int:

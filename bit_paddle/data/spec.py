@@ -120,7 +120,7 @@ def short_name(dataset: str, datadir: str | None) -> str:
     """Return the name of ``dataset`` for a run's folder; for own images the folder's name."""
     if dataset.startswith(PREFIX):
         return DataRepository.parse(dataset).name
-    if dataset in ("folder", "list", "hf") and datadir:
+    if dataset in ("folder", "list", "hf", "unlabelled") and datadir:
         path = Path(datadir).resolve()
         return stem(path.name) if is_archive(path) else path.stem
     if dataset.lower().endswith((".yaml", ".yml")):

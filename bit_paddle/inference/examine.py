@@ -31,7 +31,8 @@ class JudgedImage(NamedTuple):
     """One image, its label and the model's prediction.
 
     ``pixels`` uint8 [crop, crop, 3] are the network's input. ``map`` float32 [h, w] is the class
-    activation map: the contribution of each position to the logit of ``prediction``.
+    activation map: the contribution of each position to the logit of ``prediction``. Or it is the
+    ``attention`` of a local head.
     """
 
     name: str
@@ -40,6 +41,7 @@ class JudgedImage(NamedTuple):
     probability: float
     pixels: np.ndarray
     map: np.ndarray
+    attention: bool = False
 
 
 class Analysis(NamedTuple):
@@ -111,4 +113,5 @@ def _judged(
     pixels = evaluation_view(images.image(index), view)
     maps = predictor.class_maps(network, pixels[None], np.array([prediction])).maps
     name = Path(str(images.name(index))).name
-    return JudgedImage(name, label, prediction, probability, pixels.transpose(1, 2, 0), maps[0])
+    shown = (pixels.transpose(1, 2, 0), maps[0], network.reads_two_stages)
+    return JudgedImage(name, label, prediction, probability, *shown)

@@ -22,6 +22,7 @@ from PIL import Image, ImageDraw
 from bit_paddle.data.loader import MicroBatch
 from bit_paddle.errors import ConfigError, did_you_mean
 from bit_paddle.inference.trained import TrainedFile, required_preprocessing
+from bit_paddle.models import heads
 from bit_paddle.system import files
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ class Explanation:
     ``map`` float32 [h, w]: its mean plus ``bias`` is ``logits[output]``. The network saw the part
     ``seen`` of the image, (left, top, right, bottom) in pixels. `overlay` and `heat` are pictures;
     bright places raised the logit, dark places did not, or lowered it.
+
+    With ``attention`` the model has a local head, and ``map`` is the attention of the head: the
+    weights of the places of stage 3, the same for every class. Their sum is 1.
     """
 
     label: str  # the class
@@ -53,6 +57,7 @@ class Explanation:
     seen: tuple[float, float, float, float]
     crop: int  # side of the network's input in pixels
     image: Image.Image = field(repr=False)
+    attention: bool = False
 
     def overlay(self) -> Image.Image:
         """Return the image in grey under the map in colours, of the image's shape.
@@ -91,13 +96,13 @@ class Explanation:
 
     def _heat(self) -> np.ndarray:
         _, (left, top, right, bottom) = self._frame()
-        return placed(self.map, self.crop, (right - left, bottom - top))
+        return placed(self.map, self.crop, (right - left, bottom - top), self.attention)
 
     def __str__(self) -> str:
-        return (
-            f"{self.label} {self.probability:.1%}: logit {self.logits[self.output]:.3f} = mean of "
-            f"the map {self.map.mean():.3f} + bias {self.bias:.3f}"
-        )
+        logit = f"{self.label} {self.probability:.1%}: logit {self.logits[self.output]:.3f}"
+        if self.attention:
+            return f"{logit}; the map is the attention of the head"
+        return f"{logit} = mean of the map {self.map.mean():.3f} + bias {self.bias:.3f}"
 
     def _repr_html_(self) -> str:
         stream = io.BytesIO()
@@ -107,7 +112,15 @@ class Explanation:
 
 
 def output_of(file: TrainedFile, label: object) -> int:
-    """Return the output of a class name or number. Raises `ConfigError` for an unknown one."""
+    """Return the output of a class name or number. Raises `ConfigError` for an unknown one.
+
+    It raises that for a model with a local head, too: its map is the same for every class.
+    """
+    if has_attention(file):
+        raise ConfigError(
+            f"label: is {label!r}, but {file.path} has a {heads.noun(file.head)}; its map is the "
+            "attention of the head, the same for every class; omit the label"
+        )
     if isinstance(label, (int, np.integer)) and not isinstance(label, bool):
         if 0 <= label < file.outputs:
             return int(label)
@@ -117,6 +130,11 @@ def output_of(file: TrainedFile, label: object) -> int:
         return names.index(label)
     hint = did_you_mean(str(label), names)
     raise ConfigError(f"label: is {label!r}, no class of the model: {hint}")
+
+
+def has_attention(file: TrainedFile) -> bool:
+    """Return whether the maps of a model are the attention of its head."""
+    return file.head == heads.LOCAL
 
 
 def explanation(
@@ -140,23 +158,27 @@ def explanation(
         seen=view.seen(*image.size),
         crop=view.crop,
         image=image,
+        attention=has_attention(file),
     )
 
 
 # --- Pictures -----------------------------------------------------------------------------------
 
 
-def placed(map: np.ndarray, crop: int, size: tuple[int, int]) -> np.ndarray:
+def placed(
+    map: np.ndarray, crop: int, size: tuple[int, int], attention: bool = False
+) -> np.ndarray:
     """Return the positive part of ``map`` [h, w] over its image: float32 of ``size``, 0 to 1.
 
     ``size`` (width, height) is that of a picture of the network's whole input, which has ``crop``
     pixels per side. The highest value is 1 at its own place. All of the network's convolutions with
     a stride begin at the first pixel; so place i of the map is centred on pixel 32 i, and not in
-    the middle of the i-th square.
+    the middle of the i-th square. In an ``attention``, a map of stage 3, it is pixel 16 i.
     """
+    stride = STRIDE // 2 if attention else STRIDE
     positive = np.pad(np.maximum(map, 0), ((0, 1), (0, 1)), mode="edge").astype(np.float32)
-    start = 0.5 - 0.5 / STRIDE  # where the input begins, in places; that of pixel 0 is 0.5
-    end = start + crop / STRIDE
+    start = 0.5 - 0.5 / stride  # where the input begins, in places; that of pixel 0 is 0.5
+    end = start + crop / stride
     heat = Image.fromarray(positive / (positive.max() or 1))
     heat = heat.resize(size, Image.Resampling.BICUBIC, (start, start, end, end))
     return np.asarray(heat).clip(0, 1)

@@ -13,6 +13,7 @@ from bit_paddle.inference import formats, paddle_inference, verify
 from bit_paddle.inference.formats import FORMATS
 from bit_paddle.inference.trained import TrainedFile, required_preprocessing, resolve_trained
 from bit_paddle.inference.verify import Verified
+from bit_paddle.models import heads
 from bit_paddle.models.hub import upload
 from bit_paddle.system import hub
 
@@ -91,8 +92,14 @@ def export(
     """Write and verify a model's export, after `check`, and upload it to the repository ``push``.
 
     Errors: those of `verify.export` and `hub.upload`; `ConfigError` if a folder for Hugging Face
-    needs a preprocessing that is unknown.
+    needs a preprocessing that is unknown, or the format cannot hold the head.
     """
+    if file.head != heads.LINEAR and not FORMATS[format].every_head:
+        able = ", ".join(name for name, one in FORMATS.items() if one.every_head)
+        raise ConfigError(
+            f"--format {format}: {file.path} has a {heads.noun(file.head)}, and the format holds "
+            f"linear heads only; use one of {able}"
+        )
     if format == "huggingface":
         required_preprocessing(file)
     view = file.preprocessing

@@ -129,7 +129,8 @@ class Format(NamedTuple):
     """A format: description, writer, reader, required packages and the extra that has them.
 
     A ``graph`` has standardized kernels; other formats have the parameters as they are.
-    ``has_facts``: class names and preprocessing are part of the export.
+    ``has_facts``: class names and preprocessing are part of the export. ``every_head``: the format
+    holds every kind of head, not the linear one alone.
     """
 
     about: str
@@ -139,6 +140,7 @@ class Format(NamedTuple):
     extra: str = ""
     graph: bool = False
     has_facts: bool = False
+    every_head: bool = False
 
 
 FORMATS = {
@@ -148,12 +150,20 @@ FORMATS = {
         read_paddle,
         graph=True,
         has_facts=True,
+        every_head=True,
     ),
     "pdparams": Format(
-        "the parameters as Paddle saves them, not standardized", write_pdparams, read_pdparams
+        "the parameters as Paddle saves them, not standardized",
+        write_pdparams,
+        read_pdparams,
+        every_head=True,
     ),
     "npz": Format(
-        "the layout of the published checkpoints", write_npz, read_weights, has_facts=True
+        "the layout of the published checkpoints",
+        write_npz,
+        read_weights,
+        has_facts=True,
+        every_head=True,
     ),
     "onnx": Format(
         "an ONNX file; its kernels are already standardized",
@@ -162,6 +172,7 @@ FORMATS = {
         ("onnx",),
         "onnx",
         graph=True,
+        every_head=True,
     ),
     "safetensors-timm": Format("a .safetensors file with timm's names", write_timm, read_weights),
     "huggingface": Format(

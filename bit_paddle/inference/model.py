@@ -15,6 +15,7 @@ from bit_paddle.inference import calibration, explain, inputs, outputs, paddle_i
 from bit_paddle.inference import views as views_of
 from bit_paddle.inference.explain import Explanation
 from bit_paddle.inference.trained import TrainedFile, required_preprocessing
+from bit_paddle.models import heads
 from bit_paddle.system import environment, progress
 
 if TYPE_CHECKING:
@@ -126,7 +127,8 @@ class TrainedModel:
         """Return where the network looks in one image: its class activation map for ``label``.
 
         ``label`` is a class name or the number of an output; None is the predicted class. The mean
-        of the map plus a bias is the logit of the class: nothing else contributes to it. In a
+        of the map plus a bias is the logit of the class: nothing else contributes to it. A model
+        with a local head shows its attention instead, which has no ``label``. In a
         notebook the result shows itself as a picture. Raises `ConfigError` for an exported folder,
         which does not contain the features, and for an unknown class.
         """
@@ -233,6 +235,8 @@ class TrainedModel:
         names = self.classes
         listed = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
         facts = {"file": str(self.file.path), "network": self.architecture or "exported"}
+        if self.file.head != heads.LINEAR:
+            facts["head"] = self.file.head
         facts["classes"] = f"{len(names):,} ({listed})" if names else "none (features only)"
         return {**facts, "preprocessing": self.preprocessing}
 

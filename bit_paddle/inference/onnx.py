@@ -14,54 +14,102 @@ import numpy as np
 
 from bit_paddle.inference import activations
 from bit_paddle.inference.activations import Activations, Head, Inspect
+from bit_paddle.models import heads
 from bit_paddle.models.architecture import GROUPS
 
 if TYPE_CHECKING:
     from bit_paddle.models.resnetv2 import ResNetV2
 
 
-def onnx_model(model: ResNetV2) -> Any:
-    """Return an ``onnx.ModelProto`` of opset 17, with ``images`` [batch, 3, height, width]."""
-    from onnx import TensorProto, helper, numpy_helper
+class _Graph:
+    """The nodes and constants of a graph that is being written; each method returns a name."""
 
-    from bit_paddle.models.native.plain import standardize
+    def __init__(self, model: ResNetV2):
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+        self.parameters = dict(model.named_parameters())
+        self.grouped_shape = self.constant("grouped_shape", np.array([0, GROUPS, -1]))
+        self.ones = self.constant("ones", np.ones(GROUPS, np.float32))
+        self.zeros = self.constant("zeros", np.zeros(GROUPS, np.float32))
 
-    nodes, constants = [], []
+    def constant(self, name: str, value: np.ndarray) -> str:
+        from onnx import numpy_helper
 
-    def constant(name: str, value: np.ndarray) -> str:
-        constants.append(numpy_helper.from_array(value, name))
+        self.constants.append(numpy_helper.from_array(value, name))
         return name
 
-    def parameter(name: str, *shape: int) -> str:
-        value = parameters[name]
-        value = (standardize(value) if name.endswith("conv.weight") else value).numpy()
-        return constant(name, value.reshape(shape or value.shape))
+    def parameter(self, name: str, *shape: int) -> str:
+        from bit_paddle.models.native.plain import standardize
 
-    def node(operator: str, *inputs: str, output: str = "", **attributes: Any) -> str:
-        output = output or f"{operator}_{len(nodes)}"
-        nodes.append(helper.make_node(operator, inputs, [output], **attributes))
+        value = self.parameters[name]
+        value = (standardize(value) if name.endswith("conv.weight") else value).numpy()
+        return self.constant(name, value.reshape(shape or value.shape))
+
+    def node(self, operator: str, *inputs: str, output: str = "", **attributes: Any) -> str:
+        from onnx import helper
+
+        output = output or f"{operator}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operator, inputs, [output], **attributes))
         return output
 
-    def conv(x: str, name: str, stride: int = 1, padding: int = 0) -> str:
-        weight = parameter(f"{name}conv.weight")
-        return node("Conv", x, weight, strides=[stride] * 2, pads=[padding] * 4)
+    def conv(self, x: str, name: str, stride: int = 1, padding: int = 0) -> str:
+        weight = self.parameter(f"{name}conv.weight")
+        return self.node("Conv", x, weight, strides=[stride] * 2, pads=[padding] * 4)
 
-    def norm_relu(x: str, name: str) -> str:
+    def norm_relu(self, x: str, name: str) -> str:
         # Not GroupNormalization: it is new in opset 18, and its definition was wrong before 21.
-        grouped = node("Reshape", x, grouped_shape)  # [N, 32, C / 32 * H * W]
-        normal = node("InstanceNormalization", grouped, ones, zeros, epsilon=1e-5)
+        node = self.node
+        grouped = node("Reshape", x, self.grouped_shape)  # [N, 32, C / 32 * H * W]
+        normal = node("InstanceNormalization", grouped, self.ones, self.zeros, epsilon=1e-5)
         normal = node("Reshape", normal, node("Shape", x))
-        scaled = node("Mul", normal, parameter(f"{name}norm.weight", -1, 1, 1))
-        return node("Relu", node("Add", scaled, parameter(f"{name}norm.bias", -1, 1, 1)))
+        scaled = node("Mul", normal, self.parameter(f"{name}norm.weight", -1, 1, 1))
+        return node("Relu", node("Add", scaled, self.parameter(f"{name}norm.bias", -1, 1, 1)))
 
-    parameters = dict(model.named_parameters())
-    grouped_shape = constant("grouped_shape", np.array([0, GROUPS, -1]))
-    ones = constant("ones", np.ones(GROUPS, np.float32))
-    zeros = constant("zeros", np.zeros(GROUPS, np.float32))
-    first = constant("first", np.array([0]))
-    around = constant("around", np.array([0, 0, 0, 1, 1, 0, 0, 0, 1, 1]))
+    def head(self, head: str, third: str, last: str) -> str:
+        """Write ``head`` on the activated stage 3 and last stage."""
+        if heads.channels_of(head):
+            last = self.norm_relu(self.conv(last, "head.projection."), "head.projection.")
+        if head in (heads.MAX_MEAN, heads.LOCAL):
+            kinds = ("ReduceMax", "ReduceMean")
+            parts = [self.node(kind, last, axes=[2, 3], keepdims=0) for kind in kinds]
+            parts += [self.attended(third, last)] if head == heads.LOCAL else []
+            x = self.node("Concat", *parts, output="features", axis=1)
+        else:
+            x = self.mean(last)
+        path = heads.last_path(head)
+        weights = [self.parameter(f"{path}.{name}") for name in ("weight", "bias")]
+        return self.node("Gemm", x, *weights, output="logits")
 
-    x = conv("images", "root_block.", stride=2, padding=3)
+    def mean(self, x: str) -> str:
+        return self.node("ReduceMean", x, output="features", axes=[2, 3], keepdims=0)
+
+    def attended(self, third: str, last: str) -> str:
+        """Write the weighted mean of stage 3, as `layers.LocalHead` does."""
+        node = self.node
+        score = node("Conv", third, self.parameter("head.attention3.weight"))
+        coarse = node("Conv", last, self.parameter("head.attention4.weight"))
+        square = self.constant("square", np.ones((1, 1, 2, 2), np.float32))
+        fine = node("ConvTranspose", coarse, square, strides=[2, 2])  # each place four times
+        edges = [self.constant("edges", np.array([2])), self.constant("sides", np.array([4]))]
+        size = node("Slice", node("Shape", score), *edges)
+        begin = self.constant("begin", np.array([0, 0]))
+        cut = node("Slice", fine, begin, size, self.constant("axes", np.array([2, 3])))
+        shape = self.constant("places", np.array([0, 0, -1]))
+        weights = node("Softmax", node("Reshape", node("Add", score, cut), shape), axis=2)
+        weights = node("Transpose", weights, perm=[0, 2, 1])
+        product = node("MatMul", node("Reshape", third, shape), weights)
+        return node("Squeeze", product, edges[0])
+
+
+def onnx_model(model: ResNetV2) -> Any:
+    """Return an ``onnx.ModelProto`` of opset 17, with ``images`` [batch, 3, height, width]."""
+    from onnx import TensorProto, helper
+
+    graph = _Graph(model)
+    node, conv, norm_relu = graph.node, graph.conv, graph.norm_relu
+    first = graph.constant("first", np.array([0]))
+    around = graph.constant("around", np.array([0, 0, 0, 1, 1, 0, 0, 0, 1, 1]))
+    x, third = conv("images", "root_block.", stride=2, padding=3), ""
     # The optimizers of onnxruntime, onnxoptimizer and onnxsim merge Pad and MaxPool. That is wrong:
     # the zeros of Pad are pixels for the pool, its own padding is not. They do not merge a Pad in
     # five dimensions.
@@ -71,26 +119,26 @@ def onnx_model(model: ResNetV2) -> Any:
         for unit in range(1, units + 1):
             name, stride = f"block{block}.unit{unit:02d}.", 2 if block > 1 and unit == 1 else 1
             activated = norm_relu(x, f"{name}a.")
+            third = activated if (block, unit) == (4, 1) else third
             shortcut = conv(activated, f"{name}proj.", stride) if unit == 1 else x
             x = conv(activated, f"{name}a.")
             x = conv(norm_relu(x, f"{name}b."), f"{name}b.", stride, padding=1)
             x = conv(norm_relu(x, f"{name}c."), f"{name}c.")
             end = activations.STAGES[block - 1] if unit == units else ""
             x = node("Add", x, shortcut, output=end)
-    x = node("ReduceMean", norm_relu(x, ""), output="features", axes=[2, 3], keepdims=0)
-    if model.num_classes:
-        x = node("Gemm", x, parameter("head.weight"), parameter("head.bias"), output="logits")
+    last = norm_relu(x, "")
+    x = graph.head(model.architecture.head, third, last) if model.num_classes else graph.mean(last)
 
     kind, outputs = TensorProto.FLOAT, model.num_classes or model.architecture.features
-    graph = helper.make_graph(
-        nodes,
+    proto = helper.make_graph(
+        graph.nodes,
         model.architecture.name,
         [helper.make_tensor_value_info("images", kind, ["batch", 3, "height", "width"])],
         [helper.make_tensor_value_info(x, kind, ["batch", outputs])],
-        constants,
+        graph.constants,
     )
     opset = helper.make_opsetid("", 17)
-    return helper.make_model(graph, opset_imports=[opset], ir_version=8, producer_name="bit_paddle")
+    return helper.make_model(proto, opset_imports=[opset], ir_version=8, producer_name="bit_paddle")
 
 
 def inspect(path: Path, model: ResNetV2, head: Head | None) -> Inspect:
@@ -132,7 +180,8 @@ def _widened(path: Path, names: Sequence[str], model: ResNetV2, head: Head | Non
     proto = onnx.load(path)
     if model.num_classes:
         stored = {constant.name: constant for constant in proto.graph.initializer}
-        arrays = [stored["head.weight"], stored["head.bias"]]
+        path = heads.last_path(model.architecture.head)
+        arrays = [stored[f"{path}.weight"], stored[f"{path}.bias"]]
         activations.require_same_head(tuple(map(numpy_helper.to_array, arrays)), model)
         for constant, array in zip(arrays, head or ()):
             constant.CopyFrom(numpy_helper.from_array(array, constant.name))

@@ -121,10 +121,10 @@ def inspect(path: Path, model: ResNetV2, head: Head | None) -> Inspect:
 
 
 def _nodes(program: Any) -> tuple[list[Any], Any, list[str]]:
-    """Return the sums and the features in a program, and the names of its head's parameters.
+    """Return the sums and the features in a program, and the names of its last layer's parameters.
 
-    Sums and features are what the executor can fetch. The sums are those of the units, then that of
-    the head.
+    Sums and features are what the executor can fetch. The sums are those of the units, then those
+    of the head. The last layer takes the features; without a head they are the mean.
     """
     block = program.global_block()
     operators = list(block.ops)
@@ -133,15 +133,19 @@ def _nodes(program: Any) -> tuple[list[Any], Any, list[str]]:
             [operator for operator in operators if operator.type == kind]
             for kind in ("elementwise_add", "reduce_mean", "matmul_v2")
         )
-        names = [op.input_arg_names[1] for op in [*products, *(sums[-1:] if products else [])]]
-        return [op.output_arg_names[0] for op in sums], means[0].output_arg_names[0], names
+        last = [*products[-1:], *(sums[-1:] if products else [])]
+        features = products[-1].input_arg_names[0] if products else means[0].output_arg_names[0]
+        names = [op.input_arg_names[1] for op in last]
+        return [op.output_arg_names[0] for op in sums], features, names
     sums, means, products = (
         [operator for operator in operators if operator.name() == f"pd_op.{kind}"]
         for kind in ("add", "mean", "matmul")
     )
-    names = [op.operand_source(1).name for op in [*products, *(sums[-1:] if products else [])]]
+    last = [*products[-1:], *(sums[-1:] if products else [])]
+    features = products[-1].operand_source(0) if products else means[0].result(0)
+    names = [op.operand_source(1).name for op in last]
     block.remove_op(operators[-1])  # it fetches the output, and would be fetched twice
-    return [op.result(0) for op in sums], means[0].result(0), names
+    return [op.result(0) for op in sums], features, names
 
 
 @contextmanager

@@ -128,14 +128,18 @@ def class_maps(model: ResNetV2, images: np.ndarray, outputs: np.ndarray | None =
 
     The map of an output (arXiv 1512.04150) is the contribution of each place to its logit: the mean
     of the map plus the bias is the logit. This is exact here, because a logit is the mean over the
-    image of the last activations, weighted by the head. ``outputs`` int64 [N] chooses the outputs;
-    the default is the one with the highest logit.
+    image of the last activations, weighted by the head. A maximum counts where it is. ``outputs``
+    int64 [N] chooses the outputs; the default is the one with the highest logit.
+
+    A local head has no such map. The maps are those of its attention, which sum to 1.
     """
     with paddle.no_grad():
         logits, last = model.forward_maps(to_device(images))
         logits, last = logits.numpy(), last.astype(logits.dtype).numpy()  # from half precision
     chosen = logits.argmax(axis=1) if outputs is None else outputs
-    weights = model.head.weight.numpy().T[chosen]  # [N, C]
+    biases = model.last_linear.bias.numpy()[chosen]
+    if model.reads_two_stages:
+        return ClassMaps(logits, last[:, 0], biases)
+    weights = model.last_linear.weight.numpy().T[chosen]  # [N, C]
     maps = np.matmul(weights[:, None], last.reshape(*last.shape[:2], -1))  # [N, 1, h w]
-    biases = model.head.bias.numpy()[chosen]
     return ClassMaps(logits, maps.reshape(len(last), *last.shape[2:]), biases)

@@ -16,7 +16,7 @@ from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.errors import CheckpointError, ConfigError, DownloadError
 from bit_paddle.inference import calibration, paddle_inference, scores
 from bit_paddle.inference.calibration import Calibration
-from bit_paddle.models import losses, mirrors, npz, published
+from bit_paddle.models import heads, losses, mirrors, npz, published
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.models.checkpoint import CheckpointFile
 from bit_paddle.models.losses import LOSSES
@@ -42,6 +42,7 @@ class TrainedFile:
     architecture: str = ""  # R50x1, for example; empty in older exports
     flip: bool = True  # False: training mirrored no images, because that would change labels
     calibration: Calibration | None = None
+    head: str = heads.LINEAR  # its kind, see `models.heads`
 
     def class_name(self, index: int) -> str:
         """Return the name of an output, or its number."""
@@ -61,7 +62,7 @@ class TrainedFile:
 def find_trained(
     model: str,
     directory: str | os.PathLike | None = None,
-    crop: int | None = None,
+    crop: int | Preprocessing | None = None,
     names: bool = True,
 ) -> TrainedFile:
     """Return the facts of a trained model, without loading Paddle.
@@ -70,8 +71,9 @@ def find_trained(
     published name is downloaded if it is missing. Files of `bit_paddle.train` contain their
     preprocessing and class names. For published models the name determines both; class names are
     downloaded only with ``names``. ``crop`` squashes images to that side in pixels, instead of the
-    known resize and crop; files without a known preprocessing need it. Errors: those of
-    `published.resolve`, `published.obtain` and `CheckpointFile`.
+    known resize and crop; files without a known preprocessing need it. A `Preprocessing` sets all
+    but mean and std, if these are known. Errors: those of `published.resolve`, `published.obtain`
+    and `CheckpointFile`.
     """
     source = resolve_trained(model)
     if isinstance(source, Path) and paddle_inference.is_exported(source):
@@ -129,6 +131,7 @@ def find_trained(
         architecture.name,
         flip,
         calibration.of_note(path, notes.get(calibration.NOTE, facts.calibration)),
+        architecture.head,
     )
 
 
@@ -153,10 +156,12 @@ def _read_facts(path: Path, facts: Any) -> tuple[list[str] | None, Preprocessing
         raise CheckpointError(f"{path}: its notes are malformed ({error})") from error
 
 
-def _squashed(view: Preprocessing | None, crop: int | None) -> Preprocessing | None:
+def _squashed(view: Preprocessing | None, crop: int | Preprocessing | None) -> Preprocessing | None:
     """Return ``view`` with a square of ``crop`` instead of its own sizes, if ``crop`` is given."""
     if crop is None:
         return view
+    if isinstance(crop, Preprocessing):
+        return crop if view is None else replace(crop, mean=view.mean, std=view.std)
     return Preprocessing(crop) if view is None else replace(view, crop=crop, resize=None)
 
 
@@ -167,7 +172,7 @@ def write_notes(file: TrainedFile, folder: Path) -> None:
     (folder / paddle_inference.NOTES).write_text(text + "\n", encoding="utf-8")
 
 
-def _read_notes(folder: Path, crop: int | None) -> TrainedFile:
+def _read_notes(folder: Path, crop: int | Preprocessing | None) -> TrainedFile:
     path = folder / paddle_inference.NOTES
     try:
         notes = json.loads(path.read_text(encoding="utf-8"))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from bit_paddle.errors import ConfigError, did_you_mean
+from bit_paddle.models import heads
 
 UNITS = {
     14: (1, 1, 1, 1),
@@ -17,7 +18,7 @@ UNITS = {
     152: (3, 8, 36, 3),
 }
 
-GROUPS = 32  # in every GroupNorm
+GROUPS = heads.GROUPS  # in every GroupNorm
 
 FEATURES_PER_WIDTH = 2048  # channels of the pre-logits of a network of width 1
 
@@ -72,10 +73,14 @@ class Unit(NamedTuple):
 
 @dataclass(frozen=True)
 class Architecture:
-    """A ResNetV2: the number of units in each of its four blocks, and a factor for all widths."""
+    """A ResNetV2: the number of units in each of its four blocks, and a factor for all widths.
+
+    ``head`` is the kind of its head, see `heads`; it is not used in a network without outputs.
+    """
 
     units: tuple[int, ...]
     width: float = 1
+    head: str = heads.LINEAR
 
     def __post_init__(self) -> None:
         if len(self.units) != 4 or not all(isinstance(n, int) and n > 0 for n in self.units):
@@ -85,6 +90,10 @@ class Architecture:
                 f"width {self.width:g}: its {64 * self.width:g} root channels do not "
                 f"divide into the {GROUPS} groups of GroupNorm; take a multiple of 0.5"
             )
+        try:
+            heads.parse(self.head)
+        except ConfigError as fault:
+            raise ConfigError(f"head: {fault}") from None
 
     @property
     def name(self) -> str:
@@ -117,7 +126,7 @@ class Architecture:
     def parameters_of(self, part: str, classes: int = 0) -> int:
         """Return the number of parameters of one of `PARTS`."""
         if part == "head":
-            return (self.features + 1) * classes
+            return heads.parameters(self.head, self.features, classes)
         if part == "norm":
             return 2 * self.features
         if part == "root_block":

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from bit_paddle.errors import CheckpointError, ConfigError, MisfitError, MissingFileError
-from bit_paddle.models import facts, names, npz
+from bit_paddle.models import facts, heads, names, npz
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.models.containers.base import Container, Stored
 from bit_paddle.models.containers.folder import ModelFolder
@@ -152,10 +152,10 @@ class CheckpointFile:
     @property
     def classes(self) -> int:
         """The number of outputs of the head; 0 without a head."""
-        return (self.shapes.get(npz.HEAD_BIAS) or (0,))[-1]
+        return heads.found(self.shapes)[1]
 
     def architecture(self) -> Architecture:
-        """Return the architecture; depth and width follow from the shapes."""
+        """Return the architecture; depth, width and kind of head follow from keys and shapes."""
         shapes = self.shapes
         units = [0, 0, 0, 0]
         for key in shapes:
@@ -171,7 +171,7 @@ class CheckpointFile:
                 f"of all four blocks; found {len(shapes)} arrays: {examples} …"
             )
         try:
-            return Architecture(tuple(units), root[3] / 64)
+            return Architecture(tuple(units), root[3] / 64, heads.found(shapes)[0])
         except ConfigError as error:
             raise CheckpointError(f"{self.path}: not a BiT checkpoint: {error}") from None
 
@@ -213,7 +213,9 @@ class CheckpointFile:
                 report.extend(f"    {describe(key)}" for key in sorted(keys)[:_MOST])
                 report += ["    …"] * (len(keys) > _MOST)
         if report:
+            kind = heads.noun(architecture.head)
             head = f"{classes} outputs" if classes else "no head"
+            head = head if kind == "head" or not classes else f"a {kind} of {head}"
             raise MisfitError(
                 "\n".join(
                     [

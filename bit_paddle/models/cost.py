@@ -5,11 +5,33 @@ All is computed from an `Architecture`, without Paddle and without data. Sizes a
 
 from __future__ import annotations
 
-from bit_paddle.models.architecture import GROUPS, Architecture, Unit, frozen_parts, half_of
+from collections.abc import Callable
+from typing import NamedTuple
+
+from bit_paddle.models import heads
+from bit_paddle.models.architecture import (
+    GROUPS,
+    PARTS,
+    Architecture,
+    Unit,
+    frozen_parts,
+    half_of,
+)
 
 FLOAT, HALF = 4, 2  # bytes per number
 
 PLANNED = 0.7  # share of the remaining memory that activations may fill; see `room`
+
+
+class Demand(NamedTuple):
+    """What the training of a network takes on a GPU, in bytes.
+
+    ``parts(half, shared)`` are those of `training_memory`, ``activations(recompute, half)`` of an
+    image are those of `activations`.
+    """
+
+    parts: Callable[[bool, int], dict[str, int]]
+    activations: Callable[[str, bool], int]
 
 
 # --- A network ----------------------------------------------------------------------------------
@@ -23,7 +45,24 @@ def multiply_adds(architecture: Architecture, crop: int, classes: int = 0) -> in
     """
     root = _root_multiply_adds(architecture, crop)
     units = sum(unit_multiply_adds(unit) for unit in architecture.every_unit(crop))
-    return root + units + architecture.features * classes
+    return root + units + _head_multiply_adds(architecture, crop, classes)
+
+
+def _head_multiply_adds(architecture: Architecture, crop: int, classes: int) -> int:
+    if not classes:
+        return 0
+    head, features = architecture.head, architecture.features
+    third, last = _stage_sizes(architecture, crop)
+    more = last * heads.channels_of(head)
+    if head == heads.LOCAL:  # the scores of both stages, and the weighted mean of stage 3
+        more = 2 * third + last
+    return heads.inputs(head, features) * classes + more
+
+
+def _stage_sizes(architecture: Architecture, crop: int) -> tuple[int, int]:
+    """Return how many numbers the outputs of stage 3 and of the last stage have per image."""
+    first, *_, last = (unit for unit in architecture.every_unit(crop) if unit.block >= 2)
+    return first.out * first.after, last.out * last.after
 
 
 def _root_multiply_adds(architecture: Architecture, crop: int) -> int:
@@ -63,6 +102,7 @@ def activations(
     """
     number = HALF if half else FLOAT
     frozen = frozen_parts(learn)
+    head, third = _head_bytes(architecture, crop, half)
     every = [unit for unit in architecture.every_unit(crop) if unit.part not in frozen]
     peak, saved = 0, FLOAT * 3 * crop**2  # the image
     if frozen:
@@ -76,27 +116,52 @@ def activations(
     for unit, following in zip(every, [*every[1:], None]):
         inside += kept_bytes(unit, half)
         output = number * unit.out * unit.after
+        held = third if unit.block == 3 else 0
         whole = following is None or following.block > unit.block
         if recompute == "off" or (recompute == "block" and not whole):
-            peak = max(peak, saved + inside + output + in_flight(unit, half) if whole else 0)
+            flight = in_flight(unit, half) + held
+            peak = max(peak, saved + inside + output + flight if whole else 0)
             inside += output
             continue
         # Twice: the recomputed output, and its gradient, which the caller holds.
-        peak = max(peak, saved + inside + 2 * output + in_flight(unit, half))
+        peak = max(peak, saved + inside + 2 * output + in_flight(unit, half) + held)
         saved, inside = saved + output, 0
     if not every:  # the head alone
-        return max(peak, saved + FLOAT * architecture.features)
+        return max(peak, saved + head)
     # The last GroupNorm, ReLU and mean.
     last = unit.out * unit.after
     end = norm_in_float32(last) if half else FLOAT * (2 * last + 2 * GROUPS)
-    return max(peak, saved + inside + end + FLOAT * architecture.features)
+    return max(peak, saved + inside + end + third + head)
+
+
+def _head_bytes(architecture: Architecture, crop: int, half: bool) -> tuple[int, int]:
+    """Return the bytes per image of the head's own tensors, and of stage 3's if it reads them.
+
+    The latter are a copy of the activated stage and its gradient, held until block 4 is done.
+    """
+    head, (third, last) = architecture.head, _stage_sizes(architecture, crop)
+    size = FLOAT * heads.inputs(head, architecture.features)
+    middle = heads.channels_of(head) * last // architecture.features
+    if middle:  # the convolution's result, that of its norm and ReLU, and a gradient
+        size += norm_in_float32(middle) if half else FLOAT * (4 * middle + 2 * GROUPS)
+    elif head != heads.LINEAR and half:
+        size += FLOAT * (last + (third if head == heads.LOCAL else 0))
+    return size, (2 * (HALF if half else FLOAT) * third if head == heads.LOCAL else 0)
+
+
+def forward_activations(architecture: Architecture, crop: int, half: bool = False) -> int:
+    """Return the bytes per image of side ``crop`` at the peak of a pass without gradients."""
+    return FLOAT * 3 * crop**2 + _peak_without_gradients(architecture, crop, PARTS[:-1], half)
 
 
 def boundary_bytes(architecture: Architecture, crop: int, learn: str, half: bool = False) -> int:
     """Return the bytes per image of the output of the frozen parts, which what learns takes."""
+    number, head = HALF if half else FLOAT, architecture.head
     if learn == "head":
-        return FLOAT * architecture.features  # never in half precision
-    number = HALF if half else FLOAT
+        third, last = _stage_sizes(architecture, crop)
+        if heads.channels_of(head) or head == heads.LOCAL:
+            return number * (last + (third if head == heads.LOCAL else 0))
+        return FLOAT * heads.inputs(head, architecture.features)  # never in half precision
     first = next(unit for unit in architecture.every_unit(crop) if unit.part == learn)
     return number * first.channels * first.before
 
@@ -107,6 +172,7 @@ def training_memory(
     half: bool = False,
     shared: int = 1,
     learn: str = "all",
+    moments: int = 1,
 ) -> dict[str, int]:
     """Return {part: bytes} of everything that training holds at once, without activations.
 
@@ -114,16 +180,25 @@ def training_memory(
     gradients belong to the standardized kernels; the last backward pass turns each into the
     gradient of its kernel (`Network.standardized_once`). ``shared`` is the number of processes
     that share the momentum (--shard). Only what learns (``learn``) has gradients and momentum.
+    ``moments`` is the number of tensors that the optimizer holds for a weight: 2 of Adam.
     """
-    every, kernels = FLOAT * architecture.parameters(classes), FLOAT * architecture.kernels
+    every = FLOAT * architecture.parameters(classes)
+    kernel = heads.channels_of(architecture.head) * architecture.features if classes else 0
+    kernels = FLOAT * (architecture.kernels + kernel)
     learned = FLOAT * architecture.learned_parameters(classes, learn)
     parts = {
         "weights": every,
         "gradients": learned,
-        "momentum": -(-learned // shared),
+        "momentum": -(-moments * learned // shared),
         "standardized kernels": kernels,
     }
     return {**parts, "kernels in half": kernels * HALF // FLOAT} if half else parts
+
+
+def inference_memory(architecture: Architecture, classes: int, half: bool = False) -> int:
+    """Return the bytes that a network takes without gradients: weights, standardized kernels."""
+    kernels = (FLOAT + (HALF if half else 0)) * architecture.kernels
+    return FLOAT * architecture.parameters(classes) + kernels
 
 
 def room(

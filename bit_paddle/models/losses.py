@@ -160,6 +160,19 @@ def mixed(
     return lam * own + (1 - lam) * partner
 
 
+def divergence(logits: Tensor, teacher: Tensor) -> Tensor:
+    """Return KL(teacher || student) of the softmax probabilities [N]; both logits are [N, K].
+
+    It is the loss of distillation at temperature 1 (arXiv 2106.05237), a Paddle tensor with
+    gradients to both.
+    """
+    import paddle
+
+    wanted = teacher - paddle.logsumexp(teacher, axis=1, keepdim=True)
+    found = logits - paddle.logsumexp(logits, axis=1, keepdim=True)
+    return (wanted.exp() * (wanted - found)).sum(axis=1)
+
+
 def class_weights(counts: np.ndarray, power: float) -> np.ndarray | None:
     """Return the weight of each class, float64 [K], or None if ``power`` is 0.
 

@@ -79,6 +79,7 @@ _FROM_PARAMETER = _compiled(
     (r"norm/bias$", "group_norm/beta"),
     (r"^head/weight$", "head/conv2d/kernel"),
     (r"^head/bias$", "head/conv2d/bias"),
+    (r"^head/(\w+)/weight$", r"head/\1/kernel"),  # of this package's other heads
 )
 
 

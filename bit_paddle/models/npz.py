@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from bit_paddle.models import heads
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.system import files
 
@@ -24,7 +25,7 @@ DETECTOR = "bit_paddle/detector/"  # prefix of the arrays of a detector beside i
 
 FACTS = "facts"  # the note of an export: classes, preprocessing and loss of its model
 
-HEAD_KERNEL, HEAD_BIAS = "resnet/head/conv2d/kernel", "resnet/head/conv2d/bias"
+HEAD_KERNEL, HEAD_BIAS = heads.last_keys(heads.LINEAR)  # as published; `heads` has other kinds
 
 ROOT_KERNEL = "resnet/root_block/standardized_conv2d/kernel"
 
@@ -53,9 +54,7 @@ def shapes(architecture: Architecture, classes: int) -> Iterator[tuple[str, tupl
             channels = 4 * middle
     yield "resnet/group_norm/gamma", (channels,)
     yield "resnet/group_norm/beta", (channels,)
-    if classes:
-        yield HEAD_KERNEL, (1, 1, channels, classes)
-        yield HEAD_BIAS, (classes,)
+    yield from heads.shapes(architecture.head, channels, classes)
 
 
 def write(

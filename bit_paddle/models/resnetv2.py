@@ -14,8 +14,9 @@ import numpy as np
 import paddle
 from paddle import Tensor, nn
 
+from bit_paddle.models import heads
 from bit_paddle.models.architecture import PARTS, Architecture, frozen_parts
-from bit_paddle.models.layers import ZEROS, Bottleneck, GroupNormReLU, RootBlock, StdConv2D
+from bit_paddle.models.layers import Bottleneck, GroupNormReLU, RootBlock, StdConv2D, head_of
 from bit_paddle.models.native import plain
 from bit_paddle.models.network import Network, convolutions, dtype_of
 
@@ -25,7 +26,7 @@ _BLOCKS = PARTS[1:5]
 
 
 class ResNetV2(Network):
-    """The network of ``architecture`` with a linear head of ``num_classes`` outputs (0: no head).
+    """The network of ``architecture`` with its head of ``num_classes`` outputs (0: no head).
 
     ``model(images)`` returns logits [N, num_classes], or features [N, C] without a head. Images are
     [N, 3, H, W], RGB in [-1, 1], of 32 x 32 pixels or more. Kernels and the head are zero
@@ -58,7 +59,17 @@ class ResNetV2(Network):
             self.add_sublayer(f"block{block + 1}", layers)
         self.norm = GroupNormReLU(channels)
         if num_classes:
-            self.head = nn.Linear(channels, num_classes, weight_attr=ZEROS, bias_attr=ZEROS)
+            self.head = head_of(architecture.head, channels, num_classes)
+
+    @property
+    def last_linear(self) -> nn.Linear:
+        """The last layer: that of the logits."""
+        return self.head.linear
+
+    @property
+    def reads_two_stages(self) -> bool:
+        """Whether the head takes stage 3 beside the last one."""
+        return self.num_classes > 0 and self.architecture.head == heads.LOCAL
 
     def frozen_convolutions(self) -> list[StdConv2D]:
         return [layer for part in self.frozen for layer in convolutions(getattr(self, part))]
@@ -76,12 +87,15 @@ class ResNetV2(Network):
         self._fold()
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.reads_two_stages:
+            return self.head(*self._two_stages(x))
         return self.learned_part(self.frozen_part(x))
 
     def frozen_part(self, x: Tensor) -> Tensor:
         """Return the output of the frozen parts, computed without gradients, for `learned_part`.
 
-        If nothing is frozen, this is ``x`` as the operators take it.
+        If nothing is frozen, this is ``x`` as the operators take it. It is not for a head that
+        `reads_two_stages`.
         """
         x = self._enter(x)
         if not self.frozen:
@@ -138,15 +152,33 @@ class ResNetV2(Network):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the features [N, C]: the last stage, activated and averaged over the image."""
-        return self._through(PARTS[:-1], self._enter(x))
+        return self.operators.average(self._last_stage(x))
+
+    def forward_joined(self, x: Tensor) -> Tensor:
+        """Return what the last linear layer takes, [N, inputs]; without a head, the features."""
+        if not self.num_classes:
+            return self.forward_features(x)
+        if self.reads_two_stages:
+            return self.head.joined(*self._two_stages(x))
+        return self.head.joined(self.head.pool(self._last_stage(x)))
 
     def forward_maps(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the logits [N, num_classes], and the maps [N, C, H/32, W/32] before the average.
+        """Return the logits [N, num_classes], and the maps [N, inputs, H/32, W/32].
 
-        The averages of the maps are the features.
+        The averages of the maps are what the last linear layer takes. Instead, a head that
+        `reads_two_stages` gives its attention [N, 1, H/16, W/16].
         """
-        last = self.norm(self._through(PARTS[:5], self._enter(x)))
-        return self.head(self.operators.average(last)), self.operators.leave(last)
+        if self.reads_two_stages:
+            stages = self._two_stages(x)
+            return self.head(*stages), self.head.attention(*stages)
+        last = self._last_stage(x)
+        return self.head(self.head.pool(last)), self.head.maps(last)
+
+    def _last_stage(self, x: Tensor) -> Tensor:
+        return self.norm(self._through(PARTS[:5], self._enter(x)))
+
+    def _two_stages(self, x: Tensor) -> list[Tensor]:
+        return self.stages(x, activated=True, skip=2)
 
     def _enter(self, x: Tensor) -> Tensor:
         x = self.operators.enter(x)
@@ -158,14 +190,15 @@ class ResNetV2(Network):
         return x
 
     def _output(self, part: str, x: Tensor, is_activated: bool = False) -> Tensor:
-        """Return the output of one of `PARTS`; of the norm it is averaged over the image.
+        """Return the output of one of `PARTS`; of the norm it is pooled for the head.
 
         ``is_activated``: ``x`` has passed the first norm of this block already.
         """
         if part == "root_block":
             return self.root_block(x)  # [N, 64 w, H/4, W/4]
         if part == "norm":
-            return self.operators.average(self.norm(x))
+            last = self.norm(x)
+            return self.head.pool(last) if self.num_classes else self.operators.average(last)
         if part == "head":
             return self.head(x) if self.num_classes else x
         units = list(getattr(self, part))  # [N, 256 w, H/4, W/4] … [N, 2048 w, H/32, W/32]
@@ -179,22 +212,32 @@ class ResNetV2(Network):
     def reset_parameters(self, seed: int = 0) -> None:
         """Set random kernels (He's normal distribution, fan-in), identity GroupNorms, a zero head.
 
-        A kernel depends only on its name and ``seed``, not on the device or Paddle's version.
+        Of a head that is not linear, the last layer is zero. A kernel depends only on its name and
+        ``seed``, not on the device or Paddle's version.
         """
+        self._reset("", seed)
+
+    def reset_head(self, seed: int = 0) -> None:
+        """Set the parameters of the head as `reset_parameters` does."""
+        self._reset("head.", seed)
+
+    def _reset(self, prefix: str, seed: int) -> None:
+        last = list(self.last_linear.parameters()) if self.num_classes else []
         for name, parameter in self.named_parameters():
-            if name.startswith("head."):
-                parameter.set_value(
-                    np.zeros(parameter.shape, np.float32).astype(dtype_of(parameter))
-                )
-            elif name.endswith("conv.weight"):
+            if not name.startswith(prefix):
+                continue
+            if any(parameter is one for one in last):
+                values = np.zeros(parameter.shape)
+            elif parameter.ndim == 4:
                 generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
                 values = generator.standard_normal(parameter.shape, np.float32)
-                values *= np.float32(np.sqrt(2.0 / np.prod(parameter.shape[1:])))
-                parameter.set_value(values.astype(dtype_of(parameter)))
+                # The attention starts almost even.
+                scored = name.startswith("head.attention")
+                variance = 1e-4 if scored else 2.0 / np.prod(parameter.shape[1:])
+                values *= np.float32(np.sqrt(variance))
             else:
-                parameter.set_value(
-                    np.full(parameter.shape, name.endswith("weight"), dtype_of(parameter))
-                )
+                values = np.full(parameter.shape, name.endswith("weight"))
+            parameter.set_value(values.astype(dtype_of(parameter)))
 
 
 def _in_turn(layers: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Union
 
@@ -14,7 +15,7 @@ import numpy as np
 from paddle import Tensor
 
 from bit_paddle.errors import ConfigError, MisfitError
-from bit_paddle.models import npz, published
+from bit_paddle.models import heads, npz, published
 from bit_paddle.models.checkpoint import FLOATS, CheckpointFile
 from bit_paddle.models.names import parameter_name
 from bit_paddle.models.network import dtype_of
@@ -22,8 +23,6 @@ from bit_paddle.models.resnetv2 import ResNetV2
 from bit_paddle.models.stages import Stages, WithBackbone
 from bit_paddle.system.hub import Repository
 from bit_paddle.system.progress import progress_bar
-
-HEAD = (npz.HEAD_KERNEL, npz.HEAD_BIAS)
 
 AnyNetwork = Union[ResNetV2, WithBackbone]
 
@@ -37,6 +36,7 @@ def create_model(
     seed: int = 0,
     features_only: bool = False,
     activated: bool = False,
+    head: str | None = None,
 ) -> ResNetV2 | Stages:
     """Return the network for a published name, ``R<layers>x<width>``, or a file of weights.
 
@@ -45,7 +45,8 @@ def create_model(
     name, ``pretrained`` loads the published weights, and downloads them into ``directory``
     (default: the cache) if they are missing; otherwise the weights are random and depend only on
     ``seed``. ``num_classes`` None keeps the head of the file, or its published size; a number gives
-    a new head of zeros; 0 gives no head.
+    a new head of zeros; 0 gives no head. ``head`` is the kind of a new head, see docs/heads.md;
+    None is "linear", as in the paper. Of other kinds only the last layer is zero.
 
     ``features_only`` returns the network as `Stages` instead: it has no head, and returns four
     feature maps, ``activated`` or not.
@@ -55,6 +56,7 @@ def create_model(
     """
     if num_classes is not None and num_classes < 0:
         raise ConfigError(f"num_classes: is {num_classes}, expected 0 (features) or more")
+    kind = _new_head(head, num_classes)
     if features_only:
         if num_classes:
             raise ConfigError(
@@ -70,9 +72,11 @@ def create_model(
     if isinstance(source, Path):
         with CheckpointFile(source) as file:
             file.check(file.architecture(), file.classes)  # before memory is taken for its shapes
-            classes = file.classes if num_classes is None else num_classes
-            model = ResNetV2(file.architecture(), classes)
-            fill(model, file, head="load" if num_classes is None else "zero")
+            architecture, classes = file.architecture(), file.classes
+            if num_classes is not None:
+                architecture, classes = replace(architecture, head=kind), num_classes
+            model = ResNetV2(architecture, classes)
+            fill(model, file, "load" if num_classes is None else "zero", seed)
         return model
     if num_classes is None:
         if not isinstance(source, published.Entry):
@@ -80,9 +84,22 @@ def create_model(
                 f"{name}: an architecture has no head of its own; give num_classes (0 for features)"
             )
         num_classes = source.classes
-    model = ResNetV2(getattr(source, "architecture", source), num_classes)
+    architecture = getattr(source, "architecture", source)
+    model = ResNetV2(replace(architecture, head=kind), num_classes)
     model.reset_parameters(seed)
     return model
+
+
+def _new_head(head: str | None, num_classes: int | None) -> str:
+    """Return the kind of a new head, which needs a number of classes."""
+    if head is None:
+        return heads.LINEAR
+    if not num_classes:
+        raise ConfigError(f"head: is {head!r}, which is for a new head; give num_classes, too")
+    try:
+        return heads.parse(head)
+    except ConfigError as fault:
+        raise ConfigError(f"head: {fault}") from None
 
 
 def _address(name: str | os.PathLike) -> str:
@@ -95,8 +112,8 @@ def _address(name: str | os.PathLike) -> str:
 def load_npz(model: AnyNetwork, path: str | os.PathLike, head: str = "load") -> None:
     """Fill ``model`` from a checkpoint, float16 or float32, in any layout of `models.npz`.
 
-    ``head`` "load" loads the head, "zero" makes it zero for a new task; a model without a head
-    ignores it. The whole file is checked before the first parameter changes. Errors:
+    ``head`` "load" loads the head, "zero" makes it new, with a last layer of zeros; a model without
+    a head ignores it. The whole file is checked before the first parameter changes. Errors:
     `MissingFileError`, `CheckpointError`, `ConfigError` (another ``head``).
     """
     with CheckpointFile(path) as file:
@@ -114,25 +131,26 @@ def save_npz(
     npz.write(path, _published_arrays(model), notes)
 
 
-def fill(model: AnyNetwork, file: CheckpointFile, head: str) -> None:
-    """Fill ``model`` from an open checkpoint, as `load_npz` does."""
+def fill(model: AnyNetwork, file: CheckpointFile, head: str, seed: int = 0) -> None:
+    """Fill ``model`` from an open checkpoint, as `load_npz` does; ``seed`` is of a new head."""
     if head not in ("load", "zero"):
         raise ConfigError(f"head={head!r}: expected 'load' or 'zero'")
     load_head = head == "load" and model.num_classes > 0
+    parameters = named_by_key(model)
+    ignored = () if load_head else filter(heads.is_key, [*file.shapes, *parameters])
     try:
-        file.check(model.architecture, model.num_classes, ignore=() if load_head else HEAD)
+        file.check(model.architecture, model.num_classes, ignored)
     except MisfitError as error:
         if load_head and file.classes != model.num_classes:
             raise MisfitError(f"{error}\nFor a new head of zeros, load with head='zero'.") from None
         raise
-    parameters = named_by_key(model)
     _check_detector(parameters, file)
     for key, parameter in _with_progress(parameters, "loading"):
-        if key in HEAD and not load_head:
-            array = np.zeros(parameter.shape, np.float32)
-        else:
+        if load_head or not heads.is_key(key):
             array = to_paddle(key, file.array(key))
-        parameter.set_value(np.ascontiguousarray(array, dtype=dtype_of(parameter)))
+            parameter.set_value(np.ascontiguousarray(array, dtype=dtype_of(parameter)))
+    if model.num_classes and not load_head:
+        model.reset_head(seed)
     if model.frozen or not model.training:
         (model.train if model.training else model.eval)()  # standardizes the new kernels
 

@@ -38,7 +38,7 @@ class Schedule:
         def scale(step: int) -> int:
             return (step * steps + self.steps // 2) // self.steps
 
-        return Schedule(scale(self.warmup), tuple(scale(drop) for drop in self.drops), steps)
+        return type(self)(scale(self.warmup), tuple(scale(drop) for drop in self.drops), steps)
 
     def learning_rate(self, step: int, base_lr: float = BASE_LR) -> float:
         """Return the learning rate of optimizer step ``step``, counted from 0."""
@@ -48,6 +48,11 @@ class Schedule:
             if drop < step:  # not <=: a drop takes effect one step after its boundary
                 base_lr /= 10
         return base_lr
+
+    @property
+    def decline(self) -> str:
+        """How the learning rate falls after the warm-up, in words."""
+        return f"divided by 10 after steps {', '.join(map(str, self.drops))}"
 
 
 @dataclass(frozen=True)

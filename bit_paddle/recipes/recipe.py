@@ -5,7 +5,7 @@ A new recipe is a subclass of `Recipe` and an entry of `RECIPES`.
 
 from __future__ import annotations
 
-from bit_paddle.recipes import hyperrule, upstream
+from bit_paddle.recipes import distill, hyperrule, upstream
 from bit_paddle.recipes.hyperrule import Resolution, Schedule
 
 #: Height and width assumed for the originals of a data set that is declared small or large
@@ -23,6 +23,9 @@ class Recipe:
     keeps_head = False
     #: Whether validation resizes the shorter side and crops the centre; else images are squashed
     evaluation_keeps_shape = False
+    #: Whether a teacher's outputs are learned (--teacher), not labels
+    taught = False
+    optimizer = "sgd"  #: or "adam"; see `training.optimizer`
     batch = hyperrule.BATCH
     weight_decay = 0.0
     #: Length of a run in passes over the images; None: `schedule` fixes the number of steps
@@ -129,5 +132,34 @@ class Upstream(Recipe):
         ]
 
 
+class Distill(Upstream):
+    """Distillation by function matching, which produced the published student R50x1_224."""
+
+    name = distill.RULE
+    taught = True
+    optimizer = "adam"
+    batch = distill.BATCH
+    weight_decay = distill.WEIGHT_DECAY
+    epochs = distill.EPOCHS
+
+    def base_lr(self, batch: int) -> float:
+        return distill.BASE_LR
+
+    def schedule(self, images: int, batch: int, epochs: int | None = None) -> Schedule:
+        return distill.schedule(images, batch, epochs or self.epochs)
+
+    def resolution_reason(self, size: tuple[int, int] | None, declared: str | None) -> str:
+        return f"by the {self.name} rule"
+
+    def mixup_alpha(self, images: int) -> float:
+        return distill.MIXUP_ALPHA
+
+    def mixup_reason(self, images: int) -> str:
+        alpha = self.mixup_alpha(images)
+        return f"Beta({alpha:g}, {alpha:g}), lambda from 0 to 1" if alpha else "none"
+
+
 #: Recipes by the name that ``--rule`` takes.
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (Recipe(), Paper(), Upstream())}
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe for recipe in (Recipe(), Paper(), Upstream(), Distill())
+}

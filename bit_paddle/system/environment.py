@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import importlib.metadata
 import math
 import os
+import platform
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -91,6 +95,25 @@ def _mkl_type_of_amd() -> str:
     if words >= {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}:
         return "7"
     return "5" if words >= {"avx2", "fma"} else ""
+
+
+def machine() -> str:
+    """Return the versions and the hardware of this process in words."""
+    version, paddle = platform.python_version(), "no Paddle"
+    for name in ("paddlepaddle-gpu", "paddlepaddle"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            paddle = f"{name} {importlib.metadata.version(name)}"
+            break
+    processor = platform.machine()
+    with contextlib.suppress(OSError, StopIteration):  # Linux has its name
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        processor = next(line for line in lines if line.startswith("model name")).split(": ")[1]
+    gpus = []
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60)
+        gpus = [line.split(" (UUID")[0] for line in listed.stdout.splitlines()]
+    hardware = "; ".join([f"{machine_cpu_count()} x {processor}", *gpus])
+    return f"{paddle}, Python {version}, {platform.system()}; {hardware}"
 
 
 def local_processes() -> int:

@@ -75,7 +75,7 @@ def gpus(devices: str | None = None) -> list[int]:
     A GPU is its place in CUDA_VISIBLE_DEVICES (without it, among all GPUs), which is what Paddle's
     FLAGS_selected_gpus holds. Empty without a GPU build of Paddle. Raises `ConfigError`.
     """
-    labels = _visible_gpus()
+    labels = visible_gpus()
     if devices is None:
         return list(range(len(labels)))
     wanted = [word.strip() for word in devices.split(",")]
@@ -88,7 +88,7 @@ def gpus(devices: str | None = None) -> list[int]:
     return [labels.index(word) for word in wanted]
 
 
-def _visible_gpus() -> list[str]:
+def visible_gpus() -> list[str]:
     """Return the labels of the GPUs that Paddle will see, without loading it."""
     try:
         importlib.metadata.distribution("paddlepaddle-gpu")
@@ -121,15 +121,13 @@ def launch(
     ports = _free_ports(count + 1)
     endpoints = [f"127.0.0.1:{port}" for port in ports]
     shared = {
-        **environment.share(count),
+        **child_environment(count),
         "PADDLE_TRAINERS_NUM": str(count),
         "PADDLE_LOCAL_SIZE": str(count),
         "PADDLE_TRAINER_ENDPOINTS": ",".join(endpoints[:count]),
         "PADDLE_MASTER": endpoints[count],
         "PADDLE_DISTRI_BACKEND": "nccl" if gpus else "gloo",
         "GLOG_minloglevel": "2",  # no line per connection
-        _PARENT: str(os.getpid()),
-        **_import_path(),
     }
     children: list[subprocess.Popen] = []
     messages: list[BinaryIO] = []
@@ -156,6 +154,14 @@ def launch(
             for child in children:
                 child.kill()
                 child.wait()
+
+
+def child_environment(count: int) -> dict[str, str]:
+    """Return the environment for each of ``count`` children that end with this process.
+
+    A child calls `end_with_parent` for that. It imports this very package.
+    """
+    return {**environment.share(count), _PARENT: str(os.getpid()), **_import_path()}
 
 
 def _import_path() -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from bit_paddle import __version__
 from bit_paddle.models import published
 from bit_paddle.models.architecture import PARTS, Architecture, frozen_parts
-from bit_paddle.recipes import hyperrule
+from bit_paddle.recipes import distill, hyperrule
 from bit_paddle.runs.results import FOLDS, summary
 from bit_paddle.system import environment
 from bit_paddle.system.text import plural
@@ -96,8 +96,7 @@ def _schedule(plan: Plan) -> str:
         length = " (--steps; the rule's proportions)"
     return (
         f"{schedule.steps:,} steps{length}: warm-up of {plural(schedule.warmup, 'step')} to "
-        f"learning rate {settings.base_lr:g}, divided by 10 after steps "
-        f"{', '.join(map(str, schedule.drops))}"
+        f"learning rate {settings.base_lr:g}, {schedule.decline}"
     )
 
 
@@ -112,6 +111,10 @@ def _optimizer(plan: Plan) -> str:
     decay = "no weight decay"
     if plan.settings.weight_decay:
         decay = f"weight decay {plan.settings.weight_decay:g} of kernels"
+    if plan.settings.optimizer == "adam":
+        decay += ", decoupled" if plan.settings.weight_decay else ""
+        betas = " and ".join(f"{beta:g}" for beta in distill.BETAS)
+        return f"Adam, betas {betas}, gradients clipped at a norm of {distill.CLIP_NORM:g}, {decay}"
     return f"SGD, momentum {hyperrule.MOMENTUM}, {decay}"
 
 

@@ -111,14 +111,17 @@ class GradientSums:
 
     With ``shard``, each gradient is reduced to one rank, its owner (`owners`); ``own`` lists the
     parameters of this rank. The optimizer then updates only these and holds only their velocities,
-    and `share_parameters` broadcasts the updated parameters (ZeRO 2, arXiv 1910.02054). Paddle's
+    and `share_parameters` broadcasts the updated parameters (ZeRO 2, arXiv 1910.02054). Sums whose
+    norm over all parameters is above ``clip_norm`` are scaled down to it by `clip`. Paddle's
     group sharding does not run on a CPU, and reduces gradients in every micro-batch.
     """
 
     AHEAD = 8  # collectives in flight at once; before another starts, the oldest must complete
 
-    def __init__(self, parameters: Sequence[Tensor], shard: bool = False):
-        self._parameters = list(parameters)
+    def __init__(
+        self, parameters: Sequence[Tensor], shard: bool = False, clip_norm: float | None = None
+    ):
+        self._parameters, self._clip_norm = list(parameters), clip_norm
         rank, world_size = processes.rank(), processes.world_size()
         sizes = [parameter.size for parameter in parameters]
         self._owners = owners(sizes, world_size) if shard else None
@@ -205,6 +208,27 @@ class GradientSums:
         task.wait()
         if index not in self._own_indices:
             self._parameters[index].clear_gradient(False)
+
+    @paddle.no_grad()
+    def clip(self) -> None:
+        """Scale the summed gradients so that the norm of all is ``clip_norm``, if it is larger.
+
+        All ranks must call this, after `exchanged`. The sum of squares has the same order with
+        ``shard``, so the result has the same bits.
+        """
+        if self._clip_norm is None:
+            return
+        squares = np.zeros(len(self._parameters))
+        own = [k for k in sorted(self._own_indices) if self._parameters[k].grad is not None]
+        gradients = [self._parameters[k].grad for k in own]
+        if own:
+            squares[own] = paddle.stack([(one * one).sum() for one in gradients]).numpy()
+        if self._owners is not None:
+            squares = total(squares)
+        norm = float(np.sqrt(squares.sum()))
+        if norm > self._clip_norm:
+            for gradient in gradients:
+                gradient.scale_(self._clip_norm / norm)
 
     def share_parameters(self) -> None:
         """Broadcast each parameter from its owner to all ranks; no-op without ``shard``."""

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 from bit_paddle.config.run_settings import RunSettings
 from bit_paddle.config.settings import Settings
 from bit_paddle.config.types import AUTO
-from bit_paddle.models import cost
+from bit_paddle.models import cost, heads
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.recipes import hyperrule
 from bit_paddle.system.text import plural
+from bit_paddle.training.classification.demand import demand_of
 from bit_paddle.training.classification.rows import few_shot, resolution_row
+from bit_paddle.training.classification.teacher import Teacher
 from bit_paddle.training.description import aligned, learns_rows
 
 GIB, MIB = 2**30, 2**20  # bytes
@@ -34,17 +35,6 @@ class Sizes(NamedTuple):
     fixed_views: bool  # every step sees an image in the same view
 
 
-class Demand(NamedTuple):
-    """What the training of a network takes on a GPU, in bytes.
-
-    ``parts(half, shared)`` are those of `cost.training_memory`, ``activations(recompute, half)`` of
-    an image are those of `cost.activations`.
-    """
-
-    parts: Callable[[bool, int], dict[str, int]]
-    activations: Callable[[str, bool], int]
-
-
 # --- The plan -----------------------------------------------------------------------------------
 
 
@@ -55,6 +45,7 @@ def describe(
     memory: int,
     gpus: int = 1,
     images_per_second: float | None = None,
+    teacher: Teacher | None = None,
 ) -> str:
     """Return the estimate for ``gpus`` GPUs with ``memory`` bytes each, as aligned lines.
 
@@ -77,13 +68,14 @@ def describe(
         (
             "model",
             f"{architecture.name}: {architecture.parameters(sizes.classes):,} parameters with a "
-            f"head of {sizes.classes:,} outputs",
+            f"{heads.noun(architecture.head)} of {sizes.classes:,} outputs",
         ),
         (
             "data",
             f"{settings.dataset}, {sizes.origin}: {sizes.images:,} training images{few}, "
             f"{sizes.classes:,} classes",
         ),
+        *([("teacher", teacher.described(sizes.resolution.crop))] if teacher else []),
         resolution_row(sizes.resolution, sizes.reason),
         (
             "schedule",
@@ -104,10 +96,7 @@ def describe(
         *_remembered_rows(architecture, sizes, learn),
         *gpu_rows(
             settings,
-            Demand(
-                partial(cost.training_memory, architecture, sizes.classes, learn=learn),
-                partial(cost.activations, architecture, sizes.resolution.largest, learn=learn),
-            ),
+            demand_of(settings, architecture, sizes.resolution.largest, sizes.classes, teacher),
             steps,
             memory,
             gpus,
@@ -119,7 +108,7 @@ def describe(
 
 def gpu_rows(
     settings: RunSettings,
-    demand: Demand,
+    demand: cost.Demand,
     steps: int,
     memory: int,
     gpus: int,
@@ -138,7 +127,7 @@ def gpu_rows(
 
 def _remembered_rows(architecture: Architecture, sizes: Sizes, learn: str) -> list[tuple[str, str]]:
     """Return the lines on frozen parts that are computed once per image; see `frozen`."""
-    if learn == "all" or not sizes.fixed_views:
+    if learn == "all" or not sizes.fixed_views or architecture.head == heads.LOCAL:
         return []
     crop, classes = sizes.resolution.crop, sizes.classes
     size = sizes.images * cost.boundary_bytes(architecture, crop, learn) / 1e6
@@ -153,7 +142,7 @@ def _remembered_rows(architecture: Architecture, sizes: Sizes, learn: str) -> li
 
 
 def _memory_rows(
-    settings: RunSettings, demand: Demand, memory: int, gpus: int
+    settings: RunSettings, demand: cost.Demand, memory: int, gpus: int
 ) -> list[tuple[str, str]]:
     """Return the lines on the memory of a GPU: used by each part, and left, per precision."""
     shared = gpus if settings.shard else 1
@@ -181,7 +170,7 @@ def _memory_rows(
 
 
 def _split_rows(
-    settings: RunSettings, demand: Demand, memory: int, gpus: int
+    settings: RunSettings, demand: cost.Demand, memory: int, gpus: int
 ) -> list[tuple[str, str]]:
     """Return a line on the split per precision and --recompute, and one for the settings."""
     share, shared = -(-settings.batch // gpus), gpus if settings.shard else 1

@@ -49,6 +49,7 @@ def start(
     a program or notebook), a second Ctrl-C raises KeyboardInterrupt and does not end the process.
     """
     stop = Interrupt(embedded)
+    processes.end_with_parent()
     if processes.world_size() == 1:
         gpus = [] if settings.device == "cpu" else processes.gpus(settings.devices)
         if gpus and settings.nproc > 1:
@@ -61,7 +62,6 @@ def start(
             return _start_processes(settings, arguments, make_plan, force, count, gpus, stop)
         if gpus:
             os.environ.update(FLAGS_selected_gpus=str(gpus[0]))  # the one that Paddle calls "gpu"
-    processes.end_with_parent()
     if processes.rank():
         log = logbook.Silent()
         status, result = _run(make_plan(settings, fetch=False), log, stop)

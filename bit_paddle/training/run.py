@@ -10,6 +10,7 @@ import time
 from collections import deque
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -84,10 +85,10 @@ class TrainingRun:
             operators, operators_name = build.choose(device_name, amp, log.say)
             self.model.compute_with(operators)
         with log.timed("trying micro-batches"):
-            without_velocity = [] if self.progress.step else self.sums.own
+            new = [] if self.progress.step else self.sums.own * len(self.optimizer.slots)
             known = begun.known_split
             self.batch_split = memory.find_split(
-                plan, task, device_name, known, self.model, without_velocity, log
+                plan, task, device_name, known, self.model, new, log
             )
         if settings.shard and self.world_size == 1:
             log.say("note: --shard has no effect with one process")
@@ -146,7 +147,7 @@ class TrainingRun:
         with self.log.timed("waiting for data"), profiling.part("waiting for data"):
             batch = next(self._batches)
         lr = self.plan.schedule.learning_rate(at, settings.base_lr)
-        loss_of = self.task.loss_of(batch)
+        loss_of, self.optimizer.made = self.task.loss_of(batch), at
         loss, nonfinite, before = None, 0, self.progress
         while loss is None:
             try:
@@ -229,14 +230,15 @@ class TrainingRun:
 
         With --shard, all ranks must call this: each holds the momentum of its own parameters.
         """
-        velocities = self.sums.gathered(self.optimizer.velocities())
+        state = self.optimizer.state()
+        gathered = {slot: self.sums.gathered(tensors) for slot, tensors in state.items()}
         if self._saver is not None:
             with self.log.timed("copying for a checkpoint"):
-                arrays = snapshot.snapshot(self.model, velocities)
+                arrays = snapshot.snapshot(self.model, gathered)
             write = partial(snapshot.write_snapshot, arrays=arrays, notes=self._notes())
             self._saver.save(self.progress.step, write, best)
         elif self.plan.settings.shard and self.plan.settings.save:
-            deque(velocities, maxlen=0)
+            deque(chain.from_iterable(gathered.values()), maxlen=0)
 
     def _notes(self) -> dict[str, Any]:
         return start.checkpoint_notes(self.plan, self.progress, self.batch_split, self.amp)

@@ -17,13 +17,13 @@ from bit_paddle import __version__, errors
 from bit_paddle.config.run_settings import RunSettings
 from bit_paddle.config.saved import differences, to_dict
 from bit_paddle.models.resnetv2 import ResNetV2
-from bit_paddle.recipes import hyperrule
+from bit_paddle.recipes import distill, hyperrule
 from bit_paddle.runs import checkpoints, snapshot
 from bit_paddle.runs.checkpoints import Checkpoint, Progress
 from bit_paddle.runs.logbook import Logbook
 from bit_paddle.system import processes
 from bit_paddle.training import distributed
-from bit_paddle.training.optimizer import Momentum
+from bit_paddle.training.optimizer import Adam, Momentum, Optimizer
 from bit_paddle.training.plan import Plan
 from bit_paddle.training.task import Task
 
@@ -37,7 +37,7 @@ class Begun:
     """
 
     model: ResNetV2
-    optimizer: Momentum
+    optimizer: Optimizer
     sums: distributed.GradientSums
     progress: Progress
     known_split: int
@@ -62,16 +62,22 @@ def begin(plan: Plan, task: Task, amp: str, log: Logbook) -> Begun:
         model = task.initial_network()
         model.learn_only(settings.learn)
         optimizer = _optimizer(settings, model)
-    velocities = optimizer.velocities()
-    moving = any(velocity is not None for velocity in velocities)
+    state = optimizer.state()
+    moving = any(one is not None for tensors in state.values() for one in tensors)
     model.recompute, model.amp = settings.recompute, amp
     progress, known_split, moving = _of_rank_0(progress, known_split, moving)
     distributed.broadcast(model.parameters())
     if model.frozen:
         model.train()  # standardizes the kernels that have arrived
-    sums = distributed.GradientSums(list(model.learned().values()), settings.shard)
+    clip_norm = distill.CLIP_NORM if settings.optimizer == "adam" else None
+    sums = distributed.GradientSums(list(model.learned().values()), settings.shard, clip_norm)
     if moving:
-        optimizer.load_velocities(sums.scattered(None if processes.rank() else velocities))
+        optimizer.load_state(
+            {
+                slot: sums.scattered(None if processes.rank() else tensors)
+                for slot, tensors in state.items()
+            }
+        )
     return Begun(model, optimizer, sums, progress, known_split)
 
 
@@ -96,7 +102,7 @@ def checkpoint_notes(plan: Plan, progress: Progress, batch_split: int, amp: str)
     }
 
 
-def _restore(plan: Plan, model: ResNetV2, optimizer: Momentum, log: Logbook) -> Checkpoint | None:
+def _restore(plan: Plan, model: ResNetV2, optimizer: Optimizer, log: Logbook) -> Checkpoint | None:
     """Restore and return the newest intact checkpoint, or None if there is none.
 
     Damaged checkpoints are reported, and renamed unless they are another run's. Raises
@@ -113,8 +119,8 @@ def _restore(plan: Plan, model: ResNetV2, optimizer: Momentum, log: Logbook) -> 
         ) as error:  # or pruned since the plan
             if isinstance(error, errors.MisfitError) and _differs(plan, checkpoint):
                 raise errors.ConfigError(
-                    f"{error}\n--force cannot resume a run with another network; take another "
-                    "--name"
+                    f"{error}\n--force cannot resume a run with another network or optimizer; take "
+                    "another --name"
                 ) from error
             older = plan.start.checkpoints[index + 1 :]
             if checkpoint.elsewhere and not older:
@@ -156,13 +162,12 @@ def _resumed(plan: Plan, checkpoint: Checkpoint, amp: str, log: Logbook) -> tupl
     return progress, int(notes["batch_split"]) if same_size else 0
 
 
-def _optimizer(settings: RunSettings, model: ResNetV2) -> Momentum:
-    return Momentum(
-        settings.base_lr,
-        hyperrule.MOMENTUM,
-        list(model.learned().values()),
-        weight_decay=settings.weight_decay,
-    )
+def _optimizer(settings: RunSettings, model: ResNetV2) -> Optimizer:
+    parameters, decay = list(model.learned().values()), settings.weight_decay
+    if settings.optimizer == "adam":
+        constants = distill.BETAS, distill.EPSILON
+        return Adam(settings.base_lr, parameters, *constants, decay)
+    return Momentum(settings.base_lr, hyperrule.MOMENTUM, parameters, weight_decay=decay)
 
 
 def _of_rank_0(progress: Progress, known_split: int, moving: bool) -> tuple[Progress, int, bool]:

@@ -15,13 +15,13 @@ from bit_paddle.system import device
 from bit_paddle.system.signals import Interrupted
 from bit_paddle.training import distributed, profiling
 from bit_paddle.training.distributed import GradientSums
-from bit_paddle.training.optimizer import Momentum, non_finite, unscale
+from bit_paddle.training.optimizer import Optimizer, non_finite, unscale
 from bit_paddle.training.task import MicroBatchLoss
 
 
 def update(
     model: ResNetV2,
-    optimizer: Momentum,
+    optimizer: Optimizer,
     sums: GradientSums,
     micro_batches: Iterable[Any],
     loss_of: MicroBatchLoss,
@@ -53,6 +53,7 @@ def update(
             unscale(model.parameters(), loss_scale)
         optimizer.set_lr(lr)
         with profiling.part("optimizer"):
+            sums.clip()
             optimizer.step()
             sums.share_parameters()
     finally:

@@ -43,10 +43,10 @@ def sections(analysis: Analysis, suffix: str, pictures: Pictures) -> Iterator[st
         pictures[f"{name}{suffix}"] = partial(sheet.draw_pairs, pairs, captions)
         shown = (html.tile(pair, *text) for pair, text in zip(pairs, texts))
         yield f'<div class="tiles">{"".join(shown)}</div>'
-    yield (
-        '<p class="note">Left: the input image. Right: its class activation map. Bright places '
-        "raised the score of the predicted class.</p>"
-    )
+    kind = "its class activation map. Bright places raised the score of the predicted class"
+    if any(image.attention for image in (*analysis.wrong, *analysis.right)):
+        kind = "the attention of the head. Bright places of stage 3 have more weight"
+    yield f'<p class="note">Left: the input image. Right: {kind}.</p>'
 
 
 # --- Pictures -----------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bit_paddle.inference.average_precision import Scores
     from bit_paddle.inference.probing_models import Probe
     from bit_paddle.inference.scores import Reliability
+    from bit_paddle.inference.verdicts import Outcome
     from bit_paddle.runs.history import RunHistory
 
 
@@ -66,14 +67,14 @@ def _values(lines: Iterable[dict[str, Any]], key: str) -> list[float]:
 
 
 @contextmanager
-def _axes(xlabel: str) -> Iterator[tuple[Figure, Axes]]:
+def _axes(xlabel: str, size: tuple[float, float] = (4.6, 3.0)) -> Iterator[tuple[Figure, Axes]]:
     """Draw in the style of a page: transparent, and with `INK`."""
     import matplotlib
     from matplotlib.figure import Figure
 
     ink = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color"), INK)
     with matplotlib.rc_context({**ink, "ytick.color": INK, "font.size": 10}):
-        figure = Figure(figsize=(4.6, 3.0), layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
         axes.patch.set_alpha(0)
         yield figure, axes
@@ -122,6 +123,37 @@ def draw_precision(scores: Scores) -> Figure:
         axes.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="precision")
         if lines:
             axes.legend(fontsize=8, frameon=False, loc="lower left")
+    return figure
+
+
+def draw_claim(outcomes: Sequence[Outcome]) -> Figure:
+    """Return a figure with a line per accuracy of a claim, grouped: ours beside the published one.
+
+    Small dots are our runs, a large one is their mean, the bar is the interval. A diamond is the
+    published accuracy, on a line over its range.
+    """
+    order = sorted(outcomes, key=lambda one: [other.group for other in outcomes].index(one.group))
+    with _axes("accuracy, %", (7.0, 1.3 + 0.27 * len(order))) as (figure, axes):
+        for place, one in enumerate(order):
+            values = list(one.values.values())
+            if one.published:
+                ends = one.published.min, one.published.max
+                if None not in ends:
+                    axes.plot(ends, (place - 0.15,) * 2, color=COLORS[1], linewidth=1.5)
+                axes.plot(one.published.median, place - 0.15, "D", color=COLORS[1], markersize=5)
+            if values:
+                if one.interval:
+                    axes.plot(one.interval, (place + 0.15,) * 2, color=COLORS[0], linewidth=1.5)
+                axes.plot(values, [place + 0.15] * len(values), ".", color=COLORS[0], alpha=0.6)
+                axes.plot(one.mean, place + 0.15, "o", color=COLORS[0], markersize=6)
+            if place and one.group != order[place - 1].group:
+                axes.axhline(place - 0.5, color=INK, linewidth=0.6)
+        axes.plot([], [], "o-", color=COLORS[0], label="ours")
+        axes.plot([], [], "D-", color=COLORS[1], label="published")
+        figure.legend(loc="outside upper right", ncols=2, fontsize=8, frameon=False)
+        names = [f"{one.name} ({one.group})" if one.group else one.name for one in order]
+        axes.set_yticks(range(len(order)), names)
+        axes.set_ylim(len(order) - 0.5, -0.5)
     return figure
 
 

@@ -89,15 +89,23 @@ def page(
         suffix = f"-{number}" if len(runs) > 1 else ""
         parts = _run_parts(run, analysis, suffix, pictures)
         sections.append(f"<section>{''.join(parts)}</section>")
+    return document(
+        title,
+        f"<p>bit_paddle {__version__}</p>\n"
+        f'<div class="wide">{summary(runs)}</div>\n'
+        f"{''.join(f'<pre>{escape(table)}</pre>' for table in tables)}"
+        f'<h2>Training</h2>\n<div class="grid">{"".join(curves)}</div>\n'
+        f'<div class="runs">{"".join(sections)}</div>\n',
+    )
+
+
+def document(title: str, body: str) -> str:
+    """Return a page that needs no network: ``body`` is its HTML below the title."""
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>\n{_STYLE}</style></head>\n<body>\n"
-        f"<h1>{escape(title)}</h1>\n<p>bit_paddle {__version__}</p>\n"
-        f'<div class="wide">{summary(runs)}</div>\n'
-        f"{''.join(f'<pre>{escape(table)}</pre>' for table in tables)}"
-        f'<h2>Training</h2>\n<div class="grid">{"".join(curves)}</div>\n'
-        f'<div class="runs">{"".join(sections)}</div>\n</body></html>\n'
+        f"<h1>{escape(title)}</h1>\n{body}</body></html>\n"
     )
 
 

@@ -141,13 +141,14 @@ def _side_by_side(left: Image.Image, right: Image.Image, text: str) -> tuple[Ima
 
 
 def pair(judged: JudgedImage) -> Pair:
-    """Return the network's input image, and the image overlaid with its class activation map.
+    """Return the network's input image, and the image overlaid with its map.
 
     Brightness is the positive part of the map, relative to its maximum.
     """
     size = (TILE, TILE)
     seen = Image.fromarray(judged.pixels).resize(size, Image.Resampling.BILINEAR)
-    return seen, explain.overlaid(seen, explain.placed(judged.map, len(judged.pixels), size))
+    heat = explain.placed(judged.map, len(judged.pixels), size, judged.attention)
+    return seen, explain.overlaid(seen, heat)
 
 
 # --- Text on a picture --------------------------------------------------------------------------

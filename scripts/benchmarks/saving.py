@@ -58,7 +58,7 @@ def main() -> None:
         for turn in range(flags.rounds):
             alone += [step() for _ in range(flags.steps)]
             start = time.perf_counter()
-            arrays = snapshot.snapshot(model, optimizer.velocities())
+            arrays = snapshot.snapshot(model, optimizer.state())
             copies.append(time.perf_counter() - start)
             write = partial(snapshot.write_snapshot, arrays=arrays, notes={})
             for k in range(flags.steps):  # a save is running during each of these steps

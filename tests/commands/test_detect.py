@@ -296,7 +296,10 @@ def test_another_network_is_not_forced_on_a_run(run, words):
     changes = ["--channels", 64, "--steps", 8, "--force"]
     done = run_here("detect", *words, "--name", "forced", *changes)
     assert done.returncode == 2 and "arrays are not those of this detector" in done.stderr
-    assert "--force cannot resume a run with another network; take another --name" in done.stderr
+    assert (
+        "--force cannot resume a run with another network or optimizer; take another --name"
+        in done.stderr
+    )
     assert {path: path.read_bytes() for path in files} == before
     assert set(place.glob("checkpoints/*")) == set(files[: -len(names)])
 

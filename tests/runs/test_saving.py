@@ -315,7 +315,7 @@ def trained(*steps):
 
 
 def snapshot_of(model, optimizer):
-    return snapshot.snapshot(model, optimizer.velocities())
+    return snapshot.snapshot(model, optimizer.state())
 
 
 def state(model, optimizer):

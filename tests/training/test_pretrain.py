@@ -248,7 +248,7 @@ def test_a_second_stage_starts_where_the_first_ended(image_folder, tmp_path):
             (other / f"not-{place.name}" / path.name).write_bytes(path.read_bytes())
     done = pretrain("--model", first, *words, "--datadir", other, *more, "--name", "other")
     assert done.returncode == 0, done.stderr
-    assert "the file of its weights has no head for these classes" in done.stdout
+    assert "the file of its weights has no such head for these classes" in done.stdout
     third = dict(np.load(tmp_path / "other" / "model.npz"))
     assert not third["resnet/head/conv2d/kernel"].any()
     assert np.array_equal(third[kept[0]], before[kept[0]])

@@ -29,6 +29,7 @@ from bit_paddle.data.readers.imagenet import open_imagenet
 from bit_paddle.data.readers.lists import open_list
 from bit_paddle.data.readers.oxford import open_flowers, open_pets
 from bit_paddle.data.readers.tf_flowers import open_tf_flowers
+from bit_paddle.data.readers.unlabelled import open_unlabelled
 from bit_paddle.data.spec import DataSpec
 from bit_paddle.errors import ConfigError
 
@@ -107,6 +108,12 @@ READERS: dict[str, Reader] = {
         open_tf_flowers,
         _FILES | {"val_fraction"},
         known={None: Known(3_303, 5, "large")},  # without the tenth that is held out
+    ),
+    "unlabelled": Reader(
+        open_unlabelled,
+        uses=_FILES | {"val_fraction"},
+        datadir="a folder of images without labels, at any depth",
+        archives=True,
     ),
 }
 

@@ -181,6 +181,14 @@ def average(x: Tensor) -> Tensor:
     return (x.astype("float32") if x.dtype in HALF else x).mean(axis=[2, 3])
 
 
+def maximum(x: Tensor) -> Tensor:
+    """Return the maxima [N, C] over height and width; float32 if ``x`` is in half precision.
+
+    Equal maxima share the gradient.
+    """
+    return (x.astype("float32") if x.dtype in HALF else x).amax(axis=[2, 3])
+
+
 def add_bias(x: Tensor, bias: Tensor) -> Tensor:
     """Return ``x`` plus ``bias`` [C]."""
     return in_float32(partial(paddle.add, y=bias.reshape([-1, 1, 1])), x)

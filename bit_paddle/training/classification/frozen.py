@@ -13,7 +13,7 @@ import numpy as np
 
 from bit_paddle.data import loader
 from bit_paddle.data.preprocessing import Preprocessing
-from bit_paddle.models import cost
+from bit_paddle.models import cost, heads
 from bit_paddle.system import processes
 from bit_paddle.system.progress import progress_bar
 from bit_paddle.system.signals import Interrupt, Interrupted
@@ -44,7 +44,7 @@ def are_remembered(plan: ClassificationPlan) -> bool:
     must see more images than there are. It does not depend on the step that a run resumes from.
     """
     settings = plan.settings
-    if settings.learn == "all" or not has_fixed_views(plan):
+    if settings.learn == "all" or not has_fixed_views(plan) or _reads_two_stages(plan):
         return False
     several = plan.schedule.steps * settings.batch > len(plan.subset)
     return several and bytes_of(plan) <= plan.cache_bytes
@@ -61,6 +61,9 @@ def notes(plan: ClassificationPlan) -> list[str]:
         )
     if plan.mixup_alpha:
         return lines
+    if _reads_two_stages(plan):
+        text = "the frozen parts are computed in every step: this head takes two of their outputs"
+        return [*lines, f"--head {settings.head}: {text}"]
     fits = bytes_of(plan) <= plan.cache_bytes
     if fits and not has_fixed_views(plan):
         lines.append(
@@ -74,6 +77,11 @@ def notes(plan: ClassificationPlan) -> list[str]:
             "cache: they are computed in every step; --cache_gb sets the size of the cache"
         )
     return lines
+
+
+def _reads_two_stages(plan: ClassificationPlan) -> bool:
+    """Return whether the head takes two outputs of what may be frozen; one is remembered."""
+    return plan.architecture.head == heads.LOCAL
 
 
 class Outputs:

@@ -14,6 +14,7 @@ import numpy as np
 from bit_paddle.config.settings import Settings
 from bit_paddle.data import check, copies, fewshot, identity
 from bit_paddle.data.readers import registry
+from bit_paddle.data.readers.unlabelled import is_unlabelled
 from bit_paddle.errors import ConfigError
 from bit_paddle.models import cost, losses
 from bit_paddle.models.checkpoint import CheckpointFile
@@ -22,7 +23,9 @@ from bit_paddle.recipes.recipe import SIDES
 from bit_paddle.runs import folder
 from bit_paddle.system import processes
 from bit_paddle.training import initialization
-from bit_paddle.training.classification import frozen, rows
+from bit_paddle.training.classification import frozen, rows, teacher
+from bit_paddle.training.classification.demand import demand_of
+from bit_paddle.training.classification.teacher import Teacher
 from bit_paddle.training.plan import Plan, schedule_of
 
 if TYPE_CHECKING:
@@ -43,9 +46,14 @@ class ClassificationPlan(Plan):
     mixup_alpha: float
     flip: bool
     inception: bool  # training views are Inception crops, not crops of `resolution.precrop`
+    teacher: Teacher | None = None  # whose outputs are learned; None: labels are
 
     def task(self, log: Logbook, stop: Interrupt) -> Classification:
         """Return the task; see `Plan`."""
+        if self.teacher is not None:
+            from bit_paddle.training.classification.distillation import Distillation
+
+            return Distillation(self, log, stop)
         from bit_paddle.training.classification.task import Classification
 
         return Classification(self, log, stop)
@@ -55,17 +63,22 @@ class ClassificationPlan(Plan):
         """Length of the shorter side of a resized validation image; None: images are squashed."""
         return self.resolution.precrop if self.settings.recipe.evaluation_keeps_shape else None
 
+    @property
+    def demand(self) -> cost.Demand:
+        """The bytes that training takes."""
+        classes = len(self.data.train.classes)
+        return demand_of(
+            self.settings, self.architecture, self.resolution.largest, classes, self.teacher
+        )
+
     def estimated_split(self, share: int, memory: int, half: bool) -> int:
         """Return in how many parts ``share`` images fit into ``memory`` bytes of activations."""
-        crop, settings = self.resolution.largest, self.settings
-        return cost.split(
-            self.architecture, share, memory, crop, settings.recompute, half, settings.learn
-        )
+        size = self.demand.activations(self.settings.recompute, half)
+        return cost.parts_of(share, memory // size)
 
     def activation_memory(self, memory: int, half: bool, shared: int) -> int:
         """Return the bytes for activations on a GPU of ``memory`` bytes; see `Plan`."""
-        classes = len(self.data.train.classes)
-        return cost.room(self.architecture, memory, classes, half, shared, self.settings.learn)
+        return cost.room_beside(self.demand.parts(half, shared), memory)
 
     def rows(self) -> list[tuple[str, str]]:
         """Return the plan as a (title, text) per line."""
@@ -77,6 +90,7 @@ class ClassificationPlan(Plan):
             "resolution": asdict(self.resolution),
             "mixup_alpha": self.mixup_alpha,
             "architecture": self.architecture.name,
+            "head": self.architecture.head,
             "training_images": len(self.subset),
             "training_images_per_class": self.class_counts.tolist(),
             "balance": self.settings.balance,
@@ -98,6 +112,7 @@ class ClassificationPlan(Plan):
             *self.data.notes,
             *self.settings.recipe.notes(len(self.subset), self.settings.batch),
             *frozen.notes(self),
+            *(self.teacher.notes(self.resolution.crop) if self.teacher else ()),
             *suspicions(self.data.train.classes, self.flip, self.crops),
         ]
 
@@ -113,21 +128,15 @@ class ClassificationPlan(Plan):
         return losses.class_weights(self.class_counts, self.settings.balance)
 
     @cached_property
-    def head_classes(self) -> list[str] | None:
-        """The classes of the head in the file of the initial weights; None if there are no names.
-
-        Only pre-training asks: it keeps a head for the same classes.
-        """
-        if self.checkpoint is None or not self.checkpoint.exists():
-            return None
-        with CheckpointFile(self.checkpoint) as file:
-            return file.notes().get("classes") if file.classes else None
-
-    @property
     def keeps_head(self) -> bool:
-        """Whether a new run starts with the head of its file."""
-        known = self.settings.recipe.keeps_head and self.head_classes
-        return bool(known) and known == list(self.data.train.classes)
+        """Whether a new run starts with the head of its file: of this kind, for these classes."""
+        path = self.checkpoint
+        if not self.settings.recipe.keeps_head or path is None or not path.exists():
+            return False
+        with CheckpointFile(path) as file:
+            classes = file.notes().get("classes") if file.classes else None
+            same = file.architecture().head == self.architecture.head
+        return same and classes == list(self.data.train.classes)
 
     @property
     def crops(self) -> bool:
@@ -137,7 +146,9 @@ class ClassificationPlan(Plan):
     @property
     def resolution_reason(self) -> str:
         """The reason for `resolution`, in words."""
-        return resolution_reason(self.settings, self.image_size, self.data.resolution, self.crops)
+        return resolution_reason(
+            self.settings, self.image_size, self.data.resolution, self.crops, self.teacher
+        )
 
     @cached_property
     def data_identity(self) -> dict[str, Any]:
@@ -151,6 +162,7 @@ class ClassificationPlan(Plan):
             "validation images": len(val),
             "classes": list(train.classes),
             "names and labels": identity.digest((train, self.subset), (val, np.arange(len(val)))),
+            **({"teacher": self.teacher.digest} if self.teacher else {}),
         }
 
     @cached_property
@@ -192,8 +204,9 @@ def make_plan(
     """
     if start is None:
         start = folder.Start(Path(settings.logdir, settings.name or folder.default_name(settings)))
+    download = fetch
     fetch = fetch and not start.checkpoints
-    weights = initialization.find(settings, start, fetch)
+    weights, taught = initialization.find(settings, start, fetch), teacher.find(settings)
     data = registry.open_dataset(settings.dataset, **settings.data_options)
     train, skipped = data.train, []
     if settings.on_bad_image == "skip":  # before few-shot selection, which takes readable images
@@ -204,6 +217,17 @@ def make_plan(
             if images:
                 images, more = check.usable(images, settings.workers, every_class=False)
                 data, skipped = data._replace(**{part: images}), skipped + more
+    if taught is not None:
+        data, taught = teacher.with_classes(data, taught)
+        train = data.train
+        if not taught.fits and settings.examples_per_class is not None:
+            raise ConfigError(
+                "--examples_per_class: the images have no labels to choose by; omit it"
+            )
+    elif is_unlabelled(train):
+        raise ConfigError(
+            f"--dataset {settings.dataset}: its images have no labels; they are for --rule distill"
+        )
     subset = np.arange(len(train))
     if settings.examples_per_class is not None:
         subset = fewshot.select(
@@ -224,29 +248,39 @@ def make_plan(
     crops = _first(settings.random_crop, data.random_crop)
     if fetch:
         weights = weights.downloaded(settings.bit_pretrained_dir)
+    if download and taught is not None:
+        taught.download(settings.bit_pretrained_dir)
     return ClassificationPlan(
         settings=settings,
-        architecture=weights.architecture,
+        architecture=replace(weights.architecture, head=settings.head),
         checkpoint=weights.checkpoint,
         data=data,
         subset=subset,
         image_size=size,
-        resolution=resolution_of(settings, *sides, weights.architecture.name, crops),
+        resolution=resolution_of(settings, *sides, weights.architecture.name, crops, taught),
         schedule=schedule_of(settings, len(subset)),
         mixup_alpha=settings.recipe.mixup_alpha(len(subset)),
         flip=_first(settings.flip, data.flip),
         inception=settings.recipe.inception_crops and crops,
         skipped=tuple(skipped),
         start=start,
+        teacher=taught,
     )
 
 
 def resolution_of(
-    settings: Settings, height: int, width: int, model: str, crops: bool
+    settings: Settings,
+    height: int,
+    width: int,
+    model: str,
+    crops: bool,
+    teacher: Teacher | None = None,
 ) -> hyperrule.Resolution:
     """Return the resolution for originals of ``height`` x ``width``, with or without a crop."""
     if settings.crop is not None:
         resolution = hyperrule.Resolution(settings.precrop, settings.crop)
+    elif teacher is not None and teacher.resolution is not None:
+        resolution = teacher.resolution
     else:
         resolution = settings.recipe.resolution(height, width, model)
     if settings.alternate_crop is not None and not crops:
@@ -260,12 +294,18 @@ def resolution_of(
 
 
 def resolution_reason(
-    settings: Settings, size: tuple[int, int] | None, declared: str | None, crops: bool
+    settings: Settings,
+    size: tuple[int, int] | None,
+    declared: str | None,
+    crops: bool,
+    teacher: Teacher | None = None,
 ) -> str:
     """Return the reason for `resolution_of`; see `Recipe.resolution_reason`."""
     if settings.crop is not None:
         return "by --precrop and --crop"
     reason = settings.recipe.resolution_reason(size, declared)
+    if teacher is not None and teacher.resolution is not None:
+        reason = "the teacher's"
     return reason if crops else f"{reason}; no crop"
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bit_paddle.data import loader
+from bit_paddle.models import heads
 from bit_paddle.recipes import hyperrule
 from bit_paddle.system.text import plural
 from bit_paddle.training import description
@@ -26,6 +27,7 @@ def rows(plan: ClassificationPlan) -> list[tuple[str, str]]:
         ("model", _model(plan)),
         ("weights", description.weights(plan)),
         *description.learns_rows(plan.architecture, len(plan.data.train.classes), settings.learn),
+        *([("teacher", plan.teacher.described(plan.resolution.crop))] if plan.teacher else []),
         ("data", _data(plan)),
         ("classes", _classes(plan)),
         (
@@ -74,12 +76,13 @@ def few_shot(settings: Settings) -> str:
 
 
 def _model(plan: ClassificationPlan) -> str:
-    outputs = f"{len(plan.data.train.classes)} outputs"
-    head = f"a new head of {outputs} starting at zero"
+    noun, outputs = heads.noun(plan.architecture.head), f"{len(plan.data.train.classes)} outputs"
+    last = "starting at zero" if noun == "head" else "whose last layer starts at zero"
+    head = f"a new {noun} of {outputs} {last}"
     if plan.keeps_head:
-        head = f"the head of {outputs} in the file of its weights, whose classes are the same"
+        head = f"the {noun} of {outputs} in the file of its weights, whose classes are the same"
     elif plan.settings.recipe.keeps_head and plan.checkpoint is not None:
-        head += ": the file of its weights has no head for these classes"
+        head += f": the file of its weights has no such {noun} for these classes"
     return f"{plan.architecture.name}, {plan.architecture.features} features, {head}"
 
 
@@ -108,6 +111,8 @@ def _test_images(plan: ClassificationPlan) -> str:
 
 def _classes(plan: ClassificationPlan) -> str:
     """Return the largest and the smallest class; classes without training images are counted."""
+    if plan.teacher is not None and not plan.teacher.fits:
+        return "the teacher's; images have no such labels, so validation measures the agreement"
     counts, names = plan.class_counts, plan.data.train.classes
     used = counts[counts > 0]
     largest, smallest = int(used.max()), int(used.min())
@@ -126,6 +131,8 @@ def _classes(plan: ClassificationPlan) -> str:
 
 
 def _loss(plan: ClassificationPlan) -> str:
+    if plan.teacher is not None:
+        return "KL(teacher || student) at temperature 1, no label loss"
     row = f"{plan.settings.loss} cross-entropy"
     weights = plan.class_weights
     if weights is not None:

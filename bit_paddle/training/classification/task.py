@@ -72,13 +72,13 @@ class Classification(Task):
             if not path.exists():  # a run that was to resume, of whose checkpoints none is whole
                 source = published.resolve(settings.model)
                 path = published.obtain(source, settings.bit_pretrained_dir)
-            kept = self._plan.keeps_head
-            model = weights.create_model(path, None if kept else len(self._plan.data.train.classes))
-            if kept:
-                return model
+            if self._plan.keeps_head:
+                return weights.create_model(path)
+            classes = len(self._plan.data.train.classes)
+            model = weights.create_model(path, classes, head=settings.head, seed=settings.seed)
         bias = losses.LOSSES[settings.loss].head_bias
         if bias:
-            model.head.bias.set_value(np.full(model.head.bias.shape, bias, "f4"))
+            model.last_linear.bias.set_value(np.full(model.last_linear.bias.shape, bias, "f4"))
         return model
 
     def batches(self, start: int) -> Generator[loader.Batch, None, None]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from bit_paddle.config.detection_settings import DetectionSettings
 from bit_paddle.data.boxes.loader import held_bytes
 from bit_paddle.data.boxes.views import fitting_sides
+from bit_paddle.models import cost
 from bit_paddle.models.detection.configuration import Detector
 from bit_paddle.models.detection.cost import training_memory
 from bit_paddle.runs.folder import Start
@@ -17,7 +18,7 @@ from bit_paddle.training import initialization
 from bit_paddle.training.description import aligned
 from bit_paddle.training.detection.plan import detector_of, make_plan
 from bit_paddle.training.detection.rows import TITLES
-from bit_paddle.training.estimate import GIB, Demand, gpu_rows
+from bit_paddle.training.estimate import GIB, gpu_rows
 from bit_paddle.training.plan import schedule_of
 
 
@@ -60,7 +61,7 @@ def describe(
     steps, (height, width) = schedule_of(settings, sizes.images).steps, sizes.sides
     total, share = steps * settings.batch, -(-settings.batch // gpus)
     operations = detector.multiply_adds(architecture, round((height * width) ** 0.5)) / 1e9
-    demand = Demand(
+    demand = cost.Demand(
         partial(
             training_memory,
             architecture,

@@ -1,0 +1,124 @@
+"""Distillation by function matching: the task of ``--rule distill``. Imports Paddle.
+
+Teacher and student see exactly the same view: the same crop, mirrored or not, blended with the same
+partner by the same lambda. The loss is KL(teacher || student); see `recipes.distill`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor
+
+from bit_paddle.data import loader
+from bit_paddle.inference.metrics import Tally
+from bit_paddle.models import losses, weights
+from bit_paddle.models.resnetv2 import ResNetV2
+from bit_paddle.runs.logbook import Logbook
+from bit_paddle.system import device
+from bit_paddle.system.signals import Interrupt
+from bit_paddle.training.classification import validation
+from bit_paddle.training.classification.task import Classification
+
+if TYPE_CHECKING:
+    from bit_paddle.training.classification.plan import ClassificationPlan
+    from bit_paddle.training.classification.teacher import Teacher
+
+
+class TeacherNetwork(ResNetV2):
+    """A trained network that only computes: no gradients, and always in evaluation mode.
+
+    Views of another side than ``side`` are resized to it, bilinearly.
+    """
+
+    def __init__(self, teacher: Teacher, side: int):
+        super().__init__(teacher.architecture, teacher.file.outputs)
+        self._side = side
+        weights.load_npz(self, teacher.file.path)
+        for parameter in self.parameters():
+            parameter.stop_gradient = True
+        self.eval()
+
+    def train(self) -> None:
+        """Do nothing: a teacher does not learn."""
+
+    @paddle.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self._side:
+            x = F.interpolate(x, [self._side, self._side], mode="bilinear")
+        return super().forward(x)
+
+
+class Agreement(Tally):
+    """Metrics of a student on images whose labels are the teacher's classes of highest logit."""
+
+    def __str__(self) -> str:
+        return f"agreement with the teacher: {super().__str__()}"
+
+    def summary(self) -> dict[str, float]:
+        """Return the metrics; top-1 is the agreement."""
+        return {**super().summary(), "agreement": self.top1}
+
+
+class Distillation(Classification):
+    """A student learns a teacher's outputs; labels are used for validation only, if they fit."""
+
+    def __init__(self, plan: ClassificationPlan, log: Logbook, stop: Interrupt):
+        super().__init__(plan, log, stop)
+        self._loss = self._divergence
+        self._answered: set[str] = set()  # parts of the data whose labels are the teacher's
+
+    @cached_property
+    def _teacher(self) -> TeacherNetwork:
+        teacher = self._plan.teacher
+        return TeacherNetwork(teacher, teacher.side(self._plan.resolution.crop))
+
+    def _teacher_beside(self, model: ResNetV2) -> TeacherNetwork:
+        """Return the teacher, which computes as the student ``model`` does."""
+        teacher = self._teacher
+        if teacher.operators is not model.operators:
+            teacher.compute_with(model.operators)
+        teacher.amp = model.amp
+        return teacher
+
+    def _divergence(
+        self, model: ResNetV2, part: loader.MicroBatch, images: int, lam: float = 1.0
+    ) -> Tensor:
+        """Return the part of a micro-batch in the mean divergence over so many ``images``."""
+        pixels = device.to_device(part.images)
+        if lam != 1.0:
+            pixels = losses.mix(pixels, device.to_device(part.partner_images), lam)
+        wanted = self._teacher_beside(model)(pixels)
+        return losses.divergence(model(pixels), wanted).sum() / images
+
+    def validate(self, model: ResNetV2, batch_split: int, last: bool) -> Tally:
+        """Measure ``model`` on all validation images: top-1, or the agreement with the teacher."""
+        self._answer("val", model, batch_split)
+        return self._named(super().validate(model, batch_split, last))
+
+    def test(self, model: ResNetV2, batch_split: int) -> Tally:
+        """Measure ``model`` on all test images, as `validate` does."""
+        self._answer("test", model, batch_split)
+        return self._named(super().test(model, batch_split))
+
+    def _named(self, tally: Tally) -> Tally:
+        return tally if self._plan.teacher.fits else Agreement.of_sums(tally.sums())
+
+    def _answer(self, part: str, model: ResNetV2, batch_split: int) -> None:
+        """Label the images of a ``part`` of the data by the teacher, once, if it must be so."""
+        plan = self._plan
+        if plan.teacher.fits or part in self._answered:
+            return
+        images = getattr(plan.data, part)
+        logits = np.zeros((len(images), len(images.classes)), np.float32)
+        teacher = self._teacher_beside(model)
+        log, stop = self._log, self._stop
+        validation.measure(plan, teacher, images, batch_split, log, stop, "teacher", logits)
+        labelled = images.chosen(np.arange(len(images)), logits.argmax(axis=1), images.classes)
+        self._plan = replace(plan, data=plan.data._replace(**{part: labelled}))
+        self._answered.add(part)
