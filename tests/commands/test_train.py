@@ -474,6 +474,8 @@ CHANGES = {
     "examples_per_class": 3,
     "examples_per_class_seed": 1,
     "rule": "paper",
+    "teacher": None,
+    "teacher_crop": None,
     "learn": "head",
     "epochs": None,
     "warmup": 0,
