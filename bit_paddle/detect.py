@@ -19,6 +19,7 @@ from bit_paddle.config import contradictions, detection_cli, parsing
 from bit_paddle.config.detection_cli import COMMANDS, PROG
 from bit_paddle.config.detection_settings import DetectionSettings
 from bit_paddle.data.boxes.looks import Looks
+from bit_paddle.data.boxes.parts import require_usable, usable
 from bit_paddle.data.boxes.reading import read_boxes
 from bit_paddle.inference import detecting, objects
 from bit_paddle.inference.inputs import ReadableImages, find_images
@@ -86,6 +87,12 @@ def _evaluate(arguments: Sequence[str]) -> int:
     images = read_boxes(flags.boxes, flags.images, model.classes, flags.on_bad_box)
     for note in images.notes:
         print(f"note: {note}", file=sys.stderr)
+    if flags.on_bad_image == "error":
+        require_usable([images], flags.workers)
+    else:
+        images, skipped = usable(images, flags.workers)
+        for fault in skipped:
+            print(f"skipped: {fault}", file=sys.stderr)
     how = {name: getattr(flags, name) for name in ("side", "scales", "flip", "suppression")}
     how["side"] = how["side"] or model.detector.side
     measured = model.measure(images, **how, batch=flags.batch, workers=flags.workers)

@@ -9,6 +9,7 @@ from bit_paddle.config import parsing
 from bit_paddle.config.detection_settings import DetectionSettings
 from bit_paddle.config.run_settings import fields_of, help_of
 from bit_paddle.config.types import BadValue, file_path, positive, share, whole
+from bit_paddle.data import check
 from bit_paddle.data.boxes.annotations import ON_BAD_BOX
 from bit_paddle.recipes import detection
 
@@ -137,6 +138,10 @@ def evaluate_parser() -> parsing.Parser:
     result.add_argument(
         "--on_bad_box", choices=ON_BAD_BOX, default="error", help=help_of(fields["on_bad_box"])
     )
+    result.add_argument(
+        "--on_bad_image", choices=check.CHOICES, default="error",
+        help=help_of(fields["on_bad_image"]).replace("training", "measuring"),
+    )  # fmt: skip
     result.add_argument("--output", type=file_path, metavar="DIR", help="folder of the results")
     return result
 

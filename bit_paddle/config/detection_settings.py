@@ -88,6 +88,12 @@ class DetectorSettings:
         "images. error: list them before training, and stop. skip: leave them out",
         "error",
     )
+    on_bad_image: str = _as_in_training(
+        "on_bad_image",
+        help="handling of unreadable images, and of images whose size is not that of the "
+        "annotations. error: list them before training, and stop. skip: decode every image once "
+        "before training, and skip these",
+    )
     bit_pretrained_dir: str | None = _as_in_training("bit_pretrained_dir")
     from_scratch: bool = _as_in_training("from_scratch")
 

@@ -53,6 +53,8 @@ def analyze(run: RunHistory, model: Path, count: int) -> Analysis:
     """
     settings = run.settings
     images = parts.open_parts(**settings.data_options).val
+    if settings.on_bad_image == "skip":
+        images, _ = parts.usable(images, settings.workers)
     detector = open_detector(model, settings.device)
     return analysis_of(detector.measure(images, workers=settings.workers), count)
 

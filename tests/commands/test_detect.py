@@ -237,6 +237,18 @@ def test_evaluate(run, squares, tmp_path):
     assert found[0] != found[1]
 
 
+def test_evaluate_skips_unreadable_images_only_if_asked(run, squares, tmp_path):
+    folder = shutil.copytree(squares, tmp_path / "broken")
+    (folder / "images/2.png").write_bytes(b"nothing")
+    words = ["evaluate", "--model", run, "--boxes", folder / "boxes.json", "--workers", 0,
+             "--device", "cpu", "--output", tmp_path / "out"]  # fmt: skip
+    done = run_here("detect", *words)
+    assert done.returncode == 2 and "1 of 12 images cannot be used" in done.stderr
+    done = run_here("detect", *words, "--on_bad_image", "skip")
+    assert done.returncode == 0 and "skipped: " in done.stderr and "2.png" in done.stderr
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["images"] == 11
+
+
 def test_predict(run, squares, tmp_path):
     """Images in their order, with a picture each; an unreadable one costs the status alone."""
     (tmp_path / "broken.png").write_bytes(b"nothing")
@@ -332,7 +344,7 @@ CHANGES = {
 def test_every_setting_that_affects_a_result_has_a_row():
     every = fields_of(DetectionSettings)
     affect = {name for name, item in every.items() if item.metadata["affects_result"]}
-    assert set(CHANGES) == affect - {"on_bad_box", "amp"}
+    assert set(CHANGES) == affect - {"on_bad_box", "on_bad_image", "amp"}
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import paddle
@@ -98,6 +99,28 @@ def test_unusable_images_are_reported_at_once(tmp_path):
         plan_of(folder)
     assert "2.png: has 96 x 128 pixels, but its boxes are for 128 x 96" in str(caught.value)
     assert "4.png: not an image" in str(caught.value)
+    plan = plan_of(folder, on_bad_image="skip", val_fraction=0.4)
+    assert sorted([*plan.data.train.paths, *plan.data.val.paths]) == [f"{k}.png" for k in "0135"]
+    (note,) = [note for note in plan.notes() if "skipped (--on_bad_image skip)" in note]
+    assert "2 unreadable images" in note and "96 x 128" in note and "not an image" in note
+    for path in folder.glob("images/*.png"):
+        path.write_bytes(b"nothing")
+    with pytest.raises(DataError, match="skip: no image with a box can be used: .*not an image"):
+        plan_of(folder, on_bad_image="skip")
+
+
+def test_skipped_images_may_leave_a_class_without_boxes(squares, tmp_path):
+    content = json.loads((squares / "boxes.json").read_text())
+    content["annotations"] = [
+        box for box in content["annotations"] if box["category_id"] == 1 or box["image_id"] == 3
+    ]
+    folder = shutil.copytree(squares, tmp_path / "squares")
+    (folder / "boxes.json").write_text(json.dumps(content))
+    options = {"val_boxes": str(folder / "boxes.json"), "on_bad_image": "skip"}
+    assert not any("without a" in note for note in plan_of(folder, **options).notes())
+    (folder / "images/3.png").write_bytes(b"nothing")
+    notes = " ".join(plan_of(folder, **options).notes())
+    assert "1 of 2 classes without a training box: red" in notes
 
 
 # --- Views and anchors --------------------------------------------------------------------------

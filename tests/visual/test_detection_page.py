@@ -76,6 +76,16 @@ def test_without_model(run_folder):
     assert "(--no-model)" in text and "Missed boxes" not in text and "37.50%" in text
 
 
+def test_unreadable_images_are_skipped_as_in_the_run(run_folder):
+    (run_folder.parents[1] / "data/images/2.png").write_bytes(b"nothing")
+    reason = "was not evaluated on the validation images"
+    assert reason in report.write_report([run_folder]).read_text()
+    config = run_folder / "config.yaml"
+    config.write_text(config.read_text().replace("on_bad_image: error", "on_bad_image: skip"))
+    text = report.write_report([run_folder]).read_text()
+    assert reason not in text and "<tr><th>red</th><td>4</td>" in text
+
+
 def test_classes_of_other_data(run_folder, model):
     """They are refused, and the page tells why it has no pictures."""
     other = read_boxes(run_folder.parents[1] / "data/boxes.json", classes=["red", "blue"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from bit_paddle.data.boxes.reading import read_boxes
 from bit_paddle.data.images import FileImages
 from bit_paddle.data.spec import VAL_FRACTION
 from bit_paddle.data.splits import rank
-from bit_paddle.errors import DataError
+from bit_paddle.errors import DataError, MissingFileError
 
 _SHOWN = 10  # faults in a message
 
@@ -64,7 +65,7 @@ def open_parts(
     if test_boxes is not None:
         test = read_boxes(test_boxes, test_images, train.classes, on_bad_box)
         notes += test.notes
-    return BoxedParts(train, val, test, (*notes, *_unseen(train, val)))
+    return BoxedParts(train, val, test, tuple(notes))
 
 
 def held_out(images: BoxedImages, fraction: float) -> tuple[BoxedImages, BoxedImages]:
@@ -105,39 +106,67 @@ def digest(*parts: BoxedImages) -> str:
     return result.hexdigest()[:16]
 
 
-def require_usable(parts: BoxedParts, workers: int) -> None:
+def require_usable(every: Sequence[BoxedImages], workers: int) -> None:
     """Raise one `DataError` that lists the images that cannot be read, or have another size.
 
     The annotations tell the size of each image; an image of another size has its boxes elsewhere.
     Of very many images, only a sample is opened for that.
     """
-    texts: list[str] = []
-    every = [part for part in parts[:3] if part is not None]
-    for part in every:
-        images = FileImages(part.paths, np.zeros(len(part), np.int64), part.classes, part.root)
-        broken = check.faults(images, np.arange(len(images)), workers)
-        texts += [broken[index] for index in sorted(broken)]
-        count = min(len(images), _MOST_OPENED)
-        sample = np.linspace(0, len(images) - 1, count).astype(int).tolist()
-        opened = [index for index in sample if index not in broken]
-        with ThreadPoolExecutor(max(1, workers)) as pool:
-            sizes = pool.map(images.size, opened)
-            for index, size in zip(opened, sizes):
-                height, width = part.sizes[index].tolist()
-                if size != (height, width):
-                    texts.append(
-                        f"{images.name(index)}: has {size[1]} x {size[0]} pixels, but its boxes "
-                        f"are for {width} x {height}"
-                    )
+    texts = [text for images in every for text in _faults(images, workers).values()]
     if texts:
         more = f"\n  and {len(texts) - _SHOWN:,} more" if len(texts) > _SHOWN else ""
         raise DataError(
-            f"{len(texts):,} of {sum(map(len, every)):,} images cannot be used; correct them, or "
-            "take them out of the annotations\n  " + "\n  ".join(texts[:_SHOWN]) + more
+            f"{len(texts):,} of {sum(map(len, every)):,} images cannot be used; correct them, take "
+            "them out of the annotations, or leave them out with --on_bad_image skip\n  "
+            + "\n  ".join(texts[:_SHOWN])
+            + more
         )
 
 
-def _unseen(train: BoxedImages, val: BoxedImages) -> list[str]:
+def usable(images: BoxedImages, workers: int) -> tuple[BoxedImages, list[str]]:
+    """Return the images that can be used, and a line on the fault of each other image.
+
+    Every image is decoded once. Raises `DataError` if no image with a box is left.
+    """
+    broken = _faults(images, workers, thorough=True)
+    if not broken:
+        return images, []
+    rest = subset(images, [index for index in range(len(images)) if index not in broken])
+    if not any(map(len, rest.boxes)):
+        raise DataError(
+            "--on_bad_image skip: no image with a box can be used: " + next(iter(broken.values()))
+        )
+    return rest, list(broken.values())
+
+
+def _faults(images: BoxedImages, workers: int, thorough: bool = False) -> dict[int, str]:
+    """Return {index: fault} of the images that cannot be read, or have another size, in order.
+
+    ``thorough`` decodes every image; else files are checked as `check.faults` does, and the size of
+    at most `_MOST_OPENED` images is compared.
+    """
+    files = FileImages(images.paths, np.zeros(len(images), np.int64), images.classes, images.root)
+    broken = check.faults(files, np.arange(len(files)), workers, thorough)
+    count = len(files) if thorough else min(len(files), _MOST_OPENED)
+    sample = np.linspace(0, len(files) - 1, count).astype(int).tolist()
+    opened = [index for index in sample if index not in broken]
+
+    def look(index: int) -> str | None:
+        (height, width), name = images.sizes[index].tolist(), files.name(index)
+        try:
+            size = files.size(index)
+        except (DataError, MissingFileError) as error:  # it was replaced since it was checked
+            return str(error)
+        if size == (height, width):
+            return None
+        return f"{name}: has {size[1]} x {size[0]} pixels, but its boxes are for {width} x {height}"
+
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        broken.update((k, fault) for k, fault in zip(opened, pool.map(look, opened)) if fault)
+    return dict(sorted(broken.items()))
+
+
+def unseen(train: BoxedImages, val: BoxedImages) -> list[str]:
     """Return a note on classes without a box to train on, and one without a box to validate on."""
     notes = []
     for part, purpose in ((train, "training"), (val, "validation")):

@@ -16,6 +16,8 @@ from bit_paddle.data.boxes.parts import (
     digest,
     open_parts,
     require_usable,
+    unseen,
+    usable,
 )
 from bit_paddle.data.boxes.views import common_sides
 from bit_paddle.models import cost
@@ -94,7 +96,8 @@ class DetectionPlan(Plan):
 
     def task_notes(self) -> list[str]:
         """Return notes for the user on the data and the recipe, one per line."""
-        notes, settings, images = list(self.data.notes), self.settings, len(self.data.train)
+        settings, images = self.settings, len(self.data.train)
+        notes = [*self.data.notes, *unseen(self.data.train, self.data.val)]
         if settings.batch > images:
             notes.append(
                 f"an epoch is one step of {settings.batch:,} images, "
@@ -186,8 +189,14 @@ def make_plan(
     fetch = fetch and not start.checkpoints
     weights = initialization.find(settings, start, fetch)
     data = open_parts(**settings.data_options)
-    if not processes.rank():
-        require_usable(data, settings.workers)
+    skipped: list[str] = []
+    for name in ("train", "val", "test"):
+        part = getattr(data, name)
+        if part is not None and settings.on_bad_image == "skip":
+            part, more = usable(part, settings.workers)
+            data, skipped = data._replace(**{name: part}), skipped + more
+    if settings.on_bad_image == "error" and not processes.rank():
+        require_usable([part for part in data[:3] if part is not None], settings.workers)
     if fetch:
         weights = weights.downloaded(settings.bit_pretrained_dir)
     return DetectionPlan(
@@ -195,7 +204,7 @@ def make_plan(
         architecture=weights.architecture,
         checkpoint=weights.checkpoint,
         schedule=schedule_of(settings, len(data.train)),
-        skipped=(),
+        skipped=tuple(skipped),
         start=start,
         data=data,
         detector=detector_of(settings, data.train.classes),
