@@ -36,6 +36,7 @@ MOST = 1000  # views on a sheet
 MODEL = "BiT-M-R50x1"  # changes only the plan
 
 ROWS = 20  # classes that are printed
+NO_LABEL = "without label"
 
 _EPILOG = f"""\
 The command writes sheet.png, per_class.csv and table.txt (the printed text) into --output.
@@ -78,7 +79,9 @@ def main(arguments: Sequence[str]) -> int:
         files.make_folder(Path(flags.output), "--output")
     counts = count_images(plan)
     text = f"{table(counts)}\n\n{sizes(plan)}\n\n{described}\n"
-    sheet = draw_views(views(plan, flags.images), flags.images, plan.data.train.classes)
+    names = plan.data.train.classes
+    names = names if plan.labelled else [NO_LABEL] * len(names)
+    sheet = draw_views(views(plan, flags.images), flags.images, names)
 
     name = f"show-{specs.short_name(settings.dataset, settings.datadir)}"
     folder = Path(flags.output or files.create_folder(settings.logdir, name, "table.txt"))
@@ -99,6 +102,8 @@ def count_images(plan: ClassificationPlan) -> list[tuple[Any, ...]]:
     """
     train, val, test = plan.data.train, plan.data.val, plan.data.test
     parts = [train.labels[plan.subset], train.labels, val.labels, *([test.labels] if test else [])]
+    if not plan.labelled:
+        return [(NO_LABEL, *map(len, parts))]
     columns = (np.bincount(labels, minlength=len(train.classes)).tolist() for labels in parts)
     return list(zip(train.classes, *columns))
 

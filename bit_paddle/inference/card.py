@@ -38,7 +38,8 @@ _PUBLISHED_DATA = {  # name, number of images of the published accuracy, id on t
     "cifar10": ("CIFAR-10", 10_000, "cifar10"),
 }
 
-_ROWS = ("learns", "resolution", "preprocessing", "schedule", "batch", "MixUp", "loss", "optimizer")
+_ROWS = ("learns", "teacher", "resolution", "preprocessing", "schedule", "batch", "MixUp")
+_ROWS += ("loss", "optimizer")
 
 _MOST_CLASSES = 100  # that are listed
 
@@ -140,7 +141,8 @@ def _add_run(facts: Facts, path: Path, step: Any) -> None:
         return
     facts.recipe = list({**dict(facts.recipe), **rows}.items())
     measured = next((line for line in reversed(run.val) if line["step"] == step), {})
-    facts.top1, facts.measured = measured.get("top1"), measured.get("images", 0)
+    if "agreement" not in measured:  # with a teacher, which may be wrong
+        facts.top1, facts.measured = measured.get("top1"), measured.get("images", 0)
     facts.how = f"validation images, after step {step:,}"
 
 

@@ -18,6 +18,7 @@ from bit_paddle.data.readers import registry
 from bit_paddle.data.transforms import evaluation_view
 from bit_paddle.errors import CheckpointError
 from bit_paddle.inference import predictor
+from bit_paddle.inference.evaluation import match_classes
 from bit_paddle.inference.trained import find_trained, required_preprocessing
 from bit_paddle.models import weights
 from bit_paddle.models.native import build
@@ -60,9 +61,9 @@ class Analysis(NamedTuple):
 def analyze(run: RunHistory, model: Path, count: int, batch: int = 64) -> Analysis:
     """Evaluate ``model`` on the validation images of ``run``; return its analysis.
 
-    ``count`` limits the wrong and the right images. Errors: those of the reader and of
-    `find_trained`; `DataError` for unreadable images; `CheckpointError` for outputs that are not
-    finite.
+    ``count`` limits the wrong and the right images. Errors: those of the reader, of `find_trained`
+    and of `match_classes`; `DataError` for unreadable images; `CheckpointError` for outputs that
+    are not finite.
     """
     settings = run.settings
     data = registry.open_dataset(settings.dataset, **settings.data_options)
@@ -75,7 +76,7 @@ def analyze(run: RunHistory, model: Path, count: int, batch: int = 64) -> Analys
     network = weights.create_model(model)
     network.compute_with(build.choose(device, "off", lambda text: None)[0])
     network.eval()
-    names = trained.classes or images.classes
+    names, outputs = trained.classes or images.classes, match_classes(trained, images.classes)
     confusion = np.zeros((len(names), len(names)), np.int64)
     predictions: list[tuple[float, int, int, int]] = []  # probability, image, label, prediction
     batches = loader.evaluation_batches(images, view, batch, settings.workers)
@@ -85,9 +86,10 @@ def analyze(run: RunHistory, model: Path, count: int, batch: int = 64) -> Analys
             if not np.isfinite(logits).all():
                 raise CheckpointError(f"{model}: its outputs are not finite: training diverged")
             probabilities, best = trained.probabilities(logits), logits.argmax(axis=1)
-            np.add.at(confusion, (part.labels, best), 1)
+            labels = outputs[part.labels]
+            np.add.at(confusion, (labels, best), 1)
             top = probabilities[np.arange(len(best)), best].tolist()
-            predictions += zip(top, part.indices.tolist(), part.labels.tolist(), best.tolist())
+            predictions += zip(top, part.indices.tolist(), labels.tolist(), best.tolist())
             bar.update(len(best))
     predictions.sort(key=_confident_first)
     wrong = [item for item in predictions if item[2] != item[3]][:count]

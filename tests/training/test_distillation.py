@@ -19,6 +19,8 @@ from bit_paddle.config import parsing
 from bit_paddle.config.settings import Settings
 from bit_paddle.data.readers import registry
 from bit_paddle.errors import ConfigError, DataError
+from bit_paddle.inference import card
+from bit_paddle.inference.examine import analyze
 from bit_paddle.inference.trained import find_trained
 from bit_paddle.models import cost, losses
 from bit_paddle.models.architecture import Architecture
@@ -26,6 +28,7 @@ from bit_paddle.models.network import Network
 from bit_paddle.recipes import distill
 from bit_paddle.recipes.hyperrule import Resolution
 from bit_paddle.recipes.recipe import RECIPES
+from bit_paddle.runs.history import read
 from bit_paddle.runs.logbook import Silent
 from bit_paddle.system.signals import Interrupt
 from bit_paddle.training import distributed, step
@@ -299,6 +302,12 @@ def test_a_run_without_labels(teacher, pictures, tmp_path):
     assert result["agreement"] == result["top1"] and result["images"] == 12
     assert lines_of(tmp_path / "run", "train")[0]["loss"] > 0
     assert find_trained(str(tmp_path / "run" / "model.npz")).classes == CLASSES
+    facts = card.facts_of(find_trained(str(tmp_path / "run" / "model.npz")))
+    assert "teacher.npz: R14x0.5" in dict(facts.recipe)["teacher"] and facts.top1 is None
+    done = run("report", tmp_path / "run", "--output", tmp_path / "page.html")
+    assert done.returncode == 0 and "was not trained on 1 class" in (
+        (tmp_path / "page.html").read_text()
+    )
 
 
 def test_agreement_is_counted_by_the_teachers_answers(teacher, pictures):
@@ -336,6 +345,13 @@ def test_classes_are_paired_by_name(image_folder, tmp_path):
     folders = [train.name(k).split("/")[-2] for k in range(len(train))]
     assert [names[label] for label in train.labels] == folders
     assert plan.resolution == Resolution(32, 32)
+    done = run("train", "--rule", "distill", "--teacher", path, "--dataset", "folder", "--datadir",
+               image_folder, "--model", path, "--steps", 1, "--logdir", tmp_path, "--name", "x",
+               "--batch", 8, "--crop", 32, "--precrop", 36, "--device", "cpu")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (history,) = read(tmp_path / "x")
+    found = analyze(history, history.model, 99)  # of a report: labels are paired by name, too
+    assert found.confusion.sum(axis=1).tolist() == [5, 0, 5, 5]
     other = saved(tmp_path / "o.npz", {"classes": ["a", "b"], "crop": 48, "resize": None}, 2)
     plan = make_plan(settings_of(other, image_folder, precrop=36, crop=32))
     assert not plan.teacher.fits and plan.data.val.classes == ["a", "b"]

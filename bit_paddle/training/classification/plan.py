@@ -64,6 +64,11 @@ class ClassificationPlan(Plan):
         return self.resolution.precrop if self.settings.recipe.evaluation_keeps_shape else None
 
     @property
+    def labelled(self) -> bool:
+        """Whether the labels of the data are the classes; else they are 0, and mean nothing."""
+        return self.teacher is None or self.teacher.fits
+
+    @property
     def demand(self) -> cost.Demand:
         """The bytes that training takes."""
         classes = len(self.data.train.classes)
@@ -92,7 +97,7 @@ class ClassificationPlan(Plan):
             "architecture": self.architecture.name,
             "head": self.architecture.head,
             "training_images": len(self.subset),
-            "training_images_per_class": self.class_counts.tolist(),
+            "training_images_per_class": self.class_counts.tolist() if self.labelled else None,
             "balance": self.settings.balance,
             "validation_images": len(self.data.val),
             "test_images": len(self.data.test) if self.data.test else 0,

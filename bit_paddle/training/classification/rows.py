@@ -111,7 +111,7 @@ def _test_images(plan: ClassificationPlan) -> str:
 
 def _classes(plan: ClassificationPlan) -> str:
     """Return the largest and the smallest class; classes without training images are counted."""
-    if plan.teacher is not None and not plan.teacher.fits:
+    if not plan.labelled:
         return "the teacher's; images have no such labels, so validation measures the agreement"
     counts, names = plan.class_counts, plan.data.train.classes
     used = counts[counts > 0]
