@@ -20,7 +20,7 @@ from bit_paddle.models.architecture import (
 
 FLOAT, HALF = 4, 2  # bytes per number
 
-PLANNED = 0.7  # share of the remaining memory that activations may fill; see `room`
+PLANNED = 0.7  # share of the remaining memory that activations may fill; see `room_beside`
 
 
 class Demand(NamedTuple):
@@ -201,57 +201,20 @@ def inference_memory(architecture: Architecture, classes: int, half: bool = Fals
     return FLOAT * architecture.parameters(classes) + kernels
 
 
-def room(
-    architecture: Architecture,
-    memory: int,
-    classes: int,
-    half: bool = False,
-    shared: int = 1,
-    learn: str = "all",
-) -> int:
+def room_beside(parts: dict[str, int], memory: int) -> int:
     """Return the bytes that activations may take on a GPU with ``memory`` bytes.
 
-    This is `PLANNED` of the memory that `training_memory` leaves. The rest is for CUDA itself, the
-    workspaces of convolutions, and fragments that are too small to use.
+    This is `PLANNED` of the memory that the ``parts`` of `training_memory` leave. The rest is for
+    CUDA itself, the workspaces of convolutions, and fragments that are too small to use.
     """
-    return room_beside(training_memory(architecture, classes, half, shared, learn), memory)
-
-
-def room_beside(parts: dict[str, int], memory: int) -> int:
-    """Return the bytes that activations may take beside ``parts``; see `room`."""
     return max(0, int(PLANNED * (memory - sum(parts.values()))))
 
 
-def fits(
-    architecture: Architecture,
-    memory: int,
-    crop: int,
-    recompute: str = "off",
-    half: bool = False,
-    learn: str = "all",
-) -> int:
-    """Return the number of images whose activations fit into ``memory`` bytes."""
-    return memory // activations(architecture, crop, recompute, half, learn)
-
-
-def split(
-    architecture: Architecture,
-    images: int,
-    memory: int,
-    crop: int,
-    recompute: str = "off",
-    half: bool = False,
-    learn: str = "all",
-) -> int:
-    """Return the number of parts of ``images``, so that each part fits into ``memory`` bytes.
+def parts_of(images: int, fitting: int) -> int:
+    """Return the number of parts of ``images``, of ``fitting`` images each at most.
 
     If not even one image fits, each part is one image.
     """
-    return parts_of(images, fits(architecture, memory, crop, recompute, half, learn))
-
-
-def parts_of(images: int, fitting: int) -> int:
-    """Return the number of parts of ``images``, of ``fitting`` images each, but one at least."""
     return -(-images // min(max(1, fitting), images))
 
 

@@ -69,6 +69,11 @@ def _clear(start: Start) -> None:
 # --- The start ----------------------------------------------------------------------------------
 
 
+def unstarted(settings: RunSettings) -> Start:
+    """Return the folder of a run by its name, whatever is there: for a plan without a run."""
+    return Start(Path(settings.logdir, settings.name or default_name(settings)))
+
+
 def default_name(settings: RunSettings) -> str:
     """Return the name of the run's folder without --name: those of the model and the data."""
     model = settings.model

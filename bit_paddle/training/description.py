@@ -14,6 +14,7 @@ from bit_paddle.system import environment
 from bit_paddle.system.text import plural
 
 if TYPE_CHECKING:
+    from bit_paddle.config.run_settings import RunSettings
     from bit_paddle.training.plan import Plan
 
 _HALF = "half precision between layers and in convolutions, float32 elsewhere"
@@ -85,6 +86,15 @@ def run_rows(plan: Plan) -> list[tuple[str, str]]:
     if plan.settings.nproc > 1:
         lines.append(("processes", _processes(plan)))
     return lines
+
+
+def repeats_rows(settings: RunSettings, metric: str) -> list[tuple[str, str]]:
+    """Return the line on the runs of --repeats, which report the ``metric``; one run has none."""
+    if settings.repeats == 1:
+        return []
+    last = settings.seed + settings.repeats - 1
+    runs = f"{settings.repeats}, seeds {settings.seed} to {last}"
+    return [("runs", f"{runs}; reports lowest, median and highest {metric}")]
 
 
 def _schedule(plan: Plan) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bit_paddle.config.run_settings import RunSettings
 from bit_paddle.config.types import AUTO
+from bit_paddle.models import cost
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.recipes import hyperrule
 from bit_paddle.runs import folder
@@ -68,17 +69,10 @@ class Plan(ABC):
     def model_notes(self) -> dict[str, Any]:
         """What a user of the model must know, for its file. ``crop`` is the side of its images."""
 
+    @property
     @abstractmethod
-    def estimated_split(self, share: int, memory: int, half: bool) -> int:
-        """Return in how many parts ``share`` images fit into ``memory`` bytes of activations."""
-
-    @abstractmethod
-    def activation_memory(self, memory: int, half: bool, shared: int) -> int:
-        """Return the bytes for activations on a GPU of ``memory`` bytes.
-
-        ``half``: activations are in half precision. ``shared``: the number of GPUs that share the
-        momentum.
-        """
+    def demand(self) -> cost.Demand:
+        """The bytes that training takes."""
 
     @abstractmethod
     def rows(self) -> list[tuple[str, str]]:
@@ -102,6 +96,19 @@ class Plan(ABC):
         if self.settings.batch_split != AUTO:
             return self.settings.batch_split
         return self.estimated_split(-(-self.settings.batch // processes), memory, amp != "off")
+
+    def estimated_split(self, share: int, memory: int, half: bool) -> int:
+        """Return in how many parts ``share`` images fit into ``memory`` bytes of activations."""
+        image = self.demand.activations(self.settings.recompute, half)
+        return cost.parts_of(share, memory // image)
+
+    def activation_memory(self, memory: int, half: bool, shared: int) -> int:
+        """Return the bytes for activations on a GPU of ``memory`` bytes.
+
+        ``half``: activations are in half precision. ``shared``: the number of GPUs that share the
+        momentum.
+        """
+        return cost.room_beside(self.demand.parts(half, shared), memory)
 
     def describe(self) -> str:
         """Return the plan as aligned lines."""

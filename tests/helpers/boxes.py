@@ -14,6 +14,7 @@ import paddle
 
 from bit_paddle.config.settings import Settings
 from bit_paddle.models.architecture import Architecture
+from bit_paddle.models.cost import Demand
 from bit_paddle.models.resnetv2 import ResNetV2
 from bit_paddle.runs import folder
 from bit_paddle.runs.checkpoints import readable
@@ -121,15 +122,10 @@ class AreasPlan(Plan):
     data_identity = {"images": IMAGES}
     test_identity = {"images": IMAGES}
     model_notes = {"crop": SIDE}
+    demand = Demand(lambda half, shared: {}, lambda recompute, half: 1)  # all fits
 
     def task(self, log, stop):
         return Areas(self)
-
-    def estimated_split(self, share, memory, half):
-        return 1
-
-    def activation_memory(self, memory, half, shared):
-        return memory
 
     def rows(self):
         return [("task", "areas of boxes")]

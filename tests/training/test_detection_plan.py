@@ -177,12 +177,13 @@ def test_the_plan_says_which_settings_reach_all(tmp_path):
 
 def test_estimated_split(squares):
     plan = plan_of(squares, batch=8)
-    image = plan.activations(half=False)
+    image = plan.demand.activations("off", False)
     splits = [plan.batch_split(memory) for memory in (1, image * 3, 17 * image)]
     assert splits == [8, 3, 1]
-    assert plan.activations(half=True) < image
-    smaller = plan_of(squares, recompute="unit").activations(False)
-    assert smaller < image and plan_of(squares, side=256).activations(False) > 3 * image
+    assert plan.demand.activations("off", True) < image
+    assert plan.demand.activations("unit", False) < image
+    assert plan_of(squares, batch=8, recompute="unit").batch_split(image * 3) == 2
+    assert plan_of(squares, side=256).demand.activations("off", False) > 3 * image
     assert plan.activation_memory(1 << 30, False, 1) < 1 << 30
     assert plan.activation_memory(0, False, 1) == 0
 

@@ -201,13 +201,12 @@ def test_what_is_left_for_activations():
     architecture = Architecture.parse("R152x4")
     parts = cost.training_memory(architecture, 1000)
     assert parts["weights"] == parts["gradients"] == parts["momentum"] == 4 * 936_533_224
-    room = cost.room(architecture, 32 * GIB, 1000)
+    room = cost.room_beside(parts, 32 * GIB)
     assert room == int(0.7 * (32 * GIB - sum(parts.values())))
-    assert cost.room(architecture, 13 * GIB, 1000) == 0 < cost.room(architecture, 14 * GIB, 1000)
-    assert cost.split(architecture, 128, room, 480) == 64
-    assert cost.split(architecture, 128, room, 480, "unit") == 11
-    assert cost.split(architecture, 128, 0, 480) == 128
-    assert cost.split(architecture, 3, 10**15, 480) == 1
+    assert cost.room_beside(parts, 13 * GIB) == 0 < cost.room_beside(parts, 14 * GIB)
+    sizes = [cost.activations(architecture, 480, recompute) for recompute in ("off", "unit")]
+    assert [cost.parts_of(128, room // size) for size in sizes] == [64, 11]
+    assert cost.parts_of(128, 0) == 128 and cost.parts_of(3, 10**15) == 1
 
 
 def test_a_run_splits_by_its_recompute():

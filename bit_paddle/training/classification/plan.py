@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,15 +74,6 @@ class ClassificationPlan(Plan):
         return demand_of(
             self.settings, self.architecture, self.resolution.largest, classes, self.teacher
         )
-
-    def estimated_split(self, share: int, memory: int, half: bool) -> int:
-        """Return in how many parts ``share`` images fit into ``memory`` bytes of activations."""
-        size = self.demand.activations(self.settings.recompute, half)
-        return cost.parts_of(share, memory // size)
-
-    def activation_memory(self, memory: int, half: bool, shared: int) -> int:
-        """Return the bytes for activations on a GPU of ``memory`` bytes; see `Plan`."""
-        return cost.room_beside(self.demand.parts(half, shared), memory)
 
     def rows(self) -> list[tuple[str, str]]:
         """Return the plan as a (title, text) per line."""
@@ -208,7 +198,7 @@ def make_plan(
     starts from it.
     """
     if start is None:
-        start = folder.Start(Path(settings.logdir, settings.name or folder.default_name(settings)))
+        start = folder.unstarted(settings)
     download = fetch
     fetch = fetch and not start.checkpoints
     weights, taught = initialization.find(settings, start, fetch), teacher.find(settings)

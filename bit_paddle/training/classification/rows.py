@@ -50,15 +50,7 @@ def rows(plan: ClassificationPlan) -> list[tuple[str, str]]:
                 "is the plan of the first. The accuracy over all images is reported",
             )
         )
-    if settings.repeats > 1:
-        last = settings.seed + settings.repeats - 1
-        lines.append(
-            (
-                "runs",
-                f"{settings.repeats}, seeds {settings.seed} to {last}; reports lowest, median and "
-                "highest accuracy",
-            )
-        )
+    lines += description.repeats_rows(settings, "accuracy")
     return [*lines, *(("note", note) for note in plan.notes())]
 
 

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from bit_paddle.config.detection_settings import DetectionSettings
 from bit_paddle.data.boxes.loader import held_bytes
 from bit_paddle.data.boxes.views import fitting_sides
-from bit_paddle.models import cost
 from bit_paddle.models.detection.configuration import Detector
-from bit_paddle.models.detection.cost import training_memory
 from bit_paddle.runs.folder import Start
 from bit_paddle.training import initialization
 from bit_paddle.training.description import aligned
-from bit_paddle.training.detection.plan import detector_of, make_plan
+from bit_paddle.training.detection.plan import demand_of, detector_of, make_plan
 from bit_paddle.training.detection.rows import TITLES
 from bit_paddle.training.estimate import GIB, gpu_rows
 from bit_paddle.training.plan import schedule_of
@@ -61,15 +58,6 @@ def describe(
     steps, (height, width) = schedule_of(settings, sizes.images).steps, sizes.sides
     total, share = steps * settings.batch, -(-settings.batch // gpus)
     operations = detector.multiply_adds(architecture, round((height * width) ** 0.5)) / 1e9
-    demand = cost.Demand(
-        partial(
-            training_memory,
-            architecture,
-            parameters - architecture.parameters(),
-            learn=settings.learn,
-        ),
-        partial(detector.activations, architecture, sizes.sides, learn=settings.learn),
-    )
     return aligned(
         [
             ("model", f"{TITLES[detector.kind]} on {architecture.name}: {parameters:,} parameters"),
@@ -90,6 +78,13 @@ def describe(
                 f"{held_bytes(share, sizes.sides, detector.target_bytes(sizes.sides)) / GIB:,.2f} "
                 f"GiB per GPU for the views and targets of two batches",
             ),
-            *gpu_rows(settings, demand, steps, memory, gpus, images_per_second),
+            *gpu_rows(
+                settings,
+                demand_of(settings, architecture, detector, sizes.sides),
+                steps,
+                memory,
+                gpus,
+                images_per_second,
+            ),
         ]
     )

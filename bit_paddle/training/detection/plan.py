@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from bit_paddle.config.detection_settings import DetectionSettings
@@ -21,6 +20,7 @@ from bit_paddle.data.boxes.parts import (
 )
 from bit_paddle.data.boxes.views import common_sides
 from bit_paddle.models import cost
+from bit_paddle.models.architecture import Architecture
 from bit_paddle.models.checkpoint import CheckpointFile
 from bit_paddle.models.detection.configuration import Detector
 from bit_paddle.models.detection.cost import training_memory
@@ -54,21 +54,10 @@ class DetectionPlan(Plan):
 
         return Detection(self, log, stop)
 
-    def estimated_split(self, share: int, memory: int, half: bool) -> int:
-        """Return in how many parts ``share`` images fit into ``memory`` bytes of activations."""
-        return cost.parts_of(share, memory // self.activations(half))
-
-    def activations(self, half: bool) -> int:
-        """Return an estimate of the bytes of activations per image."""
-        recompute, learn = self.settings.recompute, self.settings.learn
-        return self.detector.activations(self.architecture, self.sides, recompute, half, learn)
-
-    def activation_memory(self, memory: int, half: bool, shared: int) -> int:
-        """Return the bytes for activations on a GPU of ``memory`` bytes; see `Plan`."""
-        heads = self.detector.parameters(self.architecture) - self.architecture.parameters()
-        learn = self.settings.learn
-        parts = training_memory(self.architecture, heads, half, shared, learn)
-        return cost.room_beside(parts, memory)
+    @property
+    def demand(self) -> cost.Demand:
+        """The bytes that training takes."""
+        return demand_of(self.settings, self.architecture, self.detector, self.sides)
 
     @property
     def held_bytes(self) -> int:
@@ -185,7 +174,7 @@ def make_plan(
     starts from it.
     """
     if start is None:
-        start = folder.Start(Path(settings.logdir, settings.name or folder.default_name(settings)))
+        start = folder.unstarted(settings)
     fetch = fetch and not start.checkpoints
     weights = initialization.find(settings, start, fetch)
     data = open_parts(**settings.data_options)
@@ -211,6 +200,20 @@ def make_plan(
         sides=common_sides(data.train.sizes, settings.side),
         scales=(settings.scale_min, settings.scale_max),
         flip=settings.flip,
+    )
+
+
+def demand_of(
+    settings: DetectionSettings,
+    architecture: Architecture,
+    detector: Detector,
+    sides: tuple[int, int],
+) -> cost.Demand:
+    """Return the bytes that training takes, for views of ``sides`` (height, width)."""
+    heads = detector.parameters(architecture) - architecture.parameters()
+    return cost.Demand(
+        partial(training_memory, architecture, heads, learn=settings.learn),
+        partial(detector.activations, architecture, sides, learn=settings.learn),
     )
 
 

@@ -22,7 +22,6 @@ TITLES = {"retinanet": "RetinaNet", "faster_rcnn": "Faster R-CNN"}
 
 def rows(plan: DetectionPlan) -> list[tuple[str, str]]:
     """Return the plan as a (title, text) per line."""
-    settings = plan.settings
     lines = [
         ("model", _model(plan)),
         ("weights", _weights(plan)),
@@ -36,16 +35,8 @@ def rows(plan: DetectionPlan) -> list[tuple[str, str]]:
         ("loss", _loss(plan)),
         ("memory", _memory(plan)),
         *description.run_rows(plan),
+        *description.repeats_rows(plan.settings, "average precision"),
     ]
-    if settings.repeats > 1:
-        last = settings.seed + settings.repeats - 1
-        lines.append(
-            (
-                "runs",
-                f"{settings.repeats}, seeds {settings.seed} to {last}; reports lowest, median and "
-                "highest average precision",
-            )
-        )
     return [*lines, *(("note", note) for note in plan.notes())]
 
 
@@ -161,7 +152,9 @@ def _loss(plan: DetectionPlan) -> str:
 
 
 def _memory(plan: DetectionPlan) -> str:
-    full, half = (plan.activations(half) / 2**20 for half in (False, True))
+    full, half = (
+        plan.demand.activations(plan.settings.recompute, half) / 2**20 for half in (False, True)
+    )
     size = decoded_bytes(plan.data.train)
     cached = f"the decoded training images take {size / 1e6:,.1f} MB and are cached"
     if size > plan.cache_bytes:
