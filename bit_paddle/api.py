@@ -255,17 +255,17 @@ def evaluate(
     words = views_of.parse(views)
     flip = not words or registry.find(dataset, datadir=folder).flip
     classes, parts = evaluation.open_split(dataset, folder, split, options, on_bad_image, workers)
+    others = strangers_of.open_images(strangers, words, workers, on_bad_image)
     if not isinstance(model, TrainedModel):
         file = trained.find_trained(address(model), directory, crop)
         model = TrainedModel(file, device, amp)
     if calibrate:
         calibration.check(model.file, split, words)
-    strangers_of.check(strangers, words)
     result = evaluation.measure(model, classes, parts, batch, workers, words, flip)
     if calibrate:
         result = calibration.calibrate(model, result, dataset, folder, split)
-    if strangers is not None:
-        result = strangers_of.measure(model, result, strangers, batch, workers, on_bad_image)
+    if strangers is not None and others is not None:
+        result = strangers_of.measure(model, result, strangers, others, batch, workers)
     return result
 
 

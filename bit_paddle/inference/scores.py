@@ -112,11 +112,15 @@ def kappa(right: np.ndarray, images: np.ndarray, predicted: np.ndarray) -> float
     """Return Cohen's kappa from the counts per class [K]: agreement beyond chance.
 
     It is (accuracy - expected) / (1 - expected), where expected is the accuracy of predictions
-    that are drawn at random with the same frequencies. NaN if expected is 1: one class only.
+    that are drawn at random with the same frequencies. NaN if expected is 1: one class only. The
+    score is -1 or more; predictions from logits that are not finite could give less, as they have
+    a class, but are always wrong.
     """
     total = float(images.sum())
     chance = float((images / total) @ (predicted / total))
-    return (float(right.sum()) / total - chance) / (1 - chance) if chance < 1 else float("nan")
+    if chance >= 1:
+        return float("nan")
+    return max(-1.0, (float(right.sum()) / total - chance) / (1 - chance))
 
 
 def ranking(logits: np.ndarray, labels: np.ndarray, loss: str) -> tuple[np.ndarray, np.ndarray]:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from bit_paddle.data import check
+from bit_paddle.data.images import FileImages
 from bit_paddle.errors import ConfigError, DataError, MissingFileError
 from bit_paddle.inference import inputs, views
 from bit_paddle.inference.confidence import SCORES, Separation, score, separation
@@ -40,54 +42,19 @@ class Strangers(NamedTuple):
         return "\n".join(lines)
 
 
-def measure(
-    model: TrainedModel,
-    result: Evaluation,
-    folder: str | os.PathLike,
-    batch: int,
-    workers: int,
-    on_bad_image: str = "error",
-) -> Evaluation:
-    """Return ``result`` with the scores of all images below ``folder``, at any depth.
+def open_images(
+    folder: str | os.PathLike | None, words: Sequence[str], workers: int, on_bad_image: str
+) -> FileImages | None:
+    """Return all readable images below ``folder``, at any depth; None if there is no folder.
 
-    They are compared with those of the images of ``result``. Unreadable strangers raise one
-    `DataError`, or are reported on standard error and left out if ``on_bad_image`` is "skip".
-    Errors also: `MissingFileError`; `ConfigError` if no image is there.
+    Every image is decoded once. Unreadable ones raise one `DataError`, or are reported on standard
+    error and left out if ``on_bad_image`` is "skip". Errors also: `MissingFileError`; `ConfigError`
+    if no image is there, or if there are ``words`` of ``--views``.
     """
-    images, looks = _find(folder), views.looks((), model.file)
-    compute, found, loss = model.function(), [], model.file.loss
-    with progress.progress_bar(desc="strangers", unit="img", total=len(images)) as bar:
-        for logits, part in views.infer(compute, images, looks, batch, workers, loss):
-            good = np.array([index not in images.broken for index in part.indices])
-            found.append(logits[good])
-            bar.update(len(logits))
-    faults = [images.broken[index] for index in sorted(images.broken)]
-    if faults and on_bad_image == "error":
-        raise DataError(
-            f"--strangers: {plural(len(faults), 'image')} cannot be read; "
-            "--on_bad_image skip leaves them out\n  " + "\n  ".join(faults[:10])
-        )
-    for fault in faults:
-        print(f"skipped: {fault}", file=sys.stderr)
-    logits = np.concatenate(found)
-    if not len(logits):
-        raise ConfigError(f"--strangers {folder}: none of its images can be read")
-    separations = {
-        name: separation(*(score(name, each, loss) for each in (result.outputs.logits, logits)))
-        for name in SCORES
-    }
-    return replace(result, strangers=Strangers(str(folder), len(logits), separations))
-
-
-def check(folder: str | os.PathLike | None, words: Sequence[str]) -> None:
-    """Raise an error if ``folder`` has no images, or if there are ``words`` of ``--views``."""
-    if folder is not None and words:
+    if folder is None:
+        return None
+    if words:
         raise ConfigError("--strangers: measures one view of each image; omit --views")
-    if folder is not None:
-        _find(folder)
-
-
-def _find(folder: str | os.PathLike) -> inputs.ReadableImages:
     name = files.expanded(os.fspath(folder))
     if not os.path.isdir(name):
         raise MissingFileError(f"--strangers {name}: no such folder; expected a folder of images")
@@ -95,4 +62,42 @@ def _find(folder: str | os.PathLike) -> inputs.ReadableImages:
         _, paths, _ = inputs.find_images([name], Path(name))
     except ConfigError as error:
         raise ConfigError(f"--strangers: {error}") from error
-    return inputs.ReadableImages(paths)
+    images, every = FileImages(paths, np.zeros(len(paths), np.int64), ["?"]), np.arange(len(paths))
+    broken = check.faults(images, every, workers, thorough=True)
+    faults = [broken[index] for index in sorted(broken)]
+    if faults and on_bad_image == "error":
+        raise DataError(
+            f"--strangers: {plural(len(faults), 'image')} cannot be read; "
+            "--on_bad_image skip leaves them out\n  " + "\n  ".join(faults[:10])
+        )
+    for fault in faults:
+        print(f"skipped: {fault}", file=sys.stderr)
+    if len(faults) == len(images):
+        raise ConfigError(f"--strangers {folder}: none of its images can be read")
+    return images.subset(np.setdiff1d(every, list(broken)))
+
+
+def measure(
+    model: TrainedModel,
+    result: Evaluation,
+    folder: str | os.PathLike,
+    images: FileImages,
+    batch: int,
+    workers: int,
+) -> Evaluation:
+    """Return ``result`` with the scores of the ``images`` of ``folder``.
+
+    They are compared with those of the images of ``result``.
+    """
+    looks, loss = views.looks((), model.file), model.file.loss
+    compute, found = model.function(), []
+    with progress.progress_bar(desc="strangers", unit="img", total=len(images)) as bar:
+        for part, _ in views.infer(compute, images, looks, batch, workers, loss):
+            found.append(part)
+            bar.update(len(part))
+    logits = np.concatenate(found)
+    separations = {
+        name: separation(*(score(name, each, loss) for each in (result.outputs.logits, logits)))
+        for name in SCORES
+    }
+    return replace(result, strangers=Strangers(str(folder), len(logits), separations))

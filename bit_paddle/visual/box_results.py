@@ -37,7 +37,7 @@ def write_results(found: Measured, folder: Path, facts: Mapping[str, Any]) -> No
     results = average_precision.results_json(found.images, found.found)
     files.write_text(folder / "detections.json", json.dumps(results) + "\n")
     curves = figures.draw_precision(found.scores)
-    save = partial(curves.savefig, format="png", dpi=150, facecolor="white")
+    save = partial(figures.save, curves, dpi=150, facecolor="white")
     files.write(folder / "precision.png", save)
     analysis = misses.analysis_of(found, MISTAKES)
     for name in detection.TILES:

@@ -41,7 +41,7 @@ def sections(analysis: Analysis, suffix: str, pictures: Pictures) -> Iterator[st
     """Yield the sections of a page; add a function to ``pictures`` for each picture."""
     measured = analysis.measured
     curves = figures.draw_precision(measured.scores)
-    pictures[f"precision{suffix}"] = partial(curves.savefig, format="png", dpi=150)
+    pictures[f"precision{suffix}"] = partial(figures.save, curves, dpi=150)
     yield "<h3>Average precision</h3>"
     yield f'<div class="wide">{class_table(measured)}</div>'
     yield (

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from bit_paddle.visual import fonts
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -171,13 +173,19 @@ def smoothed(values: Sequence[float], width: int) -> np.ndarray:
         return sums / np.where(counts, counts, np.nan)
 
 
+def save(figure: Figure, stream: Any, **options: Any) -> None:
+    """Write ``figure`` in fonts that have its letters; as PNG of 120 dots per inch by default."""
+    with fonts.for_letters_of(figure):
+        figure.savefig(stream, **{"format": "png", "dpi": 120, **options})
+
+
 def to_svg(figure: Figure) -> str:
     """Return ``figure`` as SVG for a page; its text takes the colour of the page's text."""
     import matplotlib
 
     stream = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "bit_paddle"}):
-        figure.savefig(stream, format="svg", transparent=True, metadata=dict.fromkeys(_NOTES))
+        save(figure, stream, format="svg", transparent=True, metadata=dict.fromkeys(_NOTES))
     text = stream.getvalue()
     return text[text.index("<svg") :].replace(INK, "currentColor")
 
@@ -212,7 +220,7 @@ def draw_confusion(confusion: np.ndarray, names: Sequence[str], stream: BinaryIO
                     color="white" if share > 0.5 else "black",
                 )
     figure.colorbar(picture, shrink=0.7, label="share of the class")
-    figure.savefig(stream, format="png", dpi=120)
+    save(figure, stream)
 
 
 def draw_reliability(found: Reliability, error: float, stream: BinaryIO) -> None:
@@ -235,7 +243,7 @@ def draw_reliability(found: Reliability, error: float, stream: BinaryIO) -> None
     above.legend(loc="upper left", frameon=False, fontsize=8)
     below.bar(centres, found.images[used], width, color=COLORS[5], edgecolor="white")
     below.set(xlabel="highest probability", ylabel="images")
-    figure.savefig(stream, format="png", dpi=120)
+    save(figure, stream)
 
 
 def draw_probes(found: Sequence[Probe], stream: BinaryIO) -> None:
@@ -261,4 +269,4 @@ def draw_probes(found: Sequence[Probe], stream: BinaryIO) -> None:
         axes.grid(alpha=0.2)
     figure.axes[0].set_ylabel("top-1")
     figure.axes[0].legend(frameon=False, fontsize=8)
-    figure.savefig(stream, format="png", dpi=120)
+    save(figure, stream)

@@ -83,7 +83,7 @@ def page(
         curves.append(
             f"<figure>{figures.to_svg(figure)}<figcaption>{escape(label)}</figcaption></figure>"
         )
-        pictures[name] = partial(figure.savefig, format="png", dpi=150)
+        pictures[name] = partial(figures.save, figure, dpi=150)
     sections = []
     for number, (run, analysis) in enumerate(zip(runs, analyses), 1):
         suffix = f"-{number}" if len(runs) > 1 else ""

@@ -15,7 +15,7 @@ import bit_paddle as bit
 from bit_paddle import create_model, save_npz
 from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.errors import CheckpointError, ConfigError, DataError, MissingFileError
-from bit_paddle.inference import calibration, confidence, outputs, scores
+from bit_paddle.inference import calibration, confidence, evaluation, outputs, scores
 from bit_paddle.inference.trained import TrainedFile, find_trained, write_notes
 from bit_paddle.models.losses import LOSSES
 
@@ -346,7 +346,7 @@ def test_other_files_are_not_changed(plain_file, image_folder, tmp_path):
         bit.evaluate(tmp_path / "x.pdparams", image_folder, calibrate=True, crop=44)
 
 
-def test_strangers(plain_file, image_folder, tmp_path):
+def test_strangers(plain_file, image_folder, tmp_path, monkeypatch):
     sklearn = pytest.importorskip("sklearn.metrics")
     fill(tmp_path, {"other/deep/er": 9, "other": 4})
     (tmp_path / "other/notes.txt").write_text("no image")
@@ -364,7 +364,9 @@ def test_strangers(plain_file, image_folder, tmp_path):
         assert found[name]["auroc"] == pytest.approx(sklearn.roc_auc_score(own, values))
         assert f"{name:<15} AUROC {found[name]['auroc']:7.2%}" in done.stdout
     (tmp_path / "other/torn.jpg").write_bytes(b"\xff\xd8\xff torn")
-    with pytest.raises(DataError, match="--strangers: 1 image cannot be read"):
+    with pytest.raises(DataError, match="--strangers: 1 image cannot be read"), \
+            monkeypatch.context() as patch:  # fmt: skip
+        patch.setattr(evaluation, "measure", lambda *_: pytest.fail("measured before the check"))
         bit.evaluate(model, image_folder, strangers=tmp_path / "other")
     skipped = bit.evaluate(
         model, image_folder, strangers=tmp_path / "other", on_bad_image="skip"

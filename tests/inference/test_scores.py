@@ -104,6 +104,14 @@ def test_bootstrap_covers_the_score_and_is_repeatable():
     assert np.diff(found["brier"]) == pytest.approx(2 * 1.96 * deviation, rel=0.1)
 
 
+def test_kappa_of_a_diverged_model_is_not_below_its_range():
+    """Its predictions are all of one class, and all wrong, although most labels are of it."""
+    logits = np.full((20, 2), np.nan, np.float32)
+    images = scores.per_image(logits, np.array([0] * 19 + [1]), "softmax")
+    assert scores.summary(images, 2)["kappa"] == -1
+    assert scores.bootstrap(images, 2)["kappa"] == (-1, -1)
+
+
 def test_likelihood_of_a_certain_mistake_is_finite():
     logits = np.array([[1000.0, 0.0]], np.float32)
     for loss in ("softmax", "sigmoid"):
