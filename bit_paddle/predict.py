@@ -186,6 +186,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         path = getattr(flags, flag)
         if path and not Path(path).parent.is_dir():
             raise errors.ConfigError(f"--{flag} {path}: {Path(path).parent} is not a folder")
+        if path and Path(path).is_dir():
+            raise errors.ConfigError(f"--{flag} {path}: is a folder; give the name of a file")
     resolve_trained(flags.model)  # report a wrong name before reading or downloading anything
     flags.views = views.parse(flags.views)
     if flags.unknown is not None:

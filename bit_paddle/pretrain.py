@@ -1,6 +1,6 @@
 """Pre-train BiT like the published checkpoints: ``python -m bit_paddle.pretrain --help``.
 
-The command is `bit_paddle.train` with --rule upstream --from_scratch.
+The command is `bit_paddle.train` with --rule upstream.
 """
 
 from __future__ import annotations
@@ -31,6 +31,12 @@ examples:
       trains on your own images; upstream training needs many of them
   {PROG} --config configs/pretrain/BiT-Mini.yaml
       trains the 7 MB checkpoint of this package, on CIFAR-10
+  {PROG} --model bit_logs/first/model.npz --dataset folder --datadir pets
+      a second stage: starts from the weights of the first, and from its head if the classes are
+      the same
+
+--model is an architecture (R50x1), which starts from random weights, or names weights as for
+bit_paddle.train (a file, BiT-M-R50x1); --from_scratch takes only the architecture of these.
 
 Runs are those of bit_paddle.train: the same log, checkpoints, resumption and processes.
 """
@@ -51,17 +57,18 @@ def main(arguments: Sequence[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         parser().print_help()
         return 0
-    if any(word.split("=")[0] in ("--rule", "--no-from_scratch") for word in arguments):
+    if any(word.split("=")[0] == "--rule" for word in arguments):
         raise errors.ConfigError(
-            f"--rule and --no-from_scratch: pretrain always is --rule {upstream.RULE} "
-            f"--from_scratch; {Settings.prog} takes other rules"
+            f"--rule: pretrain always is --rule {upstream.RULE}; {Settings.prog} takes other rules"
         )
-    return train.main(["--rule", upstream.RULE, "--from_scratch", *arguments])
+    return train.main(["--rule", upstream.RULE, *arguments])
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command; its help shows upstream's defaults."""
-    about = "Pre-train a BiT model on images, from scratch."
+    about = (
+        "Pre-train a BiT model on images, from random weights or from those of an earlier stage."
+    )
     return parsing.parser(PROG, about, _EPILOG, _DEFAULTS)
 
 

@@ -137,7 +137,7 @@ def views(plan: ClassificationPlan, count: int) -> Iterator[tuple[np.ndarray, in
     steps = loader.training_batches(
         plan.data.train,
         plan.subset,
-        plan.resolution,
+        dataclasses.replace(plan.resolution, alternate=None),  # a sheet has views of one size
         batch,
         plan.settings.seed,
         plan.settings.workers,

@@ -53,6 +53,14 @@ def contradictions(
         faults.append(
             f"--precrop: is {precrop}, smaller than --crop {crop}, which is cut out of it"
         )
+    if values["alternate_crop"] is not None:
+        if not RECIPES[values["rule"]].inception_crops:
+            by_crops = " or ".join(
+                name for name, recipe in RECIPES.items() if recipe.inception_crops
+            )
+            faults.append(f"--alternate_crop: is for --rule {by_crops}, which resizes its crops")
+        elif values["random_crop"] is False:
+            faults.append("--alternate_crop and --no-crop: without crops all views have one size")
     if values["datadir"] is not None and not Path(values["datadir"]).exists():
         faults.append(f"--datadir: {values['datadir']}: no such folder or archive")
     return faults + _run_faults(values)

@@ -14,6 +14,7 @@ from bit_paddle.config.types import (
     MODELS,
     file_path,
     fraction,
+    number,
     one_of,
     positive,
     setting,
@@ -22,7 +23,13 @@ from bit_paddle.config.types import (
 from bit_paddle.data.boxes.annotations import ON_BAD_BOX
 from bit_paddle.models.detection import cost
 from bit_paddle.models.detection.anchors import SHAPES
-from bit_paddle.models.detection.configuration import BOX_LOSSES, KINDS, METHODS
+from bit_paddle.models.detection.configuration import (
+    BOX_LOSSES,
+    KINDS,
+    LARGEST,
+    LARGEST_BASE,
+    METHODS,
+)
 from bit_paddle.recipes import detection
 from bit_paddle.recipes.hyperrule import Schedule
 
@@ -109,13 +116,13 @@ class DetectorSettings:
         "align",
     )
     anchor_base: float = _how(
-        positive,
+        number(lambda value: 0 < value <= LARGEST_BASE, f"above 0 and at most {LARGEST_BASE:g}"),
         "side of the smallest square anchor in units of 8 pixels. Smaller anchors find smaller "
         "objects; the plan tells what would reach all boxes",
         4.0,
     )
     side: int = _how(
-        whole(32),
+        whole(32, most=LARGEST),
         "longer side of an image in pixels, in training and validation; views are padded to "
         "multiples of 128",
         detection.SIDE,
@@ -130,9 +137,13 @@ class DetectorSettings:
     flip: bool = _as_in_training(
         "flip", default=True, default_help="half of the images are mirrored"
     )
-    channels: int = _how(whole(32), "channels of the pyramid and of the heads", cost.CHANNELS)
+    channels: int = _how(
+        whole(32, most=LARGEST), "channels of the pyramid and of the heads", cost.CHANNELS
+    )
     depth: int = _how(
-        whole(0), "convolutions of each of RetinaNet's heads before its last", cost.DEPTH
+        whole(0, most=LARGEST),
+        "convolutions of each of RetinaNet's heads before its last",
+        cost.DEPTH,
     )
     learn: str = _as_in_training(
         "learn",

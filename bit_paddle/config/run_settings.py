@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, fields
 from typing import Any, ClassVar
@@ -23,7 +24,7 @@ from bit_paddle.system import environment
 _run = functools.partial(setting, "run", affects_result=False)
 
 
-class CommonSettings:
+class CommonSettings(ABC):
     """What the settings of every task have; the loop reads no others.
 
     The fields of a task have these names, and each its own help and default.
@@ -55,9 +56,9 @@ class CommonSettings:
         """Return the recipe's defaults that depend on the ``chosen`` settings."""
         return {}
 
+    @abstractmethod
     def recipe_schedule(self, images: int) -> Schedule:
         """Return the recipe's schedule for ``images`` training images."""
-        raise NotImplementedError
 
     @property
     def optimizer(self) -> str:
@@ -65,14 +66,14 @@ class CommonSettings:
         return "sgd"
 
     @property
+    @abstractmethod
     def data_title(self) -> str:
         """The data in words."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def data_name(self) -> str:
         """The data and the kind of run, for the name of the run's folder."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -118,10 +119,10 @@ class RunSettings(CommonSettings):
     )
     cache_gb: float | None = _run(
         not_negative,
-        "size of the in-memory cache of resized training images, in gigabytes; used only if all "
-        "of them fit",
+        "size of the in-memory cache of resized training images of each process, in gigabytes; "
+        "used only if all of them fit",
         None,
-        default_help="a quarter of the memory",
+        default_help="a quarter of the memory, shared among the processes",
     )
     device: str = _run(
         one_of("auto", "cpu", "gpu"), "device to run on; auto: a GPU if there is one", "auto"

@@ -28,7 +28,7 @@ from bit_paddle.config.types import (
 )
 from bit_paddle.data import spec as specs
 from bit_paddle.models import losses
-from bit_paddle.models.architecture import LEARN
+from bit_paddle.models.architecture import LEARN, Architecture
 from bit_paddle.recipes import distill, hyperrule, upstream
 from bit_paddle.recipes.recipe import RECIPES, Recipe
 
@@ -232,6 +232,13 @@ class TaskSettings:
         None,
         default_help="the rule's; of --rule distill the teacher's",
     )
+    alternate_crop: int | None = _how(
+        whole(32),
+        "side in pixels of the training images in every second step, such as 320 beside 224; "
+        "with --rule upstream or distill",
+        None,
+        default_help="--crop in every step",
+    )
     flip: bool | None = _how(
         switch,
         "no random mirroring of training images, for data whose labels a mirror would change",
@@ -269,8 +276,15 @@ class Settings(RunSettings, TaskSettings):
 
     @classmethod
     def recipe_defaults(cls, chosen: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the defaults of --rule, which may depend on the ``chosen`` settings."""
-        return RECIPES[chosen["rule"]].defaults(dict(chosen)) if "rule" in chosen else {}
+        """Return the defaults of --rule, which may depend on the ``chosen`` settings.
+
+        Pre-training starts from random weights if --model is an architecture.
+        """
+        if "rule" not in chosen:
+            return {}
+        recipe, model = RECIPES[chosen["rule"]], chosen.get("model", "")
+        random = {"from_scratch": True} if recipe.keeps_head and Architecture.parse(model) else {}
+        return {**recipe.defaults(dict(chosen)), **random}
 
     def recipe_schedule(self, images: int) -> hyperrule.Schedule:
         """Return the schedule of --rule for ``images`` training images."""

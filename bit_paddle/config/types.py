@@ -55,8 +55,8 @@ name_or_path = Kind(file_path.parse, "WORD")
 switch = Kind(_switch, "true|false", is_switch=True)
 
 
-def whole(least: int, metavar: str = "N") -> Kind:
-    """Return the kind of whole numbers that are ``least`` or more."""
+def whole(least: int, metavar: str = "N", most: float = math.inf) -> Kind:
+    """Return the kind of whole numbers from ``least`` to ``most``."""
 
     def parse(word: str) -> int:
         try:
@@ -65,6 +65,8 @@ def whole(least: int, metavar: str = "N") -> Kind:
             raise BadValue(f"is {word!r}, expected a whole number") from None
         if value < least:
             raise BadValue(f"is {value}, expected at least {least}")
+        if value > most:
+            raise BadValue(f"is {value}, expected at most {most}")
         return value
 
     return Kind(parse, metavar)

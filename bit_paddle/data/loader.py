@@ -158,7 +158,8 @@ def training_batches(
     shares are the batch of a single process: MixUp's partners are drawn over the whole batch, and a
     process also decodes its images' partners in other shares. Without ``flip`` no view is mirrored.
     ``memory`` is that of `ResizedImages`. With ``inception``, views are `transforms.inception_view`
-    instead of crops of ``resolution.crop`` from ``resolution.precrop``. Without ``decoded`` batches
+    instead of crops of ``resolution.crop`` from ``resolution.precrop``, and
+    ``resolution.alternate`` is the side of those of every second step. Without ``decoded`` batches
     have indices and labels, but no pixels.
     """
     precrop, crop = resolution.precrop, resolution.crop
@@ -186,7 +187,8 @@ def training_batches(
             else partial(view, rows[k], *corners[k], flips[k])
             for k in (places.tolist() if decoded else ())
         ]
-        return (indices, images.labels[indices], lam, partners, share, places), views, crop
+        fields = (indices, images.labels[indices], lam, partners, share, places)
+        return fields, views, resolution.side(step)
 
     with closing(_made(map(job, itertools.count(start)), workers, ahead=1)) as stream:
         for fields, pixels in stream:

@@ -150,7 +150,7 @@ def results_json(images: BoxedImages, found: Sequence[Detections]) -> list[dict[
         }
         for number, one in zip(images.ids, found)
         for bbox, score, label in _rows(one)
-        if images.category_ids[label] >= 0
+        if images.category_ids[label] is not None
     ]
 
 

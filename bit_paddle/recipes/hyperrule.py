@@ -57,10 +57,23 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Resolution:
-    """Sides in pixels: ``precrop`` of the resized square image, ``crop`` of its random crop."""
+    """Sides in pixels: ``precrop`` of the resized square image, ``crop`` of its random crop.
+
+    ``alternate`` is that of the crop in every second step; None: all steps have the same.
+    """
 
     precrop: int
     crop: int
+    alternate: int | None = None
+
+    def side(self, step: int) -> int:
+        """Return the side of the training views of ``step``, counted from 0."""
+        return self.alternate if self.alternate and step % 2 else self.crop
+
+    @property
+    def largest(self) -> int:
+        """The side of the largest training views."""
+        return max(self.crop, self.alternate or 0)
 
 
 def schedule(dataset_size: int, rule: str = "code") -> Schedule:

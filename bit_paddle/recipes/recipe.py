@@ -19,6 +19,8 @@ class Recipe:
     #: Whether training views are Inception crops; else images are squashed to `Resolution.precrop`,
     #: and cropped
     inception_crops = False
+    #: Whether a new run keeps a head for the same classes; else every run starts with a new head
+    keeps_head = False
     #: Whether validation resizes the shorter side and crops the centre; else images are squashed
     evaluation_keeps_shape = False
     #: Whether a teacher's outputs are learned (--teacher), not labels
@@ -97,6 +99,7 @@ class Upstream(Recipe):
 
     name = upstream.RULE
     inception_crops = True
+    keeps_head = True
     evaluation_keeps_shape = True
     batch = upstream.BATCH
     weight_decay = upstream.WEIGHT_DECAY

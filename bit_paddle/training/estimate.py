@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 from bit_paddle.config.run_settings import RunSettings
@@ -50,11 +51,15 @@ def describe(
 
     ``images_per_second`` is the training speed of one GPU.
     """
-    crop, steps = sizes.resolution.crop, sizes.schedule.steps
-    total = steps * settings.batch
-    operations = cost.multiply_adds(architecture, crop, sizes.classes) / 1e9
-    learn = settings.learn
-    in_training = cost.training_multiply_adds(architecture, crop, sizes.classes, learn) / 1e9
+    sides, steps = [sizes.resolution.side(step) for step in range(2)], sizes.schedule.steps
+    total, learn = steps * settings.batch, settings.learn
+    operations, in_training = (
+        sum(counted(side) for side in sides) / len(sides) / 1e9
+        for counted in (
+            partial(cost.multiply_adds, architecture, classes=sizes.classes),
+            partial(cost.training_multiply_adds, architecture, classes=sizes.classes, learn=learn),
+        )
+    )
     with_recompute = in_training + (in_training - operations) / 2  # learned parts forward again
     few = few_shot(settings)
     few = f" ({few})" if few else ""
@@ -70,7 +75,7 @@ def describe(
             f"{settings.dataset}, {sizes.origin}: {sizes.images:,} training images{few}, "
             f"{sizes.classes:,} classes",
         ),
-        *([("teacher", teacher.described(crop))] if teacher else []),
+        *([("teacher", teacher.described(sizes.resolution.crop))] if teacher else []),
         resolution_row(sizes.resolution, sizes.reason),
         (
             "schedule",
@@ -91,7 +96,7 @@ def describe(
         *_remembered_rows(architecture, sizes, learn),
         *gpu_rows(
             settings,
-            demand_of(settings, architecture, crop, sizes.classes, teacher),
+            demand_of(settings, architecture, sizes.resolution.largest, sizes.classes, teacher),
             steps,
             memory,
             gpus,

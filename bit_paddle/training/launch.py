@@ -95,10 +95,12 @@ def _run_in_folder(
 ) -> tuple[int, dict[str, Any] | None]:
     """Write the run's command, settings and plan into its folder, and carry it out."""
     described, folder = plan.describe(), plan.start.folder
-    new = not (folder / CONFIG).exists()
+    texts = [folder / name for name in (CONFIG, PLAN, RESULT)]
+    new = not texts[0].exists()
     with logbook.Logbook(folder) as log:
         command = shlex.join([*plan.settings.prog.split(), *arguments])
-        if (new or force) and plan.start.result is None:
+        before = {path: path.read_text(encoding="utf-8") for path in texts if path.exists()}
+        if (new or force or not plan.start.checkpoints) and plan.start.result is None:
             (folder / RESULT).unlink(missing_ok=True)
             title = " ".join(command.splitlines())
             files.write_text(folder / CONFIG, f"# {title}\n{to_yaml(plan.settings)}")
@@ -112,6 +114,8 @@ def _run_in_folder(
         except (errors.ConfigError, errors.CheckpointError):
             if new:  # such as a missing GPU: the run has done nothing yet
                 forget(folder)
+            for path, text in before.items():  # such as another network: --force was refused
+                files.write_text(path, text)
             raise
         except Exception as error:
             log.say(f"{type(error).__name__}: {error}", console=False)

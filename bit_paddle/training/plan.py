@@ -15,7 +15,7 @@ from bit_paddle.config.types import AUTO
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.recipes import hyperrule
 from bit_paddle.runs import folder
-from bit_paddle.system import environment
+from bit_paddle.system import environment, processes
 from bit_paddle.system.text import plural
 from bit_paddle.training import description, initialization
 
@@ -134,9 +134,10 @@ class Plan(ABC):
 
     @property
     def cache_bytes(self) -> int:
-        """Size of the cache of resized training images, in bytes."""
+        """Size of each process's cache of decoded training images, in bytes."""
         if self.settings.cache_gb is None:
-            return environment.memory_bytes() // 4
+            count = max(self.settings.nproc, processes.world_size())
+            return environment.memory_bytes() // 4 // count
         return int(self.settings.cache_gb * 1e9)
 
     def _test_notes(self) -> list[str]:

@@ -247,6 +247,24 @@ def test_if_all_checkpoints_are_damaged_the_rules_go_on(image_folder, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_run_that_was_stopped_before_its_first_checkpoint_tells_its_new_data(
+    image_folder, tmp_path
+):
+    moved = tmp_path / "moved"
+    for folder in (image_folder, moved):
+        arguments = [*TINY, "--dataset", "folder", "--datadir", folder, "--steps", 1,
+                     "--logdir", tmp_path, "--name", "run"]  # fmt: skip
+        assert run_train(*arguments).returncode == 0
+        assert f"datadir: {folder}\n" in (tmp_path / "run/config.yaml").read_text()
+        assert str(folder) in (tmp_path / "run/plan.json").read_text()
+        if not moved.exists():
+            shutil.copytree(image_folder, moved)
+            shutil.rmtree(tmp_path / "run/checkpoints")
+            for name in ("result.json", "model.npz"):
+                (tmp_path / "run" / name).unlink()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("stopped", [False, True])
 def test_what_cannot_be_written_is_named_and_made_up_for(stopped, tmp_path):
     """With a limit on the size of files, which is as good as a full disk."""
@@ -488,6 +506,7 @@ CHANGES = {
     "steps": 4,
     "precrop": 40,
     "crop": 34,
+    "alternate_crop": None,
     "flip": False,
     "random_crop": False,
     "seed": 1,

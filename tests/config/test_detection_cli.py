@@ -80,7 +80,7 @@ def test_all_faults_at_once(base, tmp_path):
         "--scale_min: is 2, larger than --scale_max 1",
         "--channels: is 100, expected a multiple of 32",
         "--side: is 1, expected at least 32",
-        "--anchor_base: is 0, expected a positive number",
+        "--anchor_base: is 0, expected above 0 and at most 10000",
         "--learn: is head, which keeps the weights",
         "--model: is required",
         "13 faults",
@@ -90,6 +90,7 @@ def test_all_faults_at_once(base, tmp_path):
         (["--regions", "pool"], "--regions: is for --detector faster_rcnn only"),
         (["--detector", "faster_rcnn", "--depth", 2], "--depth: is for --detector retinanet only"),
         (["--detector", "yolo"], "--detector: is 'yolo'"),
+        (["--side", 1 << 17], "--side: is 131072, expected at most 65536"),
     ):
         with pytest.raises(ConfigError, match=words):
             parse(*base, *flags)

@@ -94,7 +94,7 @@ def test_the_order_of_the_classes_can_be_given(folder, kind):
     assert found.classes == ["owl", "heron", "crow"]
     assert found.labels[0].tolist() == ([1, 0] if kind == "labels" else [0, 2])
     if kind == "coco.json":
-        assert found.category_ids == [7, -1, 3]
+        assert found.category_ids == [7, None, 3]
 
 
 BAD = [

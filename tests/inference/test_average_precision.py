@@ -134,10 +134,10 @@ def test_nothing_and_nonsense():
 
 
 def test_results_without_a_number_of_the_class():
-    images = images_of([[]], [[]], classes=2, ids=["a"], category_ids=[5, -1])
+    images = images_of([[]], [[]], classes=2, ids=["a"], category_ids=[-5, None])
     found = [found_of([[1, 2, 4, 8], [0, 0, 1, 1]], [0.5, 0.75], [0, 1])]
     assert ap.results_json(images, found) == [
-        {"image_id": "a", "category_id": 5, "bbox": [1, 2, 3, 6], "score": 0.5}
+        {"image_id": "a", "category_id": -5, "bbox": [1, 2, 3, 6], "score": 0.5}
     ]
 
 

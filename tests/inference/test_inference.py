@@ -452,6 +452,7 @@ def test_predict_fetches_images_checkpoint_and_class_names(image_folder, tmp_pat
     [
         (["nowhere.png"], "nowhere.png: no such image"),
         (["README.md", "--features", "x", "--sheet", "y"], "cannot be combined"),
+        (["README.md", "--output", "docs"], "--output docs: is a folder; give the name of a file"),
         (["configs"], "no images in configs"),
         (["README.md", "--features", "nowhere/x.npz"], "nowhere is not a folder"),
     ],

@@ -1,5 +1,6 @@
 """Upstream training: its rule, its crops, its losses, and whole runs."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from bit_paddle import create_model
 from bit_paddle import pretrain as pretraining
 from bit_paddle.config import parsing
 from bit_paddle.config.saved import to_yaml
+from bit_paddle.data import loader
 from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.data.readers import registry
 from bit_paddle.data.transforms import inception_box, inception_view
@@ -71,6 +73,8 @@ def test_settings_of_upstream():
         (["--rule", "upstream", "--epochs", "3", "--steps", "9"], "--epochs and --steps"),
         (["--loss", "hinge"], "--loss: is 'hinge'"),
         (["--weight_decay", "-1"], "--weight_decay: is -1"),
+        (["--alternate_crop", "64"], "--alternate_crop: is for --rule upstream"),
+        (["--rule", "upstream", "--alternate_crop", "64", "--no-crop"], "views have one size"),
     ],
 )
 def test_faults(words, named, image_folder):
@@ -220,6 +224,63 @@ def test_two_processes_and_a_resume_give_the_same(image_folder, tmp_path):
         assert np.abs(one[key] - two[key]).max() < 1e-4 * scale, key
 
 
+def test_a_second_stage_starts_where_the_first_ended(image_folder, tmp_path):
+    words = ["--dataset", "folder", "--datadir", image_folder, "--logdir", tmp_path, *TINY[4:]]
+    done = pretrain("--model", "R14x0.5", *words, "--steps", 3, "--warmup", 0, "--name", "first")
+    assert done.returncode == 0, done.stderr
+    first = tmp_path / "first"
+    assert "model         R14x0.5, 1024 features, a new head of 3 outputs" in done.stdout
+    more = ["--steps", 1, "--warmup", 1]  # the only step has a learning rate of 0
+    done = pretrain("--model", first, *words, *more, "--name", "second")
+    assert done.returncode == 0, done.stderr
+    assert "the head of 3 outputs in the file of its weights, whose classes are the same" in (
+        done.stdout
+    )
+    before, after = (dict(np.load(tmp_path / name / "model.npz")) for name in ("first", "second"))
+    kept = [key for key, value in before.items() if value.dtype.kind == "f"]
+    assert "resnet/head/conv2d/kernel" in kept and before["resnet/head/conv2d/kernel"].any()
+    for key in kept:
+        assert np.array_equal(before[key], after[key]), key
+    other = tmp_path / "images"
+    for place in sorted((image_folder / "train").iterdir()):
+        (other / f"not-{place.name}").mkdir(parents=True)
+        for path in list(place.glob("*.png"))[:4]:
+            (other / f"not-{place.name}" / path.name).write_bytes(path.read_bytes())
+    done = pretrain("--model", first, *words, "--datadir", other, *more, "--name", "other")
+    assert done.returncode == 0, done.stderr
+    assert "the file of its weights has no head for these classes" in done.stdout
+    third = dict(np.load(tmp_path / "other" / "model.npz"))
+    assert not third["resnet/head/conv2d/kernel"].any()
+    assert np.array_equal(third[kept[0]], before[kept[0]])
+
+
+def test_pretraining_by_name():
+    """An architecture starts from random weights, a published name from its own."""
+    for model, expected in (("R50x1", True), ("BiT-Mini", False)):
+        words = ["--model", model, "--dataset", "digits", "--rule", "upstream"]
+        assert parsing.parse(words, "x", registry.find)[0].from_scratch == expected
+
+
+def test_crops_of_two_sizes(image_folder, tmp_path):
+    words = [*TINY, "--datadir", str(image_folder), "--rule", "upstream", "--alternate_crop", "48"]
+    made = plan.make_plan(parsing.parse(words, "x", registry.find)[0])
+    assert made.resolution.largest == 48 and made.model_notes["crop"] == 32
+    assert dict(made.rows())["resolution"].endswith("training crops of 48 in every second step")
+
+    def steps(start):
+        streams = loader.training_batches(
+            made.data.train, made.subset, made.resolution, 8, 0, 1, start=start, inception=True
+        )
+        return list(itertools.islice(streams, 4 - start))
+
+    whole, late = steps(0), steps(3)
+    assert [one.pixels.shape[2:] for one in whole] == [(32, 32), (48, 48), (32, 32), (48, 48)]
+    assert np.array_equal(whole[3].pixels, late[0].pixels)
+    done = pretrain(*words[:-4], *words[-2:], "--steps", 3, "--logdir", tmp_path, "--name", "run")
+    assert done.returncode == 0, done.stderr
+    assert find_trained(str(tmp_path / "run")).preprocessing == Preprocessing(32, 36)
+
+
 def test_help_explains_upstream():
     done = pretrain("--help")
     assert done.returncode == 0 and "Inception crops of 224" in done.stdout
@@ -231,7 +292,7 @@ def test_help_explains_upstream():
 
 
 def test_it_knows_one_rule():
-    for words in (["--rule", "code"], ["--rule=paper"], ["--no-from_scratch"]):
+    for words in (["--rule", "code"], ["--rule=paper"]):
         with pytest.raises(ConfigError, match="pretrain always is --rule upstream"):
             pretraining.main(["--model", "R50x1", "--dataset", "digits", *words])
 

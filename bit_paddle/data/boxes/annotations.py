@@ -45,7 +45,7 @@ class BoxedImages:
     crowd: list[np.ndarray]
     classes: list[str]
     ids: list[Any]
-    category_ids: list[int]
+    category_ids: list[int | None]
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -143,7 +143,10 @@ class Collector:
         image.crowd.append(crowd)
 
     def finished(
-        self, on_bad_box: str, category_ids: Sequence[int] | None = None, notes: Sequence[str] = ()
+        self,
+        on_bad_box: str,
+        category_ids: Sequence[int | None] | None = None,
+        notes: Sequence[str] = (),
     ) -> BoxedImages:
         """Return all usable images and boxes.
 

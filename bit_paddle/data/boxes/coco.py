@@ -50,7 +50,7 @@ def read_coco(
             name = categories.get(category, category) if _is_id(category) else category
             crowd = box.get("iscrowd") in (1, True)
             found.box(images[number], _corners(corners), name, crowd, where)
-    return found.finished(on_bad_box, [numbers.get(name, -1) for name in names])
+    return found.finished(on_bad_box, [numbers.get(name) for name in names])
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -29,7 +29,8 @@ KINDS = ("retinanet", "faster_rcnn")
 
 BOX_LOSSES = ("huber", "giou")  # the keys of `losses.BOX_LOSSES`, which needs Paddle
 
-_LARGEST = 1 << 16  # of the numbers in a file: more is damage
+#: The largest channels, depth and side, and the largest base of the anchors; more is a mistake
+LARGEST, LARGEST_BASE = 1 << 16, 1e4
 
 
 @dataclass(frozen=True)
@@ -113,11 +114,15 @@ class Detector:
 
 
 def _whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= _LARGEST
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= LARGEST
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= 1e4
+    return (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and 0 < value <= LARGEST_BASE
+    )
 
 
 def _has_classes(value: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +14,9 @@ import numpy as np
 from bit_paddle.config.settings import Settings
 from bit_paddle.data import check, copies, fewshot, identity
 from bit_paddle.data.readers import registry
-from bit_paddle.data.readers.unlabelled import is_unlabelled
 from bit_paddle.errors import ConfigError
 from bit_paddle.models import cost, losses
+from bit_paddle.models.checkpoint import CheckpointFile
 from bit_paddle.recipes import hyperrule
 from bit_paddle.recipes.recipe import SIDES
 from bit_paddle.runs import folder
@@ -72,7 +72,7 @@ class ClassificationPlan(Plan):
         """The bytes that training takes."""
         classes = len(self.data.train.classes)
         return demand_of(
-            self.settings, self.architecture, self.resolution.crop, classes, self.teacher
+            self.settings, self.architecture, self.resolution.largest, classes, self.teacher
         )
 
     def estimated_split(self, share: int, memory: int, half: bool) -> int:
@@ -129,6 +129,23 @@ class ClassificationPlan(Plan):
     def class_weights(self) -> np.ndarray | None:
         """The weight of each class in the loss, float64 [K]; None: all images weigh the same."""
         return losses.class_weights(self.class_counts, self.settings.balance)
+
+    @cached_property
+    def head_classes(self) -> list[str] | None:
+        """The classes of the head in the file of the initial weights; None if there are no names.
+
+        Only pre-training asks: it keeps a head for the same classes.
+        """
+        if self.checkpoint is None or not self.checkpoint.exists():
+            return None
+        with CheckpointFile(self.checkpoint) as file:
+            return file.notes().get("classes") if file.classes else None
+
+    @property
+    def keeps_head(self) -> bool:
+        """Whether a new run starts with the head of its file."""
+        known = self.settings.recipe.keeps_head and self.head_classes
+        return bool(known) and known == list(self.data.train.classes)
 
     @property
     def crops(self) -> bool:
@@ -209,17 +226,8 @@ def make_plan(
             if images:
                 images, more = check.usable(images, settings.workers, every_class=False)
                 data, skipped = data._replace(**{part: images}), skipped + more
-    if taught is not None:
-        data, taught = teacher.with_classes(data, taught)
-        train = data.train
-        if not taught.fits and settings.examples_per_class is not None:
-            raise ConfigError(
-                "--examples_per_class: the images have no labels to choose by; omit it"
-            )
-    elif is_unlabelled(train):
-        raise ConfigError(
-            f"--dataset {settings.dataset}: its images have no labels; they are for --rule distill"
-        )
+    data, taught = teacher.with_classes(settings, data, taught)
+    train = data.train
     subset = np.arange(len(train))
     if settings.examples_per_class is not None:
         subset = fewshot.select(
@@ -275,7 +283,14 @@ def resolution_of(
         resolution = teacher.resolution
     else:
         resolution = settings.recipe.resolution(height, width, model)
-    return resolution if crops else hyperrule.Resolution(resolution.crop, resolution.crop)
+    if settings.alternate_crop is not None and not crops:
+        raise ConfigError(
+            "--alternate_crop: without crops all views have one size, and the data set's file says "
+            "random_crop: false; leave the flag out, or give --random_crop"
+        )
+    if not crops:
+        return hyperrule.Resolution(resolution.crop, resolution.crop)
+    return replace(resolution, alternate=settings.alternate_crop)
 
 
 def resolution_reason(

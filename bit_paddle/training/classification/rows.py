@@ -63,7 +63,9 @@ def rows(plan: ClassificationPlan) -> list[tuple[str, str]]:
 
 def resolution_row(resolution: hyperrule.Resolution, reason: str) -> tuple[str, str]:
     """Return the line on the resolution."""
-    return "resolution", f"{resolution.precrop} -> {resolution.crop}, {reason}"
+    also = f"; training crops of {resolution.alternate} in every second step"
+    row = f"{resolution.precrop} -> {resolution.crop}, {reason}"
+    return "resolution", row + (also if resolution.alternate else "")
 
 
 def few_shot(settings: Settings) -> str:
@@ -73,10 +75,13 @@ def few_shot(settings: Settings) -> str:
 
 
 def _model(plan: ClassificationPlan) -> str:
-    return (
-        f"{plan.architecture.name}, {plan.architecture.features} features, a new head of "
-        f"{len(plan.data.train.classes)} outputs starting at zero"
-    )
+    outputs = f"{len(plan.data.train.classes)} outputs"
+    head = f"a new head of {outputs} starting at zero"
+    if plan.keeps_head:
+        head = f"the head of {outputs} in the file of its weights, whose classes are the same"
+    elif plan.settings.recipe.keeps_head and plan.checkpoint is not None:
+        head += ": the file of its weights has no head for these classes"
+    return f"{plan.architecture.name}, {plan.architecture.features} features, {head}"
 
 
 def _data(plan: ClassificationPlan) -> str:
@@ -143,6 +148,8 @@ def _preprocessing(plan: ClassificationPlan) -> str:
         training = (
             f"crop of 5 to 100 % of the area, 3:4 to 4:3, resized to {crop} x {crop} (bilinear)"
         )
+        if other := plan.resolution.alternate:
+            training += f", to {other} x {other} in every second step"
     else:
         training = f"resize to {precrop} x {precrop} (bilinear)"
         if plan.crops:

@@ -63,7 +63,7 @@ class Classification(Task):
         return ResNetV2(self._plan.architecture, len(self._plan.data.train.classes))
 
     def initial_network(self) -> ResNetV2:
-        """Return the pre-trained network with a new head, or a random one."""
+        """Return the pre-trained network with a new head or its own, or a random network."""
         settings, path = self._plan.settings, self._plan.checkpoint
         if path is None:
             model = self.new_network()
@@ -72,7 +72,10 @@ class Classification(Task):
             if not path.exists():  # a run that was to resume, of whose checkpoints none is whole
                 source = published.resolve(settings.model)
                 path = published.obtain(source, settings.bit_pretrained_dir)
-            model = weights.create_model(path, len(self._plan.data.train.classes))
+            kept = self._plan.keeps_head
+            model = weights.create_model(path, None if kept else len(self._plan.data.train.classes))
+            if kept:
+                return model
         bias = losses.LOSSES[settings.loss].head_bias
         if bias:
             model.head.bias.set_value(np.full(model.head.bias.shape, bias, "f4"))
@@ -110,7 +113,7 @@ class Classification(Task):
 
     def trial_loss(self, model: ResNetV2, images: int) -> Tensor:
         """Return the loss of black images with MixUp."""
-        crop = self._plan.resolution.crop
+        crop = self._plan.resolution.largest
         pixels, labels = np.zeros((images, 3, crop, crop), np.uint8), np.zeros(images, np.int64)
         part = loader.MicroBatch(pixels, labels, labels, pixels, labels)
         return self._loss(model, part, images=images, lam=0.5)
