@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 class TeacherNetwork:
     """A trained network that only computes: no gradients, and always in evaluation mode.
 
-    Views of another side than ``side`` are resized to it, bilinearly. `validation.evaluate` takes
-    it in place of a network.
+    Views of another side than ``side``, if that is given, are resized to it, bilinearly.
+    `validation.evaluate` takes it in place of a network.
     """
 
-    def __init__(self, path: Path, side: int):
+    def __init__(self, path: Path, side: int | None):
         self.network = weights.create_model(path)
         self.network.eval()
         self.num_classes, self.amp, self._side = self.network.num_classes, "off", side
@@ -53,8 +53,9 @@ class TeacherNetwork:
     def __call__(self, pixels: Tensor) -> Tensor:
         """Return the logits [N, K] of views [N, 3, H, W]."""
         self.network.amp = self.amp
-        if pixels.shape[-1] != self._side:
-            pixels = F.interpolate(pixels, [self._side, self._side], mode="bilinear")
+        side = self._side or pixels.shape[-1]
+        if pixels.shape[-1] != side:
+            pixels = F.interpolate(pixels, [side, side], mode="bilinear")
         return self.network(pixels)
 
     def eval(self) -> None:
@@ -85,7 +86,7 @@ class Distillation(Classification):
     @cached_property
     def _teacher(self) -> TeacherNetwork:
         teacher = self._plan.teacher
-        return TeacherNetwork(teacher.file.path, teacher.side(self._plan.resolution.crop))
+        return TeacherNetwork(teacher.file.path, teacher.crop)
 
     def _divergence(
         self, model: ResNetV2, part: loader.MicroBatch, images: int, lam: float = 1.0
