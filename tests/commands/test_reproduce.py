@@ -162,6 +162,12 @@ def test_wrong_commands_are_reported_before_any_run(claim_file, tmp_path):
     assert "vtab/R50x1: needs its data: --datadir vtab-1k=DIR" in done.stderr
 
 
+@pytest.mark.parametrize("flags", [["--resize", 72], ["--crop", 64, "--filter", "bicubic"]])
+def test_evaluate_needs_the_whole_preprocessing(flags):
+    done = run_here("evaluate", "--model", "BiT-Mini", "--dataset", "digits", *flags)
+    assert done.returncode == 2 and "--resize needs --crop, and --filter needs both" in done.stderr
+
+
 def test_without_claims_they_are_listed():
     done = run_here("reproduce")
     assert done.returncode == 0 and "\nvtab/R152x4 " in done.stdout
