@@ -1,4 +1,4 @@
-"""How often is a verdict of `bit_paddle reproduce` right? ``python scripts/benchmarks/verdicts.py``.
+"""How often is a verdict of reproduce right? ``python scripts/benchmarks/verdicts.py``.
 
 Draws published and own accuracies from normal distributions, judges them by the rule of
 `bit_paddle.inference.verdicts`, and prints the share of each verdict. ``spread`` is the standard
