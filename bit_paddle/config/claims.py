@@ -139,7 +139,9 @@ def find(words: Iterable[str]) -> list[Claim]:
 
     Raises one `ConfigError` for the faults of all of them.
     """
-    every, claims, faults = known(), {}, []
+    every = known()
+    claims: dict[str, Claim] = {}
+    faults: list[str] = []
     for word in words:
         below = [name for name in every if name.startswith(f"{word.rstrip('/')}/")]
         if word.lower().endswith((".yaml", ".yml")):
@@ -205,9 +207,9 @@ def _merged(path: Path, depth: int = 4) -> dict[Any, Any]:
         raise ConfigError(f"{path}: base is {base!r}, expected the name of a file that ends this")
     below = _merged(path.parent / base, depth - 1)
     merged = {**below, **content}
-    both = (below.get("settings"), content.get("settings"))
-    if all(isinstance(settings, dict) for settings in both):
-        merged["settings"] = {**both[0], **both[1]}
+    first, second = below.get("settings"), content.get("settings")
+    if isinstance(first, dict) and isinstance(second, dict):
+        merged["settings"] = {**first, **second}
     return merged
 
 

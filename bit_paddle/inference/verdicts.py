@@ -30,7 +30,7 @@ RULE = (
     "(1 if their number is not known). The published value is the median. "
     f"It is {NOT_REPRODUCED} too if all of our runs lie on one side of the published range, and "
     "the chance of that, 2 n! k! / (n + k)!, is below 5%. "
-    f"It is {UNDECIDED} if half of the interval is wider than the published range and than "
+    f"It is {UNDECIDED} if half of the interval is wider than twice the published range and than "
     f"{WIDEST:g} points: then nearly anything lies in it, and more seeds are needed. "
     f"Fewer than {SPREAD_LEAST} runs show no spread. Then it is Wilson's interval of our accuracy, "
     "which tells how far it could be off because there are so few images; it must overlap with "
@@ -165,6 +165,6 @@ def _verdict(
     apart = min(values.values()) > top + allowed or max(values.values()) < bottom - allowed
     if several and apart and 2 / math.comb(len(values) + (published.runs or 1), len(values)) < 0.05:
         return NOT_REPRODUCED
-    if several and (ends[1] - ends[0]) / 2 > max(WIDEST, top - bottom + 2 * allowed):
+    if several and (ends[1] - ends[0]) / 2 > max(WIDEST, 2 * (top - bottom)):
         return UNDECIDED
     return REPRODUCED

@@ -1,6 +1,6 @@
 """Make the data of the stand-in claims, which prove `bit_paddle reproduce` without a GPU.
 
-    python scripts/benchmarks/stand_ins.py --cifar10 DIR --output stand-in
+    python scripts/benchmarks/stand_ins.py --photos DIR --output stand-in
     bit_paddle reproduce stand-in --datadir cifar10=DIR vtab-1k=stand-in --name stand-in
 
 DIR holds CIFAR-10 in its official layout. The output has three tasks of VTAB-1k in their published
@@ -56,12 +56,12 @@ def positions(digits: np.ndarray, random: np.random.Generator) -> tuple[np.ndarr
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--cifar10", required=True, help="folder of CIFAR-10's official archive")
+    parser.add_argument("--photos", required=True, help="folder of CIFAR-10's official archive")
     parser.add_argument("--output", type=Path, required=True, help="folder of the three tasks")
     flags = parser.parse_args()
     random = np.random.default_rng(0)
     digits = registry.open_dataset("digits")
-    photos = registry.open_dataset("cifar10", flags.cifar10)
+    photos = registry.open_dataset("cifar10", flags.photos)
     pixels, labels = shuffled(digits.train, len(digits.train), random)
     more, their = shuffled(digits.val, len(digits.val), random)
     pixels, labels = np.concatenate([pixels, more]), np.concatenate([labels, their])

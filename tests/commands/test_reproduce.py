@@ -63,7 +63,7 @@ def test_every_claim_is_valid_and_its_command_can_be_parsed(tmp_path):
     for claim in claims_of.find(names):
         for row in claim.rows:
             (tmp_path / row.settings.get("datadir", "")).mkdir(exist_ok=True)
-        for job in jobs_of(claim, tmp_path, str(tmp_path)):
+        for job in jobs_of(claim, tmp_path, str(tmp_path), seeds=1):
             reproduce._check(job)
 
 
@@ -160,6 +160,12 @@ def test_wrong_commands_are_reported_before_any_run(claim_file, tmp_path):
     assert done.returncode == 2 and not (tmp_path / "logs").exists()
     assert "a wrong: --stepps=1: no such flag; did you mean --steps" in done.stderr
     assert "vtab/R50x1: needs its data: --datadir vtab-1k=DIR" in done.stderr
+
+
+@pytest.mark.parametrize("flags", [["--resize", 72], ["--crop", 64, "--filter", "bicubic"]])
+def test_evaluate_needs_the_whole_preprocessing(flags):
+    done = run_here("evaluate", "--model", "BiT-Mini", "--dataset", "digits", *flags)
+    assert done.returncode == 2 and "--resize needs --crop, and --filter needs both" in done.stderr
 
 
 def test_without_claims_they_are_listed():
@@ -300,9 +306,10 @@ rows:
     )
     (tmp_path / "damaged.npz").write_bytes(b"no model")
     data = vtab(tmp_path / "vtab-1k")
-    (data / "svhn/classes.txt").write_text("".join(f"{name}\n" for name in CIFAR10))
     for part, other in (("train800val200", "train"), ("test", "val")):
-        (data / f"svhn/{other}.txt").write_text((data / f"svhn/{part}.txt").read_text())
+        lines = (data / f"svhn/{part}.txt").read_text().split()
+        names = [f"{path} {CIFAR10[int(label)]}\n" for path, label in zip(lines[::2], lines[1::2])]
+        (data / f"svhn/{other}.txt").write_text("".join(names))
     folders = [f"vtab-1k={data}", f"pictures={data}/svhn"]
     words = [tasks, alone, "--logdir", tmp_path, "--name", "n", "--datadir", *folders]
     done = run_here("reproduce", *words)
@@ -323,18 +330,21 @@ rows:
     assert 'href="v/svhn/seed-0/train.log"' in page and verdicts.RULE[:60] in page
     assert "http" not in re.sub(r"xmlns\S+|https?://(www\.w3\.org|storage)\S*", "", page)
     assert "bit_paddle" in page and "Python" in page
-    # Finished runs are kept, and another claim's results join the page.
-    other = claim_file(DIGITS)
+    assert rows["v", "svhn"]["verdict"] == "not reproduced"
+    # Finished runs are kept, and another command's results stay on the page.
     again = bit_paddle.reproduce(
-        [other, tasks], datadir={"vtab-1k": data}, logdir=tmp_path, name="n", device="cpu"
+        alone, datadir={"pictures": data / "svhn"}, logdir=tmp_path, name="n", device="cpu"
     )
-    assert again.outcomes["tiny"][0].verdict == "not reproduced" and not again.failed
-    page = again.page.read_text()
-    assert "alone" in page and "digits" in page
-    changed = claim_file(DIGITS.replace("steps: 1", "steps: 2"))
-    done = run_here("reproduce", changed, "--logdir", tmp_path, "--name", "n")
+    assert [one.verdict for one in again.outcomes["alone"]] == ["reproduced", "not measured"]
+    assert list(again.failed) == ["alone fails, run 0"]
+    assert 'href="v/svhn/seed-0/train.log"' in again.page.read_text()
+    # A result of other settings does not count.
+    tasks.write_text(tasks.read_text().replace("steps: 1", "steps: 2"))
+    done = run_here(
+        "reproduce", tasks, "--logdir", tmp_path, "--name", "n", "--datadir", folders[0]
+    )
     assert done.returncode == 1 and "holds a run that differs" in done.stdout
-    assert "| tiny | wrong | 99.9 |  |  | 0 of 1 |" in done.stdout
+    assert "| v | mean: overall | 1.0 |  |  | 0 of 1 |" in done.stdout
 
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer",
@@ -345,7 +355,7 @@ CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer",
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_killed_and_resumed(number, claim_file, tmp_path):
     """After SIGKILL no process of the run is left, and the same command finishes it."""
-    text = DIGITS.replace("steps: 1", "steps: 400, save_every: 5").replace("99.9", "10")
+    text = DIGITS.replace("steps: 1", "steps: 60, save_every: 5").replace("99.9", "10")
     path = claim_file(text)
     command = [sys.executable, "-W", "ignore", "-m", "bit_paddle.reproduce", path,
                "--logdir", tmp_path]  # fmt: skip

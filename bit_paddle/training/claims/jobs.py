@@ -88,11 +88,11 @@ class Job:
 
     @property
     def fault(self) -> str:
-        """The last line that the job printed."""
-        lines = [line for line in self._text.splitlines() if line and not line.startswith(_MARK)]
-        return next((line for line in reversed(lines) if line.startswith("error: ")), "") or (
-            lines[-1] if lines else "no output"
-        )
+        """The last error that the last attempt printed, else its last line."""
+        text = self._text.rpartition(f"{_MARK}python ")[2]
+        lines = [line for line in text.splitlines()[1:] if not line.startswith(_MARK)]
+        found = [line for line in lines if line.startswith("error: ")] or list(filter(None, lines))
+        return found[-1] if found else "no output"
 
     @property
     def _text(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,31 +28,40 @@ from bit_paddle.training.classification.task import Classification
 
 if TYPE_CHECKING:
     from bit_paddle.training.classification.plan import ClassificationPlan
-    from bit_paddle.training.classification.teacher import Teacher
 
 
-class TeacherNetwork(ResNetV2):
+class TeacherNetwork:
     """A trained network that only computes: no gradients, and always in evaluation mode.
 
-    Views of another side than ``side`` are resized to it, bilinearly.
+    Views of another side than ``side``, if that is given, are resized to it, bilinearly.
+    `validation.evaluate` takes it in place of a network.
     """
 
-    def __init__(self, teacher: Teacher, side: int):
-        super().__init__(teacher.architecture, teacher.file.outputs)
-        self._side = side
-        weights.load_npz(self, teacher.file.path)
-        for parameter in self.parameters():
-            parameter.stop_gradient = True
-        self.eval()
+    def __init__(self, path: Path, side: int | None):
+        self.network = weights.create_model(path)
+        self.network.eval()
+        self.num_classes, self.amp, self._side = self.network.num_classes, "off", side
 
-    def train(self) -> None:
-        """Do nothing: a teacher does not learn."""
+    def beside(self, student: ResNetV2) -> TeacherNetwork:
+        """Return itself, which from now on computes as ``student`` does: operators, precision."""
+        if self.network.operators is not student.operators:
+            self.network.compute_with(student.operators)
+        self.amp = student.amp
+        return self
 
     @paddle.no_grad()
-    def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-1] != self._side:
-            x = F.interpolate(x, [self._side, self._side], mode="bilinear")
-        return super().forward(x)
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Return the logits [N, K] of views [N, 3, H, W]."""
+        self.network.amp = self.amp
+        side = self._side or pixels.shape[-1]
+        if pixels.shape[-1] != side:
+            pixels = F.interpolate(pixels, [side, side], mode="bilinear")
+        return self.network(pixels)
+
+    def eval(self) -> None:
+        """Do nothing: it always evaluates."""
+
+    train = eval
 
 
 class Agreement(Tally):
@@ -76,15 +86,7 @@ class Distillation(Classification):
     @cached_property
     def _teacher(self) -> TeacherNetwork:
         teacher = self._plan.teacher
-        return TeacherNetwork(teacher, teacher.side(self._plan.resolution.crop))
-
-    def _teacher_beside(self, model: ResNetV2) -> TeacherNetwork:
-        """Return the teacher, which computes as the student ``model`` does."""
-        teacher = self._teacher
-        if teacher.operators is not model.operators:
-            teacher.compute_with(model.operators)
-        teacher.amp = model.amp
-        return teacher
+        return TeacherNetwork(teacher.file.path, teacher.crop)
 
     def _divergence(
         self, model: ResNetV2, part: loader.MicroBatch, images: int, lam: float = 1.0
@@ -93,7 +95,7 @@ class Distillation(Classification):
         pixels = device.to_device(part.images)
         if lam != 1.0:
             pixels = losses.mix(pixels, device.to_device(part.partner_images), lam)
-        wanted = self._teacher_beside(model)(pixels)
+        wanted = self._teacher.beside(model)(pixels)
         return losses.divergence(model(pixels), wanted).sum() / images
 
     def validate(self, model: ResNetV2, batch_split: int, last: bool) -> Tally:
@@ -116,8 +118,7 @@ class Distillation(Classification):
             return
         images = getattr(plan.data, part)
         logits = np.zeros((len(images), len(images.classes)), np.float32)
-        teacher = self._teacher_beside(model)
-        log, stop = self._log, self._stop
+        teacher, log, stop = self._teacher.beside(model), self._log, self._stop
         validation.measure(plan, teacher, images, batch_split, log, stop, "teacher", logits)
         labelled = images.chosen(np.arange(len(images)), logits.argmax(axis=1), images.classes)
         self._plan = replace(plan, data=plan.data._replace(**{part: labelled}))

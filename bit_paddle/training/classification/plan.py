@@ -13,7 +13,6 @@ import numpy as np
 from bit_paddle.config.settings import Settings
 from bit_paddle.data import check, copies, fewshot, identity
 from bit_paddle.data.readers import registry
-from bit_paddle.data.readers.unlabelled import is_unlabelled
 from bit_paddle.errors import ConfigError
 from bit_paddle.models import cost, losses
 from bit_paddle.models.checkpoint import CheckpointFile
@@ -212,17 +211,8 @@ def make_plan(
             if images:
                 images, more = check.usable(images, settings.workers, every_class=False)
                 data, skipped = data._replace(**{part: images}), skipped + more
-    if taught is not None:
-        data, taught = teacher.with_classes(data, taught)
-        train = data.train
-        if not taught.fits and settings.examples_per_class is not None:
-            raise ConfigError(
-                "--examples_per_class: the images have no labels to choose by; omit it"
-            )
-    elif is_unlabelled(train):
-        raise ConfigError(
-            f"--dataset {settings.dataset}: its images have no labels; they are for --rule distill"
-        )
+    data, taught = teacher.with_classes(settings, data, taught)
+    train = data.train
     subset = np.arange(len(train))
     if settings.examples_per_class is not None:
         subset = fewshot.select(

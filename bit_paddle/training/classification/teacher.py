@@ -148,12 +148,21 @@ def _checked(teacher: Teacher) -> Teacher:
     return teacher
 
 
-def with_classes(data: Dataset, teacher: Teacher) -> tuple[Dataset, Teacher]:
+def with_classes(
+    settings: Settings, data: Dataset, teacher: Teacher | None
+) -> tuple[Dataset, Teacher | None]:
     """Return ``data`` with the teacher's classes, and the teacher with `Teacher.fits`.
 
     Classes are paired as in `match_classes`. Where they do not fit, all labels are 0, which nothing
-    may use.
+    may use. Without a teacher both stay as they are. Raises `ConfigError` if labels are needed, but
+    there are none.
     """
+    if teacher is None and is_unlabelled(data.train):
+        raise ConfigError(
+            f"--dataset {settings.dataset}: its images have no labels; they are for --rule distill"
+        )
+    if teacher is None:
+        return data, teacher
     names, found = list(data.train.classes), None
     if not is_unlabelled(data.train):
         try:
@@ -168,6 +177,8 @@ def with_classes(data: Dataset, teacher: Teacher) -> tuple[Dataset, Teacher]:
     classes = teacher.file.classes or own
     if fits and classes == names:
         return data, teacher
+    if not fits and settings.examples_per_class is not None:
+        raise ConfigError("--examples_per_class: the images have no labels to choose by")
 
     def renamed(images: Images) -> Images:
         return images.chosen(np.arange(len(images)), found[images.labels], classes)
