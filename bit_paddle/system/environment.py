@@ -106,11 +106,17 @@ def machine() -> str:
             break
     processor = platform.machine()
     with contextlib.suppress(OSError, StopIteration):  # Linux has its name
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         processor = next(line for line in lines if line.startswith("model name")).split(": ")[1]
     gpus = []
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60)
+        listed = subprocess.run(
+            ["nvidia-smi", "-L"],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=60,
+        )
         gpus = [line.split(" (UUID")[0] for line in listed.stdout.splitlines()]
     hardware = "; ".join([f"{machine_cpu_count()} x {processor}", *gpus])
     return f"{paddle}, Python {version}, {platform.system()}; {hardware}"

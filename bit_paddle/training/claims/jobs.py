@@ -62,10 +62,12 @@ class Job:
         """The result of the finished job, or None; the result of other settings does not count."""
         trained = self.row.command == "train"
         try:
-            first = (self.folder / (CONFIG if trained else COMMAND)).read_text().splitlines()[0]
+            written = (self.folder / (CONFIG if trained else COMMAND)).read_text(encoding="utf-8")
+            first = written.splitlines()[0]
             if _essential(shlex.split(first.lstrip("# "))) != _essential(self.command):
                 return None
-            content = json.loads((self.folder / (RESULT if trained else METRICS)).read_text())
+            path = self.folder / (RESULT if trained else METRICS)
+            content = json.loads(path.read_text(encoding="utf-8"))
             result = content.get("test", {}).get("last", content)
             return Measured(100 * float(result[self.claim.metric]), int(result["images"]))
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
