@@ -11,7 +11,7 @@ import numpy as np
 import paddle
 import pytest
 from conftest import ROOT, update
-from paddle.hapi.dynamic_flops import count_convNd
+from paddle.hapi.dynamic_flops import count_convNd, count_linear
 
 from bit_paddle import create_model, errors, plan
 from bit_paddle.config import parsing
@@ -19,7 +19,7 @@ from bit_paddle.data.loader import MicroBatch
 from bit_paddle.data.readers import registry
 from bit_paddle.models import cost, npz, published
 from bit_paddle.models.architecture import UNITS, Architecture
-from bit_paddle.models.layers import StdConv2D
+from bit_paddle.models.layers import LinearHead, StdConv2D
 from bit_paddle.models.resnetv2 import ResNetV2
 from bit_paddle.training.classification.plan import make_plan
 from bit_paddle.training.classification.task import loss_of
@@ -120,7 +120,7 @@ def test_multiply_adds_and_parameters_are_those_that_paddle_counts(
     # is unknown to it, hence zero; ReLU, padding, pooling, sum and mean are no layers here, so that
     # it never sees them. Nothing is left to subtract. Paddle 2.6 rounds a layer's count to float32,
     # which changes none at these crops; at 701 it does.
-    known = {Convolution: count_convNd}
+    known = {Convolution: count_convNd, LinearHead: count_linear}
     counted = paddle.flops(model, [1, 3, crop, crop], custom_ops=known)
     del model.forward  # set by it: a cycle, which would keep the memory that later tests measure
     assert counted == cost.multiply_adds(architecture, crop, classes)
