@@ -5,9 +5,9 @@ FOLDER has train.json and val.json (COCO's format) and the images, such as BCCD 
 with several seeds, and measured on val.json: once as trained, and once with three scales, mirrored
 images (without --no-flip) and soft-NMS.
 
-Writes runs.csv and table.md into --logdir, and the runs. The same command resumes after a stop;
-without FOLDER it only rewrites the table. Time is that of the processor, with validation, of
-training with one thread.
+Writes runs.csv, table.md and figure.png into --logdir, and the runs. The same command resumes
+after a stop; without FOLDER it only draws runs.csv again. Time is that of the processor, with
+validation, of training with one thread.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from bit_paddle import errors
 from bit_paddle.config.types import positive, whole
@@ -66,9 +67,11 @@ def main(arguments: list[str]) -> int:
         with ThreadPoolExecutor(environment.cpu_count()) as pool:
             for _ in pool.map(lambda job: carry_out(flags, *job), jobs):
                 collect(flags.logdir)
-    collect(flags.logdir)
-    text = table(flags.logdir)
+    with open(flags.logdir / "runs.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    text = table(rows)
     files.write_text(flags.logdir / "table.md", text)
+    files.write(flags.logdir / "figure.png", lambda stream: draw(rows).savefig(stream, dpi=120))
     print(text, end="")
     return 0
 
@@ -126,10 +129,8 @@ def collect(logs: Path) -> None:
     files.write_text(logs / "runs.csv", text)
 
 
-def table(logs: Path) -> str:
+def table(rows: list[dict[str, str]]) -> str:
     """Return a Markdown table of runs.csv: minimum, median, maximum over the seeds."""
-    with open(logs / "runs.csv", newline="") as stream:
-        rows = list(csv.DictReader(stream))
     names = [name for name in rows[0] if name.startswith("ap50 ")] if rows else []
     titles = ["detector", "start", "runs", "AP", "AP50", "AP50, several views"]
     titles += [name.replace("ap50", "AP50 of") for name in names] + ["minutes"]
@@ -144,6 +145,28 @@ def table(logs: Path) -> str:
         cells.append(spread([float(row["minutes"]) for row in own]))
         text += "| " + " | ".join(cells) + " |\n"
     return text
+
+
+def draw(rows: list[dict[str, str]]) -> Figure:
+    """Draw the AP50 of every seed: once with one view of each image, once with several."""
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    axes, ticks = figure.add_subplot(), []
+    for kind in KINDS:
+        for key, title in (("ap50", "one view"), ("ap50_several", "several views")):
+            chosen = [row for row in rows if row["detector"] == kind]
+            for start, colour in zip(STARTS, ("C0", "C1")):
+                values = [100 * float(row[key]) for row in chosen if row["start"] == start]
+                places = len(ticks) + 0.12 * (np.arange(len(values)) - (len(values) - 1) / 2)
+                label = None if ticks else STARTS[start][0]
+                axes.plot(places, values, "o", color=colour, label=label)
+            if chosen:
+                ticks.append(f"{KINDS[kind][0]},\n{title}")
+    axes.set_xticks(range(len(ticks)), ticks)
+    axes.set_xlim(-0.5, len(ticks) - 0.5)
+    axes.set_ylabel("AP50, %, of each seed")
+    axes.grid(axis="y", alpha=0.2)
+    axes.legend(fontsize=8)
+    return figure
 
 
 def spread(values: list[float]) -> str:
