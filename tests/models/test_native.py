@@ -871,11 +871,12 @@ def test_an_interrupt_is_no_fault_of_the_compiler(number, compiler, tmp_path):
     """Ctrl-C comes to all processes of a terminal, and a cluster's SIGTERM to all of a job."""
     pytest.importorskip("sklearn")
     pytest.importorskip("setuptools")
-    script, calls = compiler('case "$*" in *" -c "*) sleep 60; esac')
+    mark = tmp_path / "compiles"  # an earlier call only asks for the compiler's version
+    script, _ = compiler(f'case "$*" in *" -c "*) touch "{mark}"; sleep 60; esac')
     variables = {"CXX": script, "CC": script, "BIT_PADDLE_HOME": tmp_path / "cache"}
     flags = [*TINY, "--logdir", tmp_path, "--name", "interrupted"]
     process = start_train(*flags, env=environment_with(**variables), start_new_session=True)
-    wait_until(calls, process)
+    wait_until(mark.exists, process)
     os.killpg(process.pid, number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number and "Traceback" not in err
