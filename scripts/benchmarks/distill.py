@@ -100,7 +100,6 @@ def main(arguments: list[str]) -> int:
                     collect(flags.logdir)
         if flags.speed:
             return tell_speed(flags)
-    collect(flags.logdir)
     text = table(flags.logdir)
     files.write_text(flags.logdir / "table.md", text)
     print(text, end="")

@@ -68,7 +68,6 @@ def main(arguments: list[str]) -> int:
         with ThreadPoolExecutor(environment.cpu_count()) as pool:
             for _ in pool.map(lambda job: carry_out(flags, *job), jobs):
                 collect(flags.logdir)
-    collect(flags.logdir)
     text = table(flags.logdir)
     files.write_text(flags.logdir / "table.md", text)
     print(text, end="")
