@@ -17,6 +17,7 @@ SCRIPTS = {
 }
 BENCHES = {
     "probe": ["probe.py", "--logdir", "{}"],
+    "heads": ["heads.py", "--logdir", "{}"],
     "blood-cells": ["detection.py", "--logdir", "{}"],
     "scenes": ["detection.py", "--logdir", "{}"],
 }
