@@ -15,8 +15,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
@@ -24,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from timing import processor_seconds
 
 from bit_paddle import errors
 from bit_paddle.config.types import positive, whole
@@ -99,13 +98,7 @@ def carry_out(flags: argparse.Namespace, seed: int, kind: str, start: str) -> No
 def run(words: list[str]) -> float:
     """Run a command of detection on its share of the cores; return its processor time."""
     command = [sys.executable, "-W", "ignore", "-m", "bit_paddle.detect", *words]
-    place = {**environment.share(environment.cpu_count()), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=place, stdout=sys.stderr)
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise errors.BitPaddleError(f"{' '.join(command)}: ended with {process.returncode}")
-    return used.ru_utime + used.ru_stime
+    return processor_seconds(command)
 
 
 def collect(logs: Path) -> None:

@@ -26,14 +26,13 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 
 import numpy as np
+from timing import processor_seconds
 
 from bit_paddle import errors
 from bit_paddle.config.types import positive, whole
@@ -131,13 +130,7 @@ def carry_out(flags: argparse.Namespace, arguments: list[str], seed: int, kind: 
     if (folder / "result.json").exists() and folder.with_suffix(".seconds").exists():
         return
     command = [sys.executable, "-W", "ignore", __file__, *arguments, "--one", kind, str(seed)]
-    place = {**environment.share(environment.cpu_count()), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=place, stdout=sys.stderr)
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise errors.BitPaddleError(f"{' '.join(command)}: ended with {process.returncode}")
-    spent = used.ru_utime + used.ru_stime  # of this process; a run that resumed took longer
+    spent = processor_seconds(command)  # of this process; a run that resumed took longer
     files.write_text(folder.with_suffix(".seconds"), f"{spent:.0f}\n")
 
 

@@ -25,6 +25,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+from timing import processor_seconds
 
 from bit_paddle import errors
 from bit_paddle.config.types import whole
@@ -83,13 +84,7 @@ def carry_out(flags: argparse.Namespace, seed: int, name: str, head: str) -> Non
     command += ["--dataset", "folder", "--datadir", str(flags.folder / name), *SETS[name], *SHORT]
     command += ["--steps", str(flags.steps), "--head", head, "--seed", str(seed), "--no-save"]
     command += ["--logdir", str(flags.logdir), "--name", folder.name]
-    place = {**environment.share(environment.cpu_count()), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=place, stdout=sys.stderr)
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise errors.BitPaddleError(f"{' '.join(command)}: ended with {process.returncode}")
-    files.write_text(folder / "seconds", f"{used.ru_utime + used.ru_stime:.0f}\n")
+    files.write_text(folder / "seconds", f"{processor_seconds(command):.0f}\n")
 
 
 def collect(logs: Path) -> None:

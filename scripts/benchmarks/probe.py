@@ -30,6 +30,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from timing import processor_seconds
 
 from bit_paddle import errors
 from bit_paddle.config.types import whole
@@ -105,13 +106,7 @@ def times_of(data: Path) -> list[str]:
         place = {**os.environ, "OMP_NUM_THREADS": "1", "BIT_PADDLE_HOME": home}
 
         def seconds(command: str, *more: str) -> float:
-            given = [*words(command, data), *more]
-            process = subprocess.Popen(given, env=place, stdout=sys.stderr)
-            _, status, used = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-            if process.returncode:
-                raise errors.BitPaddleError(f"{' '.join(given)}: ended with {process.returncode}")
-            return used.ru_utime + used.ru_stime
+            return processor_seconds([*words(command, data), *more], place)
 
         def train(name: str, *more: str) -> float:
             return seconds("train", "--no-save", "--logdir", home, "--name", name, *more)
