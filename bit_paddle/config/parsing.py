@@ -64,7 +64,13 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Return the values of the flags; a `ConfigError` suggests a name for an unknown flag."""
-        known, unknown = self.parse_known_args(args, namespace)
+        try:
+            known, unknown = self.parse_known_args(args, namespace)
+        except ConfigError as fault:  # a required flag that is missing may only be misspelt
+            flags = {option for action in self._actions for option in action.option_strings}
+            words = [word for word in args or () if word.startswith("--")]
+            unknown = [word for word in words if word.split("=")[0] not in flags]
+            raise ConfigError("; ".join([*self.faults(unknown), str(fault)])) from None
         if faults := self.faults(unknown):
             self.error("; ".join(faults))
         return known

@@ -2,6 +2,7 @@
 
 import pytest
 
+from bit_paddle import evaluate
 from bit_paddle.config import parsing
 from bit_paddle.config.saved import to_yaml
 from bit_paddle.config.settings import Settings
@@ -189,3 +190,12 @@ def test_divisors_of_a_huge_batch_are_found_at_once():
 def test_data_folders_belong_to_data_sets(arguments, words):
     with pytest.raises(ConfigError, match=words):
         parse(*BASE, *arguments)
+
+
+def test_a_misspelt_required_flag_gets_a_suggestion():
+    with pytest.raises(ConfigError) as caught:
+        evaluate.parser().parse_args(["--model", "x", "--datasett", "digits"])
+    assert str(caught.value).startswith("--datasett: no such flag; did you mean --dataset")
+    assert "required: --dataset;" in str(caught.value)
+    with pytest.raises(ConfigError, match="^the following arguments are required: --dataset;"):
+        evaluate.parser().parse_args(["--model", "x"])
