@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from operator import methodcaller
 from pathlib import Path
 from signal import Signals
 from typing import Any, NamedTuple
@@ -99,7 +100,7 @@ def _run_in_folder(
     new = not texts[0].exists()
     with logbook.Logbook(folder) as log:
         command = shlex.join([*plan.settings.prog.split(), *arguments])
-        before = {path: path.read_text(encoding="utf-8") for path in texts if path.exists()}
+        before = {path: path.read_bytes() for path in texts if path.exists()}
         if (new or force or not plan.start.checkpoints) and plan.start.result is None:
             (folder / RESULT).unlink(missing_ok=True)
             title = " ".join(command.splitlines())
@@ -114,8 +115,8 @@ def _run_in_folder(
         except (errors.ConfigError, errors.CheckpointError):
             if new:  # such as a missing GPU: the run has done nothing yet
                 forget(folder)
-            for path, text in before.items():  # such as another network: --force was refused
-                files.write_text(path, text)
+            for path, content in before.items():  # such as another network: --force was refused
+                files.write(path, methodcaller("write", content))
             raise
         except Exception as error:
             log.say(f"{type(error).__name__}: {error}", console=False)
