@@ -37,6 +37,8 @@ class StdConv2D(nn.Layer):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         kernel = self.standardized
         if kernel is None and not paddle.is_grad_enabled():
+            if self.folded is None and not self.training:
+                self.folded = self.operators.standardize(self.weight)
             kernel = self.folded
         if kernel is None:
             kernel = self.operators.standardize(self.weight)
@@ -116,6 +118,16 @@ class Bottleneck(nn.Layer):
         if self.project:  # the projection takes the activated input
             return self._after_norm(*self.a.norm(x, twice=True))
         return self._after_norm(*self.a.norm(x, beside=True))
+
+    def in_order(self) -> list[Tensor]:
+        """Return the parameters in the order of the data, see `native.plain.prepare`."""
+        parameters: list[Tensor] = []
+        for part in (self.a, self.b, self.c):
+            parameters += [part.norm.weight, part.norm.bias]
+            if self.project and part is self.a:
+                parameters.append(self.proj.conv.weight)
+            parameters.append(part.conv.weight)
+        return parameters
 
     def of_activated(self, x: Tensor) -> Tensor:
         """Return the output for an input that ``a.norm`` has activated already."""

@@ -18,6 +18,11 @@ class Network(nn.Layer):
     """A network whose convolutions are `StdConv2D`."""
 
     operators: Any = plain
+    prepared: dict[str, Any]  # {amp: the whole network as one operator}, see `Compiled.prepare`
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prepared = {}
 
     def frozen_convolutions(self) -> list[StdConv2D]:
         """Return the convolutions that do not learn."""
@@ -35,10 +40,10 @@ class Network(nn.Layer):
         return {name: one for name, one in self.named_parameters() if not one.stop_gradient}
 
     def eval(self) -> None:
-        """Switch to inference: standardize all kernels now instead of in every pass.
+        """Switch to inference: standardize all kernels once instead of in every pass.
 
-        Passes under `paddle.no_grad` use these kernels. Loading parameters updates them; if you
-        change a kernel in another way, call `eval` again.
+        Passes under `paddle.no_grad` use the kernels of the first of them. Loading parameters
+        updates the kernels; if you change one in another way, call `eval` again.
         """
         super().eval()
         self._fold()
@@ -50,10 +55,16 @@ class Network(nn.Layer):
 
     @paddle.no_grad()
     def _fold(self) -> None:
-        """Standardize the kernels that stay as they are: in inference all, else the frozen ones."""
-        for layer in convolutions(self):
-            layer.folded = None
-        for layer in self.frozen_convolutions() if self.training else convolutions(self):
+        """Forget what was made of earlier kernels, and standardize the frozen ones.
+
+        In inference the first pass does this for all kernels, as far as it uses them.
+        """
+        for layer in self.sublayers(include_self=True):
+            if isinstance(layer, Network):
+                layer.prepared = {}
+            if isinstance(layer, StdConv2D):
+                layer.folded = None
+        for layer in self.frozen_convolutions() if self.training else []:
             layer.folded = self.operators.standardize(layer.weight)
 
     def set_state_dict(self, *arguments: Any, **options: Any) -> Any:

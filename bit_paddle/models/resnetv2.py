@@ -89,7 +89,27 @@ class ResNetV2(Network):
     def forward(self, x: Tensor) -> Tensor:
         if self.reads_two_stages:
             return self.head(*self._two_stages(x))
+        whole = self._whole(x)
+        if whole is not None:
+            return self._output("head", self._pooled(whole(x)[0]))
         return self.learned_part(self.frozen_part(x))
+
+    def _whole(self, x: Tensor) -> Callable[..., list[Tensor]] | None:
+        """Return the network up to its last norm as one operator, see `plain.prepare`.
+
+        It is there in inference without gradients, if the operators have it.
+        """
+        if self.training or paddle.is_grad_enabled():
+            return None
+        if self.amp not in self.prepared:
+            parameters = [self.root_block.conv.weight]
+            for part in _BLOCKS:
+                for unit in getattr(self, part):
+                    parameters += unit.in_order()
+            parameters += [self.norm.weight, self.norm.bias]
+            units, half = self.architecture.units, self.amp == "bf16"
+            self.prepared[self.amp] = self.operators.prepare(x, parameters, units, half)
+        return self.prepared[self.amp]
 
     def frozen_part(self, x: Tensor) -> Tensor:
         """Return the output of the frozen parts, computed without gradients, for `learned_part`.
@@ -119,6 +139,9 @@ class ResNetV2(Network):
 
     def stages(self, x: Tensor, activated: bool = False, skip: int = 0) -> list[Tensor]:
         """Return the maps of `forward_stages` but the first ``skip``, in the operators' layout."""
+        whole = self._whole(x)
+        if whole is not None:
+            return self._stages_of(whole, x, activated)[skip:]
         x, stages = self._enter(x), []
         is_activated = False  # whether the norm of the next unit has been applied to x
         for number, (part, following) in enumerate(zip(PARTS[:5], PARTS[1:6])):
@@ -137,6 +160,15 @@ class ResNetV2(Network):
             if number > skip:
                 stages.append(stage if is_activated and following != "norm" else x)
         return stages
+
+    def _stages_of(
+        self, whole: Callable[..., list[Tensor]], x: Tensor, activated: bool
+    ) -> list[Tensor]:
+        *stages, last = whole(x, True)
+        if not activated:
+            return stages
+        following = (getattr(self, part).unit01.a.norm for part in _BLOCKS[1:])
+        return [*(norm(stage) for norm, stage in zip(following, stages)), last]
 
     def _gradients_of(self, part: str) -> AbstractContextManager:
         return paddle.no_grad() if part in self.frozen else nullcontext()
@@ -175,6 +207,9 @@ class ResNetV2(Network):
         return self.head(self.head.pool(last)), self.head.maps(last)
 
     def _last_stage(self, x: Tensor) -> Tensor:
+        whole = self._whole(x)
+        if whole is not None:
+            return whole(x)[0]
         return self.norm(self._through(PARTS[:5], self._enter(x)))
 
     def _two_stages(self, x: Tensor) -> list[Tensor]:
@@ -197,8 +232,7 @@ class ResNetV2(Network):
         if part == "root_block":
             return self.root_block(x)  # [N, 64 w, H/4, W/4]
         if part == "norm":
-            last = self.norm(x)
-            return self.head.pool(last) if self.num_classes else self.operators.average(last)
+            return self._pooled(self.norm(x))
         if part == "head":
             return self.head(x) if self.num_classes else x
         units = list(getattr(self, part))  # [N, 256 w, H/4, W/4] … [N, 2048 w, H/32, W/32]
@@ -208,6 +242,10 @@ class ResNetV2(Network):
             recompute = self.training and self.recompute != "off"
             x = plain.recompute(layer, x) if recompute else layer(x)
         return x
+
+    def _pooled(self, last: Tensor) -> Tensor:
+        """Return what the head takes of the last stage after its norm; without a head, its mean."""
+        return self.head.pool(last) if self.num_classes else self.operators.average(last)
 
     def reset_parameters(self, seed: int = 0) -> None:
         """Set random kernels (He's normal distribution, fan-in), identity GroupNorms, a zero head.

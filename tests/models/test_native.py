@@ -4,12 +4,15 @@ Bars are of the largest number of what is compared. float32 rounds to 6e-8; sums
 products, in an order of oneDNN's, have a few times that.
 """
 
+import copy
 import ctypes
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -542,11 +545,10 @@ def test_eval_standardizes_once_for_passes_without_gradients(standardized, small
     count = sum(isinstance(layer, StdConv2D) for layer in model.sublayers())
     keys = list(model.state_dict())
     model.eval()
-    assert len(standardized) == count == 17
     with paddle.no_grad():
         for _ in range(2):
             model(images_of(1))
-    assert len(standardized) == count
+            assert len(standardized) == count == 17
     assert list(model.state_dict()) == keys
     model(images_of(1))
     assert len(standardized) == 2 * count
@@ -575,6 +577,99 @@ def test_eval_computes_what_training_does(either, small_checkpoint):
     model.train()
     model(images_of(2)).square().sum().backward()
     assert all(np.array_equal(found[name], one) for name, one in gradients_of(model).items())
+
+
+# --- The whole network as one operator, in inference --------------------------------------------
+
+
+@pytest.fixture(params=["off", "bf16"])
+def whole(request, loaded, small_checkpoint):
+    """A network in inference, whose scales, biases and head are random."""
+    if request.param == "bf16" and not loaded[1]["bf16"]:
+        pytest.skip("no bf16 here")
+    model = create_model(small_checkpoint, 5)
+    random = np.random.default_rng(3)
+    for parameter in model.parameters():
+        if parameter.ndim < 4:
+            more = random.standard_normal(parameter.shape).astype(np.float32)
+            parameter.set_value(parameter.numpy() + more / 4)
+    model.compute_with(loaded[0])
+    model.amp = request.param
+    model.eval()
+    return model
+
+
+def sized(count, height, width):
+    values = np.random.default_rng(count).uniform(-1, 1, (count, 3, height, width))
+    return paddle.to_tensor(values.astype(np.float32))
+
+
+def same(found, expected):
+    """Return whether lists of tensors have the same bits."""
+    pairs = [(one.astype("float32").numpy(), two.astype("float32").numpy())
+             for one, two in zip(found, expected)]  # fmt: skip
+    assert len(found) == len(expected) and all(np.ptp(one) > 0 for one, _ in pairs)
+    return all(np.array_equal(one, two) for one, two in pairs)
+
+
+@pytest.mark.parametrize("of", ["logits", "stages", "activated", "pooled", "features", "maps"])
+def test_the_whole_network_computes_what_its_layers_do(of, whole):
+    """The first size decides the layout of the kernels; the others must not differ for that."""
+    results = {
+        "logits": lambda x: [whole(x)],
+        "stages": whole.forward_stages,
+        "activated": lambda x: whole.forward_stages(x, activated=True),
+        "pooled": lambda x: [whole.forward_pooled(x)],
+        "features": lambda x: [whole.forward_features(x)],
+        "maps": whole.forward_maps,
+    }[of]
+    for shape in ((2, 64, 64), (1, 37, 50), (3, 129, 32), (1, 32, 32)):
+        layer_by_layer = results(sized(*shape))
+        with paddle.no_grad():
+            assert same(results(sized(*shape)), layer_by_layer)
+
+
+def test_images_in_parts_are_those_of_one_pass(whole):
+    """Early stages take so many images at a time as stay in the cache: here 2 or 3 of 7."""
+    images = sized(7, 300, 260)
+    with paddle.no_grad():
+        together = whole.forward_stages(images)
+        each = [whole.forward_stages(images[k : k + 1]) for k in range(7)]
+    for stage, found in enumerate(together):
+        apart = paddle.concat([one[stage] for one in each]).astype("float32").numpy()
+        bar = 1e-4 if whole.amp == "off" else 0.1
+        assert error(found.astype("float32").numpy(), apart) < bar
+
+
+def test_a_prepared_network_ends_with_its_model(whole):
+    with paddle.no_grad():
+        whole(sized(1, 32, 32))
+        twin = copy.deepcopy(whole)
+        (prepared,) = whole.prepared.values()
+        number = prepared._number
+        assert twin.prepared[whole.amp] is prepared
+        del prepared
+        whole.train()
+        assert not whole.prepared
+        expected = twin(sized(1, 32, 32))
+        twin.eval()
+        assert same([twin(sized(1, 32, 32))], [expected])
+        gc.collect()
+        with pytest.raises(OSError, match="need the number of a network"):
+            paddle.base.core.eager._run_custom_op("bit_infer", sized(1, 32, 32), number)
+
+
+def test_threads_share_a_prepared_network(whole):
+    with paddle.no_grad():
+        expected = [whole(sized(n, 40, 40)).numpy() for n in (1, 2, 3, 4)]
+
+    def compute(n):
+        with paddle.no_grad():
+            return [whole(sized(n, 40, 40)).numpy() for _ in range(10)]
+
+    with ThreadPoolExecutor(4) as pool:
+        for n, found in zip((1, 2, 3, 4), pool.map(compute, (1, 2, 3, 4))):
+            assert all(np.array_equal(one, expected[n - 1]) for one in found)
 
 
 @pytest.mark.parametrize("means", ["load_npz", "set_state_dict", "load_dict", "set_dict", "eval"])

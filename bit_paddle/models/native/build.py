@@ -29,7 +29,10 @@ from bit_paddle.system import environment, fetch, files
 
 SWITCH = "BIT_PADDLE_NATIVE"  # 0 turns the compiled operators off
 
-SOURCES = [Path(__file__).with_name(name) for name in ("operators.cc", "onednn.h")]
+SOURCES = [
+    Path(__file__).with_name(name)
+    for name in ("operators.cc", "network.h", "primitives.h", "onednn.h")
+]
 
 OPERATORS, FACTS, FAULT = "operators.so", "facts.json", "fault.txt"
 
@@ -209,10 +212,10 @@ def build(folder: Path) -> None:
             extra_ldflags=[str(libraries / "libiomp5.so"), str(libraries / "libdnnl.so.3")],
             build_directory=temporary,
         )
-        library = (Path(temporary) / "bit_native" / "bit_native.so").read_bytes()
-    files.write(folder / OPERATORS, lambda stream: stream.write(library))
+        library = Path(temporary) / "bit_native" / "bit_native.so"
+        operators = compiled.Compiled(ctypes.CDLL(str(library)))
+        files.write(folder / OPERATORS, lambda stream: stream.write(library.read_bytes()))
     _set_threads(libraries)
-    operators = compiled.Compiled()
     checks.check(operators, "float32")
     facts = {"onednn": _onednn_version(libraries), "bf16": checks.passes(operators, "bfloat16")}
     files.write_text(folder / FACTS, json.dumps(facts))
@@ -225,7 +228,7 @@ def _load(path: Path, libraries: Path) -> Any:
     from bit_paddle.models.native import compiled
 
     core.load_op_meta_info_and_register_op(str(path))
-    return compiled.Compiled()
+    return compiled.Compiled(ctypes.CDLL(str(path)))
 
 
 def _set_threads(libraries: Path) -> None:

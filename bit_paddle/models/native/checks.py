@@ -1,4 +1,4 @@
-"""Compare compiled operators with `plain` on a small network: outputs and gradients."""
+"""Compare compiled operators with `plain` on small networks: outputs and gradients."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from bit_paddle.models.architecture import GROUPS
+from bit_paddle.models.architecture import GROUPS, Architecture
 from bit_paddle.models.native import plain
 from bit_paddle.models.native.plain import NORM_EPSILON
+from bit_paddle.models.resnetv2 import ResNetV2
 
 # Mean absolute error, relative to the mean absolute value. bfloat16 has three digits.
 TOLERANCES = {"float32": 1e-5, "bfloat16": 0.1}
@@ -18,7 +19,10 @@ TOLERANCES = {"float32": 1e-5, "bfloat16": 0.1}
 
 def check(operators: Any, dtype: str) -> None:
     """Raise RuntimeError if ``operators`` in ``dtype`` differ from `plain` in float32."""
-    expected, outcomes = _outcomes(plain, "float32"), _outcomes(operators, dtype)
+    expected, outcomes = (
+        {**_outcomes(each, precision), **_inference(each, precision)}
+        for each, precision in ((plain, "float32"), (operators, dtype))
+    )
     for name, value in expected.items():
         error = float(np.abs(outcomes[name] - value).mean() / np.abs(value).mean())
         if not error < TOLERANCES[dtype]:
@@ -32,6 +36,19 @@ def passes(operators: Any, dtype: str) -> bool:
     except (RuntimeError, OSError):  # the types of an exception in an operator
         return False
     return True
+
+
+def _inference(operators: Any, dtype: str) -> dict[str, np.ndarray]:
+    """Return the feature maps of a whole network without gradients."""
+    model = ResNetV2(Architecture.parse("R14x0.5"))
+    model.reset_parameters()
+    model.compute_with(operators)
+    model.amp = "bf16" if dtype == "bfloat16" else "off"
+    model.eval()
+    images = np.random.default_rng(1).uniform(-1, 1, (3, 3, 49, 70)).astype(np.float32)
+    with paddle.no_grad():
+        stages = model.forward_stages(paddle.to_tensor(images), activated=True)
+    return {f"map {k}": stage.astype("float32").numpy() for k, stage in enumerate(stages)}
 
 
 def _outcomes(operators: Any, dtype: str) -> dict[str, np.ndarray]:

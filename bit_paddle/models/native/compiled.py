@@ -5,6 +5,8 @@ Activations are [N, H, W, C], kernels [O, I, H, W] as in `plain`, which document
 
 from __future__ import annotations
 
+import ctypes
+import weakref
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -20,7 +22,13 @@ from bit_paddle.models.native.plain import NORM_EPSILON, STANDARDIZATION_EPSILON
 
 
 class Compiled:
-    """The operators of operators.cc; `build` loads them into Paddle first."""
+    """The operators of operators.cc in ``library``; `build` loads them into Paddle first."""
+
+    def __init__(self, library: ctypes.CDLL):
+        self.library = library
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Compiled:
+        return self
 
     def enter(self, images: Tensor) -> Tensor:
         return images.transpose([0, 2, 3, 1])
@@ -69,6 +77,35 @@ class Compiled:
 
     def rows(self, x: Tensor, size: int) -> Tensor:
         return x.reshape([x.shape[0], -1, size])
+
+    def prepare(
+        self, images: Tensor, parameters: Sequence[Tensor], units: Sequence[int], half: bool
+    ) -> Prepared:
+        return Prepared(self.library, images, parameters, units, half)
+
+
+class Prepared:
+    """A network as one operator, see `plain.prepare`. It has its own copy of the parameters."""
+
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        images: Tensor,
+        parameters: Sequence[Tensor],
+        units: Sequence[int],
+        half: bool,
+    ):
+        epsilons = NORM_EPSILON, STANDARDIZATION_EPSILON
+        number = _run("bit_prepare", images, list(parameters), list(units), half, GROUPS, *epsilons)
+        self._number = int(number[0].numpy()[0])
+        weakref.finalize(self, library.bit_release, ctypes.c_int64(self._number))
+
+    def __call__(self, images: Tensor, with_stages: bool = False) -> list[Tensor]:
+        name = "bit_infer_stages" if with_stages else "bit_infer"
+        return list(_run(name, images, self._number))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Prepared:
+        return self  # the copy of a model may use it too: it never changes
 
 
 def _normalize(name: str, x: Tensor, norm: nn.GroupNorm) -> Sequence[Tensor]:

@@ -1,4 +1,4 @@
-// The part of oneDNN's C interface that operators.cc calls. Paddle ships the library (3.2 to 3.6)
+// The part of oneDNN's C interface that primitives.h and network.h call. Paddle ships the library (3.2 to 3.6)
 // but not its headers, and those on the package index bring eleven packages with them, a second
 // OpenMP among these. Names and numbers are those of version 3.6, which 3.2 shares; each build is
 // checked by what it computes.
@@ -24,7 +24,7 @@ typedef struct {
 } dnnl_exec_arg_t;
 
 enum { dnnl_success = 0, dnnl_out_of_memory = 1 };            // dnnl_status_t
-enum { dnnl_bf16 = 2, dnnl_f32 = 3 };                         // dnnl_data_type_t
+enum { dnnl_undefined = 0, dnnl_bf16 = 2, dnnl_f32 = 3 };                         // dnnl_data_type_t
 enum { dnnl_format_tag_any = 1 };                             // dnnl_format_tag_t
 enum { dnnl_cpu = 1 };                                        // dnnl_engine_kind_t
 enum { dnnl_stream_in_order = 1 };                            // dnnl_stream_flags_t
@@ -62,10 +62,12 @@ int dnnl_memory_desc_create_with_tag(
 int dnnl_memory_desc_destroy(dnnl_memory_desc_t);
 int dnnl_memory_desc_clone(dnnl_memory_desc_t *, const_dnnl_memory_desc_t);
 int dnnl_memory_desc_query(const_dnnl_memory_desc_t, int what, void *result);
+int dnnl_memory_desc_equal(const_dnnl_memory_desc_t, const_dnnl_memory_desc_t);
 size_t dnnl_memory_desc_get_size(const_dnnl_memory_desc_t);
 int dnnl_memory_create(dnnl_memory_t *, const_dnnl_memory_desc_t, dnnl_engine_t, void *handle);
 int dnnl_memory_destroy(dnnl_memory_t);
 int dnnl_post_ops_create(dnnl_post_ops_t *);
+int dnnl_post_ops_append_sum(dnnl_post_ops_t, float scale, int32_t zero_point, int type);
 int dnnl_post_ops_append_binary(dnnl_post_ops_t, int alg, const_dnnl_memory_desc_t);
 int dnnl_post_ops_destroy(dnnl_post_ops_t);
 int dnnl_primitive_attr_create(dnnl_primitive_attr_t *);
@@ -88,6 +90,9 @@ int dnnl_convolution_backward_weights_primitive_desc_create(
     const_dnnl_memory_desc_t diff_dst, const dnnl_dims_t strides, const dnnl_dims_t dilates,
     const dnnl_dims_t padding_l, const dnnl_dims_t padding_r, dnnl_primitive_desc_t hint,
     dnnl_primitive_attr_t);
+int dnnl_reorder_primitive_desc_create(
+    dnnl_primitive_desc_t *, const_dnnl_memory_desc_t src, dnnl_engine_t,
+    const_dnnl_memory_desc_t dst, dnnl_engine_t, dnnl_primitive_attr_t);
 const_dnnl_memory_desc_t dnnl_primitive_desc_query_md(dnnl_primitive_desc_t, int what, int index);
 int dnnl_primitive_desc_destroy(dnnl_primitive_desc_t);
 int dnnl_primitive_create(dnnl_primitive_t *, dnnl_primitive_desc_t);

@@ -5,7 +5,7 @@ Activations are [N, C, H, W], kernels [O, I, H, W]. `compiled` has the same func
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -211,3 +211,17 @@ def _add_upsampled(x: Tensor, coarse: Tensor) -> Tensor:
 def rows(x: Tensor, size: int) -> Tensor:
     """Return the values at all places as rows [N, H W C / size, size]."""
     return x.transpose([0, 2, 3, 1]).reshape([x.shape[0], -1, size])
+
+
+def prepare(
+    images: Tensor, parameters: Sequence[Tensor], units: Sequence[int], half: bool
+) -> Callable[[Tensor, bool], list[Tensor]] | None:
+    """Return the network of these parameters for inference as one operator; None if there is none.
+
+    The operator takes images [N, 3, H, W] float32, and whether all stages are wanted. It returns
+    the last stage, activated; before it, if they are wanted, the outputs of all stages.
+    ``parameters`` are in the order of the data, each norm before the convolution that follows it,
+    a projection before the other convolutions of its unit. ``images`` has the expected size,
+    ``units`` the number of units per stage. ``half``: activations and kernels are bfloat16.
+    """
+    return None
