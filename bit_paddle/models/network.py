@@ -84,9 +84,11 @@ class Network(nn.Layer):
         standardization to the kernels. The gradients are those of separate passes, because the
         standardization depends only on the kernels. Do not change the kernels in the context.
         Without a last pass, the gradients of the kernels are lost. Frozen kernels stay as they are.
+        Operators that standardize within the convolution do so in every pass.
         """
         frozen = set(self.frozen_convolutions())
-        learned = [layer for layer in convolutions(self) if layer not in frozen]
+        shared = convolutions(self) if self.operators.STANDARDIZES_AHEAD else []
+        learned = [layer for layer in shared if layer not in frozen]
         standardized = [self.operators.standardize(layer.weight) for layer in learned]
         for convolution, kernel in zip(learned, standardized):
             convolution.standardized = kernel.detach()  # a leaf: sums the gradients

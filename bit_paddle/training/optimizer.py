@@ -13,6 +13,8 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
+from bit_paddle.models.native import plain
+
 State = dict[str, Sequence[Union[Tensor, None]]]  # {slot: its tensor of each parameter}
 
 
@@ -23,14 +25,18 @@ class Momentum(paddle.optimizer.Momentum):
     else, such as the state and where it is stored, is Paddle's, so that wrappers of Paddle's
     optimizers work on this one. ``weight_decay`` applies to kernels only, not to GroupNorm or
     biases. ``whole`` is False if an error ended a step halfway, with only some weights updated.
-    ``made`` counts the steps before the next one; SGD does the same in each.
+    ``made`` counts the steps before the next one; SGD does the same in each. ``operators`` are
+    those of the network: compiled ones make the step in one pass over the memory, with the same
+    bits.
     """
 
     slots = ("momentum",)  # names of the tensors that belong to a parameter
 
-    def __init__(self, *arguments: Any, weight_decay: float = 0.0, **options: Any) -> None:
+    def __init__(
+        self, *arguments: Any, weight_decay: float = 0.0, operators: Any = plain, **options: Any
+    ) -> None:
         super().__init__(*arguments, **options)
-        self.whole, self.made, self._decay = True, 0, weight_decay
+        self.whole, self.made, self._decay, self._operators = True, 0, weight_decay, operators
         self._loaded: dict[str, Tensor] = {}  # Paddle's state_dict lacks them before the first step
 
     def step(self) -> None:
@@ -63,11 +69,10 @@ class Momentum(paddle.optimizer.Momentum):
     def _append_optimize_op(self, block: Any, parameter_and_gradient: Any) -> None:
         parameter, gradient = parameter_and_gradient
         velocity = self._get_accumulator_master(self._velocity_acc_str, parameter)
-        velocity.scale_(self._momentum)
-        velocity.add_(gradient)
-        if self._decay and parameter.ndim > 1:
-            velocity.add_(parameter * self._decay)
-        parameter.subtract_(velocity * self.get_lr())
+        decay = self._decay if parameter.ndim > 1 else 0.0
+        self._operators.momentum_step(
+            parameter, velocity, gradient, self.get_lr(), self._momentum, decay
+        )
 
 
 class Adam:
@@ -150,14 +155,15 @@ class Adam:
 Optimizer = Union[Momentum, Adam]
 
 
-def non_finite(parameters: Iterable[Tensor]) -> list[bool]:
+@paddle.no_grad()
+def non_finite(parameters: Iterable[Tensor], operators: Any) -> list[bool]:
     """Return for each parameter whether its gradient has a value that is not finite.
 
     One such value makes the sum of a gradient not finite, so a single pass is enough.
     """
     parameters = list(parameters)
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    sums = iter(paddle.stack([grad.sum() for grad in gradients]).numpy() if gradients else ())
+    sums = iter(operators.sums(gradients).numpy() if gradients else ())
     return [parameter.grad is not None and not np.isfinite(next(sums)) for parameter in parameters]
 
 

@@ -77,13 +77,12 @@ class TrainingRun:
     ):
         self.plan, self.task, self.log, self.stop, self.amp = plan, task, log, stop, amp
         settings, self.world_size = plan.settings, processes.world_size()
-        with log.timed("loading the model"):
-            begun = start.begin(plan, task, amp, log)
-            self.model, self.optimizer, self.sums = begun.model, begun.optimizer, begun.sums
-            self.progress = begun.progress
         with log.timed("preparing operators"):
             operators, operators_name = build.choose(device_name, amp, log.say)
-            self.model.compute_with(operators)
+        with log.timed("loading the model"):
+            begun = start.begin(plan, task, amp, operators, log)
+            self.model, self.optimizer, self.sums = begun.model, begun.optimizer, begun.sums
+            self.progress = begun.progress
         with log.timed("trying micro-batches"):
             new = [] if self.progress.step else self.sums.own * len(self.optimizer.slots)
             known = begun.known_split

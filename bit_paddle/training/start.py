@@ -43,8 +43,10 @@ class Begun:
     known_split: int
 
 
-def begin(plan: Plan, task: Task, amp: str, log: Logbook) -> Begun:
+def begin(plan: Plan, task: Task, amp: str, operators: Any, log: Logbook) -> Begun:
     """Restore or create model and optimizer in rank 0, and broadcast them to all ranks.
+
+    Both compute with ``operators``, see `models.native.build.choose`.
 
     Raises `CheckpointError` if every checkpoint that --resume names is damaged.
     """
@@ -53,7 +55,7 @@ def begin(plan: Plan, task: Task, amp: str, log: Logbook) -> Begun:
     if processes.rank() or plan.start.checkpoints:
         model = task.new_network()
         model.learn_only(settings.learn)
-        optimizer = _optimizer(settings, model)
+        optimizer = _optimizer(settings, model, operators)
         checkpoint = _restore(plan, model, optimizer, log)
         if checkpoint is not None:
             progress, known_split = _resumed(plan, checkpoint, amp, log)
@@ -61,14 +63,13 @@ def begin(plan: Plan, task: Task, amp: str, log: Logbook) -> Begun:
     if not restored and processes.rank() == 0:
         model = task.initial_network()
         model.learn_only(settings.learn)
-        optimizer = _optimizer(settings, model)
+        optimizer = _optimizer(settings, model, operators)
     state = optimizer.state()
     moving = any(one is not None for tensors in state.values() for one in tensors)
     model.recompute, model.amp = settings.recompute, amp
     progress, known_split, moving = _of_rank_0(progress, known_split, moving)
     distributed.broadcast(model.parameters())
-    if model.frozen:
-        model.train()  # standardizes the kernels that have arrived
+    model.compute_with(operators)  # standardizes the frozen kernels that have arrived
     clip_norm = distill.CLIP_NORM if settings.optimizer == "adam" else None
     sums = distributed.GradientSums(list(model.learned().values()), settings.shard, clip_norm)
     if moving:
@@ -162,12 +163,18 @@ def _resumed(plan: Plan, checkpoint: Checkpoint, amp: str, log: Logbook) -> tupl
     return progress, int(notes["batch_split"]) if same_size else 0
 
 
-def _optimizer(settings: RunSettings, model: ResNetV2) -> Optimizer:
+def _optimizer(settings: RunSettings, model: ResNetV2, operators: Any) -> Optimizer:
     parameters, decay = list(model.learned().values()), settings.weight_decay
     if settings.optimizer == "adam":
         constants = distill.BETAS, distill.EPSILON
         return Adam(settings.base_lr, parameters, *constants, decay)
-    return Momentum(settings.base_lr, hyperrule.MOMENTUM, parameters, weight_decay=decay)
+    return Momentum(
+        settings.base_lr,
+        hyperrule.MOMENTUM,
+        parameters,
+        weight_decay=decay,
+        operators=operators,
+    )
 
 
 def _of_rank_0(progress: Progress, known_split: int, moving: bool) -> tuple[Progress, int, bool]:

@@ -115,7 +115,7 @@ def _require_finite_gradients(
     model: ResNetV2, fault: type[BaseException] | None, loss_scale: float
 ) -> None:
     """Raise in all ranks if any rank has a ``fault`` or a gradient that is not finite."""
-    bad = non_finite(model.parameters())
+    bad = non_finite(model.parameters(), model.operators)
     (count,) = distributed.agree([sum(bad)], fault)
     if not count:
         return

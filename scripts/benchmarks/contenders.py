@@ -74,7 +74,7 @@ def ours(flags: argparse.Namespace, images: np.ndarray, labels: np.ndarray) -> C
         if EXPORTED in flags.worker:
             return _exported(model, images, "bf16" in flags.worker)
         return lambda: predictor.infer(model, images)
-    optimizer = Momentum(0.003, 0.9, model.parameters())
+    optimizer = Momentum(0.003, 0.9, model.parameters(), operators=operators)
     sums = distributed.GradientSums(model.parameters())
     parts = [part] * (4 if IN_PARTS in flags.worker else 1)
     loss = partial(loss_of, images=len(parts) * len(labels))

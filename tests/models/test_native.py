@@ -282,17 +282,57 @@ def test_pool(numbers, sides, compiled):
         assert np.array_equal(expected["output 0"].all(axis=(0, 1)), inside)
 
 
-@pytest.mark.parametrize("shape", [(64, 3, 7, 7), (96, 64, 3, 3), (48, 256, 1, 1)])
-@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-5])
-def test_standardize(shape, scale, compiled):
-    """Also where 1e-10 matters: a variance of 1e-10 makes it half of the divisor."""
+def standardized_convolution(operators, x, weight):
+    return [operators.leave(operators.convolve(x, operators.standardize(weight), 1))]
+
+
+def convolution_inputs(shape, scale=1.0):
+    """Return the gradient from above, and images and a kernel [O, I, k, k] of a convolution."""
     random = np.random.default_rng(0)
-    weight, upstream = float32(random.normal(0.3, 1, shape) * scale), random.normal(size=shape)
+    weight, sides = float32(random.normal(0.3, 1, shape) * scale), (6, 9)
+    x = float32(random.normal(size=(2, shape[1], *sides)))
+    return float32(random.normal(size=(2, shape[0], *sides))), {"x": x, "weight": weight}
 
-    def standardize(operators, weight):
-        return [operators.standardize(weight)]
 
-    assert_same(compiled, 1e-6, standardize, [float32(upstream)], weight=weight)
+@pytest.mark.parametrize("shape", [(64, 3, 7, 7), (96, 64, 3, 3), (48, 256, 1, 1), (33, 16, 3, 3)])
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-5])
+def test_a_convolution_standardizes(shape, scale, compiled):
+    """Also where 1e-10 matters: a variance of 1e-10 makes it half of the divisor."""
+    upstream, arrays = convolution_inputs(shape, scale)
+    assert_same(compiled, 2e-6, standardized_convolution, [upstream], **arrays)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.01])
+def test_a_momentum_step_has_the_same_bits(decay, compiled):
+    random = np.random.default_rng(0)
+    arrays = [float32(random.normal(size=(70, 50, 3, 3))) for _ in range(3)]
+    found = []
+    for operators in (plain, compiled):
+        parameter, velocity, gradient = map(paddle.to_tensor, arrays)
+        parameter.stop_gradient = False
+        with paddle.no_grad():
+            operators.momentum_step(parameter, velocity, gradient, 0.003, 0.9, decay)
+            operators.momentum_step(parameter, velocity, gradient, 0.03, 0.9, decay)
+        found.append([one.numpy() for one in (parameter, velocity, gradient)])
+    assert all(map(np.array_equal, *found))
+    assert not np.array_equal(found[0][0], arrays[0])
+    assert np.array_equal(found[0][2], arrays[2])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_sums_tell_a_number_that_is_not_finite(bad, compiled):
+    random = np.random.default_rng(0)
+    arrays = [float32(random.normal(size=size)) for size in (3, 70_001, 200_000)]
+    for place in (None, 0, 70_000, 65_536):
+        if place is not None:
+            arrays[1][place] = bad
+        found = compiled.sums([paddle.to_tensor(one) for one in arrays]).numpy()
+        assert found.shape == (3,)
+        assert np.isfinite(found).tolist() == [True, place is None, True]
+        expected = np.array([one.astype(np.float64).sum() for one in arrays])
+        assert np.allclose(found[[0, 2]], expected[[0, 2]], rtol=0, atol=1e-2)
+        if place is not None:
+            arrays[1][place] = 1
 
 
 def test_average(compiled):
@@ -319,21 +359,16 @@ def openmp():
 def test_threads_do_not_change_a_bit(batch, compiled, openmp):
     """But for oneDNN's convolutions, which may cut their sums by threads."""
     upstream, arrays = norm_inputs(batch, 96, (19, 16))
-    weight = {"weight": arrays["x"][0].reshape(48, -1, 4, 4)}
     pooled = [one[:, :, ::2, ::2] for one in upstream]
 
     def pool(operators, x):
         return [operators.leave(operators.pool(x))]
-
-    def standardize(operators, weight):
-        return [operators.standardize(weight)]
 
     def found(threads):
         openmp.omp_set_num_threads(threads)
         assert openmp.omp_get_max_threads() == threads
         yield from (outcomes(compiled, kind, upstream, **arrays) for kind in (once, twice, beside))
         yield outcomes(compiled, pool, pooled, x=arrays["x"])
-        yield outcomes(compiled, standardize, [weight["weight"]], **weight)
 
     for one, *others in zip(found(1), found(2), found(5)):
         for other in others:
@@ -503,7 +538,7 @@ def test_training_gives_the_same_bits_each_time(compiled, small_checkpoint):
     def trained():
         model = create_model(small_checkpoint)
         model.compute_with(compiled)
-        optimizer = Momentum(0.01, 0.9, model.parameters())
+        optimizer = Momentum(0.01, 0.9, model.parameters(), operators=compiled)
         random = np.random.default_rng(0)
         for _ in range(3):
             pixels = random.integers(0, 256, (4, 3, 48, 48)).astype(np.uint8)

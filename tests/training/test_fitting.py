@@ -236,7 +236,7 @@ def begin(tmp_path, monkeypatch):
 
         monkeypatch.setattr(training_memory, "activation_memory", lambda *_: memory)
         task = plan.task(Log(), Interrupt())
-        begun = training_start.begin(plan, task, "off", Log())
+        begun = training_start.begin(plan, task, "off", plain, Log())
         assert begun.known_split == 0
         split = find_split(plan, task, device, known, begun.model, begun.sums.own, Log())
         return split, lines

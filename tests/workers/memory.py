@@ -13,6 +13,7 @@ import numpy as np
 from bit_paddle.config.settings import Settings
 from bit_paddle.data.loader import MicroBatch
 from bit_paddle.models import cost, weights
+from bit_paddle.models.native import plain
 from bit_paddle.runs import logbook
 from bit_paddle.system import processes
 from bit_paddle.system.signals import Interrupt
@@ -183,7 +184,7 @@ def begin():
     training_memory.activation_memory = boundless
     try:
         with limited():
-            begun = start.begin(plan, task, "off", Log())
+            begun = start.begin(plan, task, "off", plain, Log())
             model, sums, known = begun.model, begun.sums, begun.known_split
             split = find_split(plan, task, "gpu", known, model, sums.own, Log())
     except Exception as error:

@@ -9,7 +9,7 @@ import ctypes
 import weakref
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import paddle
 from paddle import Tensor, nn
@@ -21,8 +21,16 @@ from bit_paddle.models.native import plain
 from bit_paddle.models.native.plain import NORM_EPSILON, STANDARDIZATION_EPSILON
 
 
+class Standardized(NamedTuple):
+    """A kernel that convolutions standardize while they pack it, which takes hardly any time."""
+
+    weight: Tensor
+
+
 class Compiled:
     """The operators of operators.cc in ``library``; `build` loads them into Paddle first."""
+
+    STANDARDIZES_AHEAD = False
 
     def __init__(self, library: ctypes.CDLL):
         self.library = library
@@ -36,17 +44,24 @@ class Compiled:
     def leave(self, x: Tensor) -> Tensor:
         return x.transpose([0, 3, 1, 2])
 
-    def standardize(self, weight: Tensor) -> Tensor:
-        return _run("bit_standardize", weight, STANDARDIZATION_EPSILON)[0]
+    def standardize(self, weight: Tensor) -> Standardized:
+        return Standardized(weight)
 
     def convolve(
-        self, x: Tensor, kernel: Tensor, stride: int, residual: Tensor | None = None
+        self,
+        x: Tensor,
+        kernel: Tensor | Standardized,
+        stride: int,
+        residual: Tensor | None = None,
     ) -> Tensor:
+        epsilon = -1.0
+        if isinstance(kernel, Standardized):
+            kernel, epsilon = kernel.weight, STANDARDIZATION_EPSILON
         if x.shape[-1] == 3 and x.stop_gradient:  # images that need no gradient
-            return _run("bit_convolve_images", x, kernel, stride)[0]
+            return _run("bit_convolve_images", x, kernel, stride, epsilon)[0]
         if residual is None:
-            return _run("bit_convolve", x, kernel, stride)[0]
-        return _run("bit_convolve_add", x, kernel, residual, stride)[0]
+            return _run("bit_convolve", x, kernel, stride, epsilon)[0]
+        return _run("bit_convolve_add", x, kernel, residual, stride, epsilon)[0]
 
     def normalize(self, x: Tensor, norm: nn.GroupNorm) -> Tensor:
         return self.enter(plain.normalize(self.leave(x), norm))
@@ -77,6 +92,20 @@ class Compiled:
 
     def rows(self, x: Tensor, size: int) -> Tensor:
         return x.reshape([x.shape[0], -1, size])
+
+    def sums(self, tensors: Sequence[Tensor]) -> Tensor:
+        return _run("bit_sums", list(tensors))[0]
+
+    def momentum_step(
+        self,
+        parameter: Tensor,
+        velocity: Tensor,
+        gradient: Tensor,
+        lr: float,
+        momentum: float,
+        decay: float,
+    ) -> None:
+        _run("bit_momentum_step", parameter, velocity, gradient, lr, momentum, decay)
 
     def prepare(
         self, images: Tensor, parameters: Sequence[Tensor], units: Sequence[int], half: bool

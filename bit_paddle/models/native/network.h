@@ -44,8 +44,8 @@ class PackedKernel {
   }
 
  public:
-  void fill(const Convolution& one, const float* standardized) {
-    one.pack(one.forward_kernel, standardized, add(one.forward_kernel.layout));
+  void fill(const Convolution& one, const float* kernel, float epsilon) {
+    one.pack(one.forward_kernel, kernel, epsilon, add(one.forward_kernel.layout));
   }
 
   const void* in(const Layout& layout) {
@@ -169,16 +169,12 @@ class Network {
         values->assign(one.data<float>(), one.data<float>() + one.numel());
       }
     };
-    std::vector<float> standardized, inverse;
     auto step = [&](Step& made, int64_t stride, int64_t n, int64_t h, int64_t w, int adding) {
       const paddle::Tensor& one = parameters.at(at++);
       auto s = one.shape();
       made.o = s[0], made.i = s[1], made.k = s[2], made.stride = stride;
-      standardized.resize(one.numel()), inverse.resize(s[0]);
-      standardize_of(
-          one.data<float>(), s[0], s[1] * s[2] * s[3], standardization_epsilon, standardized.data(),
-          inverse.data());
-      made.kernel.fill(convolution(made, n, h, w, adding), standardized.data());
+      auto& first = convolution(made, n, h, w, adding);
+      made.kernel.fill(first, one.data<float>(), standardization_epsilon);
     };
     step(root, 2, n, h, w, NOTHING);
     for (int turn = 0; turn < 2; ++turn) h = (h - 1) / 2 + 1, w = (w - 1) / 2 + 1;

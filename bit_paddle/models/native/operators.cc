@@ -67,14 +67,15 @@ Geometry geometry(const Tensor& x, const Tensor& kernel, int stride, bool residu
   return {s[0], s[1], s[2], s[3], k[0], k[2], stride, k[2] / 2, type, adding};
 }
 
-Tensor convolve_with(const Tensor& x, const Tensor& kernel, const Tensor* residual, int stride) {
+Tensor convolve_with(
+    const Tensor& x, const Tensor& kernel, const Tensor* residual, int stride, float epsilon) {
   auto& one = convolution(geometry(x, kernel, stride, residual));
   Tensor y = empty({one.g.n, one.g.out_h(), one.g.out_w(), one.g.o}, x.dtype(), x);
   bool alike = !residual || (residual->shape() == y.shape() && residual->dtype() == y.dtype());
   require(alike, "need a residual like the result");
   std::vector<Primitive::Argument> arguments = {
       {DNNL_ARG_SRC, one.x, x.data()},
-      {DNNL_ARG_WEIGHTS, one.forward_kernel.layout, one.packed(one.forward_kernel, read<float>(kernel))},
+      {DNNL_ARG_WEIGHTS, one.forward_kernel.layout, one.packed(one.forward_kernel, read<float>(kernel), epsilon)},
       {DNNL_ARG_DST, one.y, y.data()}};
   if (residual)
     arguments.push_back({DNNL_ARG_POST_OP_0 | DNNL_ARG_SRC_1, one.y, residual->data()});
@@ -82,52 +83,55 @@ Tensor convolve_with(const Tensor& x, const Tensor& kernel, const Tensor* residu
   return y;
 }
 
-Tensor data_gradient(Convolution& one, const Tensor& x, const Tensor& kernel, const Tensor& dy) {
+Tensor data_gradient(
+    Convolution& one, const Tensor& x, const Tensor& kernel, const Tensor& dy, float epsilon) {
   one.prepare_data_gradient();
   Tensor dx = empty(x.shape(), x.dtype(), x);
   one.to_data->run(
       {{DNNL_ARG_DIFF_DST, one.y, dy.data()},
-       {DNNL_ARG_WEIGHTS, one.data_kernel.layout, one.packed(one.data_kernel, read<float>(kernel))},
+       {DNNL_ARG_WEIGHTS, one.data_kernel.layout, one.packed(one.data_kernel, read<float>(kernel), epsilon)},
        {DNNL_ARG_DIFF_SRC, one.x, dx.data()}});
   return dx;
 }
 
-Tensor kernel_gradient(Convolution& one, const Tensor& x, const Tensor& kernel, const Tensor& dy) {
+Tensor kernel_gradient(
+    Convolution& one, const Tensor& x, const Tensor& kernel, const Tensor& dy, float epsilon) {
   one.prepare_kernel_gradient();
   Tensor dw = empty(kernel.shape(), kernel.dtype(), kernel);
   char* room = buffer(1, one.kernel_gradient.layout.bytes());
   one.to_kernel->run({{DNNL_ARG_SRC, one.x, x.data()},
                       {DNNL_ARG_DIFF_DST, one.y, dy.data()},
                       {DNNL_ARG_DIFF_WEIGHTS, one.kernel_gradient.layout, room}});
-  one.kernel_gradient.unpack(reinterpret_cast<float*>(room), write<float>(dw));
+  one.kernel_gradient.unpack(
+      reinterpret_cast<float*>(room), read<float>(kernel), epsilon, write<float>(dw));
   return dw;
 }
 
-std::vector<Tensor> convolve(const Tensor& x, const Tensor& kernel, int stride) {
-  return {convolve_with(x, kernel, nullptr, stride)};
+std::vector<Tensor> convolve(const Tensor& x, const Tensor& kernel, int stride, float epsilon) {
+  return {convolve_with(x, kernel, nullptr, stride, epsilon)};
 }
 
 std::vector<Tensor> convolve_backward(
-    const Tensor& x, const Tensor& kernel, const Tensor& dy, int stride) {
+    const Tensor& x, const Tensor& kernel, const Tensor& dy, int stride, float epsilon) {
   auto& one = convolution(geometry(x, kernel, stride, false));
-  return {data_gradient(one, x, kernel, dy), kernel_gradient(one, x, kernel, dy)};
+  return {data_gradient(one, x, kernel, dy, epsilon), kernel_gradient(one, x, kernel, dy, epsilon)};
 }
 
 // The same for images, which need no gradient.
 std::vector<Tensor> convolve_images_backward(
-    const Tensor& x, const Tensor& kernel, const Tensor& dy, int stride) {
-  return {kernel_gradient(convolution(geometry(x, kernel, stride, false)), x, kernel, dy)};
+    const Tensor& x, const Tensor& kernel, const Tensor& dy, int stride, float epsilon) {
+  return {kernel_gradient(convolution(geometry(x, kernel, stride, false)), x, kernel, dy, epsilon)};
 }
 
 std::vector<Tensor> convolve_add(
-    const Tensor& x, const Tensor& kernel, const Tensor& residual, int stride) {
-  return {convolve_with(x, kernel, &residual, stride)};
+    const Tensor& x, const Tensor& kernel, const Tensor& residual, int stride, float epsilon) {
+  return {convolve_with(x, kernel, &residual, stride, epsilon)};
 }
 
 std::vector<Tensor> convolve_add_backward(
-    const Tensor& x, const Tensor& kernel, const Tensor& dy, int stride) {
+    const Tensor& x, const Tensor& kernel, const Tensor& dy, int stride, float epsilon) {
   auto& one = convolution(geometry(x, kernel, stride, true));
-  return {data_gradient(one, x, kernel, dy), kernel_gradient(one, x, kernel, dy), dy};
+  return {data_gradient(one, x, kernel, dy, epsilon), kernel_gradient(one, x, kernel, dy, epsilon), dy};
 }
 
 // --- GroupNorm and ReLU --------------------------------------------------------------------------
@@ -375,37 +379,53 @@ std::vector<Tensor> pool_backward(const Tensor& x, const Tensor& which, const Te
   return {dx};
 }
 
-// --- Standardization -----------------------------------------------------------------------------
+// --- The optimizer's step ------------------------------------------------------------------------
 
-std::vector<Tensor> standardize(const Tensor& weight, float epsilon) {
-  require_float32(weight, 4);
-  auto s = weight.shape();
-  Tensor out = empty(s, weight.dtype(), weight), inverses = empty({s[0]}, weight.dtype(), weight);
-  standardize_of(
-      read<float>(weight), s[0], s[1] * s[2] * s[3], epsilon, write<float>(out),
-      write<float>(inverses));
-  return {out, inverses};
+// The sum of each tensor.
+std::vector<Tensor> sums(const std::vector<Tensor>& tensors) {
+  require(!tensors.empty(), "need tensors");
+  Tensor made = empty({int64_t(tensors.size())}, paddle::DataType::FLOAT32, tensors[0]);
+  for (size_t place = 0; place < tensors.size(); ++place) {
+    require_float32(tensors[place], tensors[place].shape().size());
+    const float* x = read<float>(tensors[place]);
+    int64_t size = tensors[place].numel(), piece = 1 << 16;
+    double total = 0;
+#pragma omp parallel for reduction(+ : total)
+    for (int64_t begin = 0; begin < size; begin += piece)
+      total += sum_of(std::min(piece, size - begin), [=](int64_t k) { return x[begin + k]; });
+    write<float>(made)[place] = total;
+  }
+  return {made};
 }
 
-std::vector<Tensor> standardize_backward(
-    const Tensor& standardized, const Tensor& inverses, const Tensor& gradient) {
-  auto s = standardized.shape();
-  int64_t o = s[0], size = s[1] * s[2] * s[3];
-  Tensor out = empty(s, gradient.dtype(), gradient);
-  const float *kernel = read<float>(standardized), *above = read<float>(gradient);
-  const float* inverse_of = read<float>(inverses);
-  float* to = write<float>(out);
-#pragma omp parallel for
-  for (int64_t k = 0; k < o; ++k) {
-    const float *w = kernel + k * size, *g = above + k * size;
-    float* row = to + k * size;
-    float inverse = inverse_of[k];
-    float first = sum_of(size, [=](int64_t j) { return g[j]; }) / size;
-    float second = sum_of(size, [=](int64_t j) { return g[j] * w[j]; }) / size;
-#pragma omp simd
-    for (int64_t j = 0; j < size; ++j) row[j] = inverse * (g[j] - first - w[j] * second);
+#pragma GCC push_options
+#pragma GCC optimize("fp-contract=off")  // rounds each product, as Paddle's single operations do
+
+// v = momentum v + g + decay w; w = w - lr v; in place.
+void momentum_step_of(
+    float* w, float* v, const float* g, int64_t size, float lr, float momentum, float decay) {
+#pragma omp parallel for simd
+  for (int64_t k = 0; k < size; ++k) {
+    float velocity = v[k] * momentum + g[k];
+    if (decay != 0) velocity += w[k] * decay;
+    v[k] = velocity;
+    w[k] -= velocity * lr;
   }
-  return {out};
+}
+
+#pragma GCC pop_options
+
+std::vector<Tensor> momentum_step(
+    const Tensor& parameter, const Tensor& velocity, const Tensor& gradient, float lr,
+    float momentum, float decay) {
+  for (auto* one : {&parameter, &velocity, &gradient}) {
+    require_float32(*one, parameter.shape().size());
+    require(one->numel() == parameter.numel(), "need as many numbers in each");
+  }
+  Tensor w(parameter.impl()), v(velocity.impl());
+  momentum_step_of(
+      write<float>(w), write<float>(v), read<float>(gradient), w.numel(), lr, momentum, decay);
+  return {w, v};
 }
 
 // --- The whole network, for inference ------------------------------------------------------------
@@ -512,9 +532,9 @@ using norm_relu_beside_guarded = Guarded<decltype(&norm_relu_beside), &norm_relu
 using norm_relu_beside_backward_guarded = Guarded<decltype(&norm_relu_beside_backward), &norm_relu_beside_backward>;
 using norm_relu_twice_guarded = Guarded<decltype(&norm_relu_twice), &norm_relu_twice>;
 using norm_relu_twice_backward_guarded = Guarded<decltype(&norm_relu_twice_backward), &norm_relu_twice_backward>;
-using standardize_guarded = Guarded<decltype(&standardize), &standardize>;
-using standardize_backward_guarded = Guarded<decltype(&standardize_backward), &standardize_backward>;
 using pool_guarded = Guarded<decltype(&pool), &pool>;
+using sums_guarded = Guarded<decltype(&sums), &sums>;
+using momentum_step_guarded = Guarded<decltype(&momentum_step), &momentum_step>;
 using prepare_guarded = Guarded<decltype(&prepare), &prepare>;
 using infer_guarded = Guarded<decltype(&infer), &infer>;
 using infer_stages_guarded = Guarded<decltype(&infer_stages), &infer_stages>;
@@ -525,34 +545,34 @@ using pool_backward_guarded = Guarded<decltype(&pool_backward), &pool_backward>;
 PD_BUILD_OP(bit_convolve)
     .Inputs({"X", "Kernel"})
     .Outputs({"Y"})
-    .Attrs({"stride: int"})
+    .Attrs({"stride: int", "epsilon: float"})
     .SetKernelFn(PD_KERNEL(convolve_guarded::run));
 PD_BUILD_GRAD_OP(bit_convolve)
     .Inputs({"X", "Kernel", paddle::Grad("Y")})
     .Outputs({paddle::Grad("X"), paddle::Grad("Kernel")})
-    .Attrs({"stride: int"})
+    .Attrs({"stride: int", "epsilon: float"})
     .SetKernelFn(PD_KERNEL(convolve_backward_guarded::run));
 
 PD_BUILD_OP(bit_convolve_images)
     .Inputs({"X", "Kernel"})
     .Outputs({"Y"})
-    .Attrs({"stride: int"})
+    .Attrs({"stride: int", "epsilon: float"})
     .SetKernelFn(PD_KERNEL(convolve_guarded::run));
 PD_BUILD_GRAD_OP(bit_convolve_images)
     .Inputs({"X", "Kernel", paddle::Grad("Y")})
     .Outputs({paddle::Grad("Kernel")})
-    .Attrs({"stride: int"})
+    .Attrs({"stride: int", "epsilon: float"})
     .SetKernelFn(PD_KERNEL(convolve_images_backward_guarded::run));
 
 PD_BUILD_OP(bit_convolve_add)
     .Inputs({"X", "Kernel", "Residual"})
     .Outputs({"Y"})
-    .Attrs({"stride: int"})
+    .Attrs({"stride: int", "epsilon: float"})
     .SetKernelFn(PD_KERNEL(convolve_add_guarded::run));
 PD_BUILD_GRAD_OP(bit_convolve_add)
     .Inputs({"X", "Kernel", paddle::Grad("Y")})
     .Outputs({paddle::Grad("X"), paddle::Grad("Kernel"), paddle::Grad("Residual")})
-    .Attrs({"stride: int"})
+    .Attrs({"stride: int", "epsilon: float"})
     .SetKernelFn(PD_KERNEL(convolve_add_backward_guarded::run));
 
 PD_BUILD_OP(bit_norm_relu)
@@ -585,21 +605,23 @@ PD_BUILD_GRAD_OP(bit_norm_relu_twice)
     .Outputs({paddle::Grad("X"), paddle::Grad("Scale"), paddle::Grad("Bias")})
     .SetKernelFn(PD_KERNEL(norm_relu_twice_backward_guarded::run));
 
-PD_BUILD_OP(bit_standardize)
-    .Inputs({"Weight"})
-    .Outputs({"Standardized", "Inverses"})
-    .Attrs({"epsilon: float"})
-    .SetKernelFn(PD_KERNEL(standardize_guarded::run));
-PD_BUILD_GRAD_OP(bit_standardize)
-    .Inputs({"Standardized", "Inverses", paddle::Grad("Standardized")})
-    .Outputs({paddle::Grad("Weight")})
-    .SetKernelFn(PD_KERNEL(standardize_backward_guarded::run));
-
 PD_BUILD_OP(bit_pool).Inputs({"X"}).Outputs({"Y", "Which"}).SetKernelFn(PD_KERNEL(pool_guarded::run));
 PD_BUILD_GRAD_OP(bit_pool)
     .Inputs({"X", "Which", paddle::Grad("Y")})
     .Outputs({paddle::Grad("X")})
     .SetKernelFn(PD_KERNEL(pool_backward_guarded::run));
+
+PD_BUILD_OP(bit_sums)
+    .Inputs({paddle::Vec("Tensors")})
+    .Outputs({"Sums"})
+    .SetKernelFn(PD_KERNEL(sums_guarded::run));
+
+PD_BUILD_OP(bit_momentum_step)
+    .Inputs({"Parameter", "Velocity", "Gradient"})
+    .Outputs({"ParameterOut", "VelocityOut"})
+    .Attrs({"lr: float", "momentum: float", "decay: float"})
+    .SetInplaceMap({{"Parameter", "ParameterOut"}, {"Velocity", "VelocityOut"}})
+    .SetKernelFn(PD_KERNEL(momentum_step_guarded::run));
 
 PD_BUILD_OP(bit_prepare)
     .Inputs({"X", paddle::Vec("Parameters")})

@@ -20,6 +20,10 @@ STANDARDIZATION_EPSILON = 1e-10  # timm and Hugging Face use 1e-8
 
 NORM_EPSILON = 1e-5
 
+STANDARDIZES_AHEAD = (
+    True  # whether `standardize` computes, which is worth doing once for many passes
+)
+
 HALF = (paddle.float16, paddle.bfloat16)
 
 
@@ -211,6 +215,27 @@ def _add_upsampled(x: Tensor, coarse: Tensor) -> Tensor:
 def rows(x: Tensor, size: int) -> Tensor:
     """Return the values at all places as rows [N, H W C / size, size]."""
     return x.transpose([0, 2, 3, 1]).reshape([x.shape[0], -1, size])
+
+
+def sums(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the sums [n] of n tensors."""
+    return paddle.stack([one.sum() for one in tensors])
+
+
+def momentum_step(
+    parameter: Tensor,
+    velocity: Tensor,
+    gradient: Tensor,
+    lr: float,
+    momentum: float,
+    decay: float,
+) -> None:
+    """Set v = momentum v + g + decay w, then w = w - lr v, in place."""
+    velocity.scale_(momentum)
+    velocity.add_(gradient)
+    if decay:
+        velocity.add_(parameter * decay)
+    parameter.subtract_(velocity * lr)
 
 
 def prepare(

@@ -93,6 +93,50 @@ class Rooms {
   T* mine() { return all.data() + count * omp_get_thread_num(); }
 };
 
+// --- Standardization -----------------------------------------------------------------------------
+
+const int64_t ROWS = 256;  // numbers whose float32 sums go into a float64 one
+
+// The sum of f(k) over [0, size), in float32 for a piece and in float64 over these.
+template <typename F>
+inline double sum_of(int64_t size, F f) {
+  double total = 0;
+  for (int64_t begin = 0; begin < size; begin += ROWS) {
+    float piece = 0;
+    int64_t end = std::min(size, begin + ROWS);
+#pragma omp simd reduction(+ : piece)
+    for (int64_t k = begin; k < end; ++k) piece += f(k);
+    total += piece;
+  }
+  return total;
+}
+
+// How the kernel of one output is standardized: (w - mean) / sqrt(variance + epsilon), where the
+// epsilon is not negative; else it stays as it is.
+struct Standard {
+  float mean = 0, rest = 0, inverse = 1;  // the rest is that of rounding the mean
+
+  Standard() = default;
+  Standard(const float* w, int64_t size, float epsilon) {
+    if (epsilon < 0) return;
+    float middle = mean = sum_of(size, [=](int64_t k) { return w[k]; }) / size;
+    rest = sum_of(size, [=](int64_t k) { return w[k] - middle; }) / size;
+    double square = sum_of(size, [=](int64_t k) { return (w[k] - middle) * (w[k] - middle); });
+    inverse = 1 / std::sqrt(square / size - double(rest) * rest + epsilon);
+  }
+
+  float of(float w) const { return (w - mean - rest) * inverse; }
+
+  // Turns the gradient of the standardized kernel into that of w.
+  void gradient(const float* w, int64_t size, float* g) const {
+    Standard one = *this;
+    float first = sum_of(size, [=](int64_t k) { return g[k]; }) / size;
+    float second = sum_of(size, [=](int64_t k) { return g[k] * one.of(w[k]); }) / size;
+#pragma omp simd
+    for (int64_t k = 0; k < size; ++k) g[k] = one.inverse * (g[k] - first - one.of(w[k]) * second);
+  }
+};
+
 // --- oneDNN --------------------------------------------------------------------------------------
 
 void check(int status) {
@@ -227,19 +271,25 @@ struct KernelLayout {
 
   static constexpr int64_t TILE = 32, WIDTH = 144;  // 144: of 3 x 3 pixels, 16 channels
 
+  // Packs the kernel, standardized if the epsilon is not negative.
   template <typename T>
-  void pack(const float* plain, T* packed) const {
+  void pack(const float* plain, float epsilon, T* packed) const {
     int64_t o = outputs.size(), size = inputs.size();
     if (padded) std::memset(packed, 0, layout.bytes());
 #pragma omp parallel for
-    for (int64_t first = 0; first < o; first += TILE)
+    for (int64_t first = 0; first < o; first += TILE) {
+      int64_t height = std::min(TILE, o - first);
+      Standard standards[TILE];
+      for (int64_t k = 0; k < height; ++k)
+        standards[k] = Standard(plain + (first + k) * size, size, epsilon);
       for (int64_t begin = 0; begin < size; begin += WIDTH) {
         T tile[TILE][WIDTH];  // in the nearest cache, where strides do no harm
-        int64_t height = std::min(TILE, o - first), width = std::min(WIDTH, size - begin);
+        int64_t width = std::min(WIDTH, size - begin);
         for (int64_t k = 0; k < height; ++k) {
           const float* row = plain + (first + k) * size + begin;
+          Standard standard = standards[k];
 #pragma omp simd
-          for (int64_t j = 0; j < width; ++j) tile[k][j] = narrow<T>(row[j]);
+          for (int64_t j = 0; j < width; ++j) tile[k][j] = narrow<T>(standard.of(row[j]));
         }
         const int64_t *at = outputs.data() + first, *along = inputs.data() + begin;
         if (outputs_inmost) {
@@ -254,16 +304,22 @@ struct KernelLayout {
           }
         }
       }
+    }
   }
 
-  void unpack(const float* packed, float* plain) const {
+  // Unpacks the gradient of what `pack` packed, as that of the kernel ``w``.
+  void unpack(const float* packed, const float* w, float epsilon, float* plain) const {
     int64_t o = outputs.size(), size = inputs.size();
 #pragma omp parallel for
-    for (int64_t first = 0; first < o; first += TILE)
+    for (int64_t first = 0; first < o; first += TILE) {
+      int64_t last = std::min(o, first + TILE);
       for (int64_t begin = 0; begin < size; begin += WIDTH)
-        for (int64_t k = first; k < std::min(o, first + TILE); ++k)
+        for (int64_t k = first; k < last; ++k)
           for (int64_t j = begin; j < std::min(size, begin + WIDTH); ++j)
             plain[k * size + j] = packed[outputs[k] + inputs[j]];
+      for (int64_t k = first; epsilon >= 0 && k < last; ++k)
+        Standard(w + k * size, size, epsilon).gradient(w + k * size, size, plain + k * size);
+    }
   }
 };
 
@@ -347,16 +403,16 @@ struct Convolution {
     dnnl_primitive_desc_destroy(made);
   }
 
-  void pack(const KernelLayout& to, const float* kernel, char* room) const {
+  void pack(const KernelLayout& to, const float* kernel, float epsilon, char* room) const {
     if (g.type == dnnl_bf16)
-      to.pack(kernel, reinterpret_cast<bf16*>(room));
+      to.pack(kernel, epsilon, reinterpret_cast<bf16*>(room));
     else
-      to.pack(kernel, reinterpret_cast<float*>(room));
+      to.pack(kernel, epsilon, reinterpret_cast<float*>(room));
   }
 
-  const void* packed(const KernelLayout& to, const float* kernel) const {
+  const void* packed(const KernelLayout& to, const float* kernel, float epsilon) const {
     char* room = buffer(1, to.layout.bytes());
-    pack(to, kernel, room);
+    pack(to, kernel, epsilon, room);
     return room;
   }
 };
@@ -371,8 +427,6 @@ int64_t pieces(int64_t images, int64_t groups, int64_t bytes) {
   while ((images * wanted < 4 || bytes > near * wanted) && wanted < groups / 4) wanted *= 2;
   return wanted;
 }
-
-const int64_t ROWS = 256;  // pixels whose float32 sums go into a float64 one
 
 // Sums of x and of its square over the pixels, of the channels of V registers, less a channel's first value:
 // then nothing cancels where a mean is large.
@@ -491,39 +545,6 @@ void pool_of(const T* from, int64_t n, int64_t h, int64_t w, int64_t c, T* to, u
         for (int64_t k = 0; k < c; ++k) value[k] = narrow<T>(best[k]), name[k] = found[k];
       }
     }
-}
-
-// --- Standardization -----------------------------------------------------------------------------
-
-// The sum of f(k) over [0, size), in float32 for a piece and in float64 over these.
-template <typename F>
-inline double sum_of(int64_t size, F f) {
-  double total = 0;
-  for (int64_t begin = 0; begin < size; begin += ROWS) {
-    float piece = 0;
-    int64_t end = std::min(size, begin + ROWS);
-#pragma omp simd reduction(+ : piece)
-    for (int64_t k = begin; k < end; ++k) piece += f(k);
-    total += piece;
-  }
-  return total;
-}
-
-// Writes also the inverse deviation of each output channel; ``size`` is that of its kernel.
-void standardize_of(
-    const float* from, int64_t o, int64_t size, float epsilon, float* to, float* inverse_of) {
-#pragma omp parallel for
-  for (int64_t k = 0; k < o; ++k) {
-    const float* in = from + k * size;
-    float* row = to + k * size;
-    float mean = sum_of(size, [=](int64_t j) { return in[j]; }) / size;
-    float rest = sum_of(size, [=](int64_t j) { return in[j] - mean; }) / size;  // of rounding it
-    double square = sum_of(size, [=](int64_t j) { return (in[j] - mean) * (in[j] - mean); });
-    float inverse = 1 / std::sqrt(square / size - double(rest) * rest + epsilon);
-    inverse_of[k] = inverse;
-#pragma omp simd
-    for (int64_t j = 0; j < size; ++j) row[j] = (in[j] - mean - rest) * inverse;
-  }
 }
 
 }  // namespace
