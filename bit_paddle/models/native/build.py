@@ -58,10 +58,20 @@ def load(say: Callable[[str], object] = print) -> Loaded:
     failed build, only ``python -m bit_paddle.compile`` tries again. Raises `Unavailable`.
     """
     _heed_switch()
+    if not _loaded:
+        _loaded.append(_load_first(say))
+    library.set_threads()
+    return _loaded[0]
+
+
+_loaded: list[Loaded] = []  # at most one: Paddle registers an operator once per process
+
+
+def _load_first(say: Callable[[str], object]) -> Loaded:
     folder = library.cache_path(compiler.sources_hash())
     ways: list[Callable[[], Loaded]] = [prebuilt.load, lambda: _compile_once(folder, say)]
     if _exists(folder / FACTS):  # written last: with it the build is complete
-        ways.insert(0, lambda: _load(folder))
+        ways.insert(0, lambda: _load_compiled(folder))
     reasons: list[Unavailable] = []
     for way in ways:
         if reasons and not reasons[-1].expected:
@@ -70,7 +80,9 @@ def load(say: Callable[[str], object] = print) -> Loaded:
             return way()
         except Unavailable as reason:
             reasons.append(reason)
-    raise Unavailable("; ".join(map(str, reasons)), reasons[-1].expected)
+    if not reasons[-1].expected:
+        raise reasons[-1]
+    raise Unavailable("; ".join(map(str, reasons)), expected=True)
 
 
 def rebuild(say: Callable[[str], object] = print) -> Loaded:
@@ -91,7 +103,7 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _load(folder: Path) -> Loaded:
+def _load_compiled(folder: Path) -> Loaded:
     """Load what a build has left in ``folder``."""
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
@@ -124,7 +136,7 @@ def _compile_once(folder: Path, say: Callable[[str], object], again: bool = Fals
         raise Unavailable(
             f"cannot be kept in the cache: {error}; `python -m bit_paddle.compile` tries again"
         ) from None
-    return _load(folder)
+    return _load_compiled(folder)
 
 
 def _build(folder: Path) -> None:
@@ -152,7 +164,10 @@ def _first_error(output: str) -> str:
 
 
 def build(folder: Path) -> None:
-    """Compile into ``folder``, compare with `plain`, and write the facts that `load` returns."""
+    """Compile into ``folder``, compare with `plain`, and write the facts that `load` returns.
+
+    Raises RuntimeError with what the compiler says, or with what is computed wrong.
+    """
     made = folder / f"{OPERATORS}.part"
     try:
         compiler.compile_library(made, "native", library.paddle_folder())

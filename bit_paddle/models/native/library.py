@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import hashlib
 import importlib.util
 import platform
@@ -46,9 +45,8 @@ def cache_path(*parts: str) -> Path:
     return fetch.cache_dir() / "native" / key
 
 
-@functools.cache
 def load(path: Path) -> Any:
-    """Return `Compiled` with the operators of the library at ``path``. A process loads only one.
+    """Return `Compiled` with the operators of the library at ``path``. A process may load only one.
 
     The library names Paddle, oneDNN and OpenMP without folders. The system finds those that this
     process has already: Paddle's.
@@ -58,7 +56,6 @@ def load(path: Path) -> Any:
     from bit_paddle.models.native import compiled
 
     core.load_op_meta_info_and_register_op(str(path))
-    set_threads()
     return compiled.Compiled()
 
 
@@ -82,6 +79,7 @@ def examine(path: Path) -> dict[str, Any]:
 
     paddle.set_device("cpu")
     operators = load(path)
+    set_threads()
     checks.check(operators, "float32")
     return {"onednn": _onednn_version(), "bf16": checks.passes(operators, "bfloat16")}
 

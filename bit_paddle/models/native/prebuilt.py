@@ -11,6 +11,7 @@ import json
 import os
 import select
 import signal
+import sys
 import warnings
 from collections.abc import Collection
 from pathlib import Path
@@ -129,9 +130,9 @@ def _examine_and_exit(path: Path, answer: int) -> NoReturn:
     try:
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)  # they are for the parent, which ends this one
-        silence = os.open(os.devnull, os.O_RDWR)
-        for stream in (1, 2):
-            os.dup2(silence, stream)
+        sys.stdout = sys.stderr = open(os.devnull, "w")
+        for stream in (1, 2):  # those of Paddle's library
+            os.dup2(sys.stdout.fileno(), stream)
         try:
             facts = library.examine(path)
         except Exception as error:
