@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import paddle
 import pytest
@@ -142,6 +143,15 @@ def test_a_bad_library_ends_only_its_own_process(examine, reason, tmp_path, monk
     assert capfd.readouterr() == ("", "")
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
+
+
+@pytest.mark.parametrize("part", [0, 0.02, 0.5, 0.99])
+def test_a_library_cut_off_is_reported(part, tmp_path):
+    """As far as its contents say that this is right: the hash cannot tell."""
+    whole = max(map(Path.read_bytes, prebuilt.FOLDER.glob("*.so")), key=len, default=b"rubbish")
+    (tmp_path / "operators.so").write_bytes(whole[: int(part * len(whole))])
+    with pytest.raises(Unavailable, match="do not work here: "):
+        prebuilt.check(tmp_path / "operators.so")
 
 
 @pytest.fixture
