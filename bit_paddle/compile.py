@@ -15,13 +15,16 @@ from bit_paddle.models.native import build
 def main(arguments: Sequence[str]) -> int:
     """Run the command with ``arguments``; return its exit status."""
     flags = parser().parse_args(arguments)
-    if flags.into:
-        build.build(flags.into)
-        return 0
     try:
+        if flags.into:
+            build.build(flags.into)
+            return 0
         _, facts = build.rebuild()
     except build.Unavailable as reason:
         print(f"error: no compiled operators: {reason}", file=sys.stderr)
+        return 1
+    except RuntimeError as fault:  # of --into: the process that started this one reports it
+        print(fault, file=sys.stderr)
         return 1
     precisions = "float32 and bf16" if facts["bf16"] else "float32"
     print(f"compiled for {precisions}, with oneDNN {facts['onednn']}")
@@ -32,8 +35,8 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
     parser = parsing.Parser(
         prog="python -m bit_paddle.compile",
-        description=__doc__.split(":")[0] + ". Other commands compile them at first use. "
-        "Only this command retries a failed build. "
+        description=__doc__.split(":")[0] + ". Other commands use these, else those that come with "
+        "bit_paddle, else they compile at first use. Only this command retries a failed build. "
         f"{build.SWITCH}=0 in the environment turns the compiled operators off.",
         allow_abbrev=False,
     )

@@ -25,7 +25,7 @@ fi
 
 [ -d .venv ] || "$python" -m venv .venv
 echo "Installing Paddle and the other packages: several minutes"
-.venv/bin/pip install --quiet --disable-pip-version-check --editable ".[$paddle,digits,native]"
+.venv/bin/pip install --quiet --disable-pip-version-check --editable ".[$paddle,digits]"
 train=".venv/bin/python -W ignore -m bit_paddle.train --config configs/digits.yaml"
 newest() { ls -td bit_logs/"$1"* | head -n 1; }
 $train

@@ -79,7 +79,7 @@ def golden_sample(flat: np.ndarray) -> np.ndarray:
 def cache_of_tests(tmp_path_factory):
     """No test reads or writes the user's own cache.
 
-    But operators that are compiled there are copied, which saves half a minute. The workers of a
+    But operators that are compiled there are copied, which saves ten seconds. The workers of a
     session share them.
     """
     base = tmp_path_factory.getbasetemp()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import importlib.metadata
+import itertools
 import math
 import os
 import platform
@@ -83,15 +85,22 @@ def share(processes: int) -> dict[str, str]:
     return {**kept, **_users, **dict.fromkeys(_chosen, threads)}
 
 
-def _mkl_type_of_amd() -> str:
-    """Return MKL's number of the best kernels for an AMD processor (AVX-512, AVX2), or ""."""
+@functools.cache
+def processor() -> dict[str, str]:
+    """Return what Linux tells of the first processor ("model name", "flags" …), else nothing."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
-            words = set("".join(line for line, _ in zip(lines, range(40))).split())
+            fields = [line.partition(":") for line in itertools.takewhile(str.strip, lines)]
     except OSError:  # not Linux
+        return {}
+    return {name.strip(): value.strip() for name, _, value in fields}
+
+
+def _mkl_type_of_amd() -> str:
+    """Return MKL's number of the best kernels for an AMD processor (AVX-512, AVX2), or ""."""
+    if processor().get("vendor_id") != "AuthenticAMD":
         return ""
-    if "AuthenticAMD" not in words:
-        return ""
+    words = set(processor().get("flags", "").split())
     if words >= {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}:
         return "7"
     return "5" if words >= {"avx2", "fma"} else ""
@@ -104,10 +113,7 @@ def machine() -> str:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             paddle = f"{name} {importlib.metadata.version(name)}"
             break
-    processor = platform.machine()
-    with contextlib.suppress(OSError, StopIteration):  # Linux has its name
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        processor = next(line for line in lines if line.startswith("model name")).split(": ")[1]
+    model = processor().get("model name") or platform.machine()
     gpus = []
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         listed = subprocess.run(
@@ -118,7 +124,7 @@ def machine() -> str:
             timeout=60,
         )
         gpus = [line.split(" (UUID")[0] for line in listed.stdout.splitlines()]
-    hardware = "; ".join([f"{machine_cpu_count()} x {processor}", *gpus])
+    hardware = "; ".join([f"{machine_cpu_count()} x {model}", *gpus])
     return f"{paddle}, Python {version}, {platform.system()}; {hardware}"
 
 

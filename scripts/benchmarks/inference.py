@@ -1,4 +1,4 @@
-"""Compare the speed of inference with BiT in PyTorch: ``pip install '.[native,bench]'``, then
+"""Compare the speed of inference with BiT in PyTorch: ``pip install '.[bench]'``, then
 ``python scripts/benchmarks/inference.py``.
 
 Prints for each contender the median, fastest and slowest round in seconds, the ratio of its median

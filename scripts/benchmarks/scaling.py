@@ -1,5 +1,5 @@
 """Measure whether the time of a training step is linear in batch size and pixels, also in PyTorch.
-``pip install '.[native,bench]'``, then ``python scripts/benchmarks/scaling.py --plot scaling.png``.
+``pip install '.[bench]'``, then ``python scripts/benchmarks/scaling.py --plot scaling.png``.
 
 Prints median times, and their relative distance from a straight line that is fitted to each
 contender's times: once over the number of images, once over the number of pixels.

@@ -256,7 +256,7 @@ class Bench:
             **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1" if jobs > 1 else "2"),
             **dict.fromkeys(("BIT_PADDLE_HOME", "TMPDIR"), str(folder)),
         }
-        compiled = fetch.cache_dir() / "native"  # compiling takes a minute: use the user's
+        compiled = fetch.cache_dir() / "native"  # compiling takes seconds: use the user's
         compiled.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):
             (folder / "native").symlink_to(compiled)

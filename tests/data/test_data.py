@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -183,6 +184,28 @@ def test_digits():
     assert train.classes == [str(k) for k in range(10)] and train.size(0) == (8, 8)
     assert train.pixels.max() == 255 and set(np.bincount(val.labels)) <= {34, 35, 36}
     assert not {some.tobytes() for some in train.pixels} & {some.tobytes() for some in val.pixels}
+
+
+def test_digits_are_those_that_scikit_learn_loads():
+    loaded = pytest.importorskip("sklearn.datasets").load_digits()
+    train, val = registry.open_dataset("digits")[:2]
+    held_out = np.zeros(len(loaded.target), bool)
+    for label in range(10):
+        held_out[np.flatnonzero(loaded.target == label)[4::5]] = True
+    grey = np.round(loaded.images * (255 / 16)).astype(np.uint8)
+    for part, chosen in ((train, ~held_out), (val, held_out)):
+        assert np.array_equal(part.pixels, np.stack([grey[chosen]] * 3, axis=-1))
+        assert np.array_equal(part.labels, loaded.target[chosen])
+
+
+def test_digits_without_scikit_learn(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(ConfigError, match="needs scikit-learn, which is not installed"):
+        registry.open_dataset("digits")
+    spec = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setitem(sys.modules, "sklearn", SimpleNamespace(__spec__=spec))
+    with pytest.raises(ConfigError, match=r"digits\.csv\.gz"):
+        registry.open_dataset("digits")
 
 
 def test_folder(image_folder):

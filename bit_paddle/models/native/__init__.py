@@ -1,4 +1,4 @@
 """The network's operators: `plain` in pure Paddle, `compiled` in C++, which is faster on a CPU.
 
-`build` compiles the C++ where the machine allows it, and chooses between the two.
+`prebuilt` finds the C++ compiled for common processors; `build` compiles it for others and chooses.
 """

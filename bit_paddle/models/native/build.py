@@ -1,54 +1,32 @@
-"""Compile operators.cc once for this machine, and choose the operators of a command.
+"""Choose the operators of a command; compile them for this machine where none are prebuilt.
 
-The operators are compiled at first use, or ahead of time by ``python -m bit_paddle.compile``. They
-are cached for the user. A change of Paddle, compiler, processor or sources compiles them again.
+They are compiled at first use, or by ``python -m bit_paddle.compile``, and kept in the user's
+cache. A change of Paddle, processor or sources compiles them again.
 """
 
 from __future__ import annotations
 
-import ctypes
-import functools
-import hashlib
-import importlib.util
 import json
 import os
-import platform
-import shlex
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from bit_paddle.errors import install_hint
-from bit_paddle.system import environment, fetch, files
+from bit_paddle.models.native import compiler, library, prebuilt
+from bit_paddle.models.native.library import Unavailable
+from bit_paddle.system import environment, files
 
 SWITCH = "BIT_PADDLE_NATIVE"  # 0 turns the compiled operators off
-
-SOURCES = [
-    Path(__file__).with_name(name)
-    for name in ("operators.cc", "network.h", "primitives.h", "onednn.h")
-]
 
 OPERATORS, FACTS, FAULT = "operators.so", "facts.json", "fault.txt"
 
 SECONDS = 600  # the longest that compiling and checking may take
 
-_AS_TEXT = {"capture_output": True, "encoding": "utf-8", "errors": "replace"}
-
-_FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-w")
-
-
-class Unavailable(Exception):
-    """The reason why there are no compiled operators; ``expected`` if nothing has failed."""
-
-    def __init__(self, reason: str, expected: bool = False):
-        super().__init__(reason)
-        self.expected = expected
+Loaded = tuple[Any, dict[str, Any]]
 
 
 def choose(device: str, amp: str, say: Callable[[str], object]) -> tuple[Any, str]:
@@ -70,101 +48,95 @@ def choose(device: str, amp: str, say: Callable[[str], object]) -> tuple[Any, st
         if not reason.expected:
             say(f"warning: operators {reason}")
         return plain, f"Paddle's own ({reason})"
-    return operators, f"compiled for this processor, with oneDNN {facts['onednn']}"
+    return operators, f"{facts['made']}, with oneDNN {facts['onednn']}"
 
 
-def load(say: Callable[[str], object] = print) -> tuple[Any, dict[str, Any]]:
-    """Return `Compiled` and {"onednn": version, "bf16": bool}; compile first if that is needed.
+def load(say: Callable[[str], object] = print) -> Loaded:
+    """Return `Compiled` and {"made": by whom, "onednn": version, "bf16": bool}.
 
-    After a failed build, only ``python -m bit_paddle.compile`` tries again. Raises `Unavailable`.
+    Those compiled for this processor are used, else prebuilt ones, else they are compiled. After a
+    failed build, only ``python -m bit_paddle.compile`` tries again. Raises `Unavailable`.
     """
-    return _load_or_build(say, again=False)
+    _heed_switch()
+    if not _loaded:
+        _loaded.append(_load_first(say))
+    library.set_threads()
+    return _loaded[0]
 
 
-def rebuild(say: Callable[[str], object] = print) -> tuple[Any, dict[str, Any]]:
-    """Compile again, whatever is in the cache; return what `load` returns."""
-    return _load_or_build(say, again=True)
+_loaded: list[Loaded] = []  # at most one: Paddle registers an operator once per process
 
 
-def _load_or_build(say: Callable[[str], object], again: bool) -> tuple[Any, dict[str, Any]]:
+def _load_first(say: Callable[[str], object]) -> Loaded:
+    folder = library.cache_path(compiler.sources_hash())
+    ways: list[Callable[[], Loaded]] = [prebuilt.load, lambda: _compile_once(folder, say)]
+    if _exists(folder / FACTS):  # written last: with it the build is complete
+        ways.insert(0, lambda: _load_compiled(folder))
+    reasons: list[Unavailable] = []
+    for way in ways:
+        if reasons and not reasons[-1].expected:
+            say(f"warning: operators {reasons[-1]}")
+        try:
+            return way()
+        except Unavailable as reason:
+            reasons.append(reason)
+    if not reasons[-1].expected:
+        raise reasons[-1]
+    raise Unavailable("; ".join(map(str, reasons)), expected=True)
+
+
+def rebuild(say: Callable[[str], object] = print) -> Loaded:
+    """Compile for this processor, whatever is in the cache; return what `load` returns."""
+    _heed_switch()
+    return _compile_once(library.cache_path(compiler.sources_hash()), say, again=True)
+
+
+def _heed_switch() -> None:
     if os.environ.get(SWITCH) == "0":
         raise Unavailable(f"{SWITCH}=0", expected=True)
-    libraries = _libraries()
+
+
+def _exists(path: Path) -> bool:
     try:
-        folder = _folder(libraries)
-        if again or not (folder / FACTS).exists():  # written last: with it the build is complete
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with FileLock(folder / "lock"):
-                _build_once(folder, say, again)
+        return path.exists()
+    except OSError:  # a folder of the path cannot be read
+        return False
+
+
+def _load_compiled(folder: Path) -> Loaded:
+    """Load what a build has left in ``folder``."""
+    try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        operators = _load(folder / OPERATORS, libraries)
-        _set_threads(libraries)
-        return operators, facts
-    except (OSError, RuntimeError, subprocess.SubprocessError, ValueError) as error:
+        return library.load(folder / OPERATORS), {**facts, "made": "compiled for this processor"}
+    except (OSError, RuntimeError, ValueError) as error:
         raise Unavailable(
             f"cannot be loaded from the cache: {error}; `python -m bit_paddle.compile` tries again"
         ) from None
 
 
-def _build_once(folder: Path, say: Callable[[str], object], again: bool) -> None:
-    """Build into ``folder``, unless another process has already done so."""
-    if again:
-        for name in (FACTS, FAULT):
-            (folder / name).unlink(missing_ok=True)
-    if (folder / FAULT).exists():
-        fault = (folder / FAULT).read_text(encoding="utf-8")
-        raise Unavailable(
-            f"could not be compiled: {_first_error(fault)}; the full output is in "
-            f" {folder / FAULT}, and `python -m bit_paddle.compile` tries again"
-        )
-    if not (folder / FACTS).exists():
-        say("compiling operators for this processor, only once; this takes half a minute")
-        _build(folder)
-
-
-def _libraries() -> Path:
-    """Return the folder of Paddle's libraries; raise `Unavailable` if compiling is not possible."""
-    if sys.platform != "linux" or platform.machine() != "x86_64":
-        raise Unavailable("the compiled operators need Linux on x86-64", expected=True)
-    if shutil.which(_compiler()) is None:
-        raise Unavailable(f"there is no compiler: {_compiler()}", expected=True)
-    if importlib.util.find_spec("setuptools") is None:
-        raise Unavailable(f"compiling needs setuptools: {install_hint('native')}", expected=True)
-    folder = Path(importlib.util.find_spec("paddle").origin).parent / "libs"
-    for name in ("libdnnl.so.3", "libiomp5.so"):
-        if not (folder / name).exists():
-            raise Unavailable(f"the installed Paddle does not contain {name}", expected=True)
-    return folder
-
-
-def _compiler() -> str:
-    return (shlex.split(os.environ.get("CXX", "")) or ["g++"])[0]
-
-
-def _folder(libraries: Path) -> Path:
-    """Return the cache folder of the build, named by a hash of everything that the build uses."""
-    import paddle
-
-    command = [_compiler(), "--version"]
-    version = subprocess.run(command, **_AS_TEXT, timeout=60).stdout
-    processor = [line for line in _processor().splitlines() if line.startswith(("flags", "model"))]
-    parts = [source.read_text(encoding="utf-8") for source in SOURCES]
-    parts += [
-        " ".join(_FLAGS),
-        paddle.__version__,
-        str(libraries),
-        version,
-        *sorted(set(processor)),
-    ]
-    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-    return fetch.cache_dir() / "native" / key
-
-
-def _processor() -> str:
+def _compile_once(folder: Path, say: Callable[[str], object], again: bool = False) -> Loaded:
+    """Build into ``folder``, unless another process has already done so, and load the result."""
+    compiler.require()
     try:
-        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with FileLock(folder / "lock"):
+            if again:
+                for name in (FACTS, FAULT):
+                    (folder / name).unlink(missing_ok=True)
+            if (folder / FAULT).exists():
+                fault = (folder / FAULT).read_text(encoding="utf-8")
+                raise Unavailable(
+                    f"could not be compiled: {_first_error(fault)}; the full output is in "
+                    f"{folder / FAULT}, and `python -m bit_paddle.compile` tries again"
+                )
+            if not (folder / FACTS).exists():
+                say("compiling operators for this processor, only once; this takes ten seconds")
+                _build(folder)
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        raise Unavailable(
+            f"cannot be kept in the cache: {error}; `python -m bit_paddle.compile` tries again"
+        ) from None
+    return _load_compiled(folder)
 
 
 def _build(folder: Path) -> None:
@@ -172,10 +144,8 @@ def _build(folder: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-m", "bit_paddle.compile", "--into", str(folder)]
     paths = [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH")]  # first this package
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    if os.environ.get("CXX"):
-        environ["CC"] = os.environ["CXX"]  # setuptools compiles C++ with CC, too
     try:
-        done = subprocess.run(command, **_AS_TEXT, timeout=SECONDS, env=environ)
+        done = subprocess.run(command, **compiler.AS_TEXT, timeout=SECONDS, env=environ)
     except subprocess.TimeoutExpired:
         raise Unavailable(f"could not be compiled within {SECONDS} s") from None
     if done.returncode:
@@ -194,56 +164,15 @@ def _first_error(output: str) -> str:
 
 
 def build(folder: Path) -> None:
-    """Compile into ``folder``, compare with `plain`, and write the facts that `load` returns."""
-    import paddle
-    from paddle.utils import cpp_extension
+    """Compile into ``folder``, compare with `plain`, and write the facts that `load` returns.
 
-    from bit_paddle.models.native import checks, compiled
-
-    libraries = _libraries()
-    paddle.set_device("cpu")
-    with tempfile.TemporaryDirectory() as temporary:  # a path that needs no quotes in a shell
-        cpp_extension.load(
-            "bit_native",
-            [str(SOURCES[0])],
-            extra_cxx_cflags=list(_FLAGS),
-            # libiomp5 is Paddle's OpenMP. With the compiler's own OpenMP in the same process, the
-            # threads of the two would spin against each other and take twice the time.
-            extra_ldflags=[str(libraries / "libiomp5.so"), str(libraries / "libdnnl.so.3")],
-            build_directory=temporary,
-        )
-        library = Path(temporary) / "bit_native" / "bit_native.so"
-        operators = compiled.Compiled(ctypes.CDLL(str(library)))
-        files.write(folder / OPERATORS, lambda stream: stream.write(library.read_bytes()))
-    _set_threads(libraries)
-    checks.check(operators, "float32")
-    facts = {"onednn": _onednn_version(libraries), "bf16": checks.passes(operators, "bfloat16")}
-    files.write_text(folder / FACTS, json.dumps(facts))
-
-
-@functools.cache
-def _load(path: Path, libraries: Path) -> Any:
-    from paddle.base import core
-
-    from bit_paddle.models.native import compiled
-
-    core.load_op_meta_info_and_register_op(str(path))
-    return compiled.Compiled(ctypes.CDLL(str(path)))
-
-
-def _set_threads(libraries: Path) -> None:
-    """Let the operators use all processors, in the calling thread of Python.
-
-    While it is imported, Paddle limits OpenMP to one thread if the user has set no number.
+    Raises RuntimeError with what the compiler says, or with what is computed wrong.
     """
-    ctypes.CDLL(str(libraries / "libiomp5.so")).omp_set_num_threads(environment.threads())
-
-
-def _onednn_version(libraries: Path) -> str:
-    class Version(ctypes.Structure):
-        _fields_ = [(name, ctypes.c_int) for name in ("major", "minor", "patch")]
-
-    query = ctypes.CDLL(str(libraries / "libdnnl.so.3")).dnnl_version
-    query.restype = ctypes.POINTER(Version)
-    version = query().contents
-    return f"{version.major}.{version.minor}.{version.patch}"
+    made = folder / f"{OPERATORS}.part"
+    try:
+        compiler.compile_library(made, "native", library.paddle_folder())
+        facts = library.examine(made)
+        made.replace(folder / OPERATORS)
+    finally:
+        made.unlink(missing_ok=True)
+    files.write_text(folder / FACTS, json.dumps(facts))
