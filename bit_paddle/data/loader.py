@@ -1,10 +1,10 @@
 """Micro-batches for training and evaluation, decoded ahead by a pool of threads.
 
 Pillow decodes and resizes without Python's lock, so threads use the cores, share memory without
-``/dev/shm``, and end with the process. Images in memory are resized several in one call, because
-they may be so small that threads would mostly wait for the lock. Every random number depends only
-on (seed, step) and the position in the step's batch: the number of workers does not change the
-result, and any step can be computed without the steps before it.
+``/dev/shm``, and end with the process. Small images are resized several in one call: one by one,
+threads would mostly wait for the lock. Every random number depends only on (seed, step) and the
+position in the step's batch: the number of workers does not change the result, and any step can be
+computed without the steps before it.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class ResizedImages:
         self._images, self._side = images, side
         self._caches = resized_bytes(count, side) <= memory
         self._cache: dict[int, np.ndarray] = {}
-        self._together = together(images, (side, side))
+        self._together = together((side, side))
         self._piece = max(1, min(count, PIECE // resized_bytes(1, side)))
         self._free: list[np.ndarray] = []
         self._lock = Lock()

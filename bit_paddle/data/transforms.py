@@ -16,18 +16,13 @@ from PIL import Image
 from bit_paddle.data.images import ArrayImages, Images
 from bit_paddle.data.preprocessing import Preprocessing
 
-TOGETHER = 1 << 20  # bytes of pixels that one call makes at most, which fit into a core's cache
+TOGETHER = 1 << 20  # bytes of pixels that one call resizes or makes; they fit into a core's cache
 
 Bands = Sequence[np.ndarray]  # red, green and blue, uint8 [height, width] each
 
 # From the position of an image in the list, its width and its height to (width, height) of the
 # resized image, and (left, top) of the crop in it
 Geometry = Callable[[int, int, int], tuple[tuple[int, int], tuple[int, int]]]
-
-
-def together(images: Images, size: tuple[int, int]) -> int:
-    """Return the number of ``images`` that one call resizes to ``size`` = (width, height)."""
-    return max(1, TOGETHER // (3 * math.prod(size))) if isinstance(images, ArrayImages) else 1
 
 
 def crops(
@@ -39,27 +34,57 @@ def crops(
 ) -> Iterator[Bands]:
     """Yield the crop [crop, crop] of each resized image of ``indices``.
 
-    ``geometry`` gives all images in memory, which have one size, one size. ``filter`` is one of
-    `preprocessing.FILTERS`. Raises the errors of `Images.image`.
+    ``geometry`` gives images of one size one size. ``filter`` is one of `preprocessing.FILTERS`.
+    Raises the errors of `Images.image`.
     """
-    if isinstance(images, ArrayImages) and len(indices):
+    start = 0
+    for group in _groups(images, indices, geometry):
+        height, width = group.shape[1:3] if isinstance(group, np.ndarray) else group[0].size[::-1]
+        sizes, corners = zip(*(geometry(start + k, width, height) for k in range(len(group))))
+        start += len(group)
+        if len(group) > 1 and resizes_together(height, width, sizes[0], filter):
+            pixels = np.stack([np.asarray(image) for image in group])
+            lefts = [left for left, _ in corners]
+            bands = resized_together(pixels, sizes[0], filter, lefts, crop)
+            for own, (_, top) in zip(bands, corners):
+                yield own[:, top : top + crop]
+        else:
+            for image, (left, top) in zip(group, corners):
+                whole = image if isinstance(image, Image.Image) else Image.fromarray(image)
+                bands = resized(whole, sizes[0], filter)
+                yield [band[top : top + crop, left : left + crop] for band in bands]
+
+
+def together(*sizes: tuple[int, int]) -> int:
+    """Return the number of images that one call resizes, if they have one of ``sizes`` each."""
+    return max(1, TOGETHER // (3 * max(map(math.prod, sizes))))
+
+
+def _groups(
+    images: Images, indices: Sequence[int], geometry: Geometry
+) -> Iterator[np.ndarray | list[Image.Image]]:
+    """Yield neighbours of one size, no more than one call resizes: pixels [N, H, W, 3], or images.
+
+    So of large images no more than one is held.
+    """
+    if isinstance(images, ArrayImages):
         height, width = images.pixels.shape[1:3]
-        sizes, corners = zip(*(geometry(k, width, height) for k in range(len(indices))))
-        if resizes_together(height, width, sizes[0], filter):
-            number = together(images, sizes[0])
-            for start in range(0, len(indices), number):
-                some = slice(start, start + number)
-                lefts = [left for left, _ in corners[some]]
-                pixels = images.pixels[list(indices[some])]
-                bands = resized_together(pixels, sizes[0], filter, lefts, crop)
-                for own, (_, top) in zip(bands, corners[some]):
-                    yield own[:, top : top + crop]
-            return
+        number = together((width, height), geometry(0, width, height)[0]) if len(indices) else 1
+        for start in range(0, len(indices), number):
+            yield images.pixels[list(indices[start : start + number])]
+        return
+    group: list[Image.Image] = []
     for k, index in enumerate(indices):
         image = images.image(index)
-        size, (left, top) = geometry(k, *image.size)
-        bands = resized(image, size, filter)
-        yield [band[top : top + crop, left : left + crop] for band in bands]
+        if group and image.size != group[0].size:
+            yield group
+            group = []
+        group.append(image)
+        if len(group) == together(image.size, geometry(k, *image.size)[0]):
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 @lru_cache(maxsize=64)

@@ -446,8 +446,21 @@ def test_no_flip_and_no_crop(noise):
     assert np.array_equal(step[0].images, whole[step[0].indices])
 
 
+class Pictures:
+    """Images of any sizes, without a class."""
+
+    def __init__(self, pictures):
+        self.pictures, self.labels = pictures, np.zeros(len(pictures), np.int64)
+
+    def __len__(self):
+        return len(self.pictures)
+
+    def image(self, index):
+        return Image.fromarray(self.pictures[index])
+
+
 class Decoded:
-    """The same images, but each decoded by itself; ``asked`` lists which."""
+    """The same images, but each decoded by itself, as files are; ``asked`` lists which."""
 
     def __init__(self, images):
         self.labels, self.classes, self._images, self.asked = images.labels, "abc", images, []
@@ -508,6 +521,29 @@ def test_images_in_memory_have_the_pixels_of_pillow(shape, size, filter, monkeyp
         whole = Image.fromarray(pixels[row]).resize(size, Image.Resampling[filter.upper()])
         expected = np.asarray(whole.crop((left, top, left + crop, top + crop)))
         assert np.array_equal(np.stack(list(bands), axis=2), expected)
+
+
+def test_neighbours_of_several_sizes_have_the_pixels_of_pillow():
+    """Those of one size are resized together."""
+    random = np.random.default_rng(0)
+    shapes = [(32, 32), (32, 32), (32, 33), (32, 32), (40, 24), (40, 24), (40, 24), (500, 700)]
+    pictures = [random.integers(0, 256, (*shape, 3), np.uint8) for shape in shapes]
+    images = Decoded(Pictures(pictures))
+    view = Preprocessing(24, 30, "bicubic")
+    found = transforms.crops(
+        images, range(8), lambda _, *size: view.geometry(*size), view.crop, view.filter
+    )
+    for picture, bands in zip(pictures, found, strict=True):
+        expected = transforms.evaluation_view(Image.fromarray(picture), view)
+        assert np.array_equal(np.stack(list(bands)), expected)
+
+
+@pytest.mark.parametrize("height, width, side", [(600, 600, 32), (32, 32, 600)])
+def test_large_images_are_held_one_at_a_time(height, width, side):
+    images = Decoded(ArrayImages(np.zeros((4, height, width, 3), np.uint8), [0] * 4, "a", "large"))
+    found = transforms.crops(images, range(4), lambda *_: ((side, side), (0, 0)), side)
+    for count, _ in enumerate(found, start=1):
+        assert images.asked == list(range(count))
 
 
 @pytest.mark.parametrize("side", [32, 160])
