@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from functools import lru_cache, partial
-from threading import Lock
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -32,8 +31,6 @@ from bit_paddle.data.transforms import (
 from bit_paddle.recipes.hyperrule import Resolution
 
 ORDER, VIEW, MIXUP, INCEPTION = range(4)  # separate streams of random numbers
-
-PIECE = 1 << 24  # bytes of the cache that are allocated at once: Linux gives it large pages
 
 # Fills uint8 [high - low, 3, crop, crop] with the views ``low`` to ``high`` of a batch
 Draw = Callable[[int, int, np.ndarray], None]
@@ -134,11 +131,8 @@ class ResizedImages:
     def __init__(self, images: Images, side: int, count: int, memory: int):
         self._images, self._side = images, side
         self._caches = resized_bytes(count, side) <= memory
-        self._cache: dict[int, np.ndarray] = {}
+        self._cache: dict[int, Bands] = {}
         self._together = together((side, side))
-        self._piece = max(1, min(count, PIECE // resized_bytes(1, side)))
-        self._free: list[np.ndarray] = []
-        self._lock = Lock()
 
     def crops(
         self, indices: Sequence[int], corners: Sequence[tuple[int, int]], crop: int
@@ -153,18 +147,11 @@ class ResizedImages:
             missing = [k for k in dict.fromkeys(indices[some]) if k not in self._cache]
             whole = crops(self._images, missing, lambda *_: (size, (0, 0)), self._side)
             for index, bands in zip(missing, whole):
-                self._cache[index] = self._copied(bands)
+                # A view of the memory of several images would keep all of it
+                self._cache[index] = bands.copy() if isinstance(bands, np.ndarray) else bands
             for index, (top, left) in zip(indices[some], corners[some]):
-                yield self._cache[index][:, top : top + crop, left : left + crop]
-
-    def _copied(self, bands: Bands) -> np.ndarray:
-        with self._lock:
-            if not self._free:
-                self._free.extend(np.empty((self._piece, 3, self._side, self._side), np.uint8))
-            copy = self._free.pop()
-        for plane, band in zip(copy, bands):
-            plane[:] = band
-        return copy
+                bands = self._cache[index]
+                yield [band[top : top + crop, left : left + crop] for band in bands]
 
 
 def training_batches(
