@@ -146,9 +146,7 @@ class ResizedImages:
             some = slice(start, start + self._together)
             missing = [k for k in dict.fromkeys(indices[some]) if k not in self._cache]
             whole = crops(self._images, missing, lambda *_: (size, (0, 0)), self._side)
-            for index, bands in zip(missing, whole):
-                # A view of the memory of several images would keep all of it
-                self._cache[index] = bands.copy() if isinstance(bands, np.ndarray) else bands
+            self._cache.update(zip(missing, whole))
             for index, (top, left) in zip(indices[some], corners[some]):
                 bands = self._cache[index]
                 yield [band[top : top + crop, left : left + crop] for band in bands]
