@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--images", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     flags = parser.parse_args()
     images = registry.open_dataset(flags.dataset, flags.datadir).val
     subset = np.arange(min(flags.images, len(images)))
