@@ -1,7 +1,8 @@
 """Micro-batches for training and evaluation, decoded ahead by a pool of threads.
 
 Pillow decodes and resizes without Python's lock, so threads use the cores, share memory without
-``/dev/shm``, and end with the process. Every random number depends only on (seed, step) and the
+``/dev/shm``, and end with the process. Small images are resized several in one call: one by one,
+threads would mostly wait for the lock. Every random number depends only on (seed, step) and the
 position in the step's batch: the number of workers does not change the result, and any step can be
 computed without the steps before it.
 """
@@ -20,13 +21,19 @@ import numpy as np
 
 from bit_paddle.data.images import Images
 from bit_paddle.data.preprocessing import Look, Preprocessing
-from bit_paddle.data.transforms import evaluation_view, inception_view, resized, training_view
+from bit_paddle.data.transforms import (
+    Bands,
+    crops,
+    inception_view,
+    together,
+    training_view,
+)
 from bit_paddle.recipes.hyperrule import Resolution
 
 ORDER, VIEW, MIXUP, INCEPTION = range(4)  # separate streams of random numbers
 
-
-View = Callable[[np.ndarray], None]  # fills uint8 [3, crop, crop]
+# Fills uint8 [high - low, 3, crop, crop] with the views ``low`` to ``high`` of a batch
+Draw = Callable[[int, int, np.ndarray], None]
 
 Job = TypeVar("Job")
 
@@ -124,15 +131,25 @@ class ResizedImages:
     def __init__(self, images: Images, side: int, count: int, memory: int):
         self._images, self._side = images, side
         self._caches = resized_bytes(count, side) <= memory
-        self._cache: dict[int, list[np.ndarray]] = {}
+        self._cache: dict[int, Bands] = {}
+        self._together = together((side, side))
 
-    def __call__(self, index: int) -> list[np.ndarray]:
-        bands = self._cache.get(index)
-        if bands is None:
-            bands = resized(self._images.image(index), self._side)
-            if self._caches:
-                self._cache[index] = bands
-        return bands
+    def crops(
+        self, indices: Sequence[int], corners: Sequence[tuple[int, int]], crop: int
+    ) -> Iterator[Bands]:
+        """Yield the crop [crop, crop] of each image of ``indices`` at its (top, left)."""
+        size = self._side, self._side
+        if not self._caches:
+            yield from crops(self._images, indices, lambda k, *_: (size, corners[k][::-1]), crop)
+            return
+        for start in range(0, len(indices), self._together):
+            some = slice(start, start + self._together)
+            missing = [k for k in dict.fromkeys(indices[some]) if k not in self._cache]
+            whole = crops(self._images, missing, lambda *_: (size, (0, 0)), self._side)
+            self._cache.update(zip(missing, whole))
+            for index, (top, left) in zip(indices[some], corners[some]):
+                bands = self._cache[index]
+                yield [band[top : top + crop, left : left + crop] for band in bands]
 
 
 def training_batches(
@@ -165,13 +182,7 @@ def training_batches(
     precrop, crop = resolution.precrop, resolution.crop
     source = ResizedImages(images, precrop, len(subset), memory)
 
-    def view(index: int, top: int, left: int, mirrored: bool, out: np.ndarray) -> None:
-        training_view(source(index), top, left, mirrored, out)
-
-    def cut(index: int, seeds: Sequence[int], mirrored: bool, out: np.ndarray) -> None:
-        inception_view(images.image(index), np.random.default_rng(seeds), mirrored, out)
-
-    def job(step: int) -> tuple[tuple, list[View], int]:
+    def job(step: int) -> tuple[tuple, Draw, int, int]:
         indices = subset[step_positions(len(subset), batch, seed, step)]
         random = generator(seed, VIEW, step)
         corners = random.integers(0, precrop - crop + 1, (len(indices), 2)).tolist()
@@ -181,14 +192,21 @@ def training_batches(
         others = np.setdiff1d(partners[share], share) if lam != 1.0 else share[:0]
         places = np.concatenate([share, others])
         rows = indices.tolist()
-        views = [
-            partial(cut, rows[k], (seed, INCEPTION, step, k), flips[k])
-            if inception
-            else partial(view, rows[k], *corners[k], flips[k])
-            for k in (places.tolist() if decoded else ())
-        ]
+        shown = places.tolist() if decoded else []
+
+        def draw(low: int, high: int, out: np.ndarray) -> None:
+            some = shown[low:high]
+            if inception:
+                for k, pixels in zip(some, out):
+                    own = np.random.default_rng((seed, INCEPTION, step, k))
+                    inception_view(images.image(rows[k]), own, flips[k], pixels)
+            else:
+                drawn = source.crops([rows[k] for k in some], [corners[k] for k in some], crop)
+                for k, bands, pixels in zip(some, drawn, out):
+                    training_view(bands, 0, 0, flips[k], pixels)
+
         fields = (indices, images.labels[indices], lam, partners, share, places)
-        return fields, views, resolution.side(step)
+        return fields, draw, len(shown), resolution.side(step)
 
     with closing(_made(map(job, itertools.count(start)), workers, ahead=1)) as stream:
         for fields, pixels in stream:
@@ -226,15 +244,23 @@ def batches_of_looks(
     So as many batches as there are looks show the same images. Each look decodes them anew.
     """
 
-    def write(look: Look, index: int, out: np.ndarray) -> None:
-        pixels = evaluation_view(images.image(index), look.preprocessing, look.corner)
-        out[:] = pixels[:, :, ::-1] if look.mirrored else pixels
+    def draw(look: Look, part: list[int], low: int, high: int, out: np.ndarray) -> None:
+        view = look.preprocessing
+        found = crops(
+            images,
+            part[low:high],
+            lambda _, *size: view.geometry(*size, look.corner),
+            view.crop,
+            view.filter,
+        )
+        for bands, pixels in zip(found, out):
+            training_view(bands, 0, 0, look.mirrored, pixels)
 
     subset = np.arange(len(images)) if subset is None else subset
     share = np.array_split(subset, world_size)[rank]
     parts = (share[start : start + batch] for start in range(0, len(share), batch))
     jobs = (
-        (part, [partial(write, look, index) for index in part], look.preprocessing.crop)
+        (part, partial(draw, look, part.tolist()), len(part), look.preprocessing.crop)
         for part in parts
         for look in looks
     )
@@ -244,24 +270,20 @@ def batches_of_looks(
 
 
 def _made(
-    jobs: Iterable[tuple[Job, list[View], int]], workers: int, ahead: int
+    jobs: Iterable[tuple[Job, Draw, int, int]], workers: int, ahead: int
 ) -> Iterator[tuple[Job, np.ndarray]]:
     """Yield each job with the pixels of its views; ``ahead`` more jobs are decoded meanwhile.
 
-    The last item of a job is the side of its views in pixels.
+    The last two items of a job are the number of its views and their side in pixels.
     """
 
-    def make(views: list[View], out: np.ndarray) -> None:
-        for view, pixels in zip(views, out):
-            view(pixels)
-
-    def empty(views: list[View], crop: int) -> np.ndarray:
-        return np.empty((len(views), 3, crop, crop), np.uint8)
+    def empty(count: int, crop: int) -> np.ndarray:
+        return np.empty((count, 3, crop, crop), np.uint8)
 
     if workers == 0:
-        for job, views, crop in jobs:
-            pixels = empty(views, crop)
-            make(views, pixels)
+        for job, draw, count, crop in jobs:
+            pixels = empty(count, crop)
+            draw(0, count, pixels)
             yield job, pixels
         return
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
@@ -274,12 +296,11 @@ def _made(
         return job, pixels
 
     try:
-        for job, views, crop in jobs:
-            pixels = empty(views, crop)
-            cuts = np.linspace(0, len(views), min(workers, len(views)) + 1).astype(int)
+        for job, draw, count, crop in jobs:
+            pixels = empty(count, crop)
+            cuts = np.linspace(0, count, min(workers, count) + 1).astype(int).tolist()
             futures = [
-                pool.submit(make, views[low:high], pixels[low:high])
-                for low, high in zip(cuts, cuts[1:])
+                pool.submit(draw, low, high, pixels[low:high]) for low, high in zip(cuts, cuts[1:])
             ]
             under_way.append((job, pixels, futures))
             if len(under_way) > ahead:

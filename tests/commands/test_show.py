@@ -128,7 +128,7 @@ def test_few_shot_shows_the_chosen_images_alone(image_folder, tmp_path):
     printed = shown(tmp_path, *arguments, "--images", 70)
     plan = plan_of(*arguments)
     chosen = {
-        np.stack(transforms.resized(plan.data.train.image(index), 128), axis=2).tobytes()
+        np.stack(transforms.resized(plan.data.train.image(index), (128, 128)), axis=2).tobytes()
         for index in plan.subset
     }
     found, _ = tiles(tmp_path / "sheet.png", 70, 128)

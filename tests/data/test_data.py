@@ -17,9 +17,9 @@ import pytest
 from conftest import ROOT, SHARED
 from PIL import Image
 
-from bit_paddle.data import fewshot, loader
+from bit_paddle.data import fewshot, loader, transforms
 from bit_paddle.data.images import ArrayImages, FileImages
-from bit_paddle.data.preprocessing import Preprocessing
+from bit_paddle.data.preprocessing import FILTERS, Preprocessing
 from bit_paddle.data.readers import cifar, registry
 from bit_paddle.errors import ConfigError, DataError, DownloadError, MissingFileError
 from bit_paddle.recipes.hyperrule import Resolution
@@ -469,12 +469,109 @@ def test_no_flip_and_no_crop(noise):
     assert np.array_equal(step[0].images, whole[step[0].indices])
 
 
+class Pictures:
+    """Images of any sizes, without a class."""
+
+    def __init__(self, pictures):
+        self.pictures, self.labels = pictures, np.zeros(len(pictures), np.int64)
+
+    def __len__(self):
+        return len(self.pictures)
+
+    def image(self, index):
+        return Image.fromarray(self.pictures[index])
+
+
+class Decoded:
+    """The same images, but each decoded by itself, as files are; ``asked`` lists which."""
+
+    def __init__(self, images):
+        self.labels, self.classes, self._images, self.asked = images.labels, "abc", images, []
+
+    def __len__(self):
+        return len(self._images)
+
+    def image(self, index):
+        self.asked.append(index)
+        return self._images.image(index)
+
+
 @pytest.mark.parametrize("memory, decoded", [(23 * 3 * 100, 23), (23 * 3 * 100 - 1, 46)])
-def test_images_are_kept_if_all_fit(noise, memory, decoded):
-    asked = []
-    noise.image, image = lambda index: asked.append(index) or image(index), noise.image
-    steps_of(noise, 8, memory=memory)
-    assert len(asked) == decoded
+def test_images_are_kept_if_all_fit(noise, memory, decoded, monkeypatch):
+    one_by_one = Decoded(noise)
+    steps = steps_of(one_by_one, 8, memory=memory)
+    assert len(one_by_one.asked) == decoded
+
+    resized, counts = transforms.resized_together, []
+    monkeypatch.setattr(
+        transforms,
+        "resized_together",
+        lambda pixels, *more: counts.append(len(pixels)) or resized(pixels, *more),
+    )
+    transforms.resizes_together(8, 8, (10, 10), "bilinear")  # its own image is not counted
+    counts.clear()
+    together = steps_of(noise, 8, memory=memory)
+    assert sum(counts) == decoded
+    assert all(np.array_equal(a, b) for a, b in zip(flat(steps), flat(together), strict=True))
+
+
+def test_images_of_a_small_set_are_decoded_once_though_drawn_often(noise):
+    images = Decoded(noise)
+    steps_of(images, 3, batch=60, memory=1 << 20)
+    assert sorted(images.asked) == list(range(23))
+
+
+# (height, width) in memory, (width, height) resized: enlarged, reduced, one of each, one side, none
+SHAPES = [
+    *(((32, 32), (160, 160)), ((8, 8), (35, 35)), ((41, 41), (24, 24)), ((62, 27), (121, 50))),
+    *(((27, 62), (50, 121)), ((20, 31), (31, 40)), ((20, 31), (40, 20)), ((23, 31), (31, 23))),
+]
+
+
+@pytest.mark.parametrize("filter", FILTERS)
+@pytest.mark.parametrize("shape, size", SHAPES)
+def test_images_in_memory_have_the_pixels_of_pillow(shape, size, filter, monkeypatch):
+    """Every one of a number that fills no whole call, whatever the order of its two passes."""
+    random = np.random.default_rng(sum(shape))
+    monkeypatch.setattr(transforms, "TOGETHER", 7 * 3 * size[0] * size[1])
+    pixels = random.integers(0, 256, (19, *shape, 3), np.uint8)
+    pixels[1] = np.where(pixels[1] > 127, 255, 0)  # overshoots with lanczos
+    images = ArrayImages(pixels, [0] * len(pixels), ["a"], "noise")
+    crop, rows = min(size) - 5, random.permutation(len(pixels)).tolist()
+    corners = random.integers(0, [side - crop + 1 for side in size], (len(rows), 2)).tolist()
+    found = transforms.crops(images, rows, lambda k, *_: (size, corners[k]), crop, filter)
+    for row, (left, top), bands in zip(rows, corners, found, strict=True):
+        whole = Image.fromarray(pixels[row]).resize(size, Image.Resampling[filter.upper()])
+        expected = np.asarray(whole.crop((left, top, left + crop, top + crop)))
+        assert np.array_equal(np.stack(list(bands), axis=2), expected)
+
+
+def test_neighbours_of_several_sizes_have_the_pixels_of_pillow():
+    """Those of one size are resized together."""
+    random = np.random.default_rng(0)
+    shapes = [(32, 32), (32, 32), (32, 33), (32, 32), (40, 24), (40, 24), (40, 24), (500, 700)]
+    pictures = [random.integers(0, 256, (*shape, 3), np.uint8) for shape in shapes]
+    images = Decoded(Pictures(pictures))
+    view = Preprocessing(24, 30, "bicubic")
+    found = transforms.crops(
+        images, range(8), lambda _, *size: view.geometry(*size), view.crop, view.filter
+    )
+    for picture, bands in zip(pictures, found, strict=True):
+        expected = transforms.evaluation_view(Image.fromarray(picture), view)
+        assert np.array_equal(np.stack(list(bands)), expected)
+
+
+@pytest.mark.parametrize("height, width, side", [(600, 600, 32), (32, 32, 600)])
+def test_large_images_are_held_one_at_a_time(height, width, side):
+    images = Decoded(ArrayImages(np.zeros((4, height, width, 3), np.uint8), [0] * 4, "a", "large"))
+    found = transforms.crops(images, range(4), lambda *_: ((side, side), (0, 0)), side)
+    for count, _ in enumerate(found, start=1):
+        assert images.asked == list(range(count))
+
+
+@pytest.mark.parametrize("side", [32, 160])
+def test_square_images_are_resized_together(side):
+    assert transforms.resizes_together(32, 32, (side, side), "bilinear")
 
 
 @pytest.mark.parametrize("workers", [0, 3])

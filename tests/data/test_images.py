@@ -279,7 +279,7 @@ def test_views_are_those_of_pillow(kind, crop, tmp_path):
     assert np.array_equal(transforms.evaluation_view(found, Preprocessing(crop)), squashed)
 
     side = crop + 11
-    larger, pixels = plain.resize((side, side), BILINEAR), transforms.resized(found, side)
+    larger, pixels = plain.resize((side, side), BILINEAR), transforms.resized(found, (side, side))
     before = pixels.copy()
     for top, left in ((0, 0), (11, 11), (3, 8)):
         for flip in (False, True):

@@ -11,7 +11,7 @@ from helpers.runs import assert_same, state_of
 
 from bit_paddle import create_model, plan, save_npz
 from bit_paddle.config.settings import Settings
-from bit_paddle.data import loader
+from bit_paddle.data import loader, transforms
 from bit_paddle.errors import ConfigError
 from bit_paddle.models import cost
 from bit_paddle.models.architecture import LEARN, PARTS, Architecture, frozen_parts
@@ -377,7 +377,8 @@ def test_a_signal_ends_the_computation(checkpoint, image_folder):
     model.learn_only("block4")
     outputs = frozen.compute(one, model, 2, Silent(), stop)
     rows = np.array([7, 0, 30])
-    view = np.stack([np.stack(loader.resized(one.data.train.image(k), 32)) for k in rows])
+    images = one.data.train
+    view = np.stack([np.stack(transforms.resized(images.image(k), (32, 32))) for k in rows])
     expected = model.frozen_part(to_device(view)).numpy()
     assert np.abs(outputs(rows).numpy() - expected).max() <= 1e-5 * np.abs(expected).max()
     stop.signal = 15
