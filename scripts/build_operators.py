@@ -2,10 +2,10 @@
 
     python scripts/build_operators.py
 
-Run it after each change of operators.cc or a header beside it, with a Python of every Paddle that is
-to have prebuilt operators. It needs g++ on Linux and x86-64. It compiles one library per instruction set
-into bit_paddle/models/native/prebuilt, runs those that this processor supports, and describes all
-in contents.json there. Libraries of other versions of Paddle stay.
+Run it after each change of operators.cc or a header beside it, with a Python of every Paddle that
+is to have prebuilt operators. It needs g++ on Linux and x86-64. It compiles one library per
+instruction set into bit_paddle/models/native/prebuilt, runs those that this processor supports, and
+describes all in contents.json there. Libraries of other versions of Paddle stay.
 """
 
 from __future__ import annotations

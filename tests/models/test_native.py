@@ -640,17 +640,25 @@ def sized(count, height, width):
     return paddle.to_tensor(values.astype(np.float32))
 
 
-def same(found, expected):
-    """Return whether lists of tensors have the same bits."""
-    pairs = [(one.astype("float32").numpy(), two.astype("float32").numpy())
-             for one, two in zip(found, expected)]  # fmt: skip
-    assert len(found) == len(expected) and all(np.ptp(one) > 0 for one, _ in pairs)
-    return all(np.array_equal(one, two) for one, two in pairs)
+def assert_same_bits(found, expected, rounded_elsewhere):
+    """Compare lists of tensors; bf16 ones that are ``rounded_elsewhere`` only about."""
+    assert len(found) == len(expected)
+    for one, two in zip(found, expected):
+        one, two = (each.astype("float32").numpy() for each in (one, two))
+        assert np.ptp(one) > 0
+        if rounded_elsewhere:
+            assert error(one, two) < 0.05
+        else:
+            assert np.array_equal(one, two)
 
 
 @pytest.mark.parametrize("of", ["logits", "stages", "activated", "pooled", "features", "maps"])
-def test_the_whole_network_computes_what_its_layers_do(of, whole):
-    """The first size decides the layout of the kernels; the others must not differ for that."""
+def test_the_whole_network_computes_what_its_layers_do(of, whole, loaded):
+    """The first size decides the layout of the kernels; the others must not differ for that.
+
+    oneDNN 3.2 rounds a bf16 convolution before it adds to what stands there, 3.6 after.
+    """
+    rounded_elsewhere = whole.amp == "bf16" and loaded[1]["onednn"].startswith("3.2.")
     results = {
         "logits": lambda x: [whole(x)],
         "stages": whole.forward_stages,
@@ -662,7 +670,7 @@ def test_the_whole_network_computes_what_its_layers_do(of, whole):
     for shape in ((2, 64, 64), (1, 37, 50), (3, 129, 32), (1, 32, 32)):
         layer_by_layer = results(sized(*shape))
         with paddle.no_grad():
-            assert same(results(sized(*shape)), layer_by_layer)
+            assert_same_bits(results(sized(*shape)), layer_by_layer, rounded_elsewhere)
 
 
 def test_images_in_parts_are_those_of_one_pass(whole):
@@ -689,7 +697,7 @@ def test_a_prepared_network_ends_with_its_model(whole):
         assert not whole.prepared
         expected = twin(sized(1, 32, 32))
         twin.eval()
-        assert same([twin(sized(1, 32, 32))], [expected])
+        assert np.array_equal(twin(sized(1, 32, 32)).numpy(), expected.numpy())
         gc.collect()
         with pytest.raises(OSError, match="need the number of a network"):
             paddle.base.core.eager._run_custom_op("bit_infer", sized(1, 32, 32), number)

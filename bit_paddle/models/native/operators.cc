@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cstring>
 #include <list>
+#include <utility>
 #include <vector>
 
 #include "network.h"
@@ -415,17 +416,16 @@ void momentum_step_of(
 
 #pragma GCC pop_options
 
-std::vector<Tensor> momentum_step(
-    const Tensor& parameter, const Tensor& velocity, const Tensor& gradient, float lr,
-    float momentum, float decay) {
-  for (auto* one : {&parameter, &velocity, &gradient}) {
+void momentum_step(
+    Tensor& parameter, Tensor& velocity, const Tensor& gradient, float lr, float momentum,
+    float decay) {
+  for (const Tensor* one : {&std::as_const(parameter), &std::as_const(velocity), &gradient}) {
     require_float32(*one, parameter.shape().size());
     require(one->numel() == parameter.numel(), "need as many numbers in each");
   }
-  Tensor w(parameter.impl()), v(velocity.impl());
   momentum_step_of(
-      write<float>(w), write<float>(v), read<float>(gradient), w.numel(), lr, momentum, decay);
-  return {w, v};
+      write<float>(parameter), write<float>(velocity), read<float>(gradient), parameter.numel(), lr,
+      momentum, decay);
 }
 
 // --- The whole network, for inference ------------------------------------------------------------
@@ -510,9 +510,9 @@ std::vector<Tensor> infer_stages(const Tensor& x, int64_t number) {
 // What Paddle calls: a bad_alloc would end the process there.
 template <typename Function, Function function>
 struct Guarded;
-template <typename... Inputs, std::vector<Tensor> (*function)(Inputs...)>
-struct Guarded<std::vector<Tensor> (*)(Inputs...), function> {
-  static std::vector<Tensor> run(Inputs... inputs) {
+template <typename Result, typename... Inputs, Result (*function)(Inputs...)>
+struct Guarded<Result (*)(Inputs...), function> {
+  static Result run(Inputs... inputs) {
     try {
       return function(inputs...);
     } catch (const std::bad_alloc&) {
