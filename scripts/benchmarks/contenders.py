@@ -1,8 +1,9 @@
 """Time contenders against each other, for the benches of speed: `step`, `inference`, `scaling`.
 
 Each contender of `networks` is a process, as two OpenMP runtimes in one process slow each other
-down. They take turns, so that a busy moment of the machine affects all. Those of a precision race
-together, so that fewer are in memory at once.
+down. They take turns, so that a busy moment of the machine affects all. A turn is the runs that
+begin in a quarter of a second; its time is their median. Those of a precision race together, so
+that fewer are in memory at once.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import standings
 PADDLE_AS_IT_COMES = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MKL_DEBUG_CPU_TYPE": "0"}
 PAUSE = 0.4  # seconds between turns: OpenMP's threads spin on after their work
 TURN = 0.25  # seconds in which the runs of a turn begin
-WARM, SETTLED = 30, 1.3  # see `warm_up`
+WARM, SETTLED = 12, 1.3  # see `warm_up`
 
 
 # --- A contender --------------------------------------------------------------------------------
@@ -133,7 +134,7 @@ def report(record: dict, batch: str) -> None:
     """Print a line per contender: see `standings.rows`."""
     titles, table = standings.columns(record), standings.rows(record, batch)
     for name, cells in {"": titles, **table}.items():
-        print(f"{name:34}" + "".join(f"{cell:>12}" for cell in cells), flush=True)
+        print(f"{name:42}" + "".join(f"{cell:>12}" for cell in cells), flush=True)
 
 
 def draw(panels: dict[str, standings.Results], path: Path) -> None:

@@ -86,12 +86,18 @@ def summary(record: dict) -> Iterator[tuple[str, str, Cell]]:
             "to the same with MKL set": (OURS, named(OBVIOUS_SET + half)),
             "one of 4 micro-batches to a step": (OURS + IN_PARTS, named(OURS + half)),
         }
+        yield precision, "the fastest PyTorch", partial(name_of_best, find=pytorch)
         for measure, (name, rival) in compared.items():
             yield precision, measure, ratio(name + half, rival)
         least = partial(pytorch, quantity="memory")
         yield precision, "peak memory to the least of PyTorch", ratio(OURS + half, least, "memory")
         yield precision, "share of the limit", partial(share, name=OURS + half)
         yield precision, "share of the limit, fastest PyTorch", partial(share, name=pytorch)
+
+
+def name_of_best(record: dict, batch: str, find: Callable[[dict], str | None]) -> str:
+    """Return the contender that ``find`` finds, without its precision."""
+    return (find(record["races"][batch]) or "").replace(" bf16", "")
 
 
 def named(name: str) -> Callable[[dict], str]:
