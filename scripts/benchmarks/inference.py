@@ -15,6 +15,7 @@ from networks import (
     COMPILED,
     EXPORTED,
     FOLDED,
+    FROZEN,
     HUGGING_FACE,
     LAYOUTS,
     OBVIOUS,
@@ -26,7 +27,7 @@ from networks import (
     TIMM,
 )
 
-WAYS = ("", COMPILED, f"{COMPILED}, frozen", FOLDED)
+WAYS = ("", COMPILED, COMPILED + FROZEN, FOLDED)
 TRANSFORMERS = [f"{HUGGING_FACE}{layout}{way}" for way in WAYS for layout in LAYOUTS]
 CONTENDERS = (
     OURS,

@@ -26,7 +26,7 @@ OPENVINO, ONNX_RUNTIME = "OpenVINO", "ONNX Runtime"
 PYTORCH, ENGINES = (HUGGING_FACE, TIMM), (OPENVINO, ONNX_RUNTIME)
 CPU_ONLY = (PURE, EXPORTED, OBVIOUS_SET, *ENGINES)
 LAYOUTS = ("", ", NHWC")
-COMPILED, FOLDED = ", compiled", ", folded"
+COMPILED, FROZEN, FOLDED = ", compiled", ", frozen", ", folded"
 CLASSES = 10
 LEGEND = """\
 contenders (... bf16: with --amp bf16, under torch.autocast; fp16 on GPUs before Ampere):
@@ -165,7 +165,7 @@ def pytorch(
     device = "cuda" if flags.device == "gpu" else "cpu"
     model = model.to(device, memory_format=layout).train(not flags.inference)
     if COMPILED in flags.worker:
-        if "frozen" in flags.worker:
+        if FROZEN in flags.worker:
             import torch._inductor.config
 
             torch._inductor.config.freezing = True

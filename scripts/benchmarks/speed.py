@@ -15,7 +15,18 @@ from pathlib import Path
 
 import machine
 import standings
-from networks import ENGINES, EXPORTED, IN_PARTS, OBVIOUS, OBVIOUS_SET, OURS, PURE, PYTORCH
+from networks import (
+    ENGINES,
+    EXPORTED,
+    FOLDED,
+    FROZEN,
+    IN_PARTS,
+    OBVIOUS,
+    OBVIOUS_SET,
+    OURS,
+    PURE,
+    PYTORCH,
+)
 
 from bit_paddle import errors
 from bit_paddle.system import files
@@ -76,10 +87,15 @@ def summary(record: dict) -> Iterator[tuple[str, str, Cell]]:
     for precision in standings.PRECISIONS:
         half = " bf16" if precision == "bf16" else ""
         pytorch = partial(standings.best, peers=PYTORCH, precision=precision)
-        compared = {
-            "to the fastest PyTorch": (OURS, pytorch),
-            "to the faster of OpenVINO and ONNX Runtime": (OURS, partial(pytorch, peers=ENGINES)),
-            "to PyTorch with kernels standardized by hand": (OURS, partial(pytorch, folded=True)),
+        compared = {"to the fastest PyTorch": (OURS, pytorch)}
+        if record["task"] == standings.INFERENCE:
+            unfrozen = partial(pytorch, without=(FOLDED, FROZEN))
+            compared["to the fastest PyTorch without `freezing`"] = (OURS, unfrozen)
+            by_hand = partial(pytorch, without=())
+            compared["to the fastest PyTorch, kernels standardized by hand too"] = (OURS, by_hand)
+            engines = partial(pytorch, peers=ENGINES)
+            compared["to the faster of OpenVINO and ONNX Runtime"] = (OURS, engines)
+        compared |= {
             "Paddle's own operators to the fastest PyTorch": (PURE, pytorch),
             "exported folder to the fastest PyTorch": (EXPORTED, pytorch),
             "to the obvious Paddle code": (OURS, named(OBVIOUS + half)),

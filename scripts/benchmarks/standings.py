@@ -34,12 +34,12 @@ def best(
     results: Results,
     peers: Sequence[str],
     precision: str,
-    folded: bool = False,
+    without: Sequence[str] = (networks.FOLDED,),
     quantity: str = "seconds",
 ) -> str | None:
     """Return the fastest of ``peers`` in ``precision``, or that with the least memory.
 
-    ``folded``: only those whose kernels were standardized by hand, else only the others.
+    ``without`` leaves out those with one of these words in their names.
     """
     values = medians(results)
     if quantity == "memory":
@@ -49,7 +49,7 @@ def best(
         for name in results
         if name.startswith(tuple(peers))
         and precision_of(name) == precision
-        and (networks.FOLDED in name) == folded
+        and not any(word in name for word in without)
     )
     return min(names, key=values.__getitem__, default=None)
 

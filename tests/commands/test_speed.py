@@ -57,11 +57,16 @@ def test_ratios_and_shares(modules):
 
 
 def test_the_table_has_what_was_measured(modules):
-    small = record(_8={"bit_paddle": [0.05], "transformers": [0.1], "OpenVINO": [0.04]})
+    times = {"": [0.1], ", compiled": [0.2], ", compiled, frozen": [0.08], ", folded": [0.04]}
+    times = {f"transformers{way}": seconds for way, seconds in times.items()}
+    small = record(_8={"bit_paddle": [0.05], **times, "OpenVINO": [0.04]})
     small["races"]["1"] = {"bit_paddle": {"seconds": [0.01], "memory": 800}}
     text = modules["speed"].table([small])
     start = "| inference of R50x1 at 128 | float32 |"
-    assert f"{start} to the fastest PyTorch |  | 0.50 |" in text
+    assert f"{start} the fastest PyTorch |  | transformers, compiled, frozen |" in text
+    assert f"{start} to the fastest PyTorch |  | 0.62 |" in text
+    assert f"{start} to the fastest PyTorch without `freezing` |  | 0.50 |" in text
+    assert f"{start} to the fastest PyTorch, kernels standardized by hand too |  | 1.25 |" in text
     assert f"{start} to the faster of OpenVINO and ONNX Runtime |  | 1.25 |" in text
     assert f"{start} share of the limit | 67% | 107% |" in text
     assert "obvious" not in text and "bf16 |" not in text
