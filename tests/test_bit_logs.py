@@ -20,6 +20,7 @@ BENCHES = {
     "heads": ["heads.py", "--logdir", "{}"],
     "blood-cells": ["detection.py", "--logdir", "{}"],
     "scenes": ["detection.py", "--logdir", "{}"],
+    "speed": ["speed.py", "--logdir", "{}"],
 }
 RUNS = {"transfer": 24, "parts": 16}
 SPREAD = re.compile(r"\d+\.\d-\*\*\d+\.\d\*\*-\d+\.\d")
@@ -65,8 +66,9 @@ def test_the_table_of_real_runs(claim, tmp_path):
 @pytest.mark.parametrize("claim", BENCHES)
 def test_the_table_of_a_bench(claim, tmp_path):
     """It follows from the values of all runs."""
-    for path in (LOGS / claim).glob("*.csv"):
-        shutil.copy(path, tmp_path)
+    for path in (LOGS / claim).iterdir():
+        if path.suffix in (".csv", ".json"):
+            shutil.copy(path, tmp_path)
     assert draw(claim, tmp_path) == (LOGS / claim / "table.md").read_text()
 
 
@@ -87,6 +89,23 @@ def test_pages_quote_the_tables():
     assert quoted and not {row for _, row in quoted} - known, quoted
 
 
+def test_pages_quote_the_table_of_speeds():
+    """Its first table, and the range of the ratios of a training step."""
+    table = (LOGS / "speed/table.md").read_text()
+    section = (ROOT / "docs/speed.md").read_text().split("## Compared with others")[1]
+    first, quoted = (
+        [line for line in text.split("\n## ")[0].splitlines() if line.startswith("|")]
+        for text in (table, section)
+    )
+    assert len(first) > 2 and quoted == first
+    span = re.search(r"training step takes (\S+) to (\S+) of the time", table).groups()
+    for page in ("README.md", "README.zh-CN.md", "docs/results.md"):
+        lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
+        lines = [line for line in lines if "scripts/benchmarks/step.py" in line]
+        found = re.findall(r"(\d\.\d\d) (?:to|到) (\d\.\d\d)", "\n".join(lines))
+        assert found == [span], page
+
+
 def test_what_is_committed_is_listed():
     """And is little; a folder of a user's run does not come in between."""
     try:
@@ -96,7 +115,7 @@ def test_what_is_committed_is_listed():
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("not a clone")
     files = set(done.stdout.split()) - {"bit_logs/README.md"}
-    assert 0 < len(files) <= 25
+    assert 0 < len(files) <= 28
     page = (LOGS / "README.md").read_text()
     for file in files:
         assert file.rpartition("/")[2] in page and file.split("/")[1] in page, file

@@ -1,28 +1,50 @@
-"""Compare the speed of inference with BiT in PyTorch: ``pip install '.[bench]'``, then
-``python scripts/benchmarks/inference.py``.
+"""Compare the speed of inference with BiT in PyTorch, OpenVINO and ONNX Runtime:
+``pip install '.[bench]'``, then ``python scripts/benchmarks/inference.py``.
 
-Prints for each contender the median, fastest and slowest round in seconds, the ratio of its median
-to that of the fastest unmodified PyTorch in the same precision, and its peak memory.
+Prints the machine and its limit (`machine`), and for each contender the median, fastest and slowest
+round in seconds, the ratio of its median to that of the fastest unmodified PyTorch and to that of
+the faster of OpenVINO and ONNX Runtime ("engines"), in the same precision, its share of the limit,
+and its peak memory.
 """
 
 from __future__ import annotations
 
 import contenders
+import standings
+from networks import (
+    COMPILED,
+    EXPORTED,
+    FOLDED,
+    FROZEN,
+    HUGGING_FACE,
+    LAYOUTS,
+    OBVIOUS,
+    OBVIOUS_SET,
+    ONNX_RUNTIME,
+    OPENVINO,
+    OURS,
+    PURE,
+    TIMM,
+)
 
-LAYOUTS = ("", ", NHWC", ", folded", ", NHWC, folded")
+WAYS = ("", COMPILED, COMPILED + FROZEN, FOLDED)
+TRANSFORMERS = [f"{HUGGING_FACE}{layout}{way}" for way in WAYS for layout in LAYOUTS]
 CONTENDERS = (
-    contenders.OURS,
-    contenders.PURE,
-    contenders.EXPORTED,
-    contenders.OBVIOUS,
-    contenders.OBVIOUS_SET,
-    *(f"{contenders.HUGGING_FACE}{layout}" for layout in LAYOUTS),
-    contenders.TIMM,
-    f"{contenders.OURS} bf16",
-    f"{contenders.EXPORTED} bf16",
-    *(f"{contenders.HUGGING_FACE}{layout} bf16" for layout in LAYOUTS),
+    OURS,
+    PURE,
+    EXPORTED,
+    OBVIOUS,
+    OBVIOUS_SET,
+    *TRANSFORMERS,
+    TIMM,
+    OPENVINO,
+    ONNX_RUNTIME,
+    f"{OURS} bf16",
+    f"{EXPORTED} bf16",
+    *(f"{name} bf16" for name in TRANSFORMERS),
+    f"{OPENVINO} bf16",
 )
 
 
 if __name__ == "__main__":
-    contenders.main(__doc__, CONTENDERS, "inference", inference=True)
+    contenders.main(__doc__, CONTENDERS, standings.INFERENCE, batches=[1, 8, 32])

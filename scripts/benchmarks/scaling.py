@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 
 import contenders
+import networks
 import numpy as np
+import standings
 
-CONTENDERS = (contenders.OURS, f"{contenders.OURS} bf16", f"{contenders.HUGGING_FACE}, NHWC")
+CONTENDERS = (networks.OURS, f"{networks.OURS} bf16", f"{networks.HUGGING_FACE}, NHWC")
 BATCHES, SIDES, FEW = (4, 8, 16, 32, 64), (64, 128, 224, 320, 480), 4
 
 
@@ -28,7 +30,7 @@ def main() -> None:
     seconds = {}
     for batch, side in dict.fromkeys(sizes):
         words = contenders.words(flags, batch, side)
-        seconds[batch, side] = contenders.medians(contenders.race(entrants, flags.rounds, words))
+        seconds[batch, side] = standings.medians(contenders.race(entrants, flags.rounds, words))
         times = (f"{name} {median:.3f}" for name, median in seconds[batch, side].items())
         print(f"batch {batch:3} of {side:3} x {side:3}: {', '.join(times)}", flush=True)
     lines = {
