@@ -18,6 +18,7 @@ SCRIPTS = {
 BENCHES = {
     "probe": ["probe.py", "--logdir", "{}"],
     "heads": ["heads.py", "--logdir", "{}"],
+    "distill": ["distill.py", "--logdir", "{}"],
     "blood-cells": ["detection.py", "--logdir", "{}"],
     "scenes": ["detection.py", "--logdir", "{}"],
     "speed": ["speed.py", "--logdir", "{}"],
