@@ -64,7 +64,8 @@ class Network(nn.Layer):
                 layer.prepared = {}
             if isinstance(layer, StdConv2D):
                 layer.folded = None
-        for layer in self.frozen_convolutions() if self.training else []:
+        ahead = self.training and self.operators.STANDARDIZES_AHEAD
+        for layer in self.frozen_convolutions() if ahead else []:
             layer.folded = self.operators.standardize(layer.weight)
 
     def set_state_dict(self, *arguments: Any, **options: Any) -> Any:

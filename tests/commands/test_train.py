@@ -301,14 +301,14 @@ def test_steps_that_are_not_finite_are_left_out_if_asked(tmp_path):
     """Features near float32's end, which some images exceed; a learning rate of 0 in effect."""
     pytest.importorskip("sklearn")
     arrays = arrays_of(14, 1, 10, 0)
-    arrays["resnet/group_norm/gamma"][:] = 3e37
+    arrays["resnet/group_norm/gamma"][:] = 1e38
     np.savez(tmp_path / "brink.npz", **arrays)
     arguments = ["--model", tmp_path / "brink.npz", "--dataset", "digits", "--precrop", 36,
                  "--crop", 32, "--batch", 2, "--base_lr", 1e-60, "--steps", 12,
                  "--logdir", tmp_path]  # fmt: skip
     done = run_train(*arguments, "--name", "run")
     assert done.returncode == 1 and "the update was skipped" in done.stderr
-    assert "the gradient of head.weight is not finite" in done.stderr
+    assert "the loss is nan" in done.stderr
     assert "step" in done.stderr and "digits train image" in done.stderr
     done = run_train(*arguments, "--name", "run", "--skip_nonfinite", 12)  # a repair, not a change
     assert done.returncode == 0, done.stderr

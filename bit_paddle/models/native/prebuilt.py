@@ -130,7 +130,7 @@ def _examine_and_exit(path: Path, answer: int) -> NoReturn:
     try:
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)  # they are for the parent, which ends this one
-        sys.stdout = sys.stderr = open(os.devnull, "w")
+        sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")
         for stream in (1, 2):  # those of Paddle's library
             os.dup2(sys.stdout.fileno(), stream)
         try:
