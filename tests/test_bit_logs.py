@@ -107,6 +107,14 @@ def test_pages_quote_the_table_of_speeds():
         assert found == [span], page
 
 
+def test_no_run_of_a_page_takes_a_committed_folder():
+    """Its command would fail in a fresh clone."""
+    committed = {path.name for path in LOGS.iterdir() if path.is_dir()}
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        names = set(re.findall(r"--name (\S+)", page.read_text(encoding="utf-8")))
+        assert not names & committed, page
+
+
 def test_what_is_committed_is_listed():
     """And is little; a folder of a user's run does not come in between."""
     try:
