@@ -1,10 +1,12 @@
 """Compare the speed of inference with BiT in PyTorch, OpenVINO and ONNX Runtime:
 ``pip install '.[bench]'``, then ``python scripts/benchmarks/inference.py``.
 
-Prints the machine and its limit (`machine`), and for each contender the median, fastest and slowest
-round in seconds, the ratio of its median to that of the fastest unmodified PyTorch and to that of
-the faster of OpenVINO and ONNX Runtime ("engines"), in the same precision, its share of the limit,
-and its peak memory.
+Prints the machine and its limit (`machine`). For each contender it prints:
+
+- the median, fastest and slowest round in seconds;
+- the ratio of its median to that of the fastest unmodified PyTorch in the same precision;
+- the same ratio to the faster of OpenVINO and ONNX Runtime ("engines");
+- its share of the limit, and its peak memory.
 """
 
 from __future__ import annotations

@@ -313,9 +313,9 @@ def test_class_boxes_are_decoded_with_their_weights(few):
 
 
 def test_a_fit_reaches_the_boxes(few):
-    """Two images with two rectangles of two classes, in 60 steps with momentum.
+    """Two images with two rectangles of two classes, in 120 steps with momentum.
 
-    Processors and threads differ in the last digits, and so in the boxes: 0.66 was the worst.
+    After 60 or 90 the last digits, which processors and threads change, still decide.
     """
     random, boxes = np.random.default_rng(0), np.array([[6, 8, 30, 26], [34, 30, 56, 60]])
     boxes = [boxes.astype(np.float32), boxes[:, [1, 0, 3, 2]].astype(np.float32)]
@@ -328,7 +328,7 @@ def test_a_fit_reaches_the_boxes(few):
     model = FasterRCNN(backbone, 2, channels=32)
     images, labels, shown = paddle.to_tensor(pixels), [np.arange(2)] * 2, [(64, 64)] * 2
     optimizer = paddle.optimizer.Momentum(0.02, 0.9, parameters=model.parameters())
-    for step in range(60):
+    for step in range(120):
         optimizer.set_lr(0.03 * min(1, (step + 1) / 10))
         sum(model.losses(images, boxes, labels, shown, [2 * step, 2 * step + 1], 2)).backward()
         optimizer.step()
@@ -339,7 +339,7 @@ def test_a_fit_reaches_the_boxes(few):
     for one, expected in zip(found, boxes):
         sure = one.chosen(np.flatnonzero(one.scores > 0.5))
         assert sorted(sure.classes) == [0, 1]
-        assert (iou(expected, sure.boxes[np.argsort(sure.classes)]).diagonal() > 0.5).all()
+        assert (iou(expected, sure.boxes[np.argsort(sure.classes)]).diagonal() > 0.75).all()
 
 
 # --- Cost, and what every network does ----------------------------------------------------------
