@@ -167,6 +167,10 @@ def run_command(command: Callable[[list[str]], int], arguments: list[str]) -> in
         if isinstance(error, BitPaddleError):
             print(f"error: {printable(str(error))}", file=sys.stderr)
             return error.exit_status
+        if isinstance(error, ModuleNotFoundError) and error.name == "paddle":
+            print(f"error: PaddlePaddle is not installed: {install_hint('cpu')}", file=sys.stderr)
+            print("or, on a machine with a GPU of NVIDIA: with gpu instead of cpu", file=sys.stderr)
+            return 2
         if isinstance(error, (OSError, MemoryError)):  # a full disk: the message is enough
             print(f"error: {error}", file=sys.stderr)
             return 1

@@ -1,5 +1,6 @@
 """The word ``bit_paddle`` in a shell: its commands, their old names, and completion."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -55,6 +56,22 @@ def test_an_unknown_word_suggests_the_nearest():
 def test_a_fault_of_a_command_has_its_status():
     done = shell("train", "--modle", "BiT-Mini")
     assert done.returncode == 2 and "did you mean --model" in done.stderr
+
+
+def test_without_paddle_a_command_tells_how_to_install_it(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['paddle'] = None\n")
+    paths = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = shell(
+        *("plan", "--dataset", "digits", "--model", "BiT-Mini", "--gpu_memory", "16"),
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    assert done.returncode == 0, done.stderr  # what needs no Paddle works
+    done = shell(
+        *("predict", ROOT / "docs" / "profile.png", "--model", "BiT-Mini"),
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    assert done.returncode == 2 and "PaddlePaddle is not installed" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("old, new", word.OLD_NAMES.items())

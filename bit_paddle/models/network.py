@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import paddle
@@ -80,32 +79,25 @@ class Network(nn.Layer):
     def standardized_once(self) -> Iterator[Callable[[], None]]:
         """Standardize every kernel once for all passes in the context, instead of once per pass.
 
-        Backward passes in the context add their gradients at the standardized kernels. Call the
-        yielded function before the last backward pass: that pass propagates the sums through the
-        standardization to the kernels. The gradients are those of separate passes, because the
-        standardization depends only on the kernels. Do not change the kernels in the context.
-        Without a last pass, the gradients of the kernels are lost. Frozen kernels stay as they are.
-        Operators that standardize within the convolution do so in every pass.
+        The gradients of backward passes in the context are summed. Call the yielded function before
+        the last backward pass, which propagates the sums to the kernels. The gradients are those of
+        separate passes, because the standardization depends only on the kernels. Do not change the
+        kernels in the context. Without a last pass, the gradients of the kernels are lost. Frozen
+        kernels stay as they are.
         """
         frozen = set(self.frozen_convolutions())
-        shared = convolutions(self) if self.operators.STANDARDIZES_AHEAD else []
-        learned = [layer for layer in shared if layer not in frozen]
-        standardized = [self.operators.standardize(layer.weight) for layer in learned]
-        for convolution, kernel in zip(learned, standardized):
-            convolution.standardized = kernel.detach()  # a leaf: sums the gradients
-            convolution.standardized.stop_gradient = kernel.stop_gradient
+        learned = [layer for layer in convolutions(self) if layer not in frozen]
 
-        def last_pass() -> None:
-            for convolution, kernel in zip(learned, standardized):
-                if not kernel.stop_gradient:
-                    kernel.register_hook(partial(_with_earlier, convolution.standardized))
-                convolution.standardized = kernel
+        def use(kernels: Sequence[Any]) -> None:
+            for layer, kernel in zip(learned, kernels):
+                layer.standardized = kernel
 
-        try:
-            yield last_pass
-        finally:
-            for convolution in learned:
-                convolution.standardized = None
+        with self.operators.shared([layer.weight for layer in learned]) as (kernels, last):
+            use(kernels)
+            try:
+                yield lambda: use(last())
+            finally:
+                use([None] * len(learned))
 
 
 def convolutions(layer: nn.Layer) -> list[StdConv2D]:
@@ -116,12 +108,3 @@ def convolutions(layer: nn.Layer) -> list[StdConv2D]:
 def dtype_of(tensor: Tensor) -> str:
     """Return the name of a tensor's data type, such as ``float32``."""
     return str(tensor.dtype).rpartition(".")[2]
-
-
-def _with_earlier(leaf: Tensor, gradient: Tensor) -> Tensor:
-    """Return ``gradient`` plus the gradient of ``leaf``, and free the latter."""
-    if leaf.grad is None:
-        return gradient
-    total = gradient + leaf.grad
-    leaf.clear_gradient(False)  # False frees the memory; Paddle ignores the keyword
-    return total

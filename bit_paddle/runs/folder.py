@@ -35,7 +35,7 @@ from bit_paddle.runs.checkpoints import (
     readable,
     set_aside,
 )
-from bit_paddle.runs.results import FOLDS, result, summary
+from bit_paddle.runs.results import FOLDS, RESULT, result, summary
 from bit_paddle.system import files
 
 CONFIG = "config.yaml"
@@ -159,6 +159,9 @@ def _start(folder: Path, settings: RunSettings, force: bool) -> Start | None:
             )
         return None
     changed = differences(before, settings)
+    if changed and _is_without_steps(folder):
+        note = f"{folder}: the run of other settings there made no step; this run takes its place"
+        return Start(folder, _elsewhere(settings, force), notes=(note,))
     ended = result(folder, settings)
     if ended and (not changed or not named):
         return Start(folder, result=ended) if named else None
@@ -184,6 +187,15 @@ def _start(folder: Path, settings: RunSettings, force: bool) -> Start | None:
             raise
         others = ()  # the run of --resume may be removed: this run has its own checkpoints
     return Start(folder, (*checkpoints, *others), None, notes, damaged)
+
+
+def _is_without_steps(folder: Path) -> bool:
+    """Return whether the run in ``folder`` has made no step, so that nothing is lost without it."""
+    made = (f"{CHECKPOINTS}/*", published.MODEL, RESULT, f"*/{CONFIG}")
+    if any(path for pattern in made for path in folder.glob(pattern)):
+        return False
+    lines, unreadable = logbook.read_metrics(folder / logbook.METRICS)
+    return not lines and not unreadable
 
 
 def _settings_in(folder: Path) -> dict[Any, Any]:

@@ -27,6 +27,7 @@ from bit_paddle.models.architecture import GROUPS
 from bit_paddle.models.layers import GroupNormReLU, StdConv2D
 from bit_paddle.models.native import build, library, plain
 from bit_paddle.models.native import compiler as compiler_of_operators
+from bit_paddle.models.network import convolutions
 from bit_paddle.system import environment
 from bit_paddle.training.optimizer import Momentum
 
@@ -469,6 +470,37 @@ def test_a_network(micro_batches, exact, compiled, tmp_path):
                     last_pass()
                 model(paddle.to_tensor(part)).square().sum().backward()
     assert_close(gradients_of(model), exact[1], BAR)
+
+
+@pytest.mark.parametrize("ending", ["last pass", "error"])
+def test_kernels_that_passes_share_are_forgotten(ending, compiled, tmp_path):
+    """Neither what was packed nor what was summed outlives the passes, so new weights count."""
+    model, images = network(tmp_path, compiled)
+
+    def passes(sizes, fails=False):
+        with model.standardized_once() as last_pass:
+            for place, part in enumerate(np.split(images, np.cumsum(sizes)[:-1])):
+                if place == len(sizes) - 1:
+                    if fails:
+                        raise KeyError("stop")
+                    last_pass()
+                model(paddle.to_tensor(part)).square().sum().backward()
+        found = gradients_of(model)
+        model.clear_gradients()
+        return found
+
+    before = passes([2, 2, 2])
+    if ending == "error":
+        with pytest.raises(KeyError):
+            passes([2, 2, 2], fails=True)
+        model.clear_gradients()
+    with paddle.no_grad():
+        for convolution in convolutions(model):
+            weight = convolution.weight
+            weight.set_value(weight * (1 + 0.5 * weight.sin()))
+    several, whole = passes([2, 3, 1]), passes([6])
+    assert_close(several, whole, BAR)
+    assert all(np.linalg.norm(whole[name] - one) > 10 * BAR for name, one in before.items())
 
 
 def test_stages_of_a_network(exact, compiled, tmp_path):

@@ -23,7 +23,7 @@ from bit_paddle.config.types import BadValue, interval
 from bit_paddle.errors import CheckpointError, ConfigError, MissingFileError
 from bit_paddle.models import npz
 from bit_paddle.runs import folder as runs_folder
-from bit_paddle.runs import history, results
+from bit_paddle.runs import history, logbook, results
 from bit_paddle.runs.checkpoints import (
     CHECKPOINTS,
     Progress,
@@ -275,6 +275,25 @@ def test_a_named_run_of_other_settings_is_refused_unless_forced(result, settings
     assert {name: after[name][0] for name in before} == {name: before[name][0] for name in before}
     start = claimed(asked, force=True)
     assert paths(start) == files and start.result is None
+
+
+def test_a_run_that_made_no_step_gives_its_folder_to_other_settings(settings, tmp_path):
+    """Also without a name. A line of metrics, a result or an inner run keeps the folder."""
+    for name in ("run", DEFAULT):
+        leave(tmp_path / name, settings(seed=1))
+        (tmp_path / name / "train.log").write_text("the plan")
+        (tmp_path / name / logbook.METRICS).touch()
+    for named in ({"name": "run"}, {}):
+        start = claimed(settings(**named))
+        assert start.folder == tmp_path / named.get("name", DEFAULT) and not start.checkpoints
+        assert "made no step" in start.notes[0]
+    (tmp_path / "run" / logbook.METRICS).write_text('{"kind": "train", "step": 1}\n')
+    assert "seed: 1 -> 0" in refusal(settings(name="run"))
+    (tmp_path / "run" / logbook.METRICS).unlink()
+    leave(tmp_path / "run" / "seed-0", settings())
+    assert "seed: 1 -> 0" in refusal(settings(name="run"))
+    leave(tmp_path / DEFAULT, settings(seed=1), result=RESULT)
+    assert claimed(settings()).folder == tmp_path / f"{DEFAULT}-2"
 
 
 def test_a_default_name_is_the_first_that_is_free_or_its_own(settings, tmp_path):

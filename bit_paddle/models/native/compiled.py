@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,13 +19,20 @@ from paddle.profiler import RecordEvent
 
 from bit_paddle.models.architecture import GROUPS
 from bit_paddle.models.native import plain
-from bit_paddle.models.native.plain import NORM_EPSILON, STANDARDIZATION_EPSILON
+from bit_paddle.models.native.plain import NORM_EPSILON, STANDARDIZATION_EPSILON, Kernels
+
+ALONE, EARLY, LAST = range(3)  # the passes that use a kernel, as in operators.cc
 
 
 class Standardized(NamedTuple):
-    """A kernel that convolutions standardize while they pack it, which takes hardly any time."""
+    """A kernel that convolutions standardize while they pack it, which takes hardly any time.
+
+    ``share`` says whether several passes use it. Then the early ones keep it packed, and sum its
+    gradients out of Paddle's sight; the last one returns the sum to Paddle.
+    """
 
     weight: Tensor
+    share: int = ALONE
 
 
 class Compiled:
@@ -47,6 +55,14 @@ class Compiled:
     def standardize(self, weight: Tensor) -> Standardized:
         return Standardized(weight)
 
+    @contextmanager
+    def shared(self, weights: Sequence[Tensor]) -> Iterator[Kernels]:
+        early, last = ([Standardized(one, share) for one in weights] for share in (EARLY, LAST))
+        try:
+            yield early, lambda: last
+        finally:
+            self.library.bit_forget_shared()
+
     def convolve(
         self,
         x: Tensor,
@@ -54,14 +70,19 @@ class Compiled:
         stride: int,
         residual: Tensor | None = None,
     ) -> Tensor:
-        epsilon = -1.0
+        share, epsilon = ALONE, -1.0
         if isinstance(kernel, Standardized):
-            kernel, epsilon = kernel.weight, STANDARDIZATION_EPSILON
+            (kernel, share), epsilon = kernel, STANDARDIZATION_EPSILON
         if x.shape[-1] == 3 and x.stop_gradient:  # images that need no gradient
             return _run("bit_convolve_images", x, kernel, stride, epsilon)[0]
+        if share == EARLY:
+            if x.stop_gradient:  # then the way back would not come here without the kernel
+                share = ALONE
+            else:
+                kernel = kernel.detach()
         if residual is None:
-            return _run("bit_convolve", x, kernel, stride, epsilon)[0]
-        return _run("bit_convolve_add", x, kernel, residual, stride, epsilon)[0]
+            return _run("bit_convolve", x, kernel, stride, epsilon, share)[0]
+        return _run("bit_convolve_add", x, kernel, residual, stride, epsilon, share)[0]
 
     def normalize(self, x: Tensor, norm: nn.GroupNorm) -> Tensor:
         return self.enter(plain.normalize(self.leave(x), norm))

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cstring>
 #include <list>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -68,15 +69,53 @@ Geometry geometry(const Tensor& x, const Tensor& kernel, int stride, bool residu
   return {s[0], s[1], s[2], s[3], k[0], k[2], stride, k[2] / 2, type, adding};
 }
 
+// Whether other passes use the same kernel: none, some after this one, or only some before it.
+enum { ALONE, EARLY, LAST };
+
+// What they share: kernels in the layouts of primitives, and the sums of the gradients so far, of
+// standardized kernels, in the plain layout. Both are found by the address of the kernel's numbers.
+struct Shared {
+  std::map<std::tuple<const float*, decltype(Geometry().key()), bool>, Tensor> packed;
+  std::map<const float*, Tensor> sums;
+  int64_t bytes = 0;
+};
+
+Shared& shared() {
+  static thread_local Shared one;
+  return one;
+}
+
+const int64_t MOST_PACKED = 512 << 20;  // bytes of packed kernels to keep
+
+// The kernel in a layout of ``one``; ``way_back`` tells the layouts apart.
+const void* packed(
+    Convolution& one, bool way_back, const Tensor& kernel, float epsilon, int share) {
+  const KernelLayout& to = way_back ? one.data_kernel : one.forward_kernel;
+  const float* plain = read<float>(kernel);
+  if (share == ALONE) return one.packed(to, plain, epsilon);
+  auto key = std::make_tuple(plain, one.g.key(), way_back);
+  auto found = shared().packed.find(key);
+  if (found == shared().packed.end()) {
+    int64_t bytes = to.layout.bytes() + 64;
+    if (share == LAST || shared().bytes + bytes > MOST_PACKED) return one.packed(to, plain, epsilon);
+    Tensor room = empty({bytes}, paddle::DataType::UINT8, kernel);
+    one.pack(to, plain, epsilon, aligned(write<char>(room)));
+    shared().bytes += bytes;
+    found = shared().packed.emplace(key, room).first;
+  }
+  return aligned(write<char>(found->second));
+}
+
 Tensor convolve_with(
-    const Tensor& x, const Tensor& kernel, const Tensor* residual, int stride, float epsilon) {
+    const Tensor& x, const Tensor& kernel, const Tensor* residual, int stride, float epsilon,
+    int share) {
   auto& one = convolution(geometry(x, kernel, stride, residual));
   Tensor y = empty({one.g.n, one.g.out_h(), one.g.out_w(), one.g.o}, x.dtype(), x);
   bool alike = !residual || (residual->shape() == y.shape() && residual->dtype() == y.dtype());
   require(alike, "need a residual like the result");
   std::vector<Primitive::Argument> arguments = {
       {DNNL_ARG_SRC, one.x, x.data()},
-      {DNNL_ARG_WEIGHTS, one.forward_kernel.layout, one.packed(one.forward_kernel, read<float>(kernel), epsilon)},
+      {DNNL_ARG_WEIGHTS, one.forward_kernel.layout, packed(one, false, kernel, epsilon, share)},
       {DNNL_ARG_DST, one.y, y.data()}};
   if (residual)
     arguments.push_back({DNNL_ARG_POST_OP_0 | DNNL_ARG_SRC_1, one.y, residual->data()});
@@ -85,54 +124,76 @@ Tensor convolve_with(
 }
 
 Tensor data_gradient(
-    Convolution& one, const Tensor& x, const Tensor& kernel, const Tensor& dy, float epsilon) {
+    Convolution& one, const Tensor& x, const Tensor& kernel, const Tensor& dy, float epsilon,
+    int share) {
   one.prepare_data_gradient();
   Tensor dx = empty(x.shape(), x.dtype(), x);
   one.to_data->run(
       {{DNNL_ARG_DIFF_DST, one.y, dy.data()},
-       {DNNL_ARG_WEIGHTS, one.data_kernel.layout, one.packed(one.data_kernel, read<float>(kernel), epsilon)},
+       {DNNL_ARG_WEIGHTS, one.data_kernel.layout, packed(one, true, kernel, epsilon, share)},
        {DNNL_ARG_DIFF_SRC, one.x, dx.data()}});
   return dx;
 }
 
+// Of an early pass the gradient goes into the sum. Paddle does not use the result then, because the
+// kernel was given without need of a gradient.
 Tensor kernel_gradient(
-    Convolution& one, const Tensor& x, const Tensor& kernel, const Tensor& dy, float epsilon) {
+    Convolution& one, const Tensor& x, const Tensor& kernel, const Tensor& dy, float epsilon,
+    int share) {
   one.prepare_kernel_gradient();
-  Tensor dw = empty(kernel.shape(), kernel.dtype(), kernel);
+  const float* plain = read<float>(kernel);
   char* room = buffer(1, one.kernel_gradient.layout.bytes());
   one.to_kernel->run({{DNNL_ARG_SRC, one.x, x.data()},
                       {DNNL_ARG_DIFF_DST, one.y, dy.data()},
                       {DNNL_ARG_DIFF_WEIGHTS, one.kernel_gradient.layout, room}});
+  auto earlier = share == ALONE ? shared().sums.end() : shared().sums.find(plain);
+  bool adds = earlier != shared().sums.end();
+  Tensor dw = adds ? earlier->second : empty(kernel.shape(), kernel.dtype(), kernel);
   one.kernel_gradient.unpack(
-      reinterpret_cast<float*>(room), read<float>(kernel), epsilon, write<float>(dw));
+      reinterpret_cast<float*>(room), plain, share == EARLY ? -1 : epsilon, adds, write<float>(dw));
+  if (share == EARLY) {
+    shared().sums.emplace(plain, dw);
+    return kernel;
+  }
+  if (adds) shared().sums.erase(earlier);
   return dw;
 }
 
-std::vector<Tensor> convolve(const Tensor& x, const Tensor& kernel, int stride, float epsilon) {
-  return {convolve_with(x, kernel, nullptr, stride, epsilon)};
+std::vector<Tensor> convolve(
+    const Tensor& x, const Tensor& kernel, int stride, float epsilon, int share) {
+  return {convolve_with(x, kernel, nullptr, stride, epsilon, share)};
 }
 
 std::vector<Tensor> convolve_backward(
-    const Tensor& x, const Tensor& kernel, const Tensor& dy, int stride, float epsilon) {
+    const Tensor& x, const Tensor& kernel, const Tensor& dy, int stride, float epsilon, int share) {
   auto& one = convolution(geometry(x, kernel, stride, false));
-  return {data_gradient(one, x, kernel, dy, epsilon), kernel_gradient(one, x, kernel, dy, epsilon)};
+  return {data_gradient(one, x, kernel, dy, epsilon, share),
+          kernel_gradient(one, x, kernel, dy, epsilon, share)};
 }
 
 // The same for images, which need no gradient.
+std::vector<Tensor> convolve_images(
+    const Tensor& x, const Tensor& kernel, int stride, float epsilon) {
+  return convolve(x, kernel, stride, epsilon, ALONE);
+}
+
 std::vector<Tensor> convolve_images_backward(
     const Tensor& x, const Tensor& kernel, const Tensor& dy, int stride, float epsilon) {
-  return {kernel_gradient(convolution(geometry(x, kernel, stride, false)), x, kernel, dy, epsilon)};
+  auto& one = convolution(geometry(x, kernel, stride, false));
+  return {kernel_gradient(one, x, kernel, dy, epsilon, ALONE)};
 }
 
 std::vector<Tensor> convolve_add(
-    const Tensor& x, const Tensor& kernel, const Tensor& residual, int stride, float epsilon) {
-  return {convolve_with(x, kernel, &residual, stride, epsilon)};
+    const Tensor& x, const Tensor& kernel, const Tensor& residual, int stride, float epsilon,
+    int share) {
+  return {convolve_with(x, kernel, &residual, stride, epsilon, share)};
 }
 
 std::vector<Tensor> convolve_add_backward(
-    const Tensor& x, const Tensor& kernel, const Tensor& dy, int stride, float epsilon) {
+    const Tensor& x, const Tensor& kernel, const Tensor& dy, int stride, float epsilon, int share) {
   auto& one = convolution(geometry(x, kernel, stride, true));
-  return {data_gradient(one, x, kernel, dy, epsilon), kernel_gradient(one, x, kernel, dy, epsilon), dy};
+  return {data_gradient(one, x, kernel, dy, epsilon, share),
+          kernel_gradient(one, x, kernel, dy, epsilon, share), dy};
 }
 
 // --- GroupNorm and ReLU --------------------------------------------------------------------------
@@ -523,6 +584,7 @@ struct Guarded<Result (*)(Inputs...), function> {
 
 using convolve_guarded = Guarded<decltype(&convolve), &convolve>;
 using convolve_backward_guarded = Guarded<decltype(&convolve_backward), &convolve_backward>;
+using convolve_images_guarded = Guarded<decltype(&convolve_images), &convolve_images>;
 using convolve_images_backward_guarded = Guarded<decltype(&convolve_images_backward), &convolve_images_backward>;
 using convolve_add_guarded = Guarded<decltype(&convolve_add), &convolve_add>;
 using convolve_add_backward_guarded = Guarded<decltype(&convolve_add_backward), &convolve_add_backward>;
@@ -545,19 +607,19 @@ using pool_backward_guarded = Guarded<decltype(&pool_backward), &pool_backward>;
 PD_BUILD_OP(bit_convolve)
     .Inputs({"X", "Kernel"})
     .Outputs({"Y"})
-    .Attrs({"stride: int", "epsilon: float"})
+    .Attrs({"stride: int", "epsilon: float", "share: int"})
     .SetKernelFn(PD_KERNEL(convolve_guarded::run));
 PD_BUILD_GRAD_OP(bit_convolve)
     .Inputs({"X", "Kernel", paddle::Grad("Y")})
     .Outputs({paddle::Grad("X"), paddle::Grad("Kernel")})
-    .Attrs({"stride: int", "epsilon: float"})
+    .Attrs({"stride: int", "epsilon: float", "share: int"})
     .SetKernelFn(PD_KERNEL(convolve_backward_guarded::run));
 
 PD_BUILD_OP(bit_convolve_images)
     .Inputs({"X", "Kernel"})
     .Outputs({"Y"})
     .Attrs({"stride: int", "epsilon: float"})
-    .SetKernelFn(PD_KERNEL(convolve_guarded::run));
+    .SetKernelFn(PD_KERNEL(convolve_images_guarded::run));
 PD_BUILD_GRAD_OP(bit_convolve_images)
     .Inputs({"X", "Kernel", paddle::Grad("Y")})
     .Outputs({paddle::Grad("Kernel")})
@@ -567,12 +629,12 @@ PD_BUILD_GRAD_OP(bit_convolve_images)
 PD_BUILD_OP(bit_convolve_add)
     .Inputs({"X", "Kernel", "Residual"})
     .Outputs({"Y"})
-    .Attrs({"stride: int", "epsilon: float"})
+    .Attrs({"stride: int", "epsilon: float", "share: int"})
     .SetKernelFn(PD_KERNEL(convolve_add_guarded::run));
 PD_BUILD_GRAD_OP(bit_convolve_add)
     .Inputs({"X", "Kernel", paddle::Grad("Y")})
     .Outputs({paddle::Grad("X"), paddle::Grad("Kernel"), paddle::Grad("Residual")})
-    .Attrs({"stride: int", "epsilon: float"})
+    .Attrs({"stride: int", "epsilon: float", "share: int"})
     .SetKernelFn(PD_KERNEL(convolve_add_backward_guarded::run));
 
 PD_BUILD_OP(bit_norm_relu)
@@ -651,3 +713,6 @@ extern "C" void bit_release(int64_t number) {
   };
   from(bf16()), from(float());
 }
+
+// Called without Paddle, when the passes that share kernels have ended.
+extern "C" void bit_forget_shared() { shared() = Shared(); }

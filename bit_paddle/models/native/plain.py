@@ -5,7 +5,8 @@ Activations are [N, C, H, W], kernels [O, I, H, W]. `compiled` has the same func
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -25,6 +26,9 @@ STANDARDIZES_AHEAD = (
 )
 
 HALF = (paddle.float16, paddle.bfloat16)
+
+# Kernels for passes but the last, and the function that returns those for the last; see `shared`.
+Kernels = tuple[Sequence[Any], Callable[[], Sequence[Any]]]
 
 
 def in_float32(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
@@ -103,6 +107,36 @@ def standardize(weight: Tensor) -> Tensor:
         weight = weight.astype("float32")
     flat = weight.reshape([1, weight.shape[0], -1])
     return F.instance_norm(flat, eps=STANDARDIZATION_EPSILON).reshape(weight.shape)
+
+
+@contextmanager
+def shared(weights: Sequence[Tensor]) -> Iterator[Kernels]:
+    """Standardize ``weights`` for all passes within; yield (kernels, function), see `Kernels`.
+
+    Backward passes with the kernels add their gradients there. The function returns kernels for the
+    last backward pass, which propagates the sums through the standardization to the weights.
+    """
+    kernels = [standardize(weight) for weight in weights]
+    leaves = [kernel.detach() for kernel in kernels]  # these sum the gradients
+    for leaf, kernel in zip(leaves, kernels):
+        leaf.stop_gradient = kernel.stop_gradient
+
+    def last() -> Sequence[Tensor]:
+        for leaf, kernel in zip(leaves, kernels):
+            if not kernel.stop_gradient:
+                kernel.register_hook(partial(_with_earlier, leaf))
+        return kernels
+
+    yield leaves, last
+
+
+def _with_earlier(leaf: Tensor, gradient: Tensor) -> Tensor:
+    """Return ``gradient`` plus the gradient of ``leaf``, and free the latter."""
+    if leaf.grad is None:
+        return gradient
+    total = gradient + leaf.grad
+    leaf.clear_gradient(False)  # False frees the memory; Paddle ignores the keyword
+    return total
 
 
 def convolve(x: Tensor, kernel: Tensor, stride: int, residual: Tensor | None = None) -> Tensor:

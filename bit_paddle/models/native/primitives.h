@@ -177,12 +177,16 @@ Layout any_kernel_layout(int64_t o, int64_t i, int64_t k, int type) {
   return made;
 }
 
+char* aligned(char* room) {  // to 64 bytes, in a room that has 64 to spare
+  return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(room) + 63) & ~uintptr_t(63));
+}
+
 // Memory that lives on between calls; each caller has its own slot.
 char* buffer(int slot, size_t bytes) {
   static thread_local std::array<std::vector<char>, 2> slots;
   auto& one = slots[slot];
   if (one.size() < bytes + 64) { one.clear(); one.shrink_to_fit(); one.resize(bytes + 64); }
-  return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(one.data()) + 63) & ~uintptr_t(63));
+  return aligned(one.data());
 }
 
 // Throws where there is no room for the machine code of a primitive: oneDNN would make one that has
@@ -307,16 +311,19 @@ struct KernelLayout {
     }
   }
 
-  // Unpacks the gradient of what `pack` packed, as that of the kernel ``w``.
-  void unpack(const float* packed, const float* w, float epsilon, float* plain) const {
+  // Unpacks the gradient of what `pack` packed, as that of the kernel ``w``. If it ``adds``, what
+  // stands at ``plain`` is the gradient of the packed kernel so far.
+  void unpack(const float* packed, const float* w, float epsilon, bool adds, float* plain) const {
     int64_t o = outputs.size(), size = inputs.size();
 #pragma omp parallel for
     for (int64_t first = 0; first < o; first += TILE) {
       int64_t last = std::min(o, first + TILE);
       for (int64_t begin = 0; begin < size; begin += WIDTH)
         for (int64_t k = first; k < last; ++k)
-          for (int64_t j = begin; j < std::min(size, begin + WIDTH); ++j)
-            plain[k * size + j] = packed[outputs[k] + inputs[j]];
+          for (int64_t j = begin; j < std::min(size, begin + WIDTH); ++j) {
+            float before = adds ? plain[k * size + j] : 0;
+            plain[k * size + j] = before + packed[outputs[k] + inputs[j]];
+          }
       for (int64_t k = first; epsilon >= 0 && k < last; ++k)
         Standard(w + k * size, size, epsilon).gradient(w + k * size, size, plain + k * size);
     }
