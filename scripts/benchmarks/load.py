@@ -164,7 +164,9 @@ def measure(model: str, crop: int | None, flags: argparse.Namespace) -> None:
             points = np.percentile(times, (50, 95, 99)) * 1000
             counts = ", ".join(f"{status}: {count:,}" for status, count in sorted(statuses.items()))
             columns = "  ".join(f"{point:5.0f} ms" for point in points)
-            print(f"{clients:7}  {rate:8.1f}  {rate / alone:14.2f}  {columns}  {counts}", flush=True)
+            print(
+                f"{clients:7}  {rate:8.1f}  {rate / alone:14.2f}  {columns}  {counts}", flush=True
+            )
         held = memory(process)
     batch, alone = best_alone(model, crop, flags.seconds / len(BATCHES))
     print(f"the network alone again, best at batch {batch}: {alone:.1f} images/s")
