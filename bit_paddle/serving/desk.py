@@ -118,17 +118,22 @@ class Desk:
 
         Errors: `DataError`; `HTTPException` for a full queue (429) and the time limit (504).
         """
-        body, kind = await request.body(), request.headers.get("content-type", "")
+        body = await request.body()
         with self._places() as take:
             take(1)
             try:
                 with anyio.fail_after(self.settings.answer_seconds):
-                    given = await self._in_thread(bodies.read, body, kind, self.settings)
+                    given = await self._read(body, request.headers.get("content-type", ""))
                     take(len(given) - 1)
                     return await work(given)
             except TimeoutError:
                 sentence = f"the answer took longer than {self.settings.answer_seconds:g} seconds"
                 raise HTTPException(504, sentence) from None
+
+    async def _read(self, body: bytes, header: str) -> list[Given]:
+        if bodies.is_image(bodies.type_of(header)):  # nothing to do that would need a thread
+            return bodies.read(body, header, self.settings)
+        return await self._in_thread(bodies.read, body, header, self.settings)
 
     @contextmanager
     def _places(self) -> Iterator[Callable[[int], None]]:

@@ -6,6 +6,7 @@ while they arrive.
 
 from __future__ import annotations
 
+import functools
 import hmac
 import json
 import time
@@ -171,6 +172,7 @@ class _Body:
 # --- Names of this machine ----------------------------------------------------------------------
 
 
+@functools.lru_cache(maxsize=64)
 def _is_local(host: str) -> bool:
     """Return whether a Host header names this machine.
 

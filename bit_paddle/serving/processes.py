@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Sequence
 from types import FrameType
 from typing import Any
@@ -122,6 +123,7 @@ def serve(model: TrainedModel, settings: ServerSettings) -> None:
 
     processes.end_with_parent()
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a line per damaged body
+    warnings.filterwarnings("ignore", module="PIL")  # the same of damaged images
     bound, app = _bound(settings), create_app(model, settings)
     server = _Server(
         uvicorn.Config(

@@ -7,8 +7,8 @@
 Starts a server on 127.0.0.1 and sends small JPEGs from this process, each client on a connection of
 its own, one request after the other. Prints per number of clients: images per second, the median,
 the 95th and the 99th percentile of the time of an answer, and the answers by status. Before and
-after it, a process of its own measures the network alone at several batch sizes, on the same
-pixels; the share is that of the best batch. R50x1 has random weights. --hostile sends damaged
+after, a process of its own measures the network alone at several batch sizes, as the evaluation
+runs it; the share is that of the best batch before. R50x1 has random weights. --hostile sends damaged
 requests and bombs, and prints the statuses and the memory of the server.
 """
 
@@ -150,28 +150,26 @@ def measure(model: str, crop: int | None, flags: argparse.Namespace) -> None:
         if images > 1:
             headers, body = hostile.multipart([files[(k + j) % _DIFFERENT] for j in range(images)])
         requests.append(request_of("/predict", headers, body))
-    before = best_alone(model, crop, flags.seconds / len(BATCHES))
+    print(f"\n{Path(model).stem}, {images} images per request")
+    batch, alone = best_alone(model, crop, flags.seconds / len(BATCHES))
+    print(f"the network alone, best at batch {batch}: {alone:.1f} images/s")
+    print("clients  images/s  of the network   median      p95      p99  answers by status")
     words = (["--crop", str(crop)] if crop else []) + flags.flags
-    rows = []
     with server(model, *words) as (host, port, process):
         asyncio.run(load(host, port, max(flags.clients), requests, 2.0))  # warm
         for clients in flags.clients:
             found = asyncio.run(load(host, port, clients, requests, flags.seconds))
-            rows.append((clients, *found))
+            statuses, times, whole = found
+            rate = images * len(times) / whole
+            points = np.percentile(times, (50, 95, 99)) * 1000
+            counts = ", ".join(f"{status}: {count:,}" for status, count in sorted(statuses.items()))
+            columns = "  ".join(f"{point:5.0f} ms" for point in points)
+            print(
+                f"{clients:7}  {rate:8.1f}  {rate / alone:14.2f}  {columns}  {counts}", flush=True
+            )
         held = memory(process)
-    after = best_alone(model, crop, flags.seconds / len(BATCHES))
-    alone = (before[1] + after[1]) / 2
-    print(f"\n{Path(model).stem}, {images} images per request; the network alone at its best batch")
-    print(
-        f"  {before[1]:.1f} images/s before (batch {before[0]}), {after[1]:.1f} after ({after[0]})"
-    )
-    print("clients  images/s  of the network   median      p95      p99  answers by status")
-    for clients, statuses, times, whole in rows:
-        rate = images * len(times) / whole
-        points = np.percentile(times, (50, 95, 99)) * 1000
-        counts = ", ".join(f"{status}: {count:,}" for status, count in sorted(statuses.items()))
-        columns = "  ".join(f"{point:5.0f} ms" for point in points)
-        print(f"{clients:7}  {rate:8.1f}  {rate / alone:14.2f}  {columns}  {counts}")
+    batch, alone = best_alone(model, crop, flags.seconds / len(BATCHES))
+    print(f"the network alone again, best at batch {batch}: {alone:.1f} images/s")
     print(f"memory of the server at the end: {held:,.0f} MB", flush=True)
 
 
