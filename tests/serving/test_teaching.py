@@ -4,6 +4,7 @@ import base64
 
 import numpy as np
 import pytest
+from helpers.serving import running
 from PIL import Image
 
 import bit_paddle
@@ -95,18 +96,18 @@ def test_probabilities_are_the_softmax_of_scaled_ridge_scores(counts):
     targets = np.where(
         np.arange(len(counts)) == labels[:, None], share, (1 - share) / (len(counts) - 1)
     )
-    grid = np.geomspace(0.05, 200, 40_001)
+    grid = np.geomspace(0.1, 100, 2_001)
     losses = []
     for scale in grid:
         powers = np.exp(scale * (left_out - left_out.max(axis=1, keepdims=True)))
         losses.append(-(targets * np.log(powers / powers.sum(axis=1, keepdims=True))).sum())
     scale = grid[np.argmin(losses)]
-    assert 0.1 < scale < 100
+    assert grid[0] < scale < grid[-1]
     mean, std = standardized(features)
     solution = solved(features, labels, len(counts), taught.strength, mean, std)
     powers = np.exp(scale * scores_of(solution, queries, mean, std))
     expected = powers / powers.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(taught.queries, expected, rtol=0, atol=5e-4)
+    np.testing.assert_allclose(taught.queries, expected, rtol=0, atol=5e-3)
 
 
 def test_probabilities_tell_how_often_the_answer_is_right():
@@ -191,14 +192,11 @@ def mini():
 
 
 @pytest.fixture(scope="module")
-def client(mini):
-    fastapi = pytest.importorskip("fastapi")
-    testclient = pytest.importorskip("fastapi.testclient")
-    from bit_paddle.serving import teaching_routes
-
-    app = fastapi.FastAPI()
-    app.include_router(teaching_routes.routes(mini.file))
-    return testclient.TestClient(app)
+def server(mini):
+    for name in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
+        pytest.importorskip(name)
+    with running(model=mini.file.path) as server:
+        yield server
 
 
 def encoded(values) -> str:
@@ -213,18 +211,18 @@ def pictures(count: int, seed: int) -> list[Image.Image]:
     return [Image.fromarray(pixels) for pixels in noise.astype(np.uint8)]
 
 
-def test_the_saved_model_predicts_what_the_route_told(mini, client, tmp_path):
+def test_the_saved_model_predicts_what_the_route_told(mini, server, tmp_path):
     queries = pictures(4, 1)
     body = {
         "features": encoded(mini.features(pictures(9, 0))),
         "labels": [0, 1, 2] * 3,
         "classes": ["猫", "a dog", "c,d"],
     }
-    told = client.post("/teach", json={**body, "queries": encoded(mini.features(queries))})
+    told = server.post("/teach", json={**body, "queries": encoded(mini.features(queries))})
     assert told.status_code == 200, told.text
     found = told.json()
     assert found["leave_one_out"]["images"] == 9 and len(found["predicted"]) == 9
-    saved = client.post("/teach/save", json=body)
+    saved = server.post("/teach/save", json=body)
     assert saved.headers["content-disposition"] == 'attachment; filename="model.npz"'
     assert int(saved.headers["content-length"]) == len(saved.content)
     (tmp_path / "model.npz").write_bytes(saved.content)
@@ -238,13 +236,13 @@ def test_the_saved_model_predicts_what_the_route_told(mini, client, tmp_path):
     assert spread.max() - spread.min() > 0.2  # the probabilities differ: the test can fail
 
 
-def test_an_image_alone_in_its_class_has_no_answer_by_the_others(mini, client):
+def test_an_image_alone_in_its_class_has_no_answer_by_the_others(mini, server):
     body = {
         "features": encoded(mini.features(pictures(3, 0))),
         "labels": [0, 1, 1],
         "classes": ["a", "b"],
     }
-    found = client.post("/teach", json=body).json()
+    found = server.post("/teach", json=body).json()
     assert found["predicted"][0] is None and None not in found["predicted"][1:]
     assert found["queries"] == []
 
@@ -267,18 +265,18 @@ def test_an_image_alone_in_its_class_has_no_answer_by_the_others(mini, client):
     ],
 )
 @pytest.mark.parametrize("route", ["/teach", "/teach/save"])
-def test_wrong_lessons_are_refused_in_words(mini, client, change, words, route):
+def test_wrong_lessons_are_refused_in_words(mini, server, change, words, route):
     body = {
         "features": encoded(np.eye(2, mini.file.features)),
         "labels": [0, 1],
         "classes": ["a", "b"],
     }
-    answer = client.post(route, json={**body, **change})
+    answer = server.post(route, json={**body, **change})
     assert answer.status_code == 422
     assert list(answer.json()) == ["error"] and words in answer.json()["error"]
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b"\xff", b"[" * 100_000, b"null"])
-def test_bodies_that_are_no_lesson(client, body):
-    answer = client.post("/teach", content=body)
+def test_bodies_that_are_no_lesson(server, body):
+    answer = server.post("/teach", data=body)
     assert answer.status_code == 422 and list(answer.json()) == ["error"]
