@@ -30,6 +30,7 @@ _CALLABLE = (
     "export",
     "probe",
     "reproduce",
+    "serve",
 )  # also the commands' modules, see `_make_callable`
 
 __all__ = ["__version__", *_CALLABLE, *_HOMES]

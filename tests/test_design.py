@@ -36,7 +36,7 @@ MODULES = {
     for path in (ROOT / "bit_paddle").rglob("*.py")
     if path.name != "__init__.py"
 }
-OLD_ADDRESSES = {"data.audit", "data.show", "native.__main__"}
+OLD_ADDRESSES = {"data.audit", "data.show", "native"}
 
 
 def imports(path: Path, top_level: bool = False) -> set:
@@ -94,6 +94,7 @@ BESIDE_COMMANDS = {
     "api.py",
     "detection_api.py",
     "errors.py",
+    "native.py",
     "py.typed",
 }
 

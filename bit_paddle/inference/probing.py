@@ -79,18 +79,29 @@ class Fit:
         """
         if np.bincount(self.labels, minlength=self.classes).min() < 2:
             return FIXED
-        squares = self._left**2
-        return max(STRENGTHS.tolist(), key=lambda each: (*self._left_one_out(each, squares), -each))
+        return max(STRENGTHS.tolist(), key=lambda each: (*self._judged(each), -each))
 
-    def _left_one_out(self, strength: float, squares: np.ndarray) -> tuple[int, float]:
-        """Return the number of right answers and minus the mean squared error, leave-one-out."""
+    def left_one_out(self, strength: float) -> np.ndarray:
+        """Return the scores of each image by a classifier of all the others, float64 [N, K].
+
+        The solution is exact and in closed form: nothing is fitted again. The mean and standard
+        deviation stay those of all images.
+        """
         kept = self._singular**2 / (self._singular**2 + strength)
         bias = self._kept_bias(strength)
         fitted = self._left @ (kept[:, None] * self._inner)
         fitted += self._targets.mean(axis=0) * bias
-        leverage = (squares @ kept + bias / len(self.labels))[:, None]
+        leverage = (self._squares @ kept + bias / len(self.labels))[:, None]
         apart = np.maximum(1 - leverage, 1e-12)
-        scores = (fitted - leverage * self._targets) / apart
+        return (fitted - leverage * self._targets) / apart
+
+    @cached_property
+    def _squares(self) -> np.ndarray:
+        return self._left**2
+
+    def _judged(self, strength: float) -> tuple[int, float]:
+        """Return the number of right answers and minus the mean squared error, leave-one-out."""
+        scores = self.left_one_out(strength)
         right = int((scores.argmax(axis=1) == self.labels).sum())
         return right, -float(((scores - self._targets) ** 2).mean())
 

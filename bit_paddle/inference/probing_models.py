@@ -16,6 +16,7 @@ from bit_paddle.inference import probing
 from bit_paddle.inference.features import features
 from bit_paddle.inference.model import TrainedModel
 from bit_paddle.inference.probing import METHODS, SHOTS, Fit, Row
+from bit_paddle.inference.trained import TrainedFile
 from bit_paddle.models import losses, npz
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.models.checkpoint import CheckpointFile
@@ -116,7 +117,7 @@ def probe(
         if output is not None:
             fit = Fit(values[0][:, splits["features"]], labels, len(classes))
             strength = fit.strength
-            write_head(model, fit.ridge(strength), classes, output)
+            write_head(model.file, fit.ridge(strength), classes, output)
     return Probe(model.file.path, len(val), len(train), rows, seconds, strength)
 
 
@@ -132,7 +133,7 @@ def _layers(model: TrainedModel, width: int) -> dict[str, slice]:
 
 
 def write_head(
-    model: TrainedModel,
+    model: TrainedFile,
     classifier: tuple[np.ndarray, np.ndarray],
     classes: Sequence[str],
     output: str | os.PathLike,
@@ -140,16 +141,16 @@ def write_head(
     """Write the network of ``model`` with the head ``classifier``, in the published layout.
 
     ``classifier`` is (weights [C, K], bias [K]). The file has the names of the classes and the
-    preprocessing. Raises `WriteError`.
+    preprocessing. Errors: `WriteError`, and those of `CheckpointFile`.
     """
-    view = model.file.preprocessing
+    view = model.preprocessing
     facts = {
         "classes": list(classes),
         "preprocessing": None if view is None else vars(view),
         "loss": losses.DEFAULT,
     }
     weights, bias = (values.astype(np.float32) for values in classifier)
-    with CheckpointFile(model.file.path) as file:
+    with CheckpointFile(model.path) as file:
         architecture: Architecture = file.architecture()
         body = ((key, file.array(key)) for key, _ in npz.shapes(architecture, 0))
         head = ((npz.HEAD_KERNEL, weights[None, None]), (npz.HEAD_BIAS, bias))

@@ -46,7 +46,7 @@ def test_the_written_head_gives_the_scores_of_ridge_regression(tmp_path, small_c
     features, labels = model.features(images), np.arange(12) % 3
     fit = probing.Fit(features, labels, 3)
     classifier = fit.ridge(fit.strength)
-    probing_models.write_head(model, classifier, ["a", "b", "c"], tmp_path / "found.npz")
+    probing_models.write_head(model.file, classifier, ["a", "b", "c"], tmp_path / "found.npz")
     made = bit.load(tmp_path / "found.npz")
     scores = features.astype(np.float64) @ classifier[0] + classifier[1]
     np.testing.assert_allclose(made.logits(images), scores, atol=2e-4)
