@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import io
 import os
-import struct
 from collections.abc import Callable, Sequence
 from typing import BinaryIO, Union
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from bit_paddle.data.pixels import FAULTS, HEIGHT, WIDTH, PixelRange, orientation, to_rgb
 from bit_paddle.errors import DataError, MissingFileError, install_hint
 
 SUFFIXES = {
@@ -29,13 +29,6 @@ JPEG_END = b"\xff\xd9"
 
 MOST_MISSING = 1 / 8  # of the rows: a truncated JPEG with more missing rows is a fault
 
-
-# Pillow's exceptions depend on the format and the damage; `DataError` is a `ValueError`
-FAULTS = (
-    *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, struct.error),
-    *(RuntimeError, ArithmeticError),  # AVIF and DDS, which may be called .jpg
-    *(Image.DecompressionBombError, Image.DecompressionBombWarning),  # the latter with -W error
-)
 
 Source = Union[str, bytes]  # the path of an image file, or its content
 
@@ -74,75 +67,23 @@ def _is_heif(source: Source) -> bool:
 # --- From a file to RGB -------------------------------------------------------------------------
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Return ``image`` as upright RGB; transparent pixels become white.
-
-    EXIF's orientation is applied, 16-bit values are scaled to 8 bits, and an animation gives its
-    first frame. Raises `ValueError` for pixels without a known range.
-    """
-    if image.format == "TIFF":
-        image.filename = ""  # Pillow 11 to 13 maps a rotated file with width and height swapped
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-        values, tags = np.asarray(image).astype(np.uint32), getattr(image, "tag_v2", {})
-        highest = 2 ** tags.get(_BITS, (16,))[0] - 1  # a TIFF may have 12 bits
-        if tags.get(_PHOTOMETRIC) == 0:  # 0 is white; Pillow inverts only 1 to 8 bits itself
-            values = highest - values
-        values = (values * 255 + highest // 2) // highest
-        rgb = Image.fromarray(values.astype(np.uint8)).convert("RGB")
-    elif image.mode in ("I", "F"):
-        raise ValueError(
-            f"32-bit pixels ({image.mode}) have no known range; save it with 8 or 16 bits"
-        )
-    elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        rgb = Image.alpha_composite(white, layer).convert("RGB")
-    else:
-        image.load()
-        rgb = image if image.mode == "RGB" else image.convert("RGB")
-    # Pillow rotates a TIFF itself while it loads it
-    turn = None if image.format == "TIFF" else _TURNS.get(_orientation(image))
-    return rgb if turn is None else rgb.transpose(turn)
-
-
-_WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC = 256, 257, 258, 262  # tags of TIFF
-
-
-# The inverse of each value of EXIF's tag Orientation (TIFF 6.0, page 36); 1 is upright.
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return image.getexif().get(0x0112, 1)
-    except FAULTS:
-        return 1  # the pixels are usable even if EXIF is damaged
-
-
 def decode(
     source: Source,
     name: str,
     check: Callable[[Image.Image], object] = lambda image: None,
     formats: Sequence[str] | None = None,
+    pixel_range: PixelRange | None = None,
 ) -> Image.Image:
     """Return an image file as RGB. ``name`` is its name in messages.
 
     ``check`` sees the opened image before its pixels are decoded, and may raise an error.
-    ``formats`` are Pillow's names of the formats to accept (default: all). Errors:
-    `MissingFileError`, and `DataError` for what cannot be decoded.
+    ``formats`` are Pillow's names of the formats to accept (default: all). ``pixel_range`` is that
+    of `to_rgb`. Errors: `MissingFileError`, and `DataError` for what cannot be decoded.
     """
     with opened(source, name, formats) as image:
         check(image)
         try:
-            return to_rgb(image)
+            return to_rgb(image, pixel_range)
         except FAULTS as error:
             fault = error
             if image.format in ("JPEG", "MPO") and not is_whole_jpeg(source):
@@ -186,8 +127,8 @@ def size_of(source: Source, name: str) -> tuple[int, int]:
     with opened(source, name) as image:
         width, height = image.size
         if image.format == "TIFF":  # some versions of Pillow have swapped the sides already
-            width, height = image.tag_v2[_WIDTH], image.tag_v2[_HEIGHT]
-        turned = _orientation(image) in (5, 6, 7, 8)
+            width, height = image.tag_v2[WIDTH], image.tag_v2[HEIGHT]
+        turned = orientation(image) in (5, 6, 7, 8)
         return (width, height) if turned else (height, width)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from bit_paddle.data.decoding import FAULTS, decode, is_whole_jpeg, opened, size_of
+from bit_paddle.data.pixels import PixelRange
 from bit_paddle.errors import DataError
 
 
@@ -92,6 +93,7 @@ class FileImages:
     """Image files below ``root``, decoded at each access; ``paths`` are relative to ``root``.
 
     ``groups`` are the names of the images' groups (see `splits`), None if they are not known.
+    ``pixel_range`` is that of `to_rgb`.
     """
 
     def __init__(
@@ -101,8 +103,10 @@ class FileImages:
         classes: Sequence[str],
         root: str | os.PathLike = "",
         groups: Sequence[str] | None = None,
+        pixel_range: PixelRange | None = None,
     ):
         self.paths, self.classes, self.root, self.groups = list(paths), list(classes), root, groups
+        self.pixel_range = pixel_range
         self.labels = np.asarray(labels, np.int64)
 
     def __len__(self) -> int:
@@ -110,7 +114,7 @@ class FileImages:
 
     def image(self, index: int) -> Image.Image:
         path = self.name(index)
-        return decode(path, path)
+        return decode(path, path, pixel_range=self.pixel_range)
 
     def size(self, index: int) -> tuple[int, int]:
         path = self.name(index)
@@ -133,6 +137,7 @@ class FileImages:
             classes,
             self.root,
             self.groups and [self.groups[index] for index in indices],
+            self.pixel_range,
         )
 
     def fault(self, index: int, thorough: bool = False) -> str | None:
