@@ -28,13 +28,15 @@ def select(
             f"training images: {', '.join(short[:5])}{more}; the largest possible number is "
             f"{counts.min()}"
         )
+    order = np.argsort(labels, kind="stable")  # the images of each class follow each other
+    ends = np.cumsum(counts)
     return np.sort(
         np.concatenate(
             [
                 np.random.default_rng([seed, label]).choice(
-                    np.flatnonzero(labels == label), examples_per_class, replace=False
+                    order[end - count : end], examples_per_class, replace=False
                 )
-                for label in range(len(classes))
+                for label, (end, count) in enumerate(zip(ends.tolist(), counts.tolist()))
             ]
         )
     )

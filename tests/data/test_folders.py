@@ -13,7 +13,8 @@ from PIL import Image
 from bit_paddle.config.settings import Settings
 from bit_paddle.data import check, names
 from bit_paddle.data import spec as specs
-from bit_paddle.data.images import SUFFIXES, FileImages
+from bit_paddle.data.decoding import SUFFIXES
+from bit_paddle.data.images import FileImages
 from bit_paddle.data.readers import folders, listing, registry
 from bit_paddle.errors import ConfigError, DataError, MissingFileError
 from bit_paddle.training.classification import plan

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from test_folders import list_of, write_images
 
-from bit_paddle.data import check, images
+from bit_paddle.data import check, decoding
 from bit_paddle.data.images import FileImages
 from bit_paddle.data.readers import registry
 from bit_paddle.errors import DataError
@@ -35,9 +35,9 @@ def without_heif(monkeypatch):
     """The package is not installed, and Pillow does not know the format."""
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name != "HEIF"])
-    images.heif_is_installed.cache_clear()
+    decoding.heif_is_installed.cache_clear()
     yield
-    images.heif_is_installed.cache_clear()
+    decoding.heif_is_installed.cache_clear()
 
 
 def near(pixel, colour):

@@ -13,7 +13,8 @@ from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 from bit_paddle.data.boxes.annotations import BoxedImages, Collector, number_of
-from bit_paddle.data.images import FileImages, readable_suffixes
+from bit_paddle.data.decoding import readable_suffixes
+from bit_paddle.data.images import FileImages
 from bit_paddle.data.text import is_encoding, read_text
 from bit_paddle.errors import DataError, MissingFileError
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from bit_paddle.data.boxes.annotations import BoxedImages, Collector, is_number, number_of
-from bit_paddle.data.images import FileImages, readable_suffixes
+from bit_paddle.data.decoding import readable_suffixes
+from bit_paddle.data.images import FileImages
 from bit_paddle.data.text import read_text
 from bit_paddle.errors import DataError, MissingFileError
 from bit_paddle.system import files

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from bit_paddle.data.images import HEIF_SUFFIXES, SUFFIXES
+from bit_paddle.data.decoding import HEIF_SUFFIXES, SUFFIXES
 from bit_paddle.data.text import Text, read_text
 from bit_paddle.errors import DataError
 

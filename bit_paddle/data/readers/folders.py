@@ -11,14 +11,13 @@ import numpy as np
 
 from bit_paddle.data import splits
 from bit_paddle.data.classes import Classes, labels_of, require
-from bit_paddle.data.images import (
+from bit_paddle.data.decoding import (
     GET_HEIF,
     HEIF_SUFFIXES,
-    FileImages,
-    Parts,
     heif_is_installed,
     readable_suffixes,
 )
+from bit_paddle.data.images import FileImages, Parts
 from bit_paddle.data.readers import archives, nesting
 from bit_paddle.data.readers.listing import Listed, is_left_out, list_images
 from bit_paddle.data.spec import DataSpec

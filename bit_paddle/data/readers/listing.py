@@ -16,7 +16,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bit_paddle.data.images import HEIF_SUFFIXES, SUFFIXES, heif_is_installed
+from bit_paddle.data.decoding import HEIF_SUFFIXES, SUFFIXES, heif_is_installed
 from bit_paddle.errors import DataError
 from bit_paddle.system import fetch, files
 from bit_paddle.system.progress import progress_bar

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from bit_paddle.data.images import HEIF_SUFFIXES, SUFFIXES
+from bit_paddle.data.decoding import HEIF_SUFFIXES, SUFFIXES
 from bit_paddle.data.readers.listing import is_left_out
 from bit_paddle.errors import DataError
 
