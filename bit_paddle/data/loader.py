@@ -21,7 +21,7 @@ import numpy as np
 
 from bit_paddle.data.images import Images
 from bit_paddle.data.preprocessing import Look, Preprocessing
-from bit_paddle.data.shards.windows import Windows, windows_of
+from bit_paddle.data.shards import windows as shard_windows
 from bit_paddle.data.transforms import (
     Bands,
     crops,
@@ -91,14 +91,20 @@ def generator(seed: int, stream: int, count: int) -> np.random.Generator:
 
 
 @lru_cache(maxsize=2)
-def _permutation(size: int, seed: int, epoch: int, windows: Windows | None) -> np.ndarray:
+def _permutation(
+    size: int, seed: int, epoch: int, windows: shard_windows.Windows | None
+) -> np.ndarray:
     random = generator(seed, ORDER, epoch)
     order = random.permutation(size)
     return order if windows is None else windows.ordered(order, random)
 
 
 def step_positions(
-    dataset_size: int, batch: int, seed: int, step: int, windows: Windows | None = None
+    dataset_size: int,
+    batch: int,
+    seed: int,
+    step: int,
+    windows: shard_windows.Windows | None = None,
 ) -> np.ndarray:
     """Return the indices, below ``dataset_size``, of the images in the batch of ``step``.
 
@@ -188,7 +194,7 @@ def training_batches(
     """
     precrop, crop = resolution.precrop, resolution.crop
     source = ResizedImages(images, precrop, len(subset), memory)
-    windows = windows_of(images, subset)
+    windows = shard_windows.begin(images, subset)
 
     def job(step: int) -> tuple[tuple, Draw, int, int]:
         indices = subset[step_positions(len(subset), batch, seed, step, windows)]

@@ -27,7 +27,7 @@ import numpy as np
 from bit_paddle.data import loader
 from bit_paddle.data.images import FileImages, Images
 from bit_paddle.data.readers import registry
-from bit_paddle.data.shards import pack
+from bit_paddle.data.shards import pack, windows
 from bit_paddle.recipes.hyperrule import resolution
 
 _DROP = Path("/proc/sys/vm/drop_caches")
@@ -72,6 +72,7 @@ def jobs(images: Images, workers: int, batches: int) -> dict[str, Callable[[], i
     some = np.random.default_rng(0).permutation(len(images))[: 64 * batches].tolist()
 
     def through(function: Callable[[int], object]) -> int:
+        windows.begin(images, np.arange(len(images)))  # as the loader does
         with ThreadPoolExecutor(workers) as pool:
             for _ in pool.map(lambda part: [function(k) for k in part], np.array_split(some, 64)):
                 pass

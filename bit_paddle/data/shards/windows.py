@@ -24,8 +24,13 @@ class Windows:
         return images[np.argsort(window[self._shards[images]], kind="stable")]
 
 
-def windows_of(images: Images, subset: np.ndarray) -> Windows | None:
-    """Return the windows of the images of ``subset``; None if all are shuffled together."""
-    if isinstance(images, ShardImages) and images.window is not None:
-        return Windows(images.of("shard", subset), images.window)
-    return None
+def begin(images: Images, subset: np.ndarray) -> Windows | None:
+    """Return the windows of the images of ``subset``; None if all are shuffled together.
+
+    If most images of shards are needed, the shards are read ahead.
+    """
+    if not isinstance(images, ShardImages):
+        return None
+    if 2 * len(subset) > len(images.index.images):
+        images.store.read_ahead()
+    return None if images.window is None else Windows(images.of("shard", subset), images.window)
