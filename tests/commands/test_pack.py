@@ -1,5 +1,6 @@
 """``pack``, and runs on what it writes: stopped, without room, cut short, with a wrong index."""
 
+import json
 import os
 import resource
 import shutil
@@ -180,6 +181,18 @@ def test_an_index_of_other_shards_is_refused(copy):
         (copy / "train/index.json").write_text(text)
         with pytest.raises(DataError, match=r"train/index\.json: (is damaged|has the format 2)"):
             opened(copy)
+
+
+@pytest.mark.parametrize("name", ["../000000.tar", "/etc/passwd", "..", "", ".x", "a\\b", "a\0"])
+def test_a_name_that_leads_elsewhere_is_refused(name, copy):
+    path = copy / "val/index.json"
+    content = json.loads(path.read_text())
+    content["shards"][0]["name"] = name
+    path.write_text(json.dumps(content))
+    with pytest.raises(
+        DataError, match=r"index\.json: names a shard .*expected the name of a file"
+    ):
+        opened(copy)
 
 
 def test_what_has_no_paths_takes_no_group(packed):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,8 @@ _TYPES = {
     "names": np.dtype("u1"),
 }
 
+
+_NAME = re.compile(r"[^./\\\0][^/\\\0]*")  # of a shard: plain, so that it leads nowhere else
 
 ARRAYS = tuple(_TYPES)  # each is in the file NAME.npy
 
@@ -200,9 +203,9 @@ def read(folder: Path, title: str) -> Index:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path}: is damaged ({error}); {_cure(title)}") from error
-    outside = [shard.name for shard in shards if Path(shard.name).name != shard.name]
-    if outside:
-        raise DataError(f"{path}: names a shard {outside[0]!r} outside of its folder")
+    wrong = next((one.name for one in shards if not _NAME.fullmatch(one.name)), None)
+    if wrong is not None:
+        raise DataError(f"{path}: names a shard {wrong!r}, expected the name of a file beside it")
     found = {key: _mapped(folder / f"{key}.npy", key, sums[key], title) for key in _TYPES}
     lengths = [len(found[key]) - extra for key, extra in _PER_IMAGE.items()]
     ends = [(int(found[f"{key}_starts"][-1]), len(found[f"{key}s"])) for key in ("label", "name")]
