@@ -28,6 +28,7 @@ _CALLABLE = (
     "audit",
     "evaluate",
     "export",
+    "pack",
     "probe",
     "reproduce",
     "serve",

@@ -13,6 +13,7 @@ from bit_paddle import __version__, errors
 COMMANDS = {
     "train": "fine-tune a model on images, by BiT-HyperRule",
     "pretrain": "train a model from scratch, like the published ones",
+    "pack": "write a data set into shards, for many images",
     "show": "show the images as the model gets them, before training",
     "audit": "look for copies and wrong labels, before training",
     "plan": "estimate the time and memory of a run, before training",

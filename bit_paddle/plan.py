@@ -35,6 +35,7 @@ from bit_paddle.training.classification.plan import (
     resolution_of,
     resolution_reason,
 )
+from bit_paddle.training.classification.rows import index_rows
 from bit_paddle.training.classification.teacher import Teacher
 from bit_paddle.training.classification.teacher import find as find_teacher
 from bit_paddle.training.estimate import GIB, Sizes, describe
@@ -162,7 +163,7 @@ def _opened_sizes(settings: Settings) -> Sizes:
     plan = make_plan(dataclasses.replace(settings, name=None), fetch=False)
     classes, reason = len(plan.data.train.classes), plan.resolution_reason
     sizes, fixed = (len(plan.subset), classes, "opened"), frozen.has_fixed_views(plan)
-    return Sizes(*sizes, plan.resolution, reason, plan.schedule, fixed)
+    return Sizes(*sizes, plan.resolution, reason, plan.schedule, fixed, index_rows(plan))
 
 
 # --- The command line ---------------------------------------------------------------------------

@@ -61,8 +61,9 @@ def contradictions(
             faults.append(f"--alternate_crop: is for --rule {by_crops}, which resizes its crops")
         elif values["random_crop"] is False:
             faults.append("--alternate_crop and --no-crop: without crops all views have one size")
-    if values["datadir"] is not None and not Path(values["datadir"]).exists():
-        faults.append(f"--datadir: {values['datadir']}: no such folder or archive")
+    datadir = values["datadir"] or "."
+    if "://" not in datadir and not Path(datadir).exists():
+        faults.append(f"--datadir: {datadir}: no such folder or archive")
     return faults + _run_faults(values)
 
 

@@ -49,6 +49,7 @@ class TaskSettings:
         name_or_path,
         "data set: folder or list (your own images, with --datadir), cifar10, cifar100, "
         "imagenet2012, oxford_flowers102, oxford_iiit_pet, tf_flowers, digits, vtab/<task>, "
+        "shards (tars of many images, with --datadir), "
         "unlabelled (images for --rule distill, with --datadir), "
         "hf:OWNER/NAME (a data set of the Hugging Face hub with parquet files; @REVISION may "
         "follow), hf (local parquet files, with --datadir), or a .yaml file that describes a data "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import os
@@ -130,6 +131,31 @@ def size_of(source: Source, name: str) -> tuple[int, int]:
             width, height = image.tag_v2[WIDTH], image.tag_v2[HEIGHT]
         turned = orientation(image) in (5, 6, 7, 8)
         return (width, height) if turned else (height, width)
+
+
+def fault_of(
+    source: Source, name: str, thorough: bool = False, pixel_range: PixelRange | None = None
+) -> str | None:
+    """Return the reason why an image file cannot be used; None if no fault was found.
+
+    The quick check reads a JPEG's start and end, and a PNG's checksums; it decodes files that fail,
+    and all other formats. ``thorough`` decodes every image. The arguments are those of `decode`.
+    """
+    try:
+        if not thorough:
+            if is_whole_jpeg(source):
+                return None
+            with opened(source, name) as image:
+                if image.format == "PNG":
+                    with contextlib.suppress(*FAULTS):
+                        image.verify()
+                        return None
+        decode(source, name, pixel_range=pixel_range)
+    except FileNotFoundError:
+        return f"{name}: the image file is missing"
+    except FAULTS as error:
+        return str(error) if name in str(error) else f"{name}: {error}"
+    return None
 
 
 def _mended(source: Source) -> Image.Image:

@@ -8,12 +8,19 @@ import os
 import numpy as np
 
 from bit_paddle.data.images import Images
+from bit_paddle.data.shards.images import ShardImages
 
 
 def digest(*parts: tuple[Images, np.ndarray]) -> str:
-    """Return a hash of the names and labels of images by their indices, int64 [N]."""
+    """Return a hash of the names and labels of images by their indices, int64 [N].
+
+    Images in shards count by their checksums, not by their names.
+    """
     result = hashlib.sha256()
     for images, indices in parts:
+        if isinstance(images, ShardImages):
+            result.update(images.digest(indices).encode())
+            continue
         names = zip(images.labels[indices].tolist(), _names_below_root(images, indices.tolist()))
         text = "".join(f"{label} {name}\n" for label, name in names)
         result.update(text.encode(errors="surrogateescape"))

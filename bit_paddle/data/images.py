@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -10,7 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from PIL import Image
 
-from bit_paddle.data.decoding import FAULTS, decode, is_whole_jpeg, opened, size_of
+from bit_paddle.data import decoding
 from bit_paddle.data.pixels import PixelRange
 from bit_paddle.errors import DataError
 
@@ -114,11 +113,11 @@ class FileImages:
 
     def image(self, index: int) -> Image.Image:
         path = self.name(index)
-        return decode(path, path, pixel_range=self.pixel_range)
+        return decoding.decode(path, path, pixel_range=self.pixel_range)
 
     def size(self, index: int) -> tuple[int, int]:
         path = self.name(index)
-        return size_of(path, path)
+        return decoding.size_of(path, path)
 
     def name(self, index: int) -> str:
         return os.path.join(self.root, self.paths[index])
@@ -141,27 +140,9 @@ class FileImages:
         )
 
     def fault(self, index: int, thorough: bool = False) -> str | None:
-        """Return the reason why image ``index`` cannot be used; None if no fault was found.
-
-        The quick check reads a JPEG's start and end, and a PNG's checksums; it decodes files that
-        fail, and all other formats. ``thorough`` decodes every image.
-        """
+        """Return the reason why image ``index`` cannot be used; see `decoding.fault_of`."""
         path = self.name(index)
-        try:
-            if not thorough:
-                if is_whole_jpeg(path):
-                    return None
-                with opened(path, path) as image:
-                    if image.format == "PNG":
-                        with contextlib.suppress(*FAULTS):
-                            image.verify()
-                            return None
-            self.image(index)
-        except FileNotFoundError:
-            return f"{path}: the image file is missing"
-        except FAULTS as error:
-            return str(error) if path in str(error) else f"{path}: {error}"
-        return None
+        return decoding.fault_of(path, path, thorough, self.pixel_range)
 
 
 # --- Labels -------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ import numpy as np
 
 from bit_paddle.data.images import Images
 from bit_paddle.data.preprocessing import Look, Preprocessing
+from bit_paddle.data.shards import windows as shard_windows
 from bit_paddle.data.transforms import (
     Bands,
     crops,
@@ -90,20 +91,32 @@ def generator(seed: int, stream: int, count: int) -> np.random.Generator:
 
 
 @lru_cache(maxsize=2)
-def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
-    return generator(seed, ORDER, epoch).permutation(size)
+def _permutation(
+    size: int, seed: int, epoch: int, windows: shard_windows.Windows | None
+) -> np.ndarray:
+    random = generator(seed, ORDER, epoch)
+    order = random.permutation(size)
+    return order if windows is None else windows.ordered(order, random)
 
 
-def step_positions(dataset_size: int, batch: int, seed: int, step: int) -> np.ndarray:
+def step_positions(
+    dataset_size: int,
+    batch: int,
+    seed: int,
+    step: int,
+    windows: shard_windows.Windows | None = None,
+) -> np.ndarray:
     """Return the indices, below ``dataset_size``, of the images in the batch of ``step``.
 
     Each epoch is a new permutation, and its last batch may be smaller. A set smaller than the batch
     is sampled with replacement, so that few-shot runs train on full batches as in the paper.
+    With ``windows``, an epoch goes through one window after the other.
     """
     if dataset_size < batch:
         return generator(seed, ORDER, step).integers(0, dataset_size, batch)
     epoch, position = divmod(step, -(-dataset_size // batch))
-    return _permutation(dataset_size, seed, epoch)[position * batch : (position + 1) * batch]
+    order = _permutation(dataset_size, seed, epoch, windows)
+    return order[position * batch : (position + 1) * batch]
 
 
 def draw_mixup(alpha: float, size: int, generator: np.random.Generator) -> tuple[float, np.ndarray]:
@@ -181,9 +194,10 @@ def training_batches(
     """
     precrop, crop = resolution.precrop, resolution.crop
     source = ResizedImages(images, precrop, len(subset), memory)
+    windows = shard_windows.begin(images, subset)
 
     def job(step: int) -> tuple[tuple, Draw, int, int]:
-        indices = subset[step_positions(len(subset), batch, seed, step)]
+        indices = subset[step_positions(len(subset), batch, seed, step, windows)]
         random = generator(seed, VIEW, step)
         corners = random.integers(0, precrop - crop + 1, (len(indices), 2)).tolist()
         flips = ((random.random(len(indices)) < 0.5) & flip).tolist()

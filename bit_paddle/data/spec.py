@@ -17,6 +17,7 @@ To add a data set, write such a file. Its keys are the fields of `DataSpec`:
     image: photo            # the columns of parquet files with the images and with the labels,
     label: species          # if there are several
     subset: plain_text      # of the parquet files, if there are several
+    window: 8               # of shards at an address: how many are shuffled together
     flip: false             # a mirrored image would have another label
     random_crop: false      # a part of an image would have another label
     resolution: small       # small or large of BiT-HyperRule (default: by the images' sizes)
@@ -72,6 +73,7 @@ class DataSpec:
     image: str | None = None
     label: str | None = None
     subset: str | None = None
+    window: int | None = None
     flip: bool = True
     random_crop: bool = True
     resolution: str | None = None
@@ -125,7 +127,7 @@ def short_name(dataset: str, datadir: str | None) -> str:
     """Return the name of ``dataset`` for a run's folder; for own images the folder's name."""
     if dataset.startswith(PREFIX):
         return DataRepository.parse(dataset).name
-    if dataset in ("folder", "list", "hf", "unlabelled") and datadir:
+    if dataset in ("folder", "list", "hf", "shards", "unlabelled") and datadir:
         path = Path(datadir).resolve()
         return stem(path.name) if is_archive(path) else path.stem
     if dataset.lower().endswith((".yaml", ".yml")):
@@ -175,6 +177,9 @@ def _load(path: Path, readers: Collection[str]) -> DataSpec:
         faults.append(f"test: {content['test']!r} is also train or val; name other images")
     if content.get("resolution", "small") not in ("small", "large"):
         faults.append(f"resolution: is {content['resolution']!r}, expected small or large")
+    window = content.get("window", 1)
+    if isinstance(window, bool) or not isinstance(window, int) or window < 1:
+        faults.append(f"window: is {window!r}, expected a number of shards")
     fraction = content.get("val_fraction", VAL_FRACTION)
     if isinstance(fraction, bool) or not isinstance(fraction, float) or not 0 < fraction < 1:
         faults.append(f"val_fraction: is {fraction!r}, expected a number between 0 and 1")
@@ -197,7 +202,7 @@ def _load(path: Path, readers: Collection[str]) -> DataSpec:
             faults.append(str(error))
     if faults:
         raise ConfigError(f"--dataset {path}: " + "; ".join(faults))
-    if "datadir" in content:
+    if "datadir" in content and "://" not in content["datadir"]:
         content["datadir"] = os.path.join(path.parent, content["datadir"])
     if "exclude" in content:
         content["exclude"] = os.path.join(path.parent, content["exclude"])

@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from bit_paddle.data.decoding import GET_HEIF, HEIF_SUFFIXES, readable_suffixes
-from bit_paddle.data.pixels import to_rgb
 from bit_paddle.data.images import FileImages
+from bit_paddle.data.pixels import to_rgb
 from bit_paddle.data.readers.listing import is_left_out
 from bit_paddle.errors import (
     BitPaddleError,

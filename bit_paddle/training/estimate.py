@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -33,6 +34,7 @@ class Sizes(NamedTuple):
     reason: str  # of the resolution
     schedule: hyperrule.Schedule
     fixed_views: bool  # every step sees an image in the same view
+    index: Sequence[tuple[str, str]] = ()  # the line on an index of shards, if there is one
 
 
 # --- The plan -----------------------------------------------------------------------------------
@@ -94,6 +96,7 @@ def describe(
         ("", "head; not GroupNorm, ReLU, pooling, additions, and the kernels' standardization"),
         *learns_rows(architecture, sizes.classes, learn),
         *_remembered_rows(architecture, sizes, learn),
+        *sizes.index,
         *gpu_rows(
             settings,
             demand_of(settings, architecture, sizes.resolution.largest, sizes.classes, teacher),

@@ -28,6 +28,7 @@ from bit_paddle.data.readers.hf import open_hf
 from bit_paddle.data.readers.imagenet import open_imagenet
 from bit_paddle.data.readers.lists import open_list
 from bit_paddle.data.readers.oxford import open_flowers, open_pets
+from bit_paddle.data.readers.shards import open_shards
 from bit_paddle.data.readers.tf_flowers import open_tf_flowers
 from bit_paddle.data.readers.unlabelled import open_unlabelled
 from bit_paddle.data.spec import DataSpec
@@ -65,7 +66,7 @@ class Reader:
 
 _OPTIONAL = (
     *("train", "val", "test", "val_fraction", "encoding"),
-    *("image", "label", "subset"),
+    *("image", "label", "subset", "window"),
 )
 
 _LISTS = frozenset({"train", "val", "test"})
@@ -104,6 +105,11 @@ READERS: dict[str, Reader] = {
         open_flowers, _LISTS | _FILES, known={None: Known(1_020, 102, "large")}
     ),
     "oxford_iiit_pet": Reader(open_pets, _LISTS | _FILES, known={None: Known(3_680, 37, "large")}),
+    "shards": Reader(
+        open_shards,
+        uses=_LISTS | {"val_fraction", "encoding", "window"},
+        datadir="a folder or an address with the shards that bit_paddle pack writes, or with tars",
+    ),
     "tf_flowers": Reader(
         open_tf_flowers,
         _FILES | {"val_fraction"},

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bit_paddle.data import loader
+from bit_paddle.data.shards.images import ShardImages
 from bit_paddle.models import heads
 from bit_paddle.recipes import hyperrule
 from bit_paddle.system.text import plural
@@ -39,6 +40,7 @@ def rows(plan: ClassificationPlan) -> list[tuple[str, str]]:
         *description.recipe_rows(plan, len(plan.subset)),
         ("MixUp", settings.recipe.mixup_reason(len(plan.subset))),
         ("memory", _memory(plan)),
+        *index_rows(plan),
         ("loss", _loss(plan)),
         *description.run_rows(plan),
     ]
@@ -120,6 +122,22 @@ def _classes(plan: ClassificationPlan) -> str:
     if ratio >= LARGE_RATIO and not plan.settings.balance:
         row += "; --balance 0.5 gives rare classes more weight"
     return row
+
+
+def index_rows(plan: ClassificationPlan) -> list[tuple[str, str]]:
+    """Return the line on the memory of an index of shards, if there is one."""
+    every = (plan.data.train, plan.data.val, plan.data.test)
+    parts = [part for part in every if isinstance(part, ShardImages)]
+    if not parts:
+        return []
+    mapped = sum({part.index.digest: part.index.mapped for part in parts}.values())
+    orders = 3 * plan.subset.nbytes  # the images that are used, in the order of two epochs
+    own = sum(part.held_bytes for part in parts) + orders
+    row = (
+        f"{mapped / 1e6:,.1f} MB of files, which are mapped: all processes share what is read of "
+        f"them. Each process holds {own / 1e6:,.1f} MB itself, for labels and orders"
+    )
+    return [("index", row)]
 
 
 def _loss(plan: ClassificationPlan) -> str:

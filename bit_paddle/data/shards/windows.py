@@ -1,0 +1,36 @@
+"""The order of images whose shards do not all fit into the cache: shuffled window by window."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bit_paddle.data.images import Images
+from bit_paddle.data.shards.images import ShardImages
+
+
+class Windows:
+    """Windows of ``size`` shards each; ``shards`` [N] are the numbers of the images' shards."""
+
+    def __init__(self, shards: np.ndarray, size: int):
+        self._shards, self._size = shards, size
+
+    def ordered(self, images: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        """Return ``images``, a permutation of the N images, sorted by their windows.
+
+        Each epoch draws anew which shards share a window, and the order of the windows.
+        """
+        count = int(self._shards.max()) + 1
+        window = random.permutation(count) // self._size
+        return images[np.argsort(window[self._shards[images]], kind="stable")]
+
+
+def begin(images: Images, subset: np.ndarray) -> Windows | None:
+    """Return the windows of the images of ``subset``; None if all are shuffled together.
+
+    If most images of shards are needed, the shards are read ahead.
+    """
+    if not isinstance(images, ShardImages):
+        return None
+    if 2 * len(subset) > len(images.index.images):
+        images.store.read_ahead()
+    return None if images.window is None else Windows(images.of("shard", subset), images.window)
