@@ -19,6 +19,7 @@ COMMANDS = {
     "probe": "judge a model's features on images, in minutes",
     "evaluate": "measure a model on the images of a data set",
     "predict": "classify images, or write their features",
+    "bench": "measure a model in every runtime: speed, memory, accuracy",
     "detect": "train, measure and run a detector: objects with boxes",
     "reproduce": "train and measure published accuracies, with verdicts",
     "report": "write a page about runs: curves, accuracy, mistakes",
