@@ -21,6 +21,7 @@ COMMANDS = {
     "evaluate": "measure a model on the images of a data set",
     "predict": "classify images, or write their features",
     "serve": "answer requests for predictions over HTTP, with a page to try it",
+    "bench": "measure a model in every runtime: speed, memory, accuracy",
     "detect": "train, measure and run a detector: objects with boxes",
     "reproduce": "train and measure published accuracies, with verdicts",
     "report": "write a page about runs: curves, accuracy, mistakes",

@@ -35,6 +35,7 @@ from bit_paddle.models.published import list_models
 from bit_paddle.runs import checkpoints, history
 from bit_paddle.runs.steps import Steps
 from bit_paddle.system import environment
+from bit_paddle.system.runtimes import AUTO
 from bit_paddle.training import embedded
 
 __all__ = [
@@ -175,6 +176,7 @@ def load(
     *,
     device: str = "auto",
     amp: str = "off",
+    runtime: str = AUTO,
     crop: int | None = None,
     directory: str | os.PathLike | None = None,
 ) -> TrainedModel:
@@ -182,14 +184,15 @@ def load(
 
     ``model`` is a run's folder, a published name (`list_models`), a file or folder of weights
     (``.npz``, ``.safetensors``, ``.pth``, ``.pdparams``, ``.h5``), a folder of ``export --format
-    paddle``, or ``hf:OWNER/NAME``, a repository of the Hugging Face hub. A missing file of a
-    published name is downloaded into ``directory`` (default: the cache). ``device`` is "auto" (a
-    GPU if there is one), "cpu" or "gpu". ``amp`` is "off" (float32), "bf16", "fp16", or "auto" (the
-    best for the device). ``crop`` squashes images to that side in pixels and replaces the model's
-    own preprocessing.
+    paddle``, a file of ``export --format onnx``, or ``hf:OWNER/NAME``, a repository of the Hugging
+    Face hub. A missing file of a published name is downloaded into ``directory`` (default: the
+    cache). ``device`` is "auto" (a GPU if there is one), "cpu" or "gpu". ``amp`` is "off"
+    (float32), "bf16", "fp16", or "auto" (the best for the device). ``runtime`` is "paddle",
+    "paddle-inference", "onnxruntime" or "openvino", as the flag ``--runtime`` explains. ``crop``
+    squashes images to that side in pixels and replaces the model's own preprocessing.
 
-    Errors: `ConfigError` (an unknown name, or an unsupported device or precision),
-    `MissingFileError`, `CheckpointError`, `DownloadError`.
+    Errors: `ConfigError` (an unknown name, an unsupported device or precision, or a runtime that
+    is not installed), `MissingFileError`, `CheckpointError`, `DownloadError`.
 
         model = bit_paddle.load("BiT-M-R50x1-ILSVRC2012")
         model("cat.jpg", top=1)  # [("tabby, tabby cat", 0.93)]
@@ -197,7 +200,7 @@ def load(
     if crop is not None and (not isinstance(crop, int) or crop < 32):
         raise ConfigError(f"crop: is {crop!r}, expected a whole number of pixels, 32 or more")
     file = trained.find_trained(address(model), directory, crop)
-    result = TrainedModel(file, device, amp)
+    result = TrainedModel(file, device, amp, runtime=runtime)
     result.function(head=file.outputs > 0)  # loads the weights now
     return result
 
@@ -219,24 +222,25 @@ def evaluate(
     strangers: str | os.PathLike | None = None,
     device: str = "auto",
     amp: str = "off",
+    runtime: str = AUTO,
     crop: int | Preprocessing | None = None,
     directory: str | os.PathLike | None = None,
 ) -> Evaluation:
     """Measure a model on a data set; return all scores, see `Evaluation`.
 
-    ``model`` is a result of `load` or an argument of it (with ``device``, ``amp``, ``crop`` and
-    ``directory``). ``data`` is a folder with train/<class>/* and val/<class>/*, or only <class>/*.
-    It may also be the name or YAML file of a data set, as for ``--dataset``; ``datadir`` is then
-    its folder. If a folder has the name of a data set, write "./name". ``split`` "val" measures the
-    validation images, "train" the training images, "test" the test images, "all" all of these.
-    ``val_fraction`` and ``group`` choose the images to hold out if there are no validation images.
-    ``exclude`` is a file with the paths of images to leave out. ``on_bad_image`` "skip" skips
-    images that cannot be read. ``batch`` images are computed at once; ``workers`` threads decode
-    them (None: one per processor, at most 8). ``views`` such as "flip,five" averages the
-    probabilities over several views of each image, as the flag ``--views`` explains. ``calibrate``
-    fits a temperature on these images and keeps it in the model's file. ``strangers`` is a folder
-    of other images. Both are explained in docs/confidence.md. ``crop`` is as for `load`, or a
-    `Preprocessing` (of `bit_paddle.data.preprocessing`).
+    ``model`` is a result of `load` or an argument of it (with ``device``, ``amp``, ``runtime``,
+    ``crop`` and ``directory``). ``data`` is a folder with train/<class>/* and val/<class>/*, or
+    only <class>/*. It may also be the name or YAML file of a data set, as for ``--dataset``;
+    ``datadir`` is then its folder. If a folder has the name of a data set, write "./name".
+    ``split`` "val" measures the validation images, "train" the training images, "test" the test
+    images, "all" all of these. ``val_fraction`` and ``group`` choose the images to hold out if
+    there are no validation images. ``exclude`` is a file with the paths of images to leave out.
+    ``on_bad_image`` "skip" skips images that cannot be read. ``batch`` images are computed at once;
+    ``workers`` threads decode them (None: one per processor, at most 8). ``views`` such as
+    "flip,five" averages the probabilities over several views of each image, as the flag ``--views``
+    explains. ``calibrate`` fits a temperature on these images and keeps it in the model's file.
+    ``strangers`` is a folder of other images. Both are explained in docs/confidence.md. ``crop`` is
+    as for `load`, or a `Preprocessing` (of `bit_paddle.data.preprocessing`).
 
     Errors: `ConfigError` (an unknown name, or classes that do not match the model's),
     `MissingFileError`, `DataError`, `CheckpointError`, `DownloadError`.
@@ -258,7 +262,7 @@ def evaluate(
     others = strangers_of.open_images(strangers, words, workers, on_bad_image)
     if not isinstance(model, TrainedModel):
         file = trained.find_trained(address(model), directory, crop)
-        model = TrainedModel(file, device, amp)
+        model = TrainedModel(file, device, amp, runtime=runtime)
     if calibrate:
         calibration.check(model.file, split, words)
     result = evaluation.measure(model, classes, parts, batch, workers, words, flip)
@@ -294,6 +298,8 @@ def export(
     *,
     push: str | None = None,
     private: bool = False,
+    quantize: str | os.PathLike | None = None,
+    datadir: str | os.PathLike | None = None,
     crop: int | None = None,
     directory: str | os.PathLike | None = None,
 ) -> Exported:
@@ -301,20 +307,24 @@ def export(
 
     ``model`` is a result of `load` or an argument of it (with ``crop`` and ``directory``).
     ``format`` is one of those that ``bit_paddle export --help`` lists. ``output`` is the file or
-    folder to write; it must not exist. It gets its name only after the comparison. ``push``
-    uploads the folder of the format "huggingface" to the repository OWNER/NAME, which is visible
-    to everyone unless it is ``private``.
+    folder to write; it must not exist. It gets its name only after the comparison. ``push`` uploads
+    the folder of the format "huggingface" to the repository OWNER/NAME, which is visible to
+    everyone unless it is ``private``. ``quantize``, a data set as ``data`` of `evaluate` (with
+    ``datadir``), makes an ONNX file of int8: its training images calibrate, and its validation
+    images measure what that costs.
 
     Errors: `ConfigError` (one for all wrong arguments), `MissingFileError`, `CheckpointError`,
     `DownloadError`, `DifferenceError`, `WriteError`.
 
         done = bit_paddle.export("bit_logs/pets", "onnx", "pets.onnx")
         done.verified.difference  # the largest relative difference that was found
+        bit_paddle.export("bit_logs/pets", "onnx", "small.onnx", quantize="my_images/").int8
     """
     file = model.file if isinstance(model, TrainedModel) else None
     given = model.file.path if isinstance(model, TrainedModel) else address(model)
     name = os.fspath(given)
-    exporting.check(name, format, output, push, private)
+    exporting.check(name, format, output, push, private, quantize is not None)
+    data, folder = (None, None) if quantize is None else data_set(quantize, datadir)
     if file is None:
         file = trained.find_trained(name, directory, crop, names=format == "huggingface")
-    return exporting.export(file, format, output, push, private)
+    return exporting.export(file, format, output, push, private, data, folder)

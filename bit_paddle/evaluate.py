@@ -80,6 +80,7 @@ def main(arguments: Sequence[str]) -> int:
         views=flags.views,
         device=flags.device,
         amp=flags.amp,
+        runtime=flags.runtime,
         crop=view,
         directory=flags.bit_pretrained_dir,
     )
@@ -120,6 +121,7 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parsing.add_flags(parser)
+    parsing.add_runtime_flag(parser)
     parser.add_argument(
         "--dataset", type=file_path, required=True, help=settings.help_of("dataset")
     )

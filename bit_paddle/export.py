@@ -25,6 +25,9 @@ Every export takes any batch and any image size.
 
 examples:
   python -m bit_paddle.export --model bit_logs/pets/model.npz --format onnx --output pets.onnx
+  python -m bit_paddle.export --model bit_logs/pets --format onnx --quantize pets/ --output small.onnx
+      calibrates on pets' training images, and prints the accuracy on its validation images in
+      float32 and in int8; then: evaluate and predict with --model small.onnx
   python -m bit_paddle.export --model BiT-M-R50x1-ILSVRC2012 --format paddle --output served
       then: paddle.jit.load("served/inference"), Paddle Inference, or evaluate and predict with
       --model served; these two use oneDNN on all cores, and bfloat16 with --amp bf16
@@ -39,18 +42,21 @@ examples:
 def main(arguments: Sequence[str]) -> int:
     """Run the command with ``arguments``; return its exit status. Errors: `bit_paddle.errors`."""
     flags = parser().parse_args(arguments)
-    output, network, verified, address = api.export(
+    done = api.export(
         flags.model,
         flags.format,
         flags.output,
         push=flags.push,
         private=flags.private,
+        quantize=flags.quantize,
+        datadir=flags.datadir,
         crop=flags.crop,
         directory=flags.bit_pretrained_dir,
     )
+    output, verified = done.path, done.verified
     files = [path for path in output.rglob("*") if path.is_file()] if output.is_dir() else [output]
     size = sum(path.stat().st_size for path in files)
-    print(f"{output}: {network} as {flags.format}, {size / 1e6:.1f} MB")
+    print(f"{output}: {done.architecture} as {flags.format}, {size / 1e6:.1f} MB")
     if output.is_dir():
         print("\n".join(f"  {path.name}" for path in sorted(files)))
     sizes = " and ".join(f"{height} x {width}" for *_, height, width in IMAGES)
@@ -59,11 +65,14 @@ def main(arguments: Sequence[str]) -> int:
     else:
         if not FORMATS[flags.format].graph:
             print("loaded back: every parameter has the same bits")
-        print(f"loaded back and run on images of {sizes} pixels: {verified}")
+        before = "before it was quantized: " if done.int8 else ""
+        print(f"{before}loaded back and run on images of {sizes} pixels: {verified}")
+    if done.int8 is not None:
+        print(done.int8)
     if not FORMATS[flags.format].has_facts:
         print("class names and preprocessing are not in this format: keep the source for them")
-    if address is not None:
-        print(f"uploaded to {address}")
+    if done.address is not None:
+        print(f"uploaded to {done.address}")
     return 0
 
 
@@ -109,6 +118,17 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="for huggingface: side in pixels to which images are resized (default: that of the "
         "checkpoint)",
+    )
+    parser.add_argument(
+        "--quantize",
+        type=file_path,
+        metavar="DATASET",
+        help="for onnx: quantize the convolutions to int8. The training images of this data set, "
+        "as for evaluate --dataset, give the ranges of the activations. Its validation images "
+        "measure the accuracy before and after; both are printed and kept in the file",
+    )
+    parser.add_argument(
+        "--datadir", type=file_path, metavar="DIR", help="for --quantize: as for evaluate"
     )
     parser.add_argument(
         "--push",

@@ -1,7 +1,7 @@
 """Classify images, or compute their features: ``python -m bit_paddle.predict --help``.
 
-Images are files, folders (with all folders inside), patterns, web addresses or the standard input.
-The memory that is needed does not depend on the number of images.
+Images are files, folders (with all folders inside), patterns, web addresses or the standard input;
+videos are files. The memory that is needed does not depend on their number or length.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from bit_paddle import errors
 from bit_paddle.config import parsing
-from bit_paddle.config.types import file_path, whole
+from bit_paddle.config.types import file_path, positive, whole
 from bit_paddle.data import loader
 from bit_paddle.inference import calibration, views
 from bit_paddle.inference.explain import INDEX, write_maps
-from bit_paddle.inference.inputs import ReadableImages, find_images
+from bit_paddle.inference.given import Given
+from bit_paddle.inference.inputs import find_images
 from bit_paddle.inference.model import TrainedModel
 from bit_paddle.inference.outputs import FORMATS, classify, write_features, write_text
 from bit_paddle.inference.trained import check_confidence, find_trained, resolve_trained
-from bit_paddle.system import files, progress
+from bit_paddle.system import files
 from bit_paddle.visual.sheet import SHEET_MOST, draw_predictions
 
 _EPILOG = """\
-An image that cannot be read is skipped and reported at the end. The exit status is then 1.
+An image that cannot be read is skipped and reported at the end. The exit status is then 1. Of a
+damaged video the frames before the damage are classified.
 
 examples:
   python -m bit_paddle.predict cat.jpg photos/ --model BiT-M-R50x1-ILSVRC2012
@@ -36,6 +36,8 @@ examples:
       the pattern works in each shell, also on Windows
   curl -s https://example.org/a.jpg | python -m bit_paddle.predict - --model BiT-Mini
   python -m bit_paddle.predict https://example.org/a.jpg --model bit_logs/pets/model.npz --top 1
+  python -m bit_paddle.predict clip.mp4 --every 0.5 --model bit_logs/pets
+      a line per frame, two per second; needs the extra video
   python -m bit_paddle.predict photos/ --model bit_logs/pets --maps maps
   python -m bit_paddle.predict photos/ --model bit_logs/pets --calibrated --unknown 5%
       after: python -m bit_paddle.evaluate --model bit_logs/pets --dataset pets/ --calibrate
@@ -49,7 +51,10 @@ def main(arguments: Sequence[str]) -> int:
     flags = _parse(arguments)
     with tempfile.TemporaryDirectory() as temporary:
         names, paths, unreachable = find_images(flags.images, Path(temporary))
-        images = ReadableImages(paths)
+        given = Given(names, paths, flags.every)
+        for flag in ("maps", "sheet"):
+            if getattr(flags, flag):
+                given.require_images(f"--{flag}")
         file = find_trained(
             flags.model, flags.bit_pretrained_dir, flags.crop, names=not flags.features
         )
@@ -57,46 +62,35 @@ def main(arguments: Sequence[str]) -> int:
         if flags.calibrated or flags.unknown:
             print(f"note: calibration: {file.calibration}", file=sys.stderr)
         looks = views.looks(flags.views, file)
-        model = TrainedModel(file, flags.device, flags.amp, head=not flags.features)
-        work = (images, looks, flags.batch, flags.workers)
+        model = TrainedModel(file, flags.device, flags.amp, not flags.features, flags.runtime)
+        work = (looks, flags.batch, flags.workers)
         if flags.maps:
-            compute, batches = model.map_function(), loader.batches_of_looks(*work)
+            compute, batches = model.map_function(), loader.batches_of_looks(given.images, *work)
             files.make_folder(Path(flags.maps), "--maps")
-            stream = write_maps(Path(flags.maps), file, compute, batches, images, names)
+            drawn = write_maps(Path(flags.maps), file, compute, batches, given.images, given.names)
+            outputs = given.readable(drawn)
         else:
             compute = model.function(head=not flags.features)
-            stream = views.infer(compute, *work, file.loss)
-        outputs = _readable(stream, images)
+            outputs = given.outputs(compute, *work, file.loss)
         if flags.features:
-            rows = write_features(flags.features, outputs, file.features, names)
+            rows = write_features(flags.features, outputs, file.features, given.names)
             print(f"{rows:,} x {file.features} features are in {flags.features}")
         else:
             extras = (flags.calibrated, flags.unknown)
-            results = classify(outputs, file, names, flags.top, *extras)
+            results = classify(outputs, file, given.names, flags.top, *extras)
             first: list[dict] = []  # for the contact sheet
-            pieces = FORMATS[flags.format](_copy_first(results, first, SHEET_MOST), names)
+            pieces = FORMATS[flags.format](_copy_first(results, first, SHEET_MOST), given.names)
             if flags.output:
                 write_text(flags.output, pieces)
             else:
                 for piece in pieces:
                     sys.stdout.write(piece)
             if flags.sheet:
-                draw_predictions(flags.sheet, first, dict(zip(names, paths)))
-    faults = [*unreachable, *images.broken.values()]
+                draw_predictions(flags.sheet, first, given.paths)
+    faults = [*unreachable, *given.faults]
     for fault in faults:
         print(f"skipped: {fault}", file=sys.stderr)
     return 1 if faults else 0
-
-
-def _readable(
-    stream: Iterable[tuple[np.ndarray, loader.MicroBatch]], images: ReadableImages
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield (outputs, indices) per batch, without the images that could not be read."""
-    with progress.progress_bar(desc="images", unit="img", total=len(images)) as bar:
-        for values, batch in stream:
-            bar.update(len(values))
-            good = np.array([index not in images.broken for index in batch.indices])
-            yield values[good], batch.indices[good]
 
 
 def _copy_first(results: Iterable[dict], first: list[dict], most: int) -> Iterator[dict]:
@@ -121,9 +115,18 @@ def parser() -> argparse.ArgumentParser:
         type=file_path,
         nargs="+",
         help="image files, folders, web addresses, quoted patterns such as 'photos/**/*.jpg' (** "
-        "stands for any folders), and - for an image on the standard input",
+        "stands for any folders), video files (mp4, mov, mkv, webm, avi), and - for an image on "
+        "the standard input",
     )
     parsing.add_flags(parser)
+    parsing.add_runtime_flag(parser)
+    parser.add_argument(
+        "--every",
+        type=positive,
+        default=1.0,
+        metavar="SECONDS",
+        help="of a video: classify one frame every so many seconds (default: 1)",
+    )
     parser.add_argument(
         "--top",
         type=whole(1),

@@ -15,7 +15,7 @@ from bit_paddle.config.contradictions import contradictions
 from bit_paddle.config.run_settings import RunSettings, fields_of
 from bit_paddle.config.settings import Settings
 from bit_paddle.errors import ConfigError, did_you_mean
-from bit_paddle.system import environment
+from bit_paddle.system import environment, runtimes
 
 _EPILOG = """\
 examples:
@@ -274,8 +274,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--model",
         type=argtypes.file_path,
         required=True,
-        help=f"model to run: {argtypes.MODELS}; also a folder written by `export --format "
-        "paddle`, which Paddle Inference runs on the CPU",
+        help=f"model to run: {argtypes.MODELS}; also an export of --format paddle or onnx (CPU)",
     )
     parser.add_argument(
         "--bit_pretrained_dir",
@@ -290,6 +289,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="side in pixels to which images are resized (default: that of the checkpoint)",
     )
     add_machine_flags(parser, 32)
+
+
+def add_runtime_flag(parser: argparse.ArgumentParser) -> None:
+    """Add the flag of the commands that can run a model by other libraries than Paddle."""
+    choices, default = runtimes.CHOICES, runtimes.AUTO
+    parser.add_argument("--runtime", choices=choices, default=default, help=runtimes.HELP)
 
 
 def add_gpu_flags(parser: argparse.ArgumentParser) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 
 from bit_paddle.data import spec as specs
 from bit_paddle.errors import CheckpointError, ConfigError
-from bit_paddle.inference import confidence, paddle_inference, scores
+from bit_paddle.inference import confidence, onnx_files, paddle_inference, scores
 from bit_paddle.models import npz, published
 from bit_paddle.models.checkpoint import CheckpointFile
 from bit_paddle.models.losses import LOSSES
@@ -200,9 +200,9 @@ def check(file: TrainedFile, split: str, words: Sequence[str]) -> None:
         raise ConfigError(
             "--calibrate: needs images that the model was not trained on; omit --split train"
         )
-    if paddle_inference.is_exported(path):
+    if paddle_inference.is_exported(path) or onnx_files.is_onnx(path):
         raise ConfigError(
-            f"--calibrate: {path} is an exported folder; calibrate the checkpoint that it came "
+            f"--calibrate: {path} is an export; calibrate the checkpoint that it came "
             "from, and export that again"
         )
     entry = published.known(path)

@@ -9,9 +9,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bit_paddle.errors import BitPaddleError, ConfigError, did_you_mean, install_hint
-from bit_paddle.inference import formats, paddle_inference, verify
+from bit_paddle.inference import formats, int8, paddle_inference, verify
 from bit_paddle.inference.formats import FORMATS
-from bit_paddle.inference.trained import TrainedFile, required_preprocessing, resolve_trained
+from bit_paddle.inference.int8 import Quantized
+from bit_paddle.inference.trained import (
+    TrainedFile,
+    is_exported,
+    required_preprocessing,
+    resolve_trained,
+)
 from bit_paddle.inference.verify import Verified
 from bit_paddle.models import heads
 from bit_paddle.models.hub import upload
@@ -22,13 +28,15 @@ class Exported(NamedTuple):
     """A finished export.
 
     ``verified`` is None if it could not be run, because onnxruntime is missing. ``address`` is that
-    on the hub, or None if the export was not uploaded.
+    on the hub, or None if the export was not uploaded. ``int8`` is what quantization costs, or None
+    without it; then ``verified`` is of the file before it was quantized.
     """
 
     path: Path
     architecture: str  # R50x1, for example
     verified: Verified | None
     address: str | None = None
+    int8: Quantized | None = None
 
 
 def check(
@@ -37,10 +45,15 @@ def check(
     output: str | os.PathLike,
     push: str | None = None,
     private: bool = False,
+    quantizes: bool = False,
 ) -> None:
     """Raise one `ConfigError` that lists every fault of an export's flags, before any work."""
     faults = _faults(format, output, push, private)
-    if paddle_inference.is_exported(model):
+    if quantizes and format != "onnx":
+        faults.append(f"--quantize: needs --format onnx, found {format}")
+    elif quantizes and not formats.installed("onnxruntime"):
+        faults.append(f"--quantize: needs onnxruntime: {install_hint('onnx')}")
+    if is_exported(model):
         faults.append(
             f"--model: {model} holds an inference model, whose kernels are standardized; export "
             "the checkpoint that it came from"
@@ -88,11 +101,15 @@ def export(
     output: str | os.PathLike,
     push: str | None = None,
     private: bool = False,
+    data: str | None = None,
+    datadir: str | None = None,
 ) -> Exported:
     """Write and verify a model's export, after `check`, and upload it to the repository ``push``.
 
-    Errors: those of `verify.export` and `hub.upload`; `ConfigError` if a folder for Hugging Face
-    needs a preprocessing that is unknown, or the format cannot hold the head.
+    With ``data``, a data set for `int8.convert`, the convolutions are quantized to int8.
+
+    Errors: those of `verify.export`, `int8.convert` and `hub.upload`; `ConfigError` if a folder for
+    Hugging Face or int8 needs a preprocessing that is unknown, or the format cannot hold the head.
     """
     if file.head != heads.LINEAR and not FORMATS[format].every_head:
         able = ", ".join(name for name, one in FORMATS.items() if one.every_head)
@@ -100,28 +117,30 @@ def export(
             f"--format {format}: {file.path} has a {heads.noun(file.head)}, and the format holds "
             f"linear heads only; use one of {able}"
         )
-    if format == "huggingface":
+    if format == "huggingface" or data is not None:
         required_preprocessing(file)
     view = file.preprocessing
     if view is not None and not view.is_scaled_as_bit:
         text = f"note: the model's pixels are scaled by mean {view.mean} and std {view.std}"
         print(f"{text}, not to [-1, 1]", file=sys.stderr)
     paddle_inference.hush()
-    import paddle
-
     from bit_paddle.models.weights import create_model
+    from bit_paddle.system.device import on_cpu
 
     repository = None if push is None else hub.Repository.parse(push)
-    device = paddle.get_device()
-    paddle.set_device("cpu")  # full float32, and more memory than a GPU
-    try:
+    costs: list[Quantized] = []
+
+    def quantize(path: Path) -> None:
+        if data is not None:
+            costs.append(int8.convert(path, file, data, datadir))
+
+    with on_cpu():
         model = create_model(file.path)
         model.eval()
-        verified = verify.export(model, file, format, output, repository and repository.id)
-    finally:
-        paddle.set_device(device)
+        called = repository and repository.id
+        verified = verify.export(model, file, format, output, called, quantize)
     address = repository and _upload(Path(output), repository, private)
-    return Exported(Path(output), model.architecture.name, verified, address)
+    return Exported(Path(output), model.architecture.name, verified, address, *costs)
 
 
 def _upload(folder: Path, repository: hub.Repository, private: bool = False) -> str:

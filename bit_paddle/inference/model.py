@@ -11,15 +11,16 @@ import numpy as np
 
 from bit_paddle.data.transforms import evaluation_view
 from bit_paddle.errors import ConfigError, DataError, did_you_mean
-from bit_paddle.inference import calibration, explain, inputs, outputs, paddle_inference, trained
+from bit_paddle.inference import calibration, explain, inputs, outputs, runtimes, trained
 from bit_paddle.inference import views as views_of
 from bit_paddle.inference.explain import Explanation
 from bit_paddle.inference.trained import TrainedFile, required_preprocessing
 from bit_paddle.models import heads
 from bit_paddle.system import environment, progress
+from bit_paddle.system.runtimes import AUTO, CHOICES
 
 if TYPE_CHECKING:
-    from bit_paddle.inference.predictor import ClassMaps, Functions
+    from bit_paddle.inference.functions import ClassMaps, Functions
 
 DEVICES, AMP = ("auto", "cpu", "gpu"), ("auto", "off", "bf16", "fp16")
 
@@ -40,12 +41,22 @@ class TrainedModel:
     """
 
     def __init__(
-        self, file: TrainedFile, device: str = "auto", amp: str = "off", head: bool = True
+        self,
+        file: TrainedFile,
+        device: str = "auto",
+        amp: str = "off",
+        head: bool = True,
+        runtime: str = AUTO,
     ):
-        for name, value, choices in (("device", device, DEVICES), ("amp", amp, AMP)):
+        for name, value, choices in (
+            ("device", device, DEVICES),
+            ("amp", amp, AMP),
+            ("runtime", runtime, CHOICES),
+        ):
             if value not in choices:
                 raise ConfigError(f"{name}: is {value!r}: {did_you_mean(str(value), choices)}")
-        self.file, self._device, self._amp, self._head = file, device, amp, head
+        self.file, self._head = file, head
+        self._machine = {"runtime": runtime, "device": device, "amp": amp}
 
     # --- Facts ----------------------------------------------------------------------------------
 
@@ -129,8 +140,8 @@ class TrainedModel:
         ``label`` is a class name or the number of an output; None is the predicted class. The mean
         of the map plus a bias is the logit of the class: nothing else contributes to it. A model
         with a local head shows its attention instead, which has no ``label``. In a
-        notebook the result shows itself as a picture. Raises `ConfigError` for an exported folder,
-        which does not contain the features, and for an unknown class.
+        notebook the result shows itself as a picture. Raises `ConfigError` for an export and for
+        a runtime other than Paddle, which have no maps, and for an unknown class.
         """
         compute = self.map_function()
         view = required_preprocessing(self.file)
@@ -147,10 +158,7 @@ class TrainedModel:
         """
         self.function()  # reports a model without a head
         if self._functions.maps is None:
-            raise ConfigError(
-                f"{self.file.path}: is an exported folder, which gives logits but not the features "
-                "that a map is made of; use the checkpoint that was exported"
-            )
+            raise ConfigError(f"{self._without_weights()}, and so there are no maps")
         return self._functions.maps
 
     def features(self, images: Any) -> np.ndarray:
@@ -169,34 +177,40 @@ class TrainedModel:
         """
         if head and not self.file.outputs:
             raise ConfigError(f"{self.file.path}: has no head; use --features or features()")
-        if not head and self.file.outputs and paddle_inference.is_exported(self.file.path):
+        found = self._functions.logits if head else self._functions.features
+        if found is None:
             raise ConfigError(
                 f"--features: {self.file.path} was exported with its head; use the checkpoint "
                 "instead"
             )
-        return self._functions.logits if head else self._functions.features
+        return found
 
     def pooled(self) -> Callable[[np.ndarray], np.ndarray]:
         """Return a function from preprocessed batches to the pooled four stages and the features.
 
-        Its result is float32 [N, C1 + C2 + C3 + C4 + C]. Raises `ConfigError` for an exported
-        folder.
+        Its result is float32 [N, C1 + C2 + C3 + C4 + C]. Raises `ConfigError` for an export, and
+        for a runtime other than Paddle.
         """
-        if paddle_inference.is_exported(self.file.path):
-            raise ConfigError(f"{self.file.path}: an exported folder has no layers; use the model")
+        if self._functions.pooled is None:
+            raise ConfigError(f"{self._without_weights()}, and so it has no layers")
         return self._functions.pooled
+
+    def _without_weights(self) -> str:
+        if trained.is_exported(self.file.path):
+            return f"{self.file.path}: is an export, not the checkpoint that Paddle runs"
+        return f"--runtime {self._machine['runtime']}: only --runtime paddle has the layers"
 
     @property
     def computed_by(self) -> str:
-        """What computes the model: Paddle, the device, the precision and the operators, as text."""
+        """What computes the model: the runtime, its version, the device and the precision, as text.
+
+        Of Paddle also the operators.
+        """
         return self._functions.computed_by
 
     @cached_property
     def _functions(self) -> Functions:
-        paddle_inference.hush()
-        from bit_paddle.inference import predictor
-
-        return predictor.load(self.file, self._device, self._amp, self._head)
+        return runtimes.load(self.file, head=self._head, **self._machine)
 
     def _compute(self, head: bool, images: Any, width: int, words: str | None = None) -> np.ndarray:
         compute, chosen = self.function(head), views_of.parse(words)

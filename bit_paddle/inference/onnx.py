@@ -14,6 +14,7 @@ import numpy as np
 
 from bit_paddle.inference import activations
 from bit_paddle.inference.activations import Activations, Head, Inspect
+from bit_paddle.inference.onnx_files import FEATURES, IMAGES, LAST, LOGITS
 from bit_paddle.models import heads
 from bit_paddle.models.architecture import GROUPS
 
@@ -56,14 +57,15 @@ class _Graph:
         weight = self.parameter(f"{name}conv.weight")
         return self.node("Conv", x, weight, strides=[stride] * 2, pads=[padding] * 4)
 
-    def norm_relu(self, x: str, name: str) -> str:
+    def norm_relu(self, x: str, name: str, output: str = "") -> str:
         # Not GroupNormalization: it is new in opset 18, and its definition was wrong before 21.
         node = self.node
         grouped = node("Reshape", x, self.grouped_shape)  # [N, 32, C / 32 * H * W]
         normal = node("InstanceNormalization", grouped, self.ones, self.zeros, epsilon=1e-5)
         normal = node("Reshape", normal, node("Shape", x))
         scaled = node("Mul", normal, self.parameter(f"{name}norm.weight", -1, 1, 1))
-        return node("Relu", node("Add", scaled, self.parameter(f"{name}norm.bias", -1, 1, 1)))
+        bias = self.parameter(f"{name}norm.bias", -1, 1, 1)
+        return node("Relu", node("Add", scaled, bias), output=output)
 
     def head(self, head: str, third: str, last: str) -> str:
         """Write ``head`` on the activated stage 3 and last stage."""
@@ -73,15 +75,15 @@ class _Graph:
             kinds = ("ReduceMax", "ReduceMean")
             parts = [self.node(kind, last, axes=[2, 3], keepdims=0) for kind in kinds]
             parts += [self.attended(third, last)] if head == heads.LOCAL else []
-            x = self.node("Concat", *parts, output="features", axis=1)
+            x = self.node("Concat", *parts, output=FEATURES, axis=1)
         else:
             x = self.mean(last)
         path = heads.last_path(head)
         weights = [self.parameter(f"{path}.{name}") for name in ("weight", "bias")]
-        return self.node("Gemm", x, *weights, output="logits")
+        return self.node("Gemm", x, *weights, output=LOGITS)
 
     def mean(self, x: str) -> str:
-        return self.node("ReduceMean", x, output="features", axes=[2, 3], keepdims=0)
+        return self.node("ReduceMean", x, output=FEATURES, axes=[2, 3], keepdims=0)
 
     def attended(self, third: str, last: str) -> str:
         """Write the weighted mean of stage 3, as `layers.LocalHead` does."""
@@ -109,7 +111,7 @@ def onnx_model(model: ResNetV2) -> Any:
     node, conv, norm_relu = graph.node, graph.conv, graph.norm_relu
     first = graph.constant("first", np.array([0]))
     around = graph.constant("around", np.array([0, 0, 0, 1, 1, 0, 0, 0, 1, 1]))
-    x, third = conv("images", "root_block.", stride=2, padding=3), ""
+    x, third = conv(IMAGES, "root_block.", stride=2, padding=3), ""
     # The optimizers of onnxruntime, onnxoptimizer and onnxsim merge Pad and MaxPool. That is wrong:
     # the zeros of Pad are pixels for the pool, its own padding is not. They do not merge a Pad in
     # five dimensions.
@@ -126,14 +128,14 @@ def onnx_model(model: ResNetV2) -> Any:
             x = conv(norm_relu(x, f"{name}c."), f"{name}c.")
             end = activations.STAGES[block - 1] if unit == units else ""
             x = node("Add", x, shortcut, output=end)
-    last = norm_relu(x, "")
+    last = norm_relu(x, "", output=LAST)
     x = graph.head(model.architecture.head, third, last) if model.num_classes else graph.mean(last)
 
     kind, outputs = TensorProto.FLOAT, model.num_classes or model.architecture.features
     proto = helper.make_graph(
         graph.nodes,
         model.architecture.name,
-        [helper.make_tensor_value_info("images", kind, ["batch", 3, "height", "width"])],
+        [helper.make_tensor_value_info(IMAGES, kind, ["batch", 3, "height", "width"])],
         [helper.make_tensor_value_info(x, kind, ["batch", outputs])],
         graph.constants,
     )
@@ -153,7 +155,7 @@ def inspect(path: Path, model: ResNetV2, head: Head | None) -> Inspect:
         result = [dict(zip(keys, found)) for found in _run(str(path), None, batches)]
         keys = [*activations.STAGES, activations.FEATURES]
         names, keys = list(keys), [*keys, *([activations.RANDOM] if head else [])]
-        names += ["logits"] if head else []
+        names += [LOGITS] if head else []
         for activation, found in zip(
             result, _run(_widened(path, names, model, head), names, batches)
         ):
@@ -169,7 +171,7 @@ def _run(
     import onnxruntime
 
     session = onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
-    return [session.run(names, {"images": batch}) for batch in batches]
+    return [session.run(names, {IMAGES: batch}) for batch in batches]
 
 
 def _widened(path: Path, names: Sequence[str], model: ResNetV2, head: Head | None) -> bytes:

@@ -61,6 +61,7 @@ def classify(
 def _as_table(results: Iterable[dict], names: Sequence[str]) -> Iterator[str]:
     width = max(map(len, names), default=0)
     for result in results:
+        width = max(width, len(result["image"]))  # the frames of a video come one by one
         lines = [f"{item['probability']:7.2%}  {item['class']}" for item in result["classes"]]
         if result.get("unknown"):
             lines = ["unknown  nearest:", *lines]

@@ -14,7 +14,7 @@ import numpy as np
 
 from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.errors import CheckpointError, ConfigError, DownloadError
-from bit_paddle.inference import calibration, paddle_inference, scores
+from bit_paddle.inference import calibration, onnx_files, paddle_inference, scores
 from bit_paddle.inference.calibration import Calibration
 from bit_paddle.models import heads, losses, mirrors, npz, published
 from bit_paddle.models.architecture import Architecture
@@ -26,7 +26,7 @@ from bit_paddle.system.hub import Repository
 
 @dataclass(frozen=True)
 class TrainedFile:
-    """A checkpoint file, or a folder of `export --format paddle`, and its facts.
+    """A checkpoint file, or an export that runs by itself, and its facts.
 
     ``classes`` are the names of its ``outputs``, or None if they are unknown. ``features`` is the
     number of its pre-logits. ``loss`` is the name of its training loss (softmax if unknown).
@@ -67,7 +67,8 @@ def find_trained(
 ) -> TrainedFile:
     """Return the facts of a trained model, without loading Paddle.
 
-    ``model`` is a published name, a file, a run's folder or an exported folder. The file of a
+    ``model`` is a published name, a file, a run's folder, an exported folder or an exported ONNX
+    file. The file of a
     published name is downloaded if it is missing. Files of `bit_paddle.train` contain their
     preprocessing and class names. For published models the name determines both; class names are
     downloaded only with ``names``. ``crop`` squashes images to that side in pixels, instead of the
@@ -76,7 +77,7 @@ def find_trained(
     and `CheckpointFile`.
     """
     source = resolve_trained(model)
-    if isinstance(source, Path) and paddle_inference.is_exported(source):
+    if isinstance(source, Path) and is_exported(source):
         return _read_notes(source, crop)
     path = source if isinstance(source, Path) else published.obtain(source, directory)
     with CheckpointFile(path) as file:
@@ -136,8 +137,13 @@ def find_trained(
 
 
 def resolve_trained(model: str) -> Path | published.Entry | Repository | Architecture:
-    """Return the path of an exported folder, or the result of `published.resolve`."""
-    return Path(model) if paddle_inference.is_exported(model) else published.resolve(model)
+    """Return the path of an export that runs by itself, or the result of `published.resolve`."""
+    return Path(model) if is_exported(model) else published.resolve(model)
+
+
+def is_exported(path: str | os.PathLike) -> bool:
+    """Return whether ``path`` runs by itself: a folder of Paddle Inference, or an ONNX file."""
+    return paddle_inference.is_exported(path) or onnx_files.is_onnx(path)
 
 
 def facts_of(file: TrainedFile) -> dict[str, Any]:
@@ -165,21 +171,29 @@ def _squashed(view: Preprocessing | None, crop: int | Preprocessing | None) -> P
     return Preprocessing(crop) if view is None else replace(view, crop=crop, resize=None)
 
 
+def notes_of(file: TrainedFile) -> dict[str, Any]:
+    """Return the facts of ``file`` as an export that runs by itself keeps them."""
+    return {name: value for name, value in asdict(file).items() if name != "path"}
+
+
 def write_notes(file: TrainedFile, folder: Path) -> None:
     """Write the facts of ``file`` into the ``folder`` of its export."""
-    notes = {name: value for name, value in asdict(file).items() if name != "path"}
-    text = json.dumps(notes, indent=2, ensure_ascii=False)
+    text = json.dumps(notes_of(file), indent=2, ensure_ascii=False)
     (folder / paddle_inference.NOTES).write_text(text + "\n", encoding="utf-8")
 
 
-def _read_notes(folder: Path, crop: int | Preprocessing | None) -> TrainedFile:
-    path = folder / paddle_inference.NOTES
+def _read_notes(export: Path, crop: int | Preprocessing | None) -> TrainedFile:
+    """Return the facts of an export. Raises `CheckpointError` if they are malformed."""
+    if onnx_files.is_onnx(export):
+        path, notes = export, onnx_files.facts(onnx_files.read(export), export)
+    else:
+        path, notes = export / paddle_inference.NOTES, None
     try:
-        notes = json.loads(path.read_text(encoding="utf-8"))
+        notes = json.loads(path.read_text(encoding="utf-8")) if notes is None else notes
         view = Preprocessing(**notes["preprocessing"]) if notes["preprocessing"] else None
         notes["preprocessing"] = _squashed(view, crop)
         notes["calibration"] = calibration.of_note(path, notes.get("calibration"))
-        file = TrainedFile(folder, **notes)
+        file = TrainedFile(export, **notes)
         names = file.classes
         if not (isinstance(file.outputs, int) and isinstance(file.features, int)):
             raise TypeError("its outputs or features are not whole numbers")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -130,11 +130,13 @@ def export(
     format: str,
     output: str | os.PathLike,
     address: str | None = None,
+    finish: Callable[[Path], None] | None = None,
 ) -> Verified | None:
     """Write ``model`` to ``output`` and verify it; return the differences that `verify` found.
 
     ``trained`` is the model's checkpoint. A folder for Hugging Face gets a model card, in which it
-    is called ``address`` (None: the name of ``output``). The result is None if the export could not
+    is called ``address`` (None: the name of ``output``). ``finish`` may change the export after it
+    was verified, at a path that is not ``output`` yet. The result is None if the export could not
     be run, because onnxruntime is missing. ``output`` exists only if it is complete and verified.
     Errors: `ConfigError` if the format cannot hold the model, `DifferenceError`, `WriteError`.
     """
@@ -148,6 +150,8 @@ def export(
         verified = None if inspect is None else verify(inspect, model, head)
         if format == "huggingface" and verified is not None:
             card.write(partial, trained, model.architecture, verified, address or output.name)
+        if finish is not None:
+            finish(partial)
         os.rename(partial, output)
     except (OSError, RuntimeError) as error:  # Paddle raises RuntimeError for a full disk
         if isinstance(error, BitPaddleError) and not isinstance(error, WriteError):

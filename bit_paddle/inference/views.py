@@ -119,10 +119,16 @@ def infer(
     for part in loader.batches_of_looks(images, looks, batch, workers):
         found.append(compute(part.images))
         if len(found) == len(looks):
-            yield found[0] if len(found) == 1 else _mean(found, loss), part
+            yield joined(found, loss), part
             found = []
 
 
-def _mean(logits: list[np.ndarray], loss: str) -> np.ndarray:
+def joined(logits: list[np.ndarray], loss: str) -> np.ndarray:
+    """Return the outputs of one look, or the logits whose probabilities are the mean of several.
+
+    ``logits`` has an array [N, K] per look. See `infer`.
+    """
+    if len(logits) == 1:
+        return logits[0]
     with np.errstate(invalid="ignore"):  # of a model that diverged
         return LOSSES[loss].mean_logits(np.stack(logits).astype(np.float64))

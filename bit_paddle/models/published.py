@@ -195,7 +195,7 @@ def known(path: Path, origin: str | None = None) -> Entry | None:
     return CATALOG.get(path.stem) or CATALOG.get(ALIASES.get(origin, ""))
 
 
-ENDINGS = (".npz", ".safetensors", ".pth", ".pth.tar", ".pt", ".bin", ".pdparams", ".h5")
+ENDINGS = (".npz", ".safetensors", ".pth", ".pth.tar", ".pt", ".bin", ".pdparams", ".h5", ".onnx")
 
 
 def is_path(model: str) -> bool:

@@ -62,6 +62,17 @@ def amp_for(device: str, amp: str = "auto") -> str:
     return amp
 
 
+@contextmanager
+def on_cpu() -> Iterator[None]:
+    """Let Paddle compute on the CPU in the context: in full float32, and with more memory."""
+    device = paddle.get_device()
+    paddle.set_device("cpu")
+    try:
+        yield
+    finally:
+        paddle.set_device(device)
+
+
 # --- Memory -------------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ import itertools
 import math
 import os
 import platform
+import resource
 import subprocess
 import sys
 import warnings
@@ -159,6 +160,15 @@ def memory_bytes() -> int:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = _read_cgroup("memory.max").strip()
     return (min(total, int(limit)) if limit.isdigit() else total) // local_processes()
+
+
+def peak_bytes() -> int:
+    """Return the most bytes of memory that this process has had at once since its start."""
+    try:
+        with open("/proc/self/status", encoding="utf-8") as lines:
+            return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    except OSError:  # not Linux; this number is at least that of the parent process
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _read_cgroup(name: str) -> str:

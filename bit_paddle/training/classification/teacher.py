@@ -12,9 +12,13 @@ from bit_paddle.config.settings import Settings
 from bit_paddle.data.images import Dataset, Images
 from bit_paddle.data.readers.unlabelled import is_unlabelled
 from bit_paddle.errors import ConfigError
-from bit_paddle.inference import paddle_inference
 from bit_paddle.inference.evaluation import match_classes
-from bit_paddle.inference.trained import TrainedFile, find_trained, resolve_trained
+from bit_paddle.inference.trained import (
+    TrainedFile,
+    find_trained,
+    is_exported,
+    resolve_trained,
+)
 from bit_paddle.models import cost, published
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.models.checkpoint import CheckpointFile
@@ -105,8 +109,8 @@ def find(settings: Settings) -> Teacher | None:
     if entry is not None and not published.locate(entry, settings.bit_pretrained_dir).exists():
         file = _of_entry(entry, settings.bit_pretrained_dir)
         return _checked(Teacher(file, entry.architecture, entry, settings.teacher_crop))
-    if isinstance(source, Path) and paddle_inference.is_exported(source):
-        raise ConfigError(f"--teacher: {name} is an exported folder; give the model it came from")
+    if isinstance(source, Path) and is_exported(source):
+        raise ConfigError(f"--teacher: {name} is an export; give the model that it came from")
     file = find_trained(name, settings.bit_pretrained_dir, names=False)
     with CheckpointFile(file.path) as opened:
         architecture = opened.architecture()

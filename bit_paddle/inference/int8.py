@@ -1,0 +1,141 @@
+"""Quantize an exported ONNX file to int8, and measure what that costs.
+
+ONNX Runtime's own quantizer does the work. The convolutions get int8 weights, with a scale per
+output channel, and uint8 activations, whose ranges are those of given images. All else stays
+float32: GroupNorm, the sums of the residual branches and the head.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bit_paddle.data import loader
+from bit_paddle.data import spec as specs
+from bit_paddle.data.images import Images
+from bit_paddle.inference import functions, onnx_files
+from bit_paddle.inference.evaluation import measure, open_split
+from bit_paddle.inference.metrics import interval
+from bit_paddle.inference.model import BATCH, TrainedModel
+from bit_paddle.inference.trained import TrainedFile, find_trained, required_preprocessing
+from bit_paddle.system import environment
+from bit_paddle.system.runtimes import ONNXRUNTIME
+
+CALIBRATION = 256  # images that the ranges of the activations come from
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What int8 costs: top-1 (0 to 1) of ``float32`` and of ``int8`` on ``images`` of ``data``.
+
+    Both are computed by ONNX Runtime, ``computed_by``. ``same`` is the share of the images that
+    have the same prediction. ``calibration`` is the number of images that the ranges come from; the
+    measured images are others.
+    """
+
+    data: str
+    calibration: int
+    images: int
+    float32: float
+    int8: float
+    same: float
+    computed_by: str
+
+    def __str__(self) -> str:
+        low, high = interval(self.int8, self.images)
+        return (
+            f"int8: top-1 {self.int8:.2%} (95% interval {low:.2%} to {high:.2%}), float32: "
+            f"{self.float32:.2%}, loss {100 * (self.float32 - self.int8):+.2f} points; "
+            f"{self.same:.2%} of the predictions are the same; measured on {self.images:,} images "
+            f"of {self.data} val, calibrated on {self.calibration:,} of train"
+        )
+
+
+def quantize(source: Path, target: Path, batches: Iterable[np.ndarray]) -> None:
+    """Write the ONNX file ``source`` as ``target``, with its convolutions in int8.
+
+    ``batches`` of pixels uint8 or float32 in [-1, 1], [N, 3, H, W], give the ranges of activations.
+    """
+    from onnxruntime.quantization import QuantType, quantize_static
+
+    arrays = iter(batches)
+    as_floats = functions.of_pixels(lambda images: {onnx_files.IMAGES: images})
+
+    class Reader:  # what the quantizer asks of an object
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            batch = next(arrays, None)
+            return None if batch is None else as_floats(batch)
+
+    with _quiet():
+        quantize_static(
+            source,
+            target,
+            Reader(),
+            op_types_to_quantize=["Conv"],
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+
+
+def convert(path: Path, file: TrainedFile, dataset: str, datadir: str | None) -> Quantized:
+    """Quantize the exported ONNX file ``path`` in place; return what that costs.
+
+    ``file`` are the model's facts. The ranges come from `CALIBRATION` training images of
+    ``dataset``, and the accuracies from its validation images. The result is kept in the file's
+    metadata.
+    Errors: those of `evaluation.open_split` and of `evaluation.measure`.
+    """
+    workers = min(8, environment.cpu_count())
+    classes, (held_out,) = open_split(dataset, datadir, "val", {}, "error", workers)
+    _, (train,) = open_split(dataset, datadir, "train", {}, "error", workers, notes=False)
+    with tempfile.TemporaryDirectory() as temporary:
+        before, after = (Path(temporary, f"{name}.onnx") for name in ("float32", "int8"))
+        before.write_bytes(path.read_bytes())
+        results = []
+        for one in (before, after):
+            if one is after:
+                quantize(before, after, calibration_batches(file, train, workers))
+            model = TrainedModel(find_trained(str(one)), runtime=ONNXRUNTIME)
+            results.append(measure(model, classes, [held_out], BATCH, workers))
+        whole, small = results
+        found = Quantized(
+            data=specs.short_name(dataset, datadir),
+            calibration=min(CALIBRATION, len(train)),
+            images=small.images,
+            float32=whole.top1,
+            int8=small.top1,
+            same=float(np.mean(whole.per_image.predictions == small.per_image.predictions)),
+            computed_by=model.computed_by,
+        )
+        proto = onnx_files.read(after)
+    onnx_files.add(proto, onnx_files.INT8, asdict(found))
+    path.write_bytes(proto.SerializeToString())
+    return found
+
+
+def calibration_batches(
+    file: TrainedFile, images: Images, workers: int, most: int = CALIBRATION
+) -> Iterator[np.ndarray]:
+    """Yield the pixels uint8 [N, 3, S, S] of ``most`` images, evenly spread over all of them."""
+    subset = np.unique(np.linspace(0, len(images) - 1, most).round().astype(np.int64))
+    view = required_preprocessing(file)
+    for part in loader.evaluation_batches(images, view, BATCH, workers, subset=subset):
+        yield part.images
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the advice of the quantizer, which logs it as a warning."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
