@@ -100,7 +100,8 @@ class Engine:
 
         crop = required_preprocessing(self.model.file).crop
         compute = self.model.function(head=self.model.file.outputs > 0)
-        library.set_threads()  # OpenMP keeps the number of threads per thread
+        library.set_threads()  # OpenMP keeps both settings per thread
+        library.limit_spinning(1)
         for count in {1, self._largest(self._batch)}:
             compute(np.zeros((count, 3, crop, crop), np.uint8))
 

@@ -8,8 +8,8 @@ Starts a server on 127.0.0.1 and sends small JPEGs from this process, each clien
 its own, one request after the other. Prints per number of clients: images per second, the median,
 the 95th and the 99th percentile of the time of an answer, and the answers by status. Before and
 after, a process of its own measures the network alone at several batch sizes, as the evaluation
-runs it; the share is that of the best batch before. R50x1 has random weights. --hostile sends damaged
-requests and bombs, and prints the statuses and the memory of the server.
+runs it; the share is that of the best batch before. R50x1 has random weights. --hostile sends
+damaged requests and bombs, and prints the statuses and the memory of the server.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ CROPS = {"R50x1": 224}  # side in pixels; of a packaged model, its own
 BATCHES = (1, 8, 16, 32, 64)
 
 _DIFFERENT = 16  # images that are sent in turn
+
+_WARM = 2.0  # seconds of load before it is measured
 
 
 # --- The network alone --------------------------------------------------------------------------
@@ -116,28 +118,32 @@ async def answer_to(
 
 async def load(
     host: str, port: int, clients: int, requests: list[bytes], seconds: float
-) -> tuple[Counter, list[float], float]:
-    """Return the answers by status, their times in seconds, and the time of all."""
+) -> tuple[Counter, list[float]]:
+    """Return the answers by status within ``seconds``, and the times of those with status 200.
+
+    The clients begin two seconds earlier, and end after their last answer.
+    """
     statuses: Counter = Counter()
     times: list[float] = []
-    end = time.perf_counter() + seconds
+    begin = time.perf_counter() + _WARM
+    end = begin + seconds
 
     async def client(number: int) -> None:
         reader, writer = await asyncio.open_connection(host, port)
         while time.perf_counter() < end:
             start = time.perf_counter()
-            request = requests[(number + len(times)) % len(requests)]
-            status = await answer_to(reader, writer, request)
-            statuses[status] += 1
-            if status == 200:
-                times.append(time.perf_counter() - start)
-            else:
+            number += 1
+            status = await answer_to(reader, writer, requests[number % len(requests)])
+            done = time.perf_counter()
+            if begin <= done < end:
+                statuses[status] += 1
+                times.extend([done - start] if status == 200 else [])
+            if status != 200:
                 await asyncio.sleep(0.05)
         writer.close()
 
-    start = time.perf_counter()
     await asyncio.gather(*map(client, range(clients)))
-    return statuses, times, time.perf_counter() - start
+    return statuses, times
 
 
 def measure(model: str, crop: int | None, flags: argparse.Namespace) -> None:
@@ -156,12 +162,11 @@ def measure(model: str, crop: int | None, flags: argparse.Namespace) -> None:
     print("clients  images/s  of the network   median      p95      p99  answers by status")
     words = (["--crop", str(crop)] if crop else []) + flags.flags
     with server(model, *words) as (host, port, process):
-        asyncio.run(load(host, port, max(flags.clients), requests, 2.0))  # warm
+        asyncio.run(load(host, port, max(flags.clients), requests, _WARM))
         for clients in flags.clients:
-            found = asyncio.run(load(host, port, clients, requests, flags.seconds))
-            statuses, times, whole = found
-            rate = images * len(times) / whole
-            points = np.percentile(times, (50, 95, 99)) * 1000
+            statuses, times = asyncio.run(load(host, port, clients, requests, flags.seconds))
+            rate = images * len(times) / flags.seconds
+            points = np.percentile(times or [np.nan], (50, 95, 99)) * 1000
             counts = ", ".join(f"{status}: {count:,}" for status, count in sorted(statuses.items()))
             columns = "  ".join(f"{point:5.0f} ms" for point in points)
             print(
@@ -212,7 +217,7 @@ def main() -> None:
     )
     parser.add_argument("--models", nargs="+", default=["R50x1", "BiT-Mini"])
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 8, 64])
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each number of clients")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of each number of clients")
     parser.add_argument("--images", type=int, default=1, help="per request")
     parser.add_argument("--hostile", action="store_true")
     parser.add_argument("--requests", type=int, default=2000, help="with --hostile")

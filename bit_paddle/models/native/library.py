@@ -67,6 +67,14 @@ def set_threads() -> None:
     _of_paddle(OPENMP).omp_set_num_threads(environment.threads())
 
 
+def limit_spinning(milliseconds: int) -> None:
+    """Let OpenMP's threads sleep once they have waited so long; by default they spin for 200 ms.
+
+    Holds for the calling thread of Python. Between requests others need the processors.
+    """
+    _of_paddle(OPENMP).kmp_set_blocktime(milliseconds)
+
+
 def examine(path: Path) -> dict[str, Any]:
     """Load the operators at ``path``, compare them with `plain`, and return what they can do.
 
