@@ -83,6 +83,7 @@ def visit(chromium):
         page.set_default_timeout(WAIT)
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.on("console", lambda line: line.type == "error" and faults.append(line.text))
+        page.on("filechooser", lambda _: None)  # catches dialogs from the start: a key is quick
         page.goto(address)
         page.locator("#model").get_by_text("·").first.wait_for()
         return page
@@ -174,6 +175,7 @@ def test_a_photo_of_the_camera(visit, address):
     page = visit(address)
     page.locator("#look-camera").click()
     page.locator("#camera .main:enabled").click()
+    page.locator("#camera").get_by_text("1 picture", exact=True).wait_for()
     page.keyboard.press("Escape")
     page.locator(".bars li").first.wait_for()
     assert page.locator("#detail-name").inner_text() == "Photo 1.jpg"

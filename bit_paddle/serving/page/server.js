@@ -1,6 +1,6 @@
 // Requests to the server: its key, waiting while it is busy, and its errors in words.
 
-import { label, say, tell } from "./words.js";
+import { label, plain, say, tell } from "./words.js";
 
 const KEPT = "bit_paddle key";
 
@@ -87,6 +87,7 @@ function ask(refused) {
   const input = dialog.querySelector("input");
   const fault = dialog.querySelector("[role=alert]");
   if (refused) tell(fault, "badKey");
+  else plain(fault, "");
   input.value = "";
   label(dialog, "keyTitle");
   dialog.returnValue = "";
