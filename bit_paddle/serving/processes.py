@@ -67,12 +67,14 @@ def _address_of(bound: socket.socket) -> str:
 
 
 class _TimedProtocol(H11Protocol):
-    """HTTP with a time limit on the headers, and on what follows an early answer.
+    """HTTP with time limits where uvicorn has none, each as long as its limit between two requests.
 
-    uvicorn has a limit between two requests alone; ours is as long.
+    They are on the headers, on what follows an early answer, and on a client that does not read.
     """
 
-    _timer: Any = None
+    _reading: asyncio.TimerHandle | None = None
+
+    _writing: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -82,18 +84,34 @@ class _TimedProtocol(H11Protocol):
         super().data_received(data)
         self._watch()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._writing = self._cut_later()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._writing = _cancelled(self._writing)
+
+    def timeout_keep_alive_handler(self) -> None:
+        self.transport.abort()  # to close it would wait for a client that does not read
+
     def connection_lost(self, error: Exception | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        self._reading, self._writing = _cancelled(self._reading), _cancelled(self._writing)
         super().connection_lost(error)
 
     def _watch(self) -> None:
         if self.cycle is not None and not self.cycle.response_complete:  # the gate watches these
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = None
-        elif self._timer is None:
-            self._timer = self.loop.call_later(self.timeout_keep_alive, self.transport.abort)
+            self._reading = _cancelled(self._reading)
+        elif self._reading is None:
+            self._reading = self._cut_later()
+
+    def _cut_later(self) -> asyncio.TimerHandle:
+        return self.loop.call_later(self.timeout_keep_alive, self.transport.abort)
+
+
+def _cancelled(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()
 
 
 def _grace(settings: ServerSettings) -> int:

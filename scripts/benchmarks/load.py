@@ -8,8 +8,8 @@ Starts a server on 127.0.0.1 and sends small JPEGs from this process, each clien
 its own, one request after the other. Prints per number of clients: images per second, the median,
 the 95th and the 99th percentile of the time of an answer, and the answers by status. Before and
 after, a process of its own measures the network alone at several batch sizes, as the evaluation
-runs it; the share is that of the best batch before. R50x1 has random weights. --hostile sends damaged
-requests and bombs, and prints the statuses and the memory of the server.
+runs it; the share is that of the best batch before. R50x1 has random weights. --hostile sends
+damaged requests and bombs, and prints the statuses and the memory of the server.
 """
 
 from __future__ import annotations

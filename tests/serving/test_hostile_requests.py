@@ -5,7 +5,7 @@ import socket
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 from conftest import ROOT
@@ -136,6 +136,35 @@ def test_a_size_that_is_too_large_is_refused_before_the_body(server):
     with server.connect() as connection:
         connection.sendall(HEAD + b"Content-Length: 16000001\r\n\r\n")
         assert next(answers(connection))[0] == 413
+
+
+def test_who_does_not_read_is_cut(server):
+    """Ten answers of a megabyte each, which nobody reads."""
+    before = sockets_of(server)
+    headers, body = hostile.multipart([PHOTO] * 64)
+    head = f"POST /features HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+    head += f"Content-Type: {headers['Content-Type']}\r\n\r\n"
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(server.place)
+        threading.Thread(target=send_all, args=(connection, 10 * (head.encode() + body))).start()
+        wait_until(lambda: sockets_of(server) > before)
+        wait_until(lambda: sockets_of(server) <= before)
+    assert is_well(server)
+
+
+def sockets_of(server) -> int:
+    """Return how many sockets the server has open."""
+    found, folder = 0, f"/proc/{server.process.pid}/fd"
+    for name in os.listdir(folder):
+        with suppress(FileNotFoundError):
+            found += os.readlink(f"{folder}/{name}").startswith("socket:")
+    return found
+
+
+def send_all(connection, content) -> None:
+    with suppress(OSError):
+        connection.sendall(content)
 
 
 def test_cut_connections(server):
