@@ -10,6 +10,8 @@ const LONGEST_WAIT = 5; // seconds
 
 export class ServerError extends Error {}
 
+let limits = { body_mb: Infinity, image_mb: Infinity }; // megabytes, which are millions of bytes
+
 let question = null; // the open question for the key; all requests wait for one answer
 
 // Return the response of the server. Raises `ServerError` with a sentence for the user.
@@ -42,13 +44,23 @@ function bytes(text) {
   return String.fromCharCode(...new TextEncoder().encode(text));
 }
 
+// Set the limits of the server, as GET /model tells them. It may cut off a larger body without an
+// answer, so that such a body is not sent.
+export function setLimits(found) {
+  limits = found;
+}
+
 export async function sendJson(path, content, signal) {
-  return send(path, { body: JSON.stringify(content), type: "application/json", signal });
+  const body = JSON.stringify(content);
+  if (body.length > 1e6 * limits.body_mb) throw new ServerError(say("tooMuch", limits.body_mb));
+  return send(path, { body, type: "application/json", signal });
 }
 
 // Return the response for one picture, which is sent as it is.
 export async function sendPicture(path, file, options = {}) {
-  return send(path, { body: file, type: file.type || "application/octet-stream", ...options });
+  if (file.size > 1e6 * limits.image_mb) throw new ServerError(say("tooLarge", limits.image_mb));
+  const type = file.type.startsWith("image/") ? file.type : "application/octet-stream";
+  return send(path, { body: file, type, ...options });
 }
 
 async function reach(path, options) {
