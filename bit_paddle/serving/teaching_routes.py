@@ -8,9 +8,9 @@ from __future__ import annotations
 import base64
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Callable
+from typing import Annotated, Any, BinaryIO
 
 import numpy as np
 from anyio import CapacityLimiter, to_thread

@@ -3,7 +3,7 @@
 import * as look from "./look.js";
 import { find, make, report } from "./parts.js";
 import { takePastes } from "./pictures.js";
-import { send } from "./server.js";
+import { send, setLimits } from "./server.js";
 import * as teach from "./teach.js";
 import { firstLanguage, say, switchLanguage, tell, translate } from "./words.js";
 
@@ -59,6 +59,7 @@ async function start() {
   fault.hidden = true;
   try {
     const model = await (await send("model")).json();
+    setLimits(model.limits);
     tellModel(model);
     look.start(model);
     teach.start(model);

@@ -1,6 +1,6 @@
 // Pictures from everywhere: dropped, pasted, chosen, or taken with the camera.
 
-import { say, tell } from "./words.js";
+import { plain, say, tell } from "./words.js";
 
 const ENDINGS = /\.(avif|bmp|gif|heic|heif|jfif|jpe?g|png|ppm|tiff?|webp)$/i;
 
@@ -130,13 +130,20 @@ export function photograph(button, take) {
 
 async function openCamera(take) {
   const dialog = document.getElementById("camera");
-  const [video, fault] = ["video", "[role=alert]"].map((name) => dialog.querySelector(name));
+  const parts = ["video", "[role=alert]", "[role=status]"];
+  const [video, fault, count] = parts.map((name) => dialog.querySelector(name));
   const shoot = dialog.querySelector("[data-word=takePhoto]");
-  fault.textContent = "";
+  let taken = 0;
+  plain(fault, "");
+  plain(count, "");
   shoot.disabled = true;
   let stream = null;
   dialog.onclose = () => stream?.getTracks().forEach((track) => track.stop());
-  shoot.onclick = async () => take({ pictures: [await photo(video)], others: 0 });
+  shoot.onclick = async () => {
+    take({ pictures: [await photo(video)], others: 0 });
+    taken += 1;
+    tell(count, "count", taken);
+  };
   dialog.showModal();
   try {
     stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });

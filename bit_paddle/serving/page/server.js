@@ -1,6 +1,6 @@
 // Requests to the server: its key, waiting while it is busy, and its errors in words.
 
-import { label, say, tell } from "./words.js";
+import { label, plain, say, tell } from "./words.js";
 
 const KEPT = "bit_paddle key";
 
@@ -9,6 +9,8 @@ const TRIES = 20; // of a request to a server that is busy
 const LONGEST_WAIT = 5; // seconds
 
 export class ServerError extends Error {}
+
+let limits = { body_mb: Infinity, image_mb: Infinity }; // megabytes, which are millions of bytes
 
 let question = null; // the open question for the key; all requests wait for one answer
 
@@ -42,13 +44,23 @@ function bytes(text) {
   return String.fromCharCode(...new TextEncoder().encode(text));
 }
 
+// Set the limits of the server, as GET /model tells them. It may cut off a larger body without an
+// answer, so that such a body is not sent.
+export function setLimits(found) {
+  limits = found;
+}
+
 export async function sendJson(path, content, signal) {
-  return send(path, { body: JSON.stringify(content), type: "application/json", signal });
+  const body = JSON.stringify(content);
+  if (body.length > 1e6 * limits.body_mb) throw new ServerError(say("tooMuch", limits.body_mb));
+  return send(path, { body, type: "application/json", signal });
 }
 
 // Return the response for one picture, which is sent as it is.
 export async function sendPicture(path, file, options = {}) {
-  return send(path, { body: file, type: file.type || "application/octet-stream", ...options });
+  if (file.size > 1e6 * limits.image_mb) throw new ServerError(say("tooLarge", limits.image_mb));
+  const type = file.type.startsWith("image/") ? file.type : "application/octet-stream";
+  return send(path, { body: file, type, ...options });
 }
 
 async function reach(path, options) {
@@ -87,6 +99,7 @@ function ask(refused) {
   const input = dialog.querySelector("input");
   const fault = dialog.querySelector("[role=alert]");
   if (refused) tell(fault, "badKey");
+  else plain(fault, "");
   input.value = "";
   label(dialog, "keyTitle");
   dialog.returnValue = "";

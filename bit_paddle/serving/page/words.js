@@ -86,7 +86,6 @@ export const words = {
     orderGiven: "As given",
     orderLeast: "Least sure first",
     orderMost: "Most sure first",
-    pasted: "Pasted picture",
     photo: "Photo",
     previous: "Previous picture",
     privacy: "Pictures go only to this server. It keeps none of them.",
@@ -110,9 +109,13 @@ export const words = {
     teachIntro:
       "Name each class and give it a few pictures. The network stays as it is: it learns a new " +
       "last layer, at once.",
+    tooLarge: (most) => `The file has more than ${number(most)} MB, the most that the server takes.`,
     tooMany: (most) => `At most ${number(most)} pictures can teach. The rest was left out.`,
     tooManyClasses: (most) => `At most ${number(most)} classes can be taught.`,
     tooManyQueries: (most) => `At most ${number(most)} pictures can be tried at a time.`,
+    tooMuch: (most) =>
+      `All pictures together are more than the server takes at once (${number(most)} MB). ` +
+      "Remove some.",
     tryIt: "Try it",
     unknown: "unknown",
     unknownFilter: "Unknown",
@@ -190,7 +193,6 @@ export const words = {
     orderGiven: "原有顺序",
     orderLeast: "最不确定的在前",
     orderMost: "最确定的在前",
-    pasted: "粘贴的图片",
     photo: "照片",
     previous: "上一张图片",
     privacy: "图片只发送到此服务器，服务器不保存图片。",
@@ -212,9 +214,11 @@ export const words = {
     teach: "教学",
     teachHeading: "教它新的类别",
     teachIntro: "为每个类别命名，并添加几张图片。网络本身不变，只是立即学会一个新的输出层。",
+    tooLarge: (most) => `文件超过 ${number(most)} MB，这是服务器的上限。`,
     tooMany: (most) => `最多可以用 ${number(most)} 张图片教学，其余未使用。`,
     tooManyClasses: (most) => `最多可以教 ${number(most)} 个类别。`,
     tooManyQueries: (most) => `一次最多可以试 ${number(most)} 张图片。`,
+    tooMuch: (most) => `所有图片的数据超过服务器一次可接收的上限（${number(most)} MB），请移除一些。`,
     tryIt: "试一试",
     unknown: "未知",
     unknownFilter: "未知",
