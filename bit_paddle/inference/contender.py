@@ -128,7 +128,7 @@ def prepare(
 
     folder, source = Path(into), published.resolve(model, pretrained=False)
     if isinstance(source, Architecture):
-        network = _random_network(source)
+        network = _random_network(source.name)
         save_npz(network, folder / "random.npz", {"crop": crop or CROP})
         file = find_trained(str(folder / "random.npz"))
     else:
@@ -159,15 +159,12 @@ def prepare(
     }
 
 
-def _random_network(architecture: Architecture) -> Any:
+def _random_network(name: str) -> Any:
     """Return a network with random weights, also in the head, which training begins with zeros."""
-    import paddle
-
     from bit_paddle.inference import activations
-    from bit_paddle.models.resnetv2 import ResNetV2
+    from bit_paddle.models.weights import create_model
 
-    paddle.seed(0)
-    network = ResNetV2(architecture, OUTPUTS)
+    network = create_model(name, OUTPUTS)
     head = activations.random_head(network)
     if head is not None:
         network.last_linear.weight.set_value(head[0])

@@ -184,14 +184,14 @@ def test_what_cannot_be_explained(finder, tmp_path):
         with pytest.raises(ConfigError, match=words):
             model.explain(picture, label)
     bit.export(model, "paddle", tmp_path / "served")
-    with pytest.raises(ConfigError, match="served: is an exported folder"):
+    with pytest.raises(ConfigError, match="served: is an export, not the checkpoint"):
         bit.load(tmp_path / "served").explain(picture)
     save_npz(create_model("R14x0.5", num_classes=0), tmp_path / "none.npz", {"crop": 32})
     with pytest.raises(ConfigError, match="has no head"):
         bit.load(tmp_path / "none.npz").explain(picture)
     picture.save(tmp_path / "a.png")
     for more, words in (
-        (["--model", tmp_path / "served"], "is an exported folder"),
+        (["--model", tmp_path / "served"], "is an export, not the checkpoint"),
         (["--model", finder, "--features", tmp_path / "x.npz"], "--features: cannot"),
         (["--model", finder, "--views", "flip"], "--views: cannot be combined with"),
     ):

@@ -190,7 +190,7 @@ def test_a_folder_stands_for_the_model_in_it(colour_model, image_folder, tmp_pat
     assert done.returncode == 0 and str(colour_model) in done.stdout, done.stderr
     done = run("evaluate", "--model", image_folder, *flags)
     assert done.returncode == 2 and "is a folder without model.npz" in done.stderr
-    other = tmp_path / "model.onnx"
+    other = tmp_path / "model.tflite"
     other.write_bytes(b"\x08\x08 no zip")
     done = run("predict", image_folder, "--model", other)
     assert done.returncode == 2 and "other formats cannot be read" in done.stderr
