@@ -83,19 +83,29 @@ def test_patterns(tmp_path):
 
 
 def test_the_index_is_made_once_and_again_after_a_change(tmp_path, monkeypatch):
+    """If Ctrl-C stops it, what was indexed before is not read again."""
     from bit_paddle.data.shards import foreign
 
-    read = []
-    monkeypatch.setattr(foreign, "piece_of", lambda path, own=foreign.piece_of: (
-        read.append(path.name), own(path))[1])  # fmt: skip
-    for k in range(2):
-        tar_of(tmp_path / f"{k}.tar", {"a.jpg": jpeg(k), "a.cls": b"0", "b.jpg": jpeg(9),
-                                       "b.cls": b"1", "c.jpg": jpeg(8), "c.cls": b"1"})  # fmt: skip
-    opened(tmp_path), opened(tmp_path)
-    assert read == ["0.tar", "1.tar"]
-    tar_of(tmp_path / "1.tar", {"a.jpg": jpeg(7), "a.cls": b"0", "b.jpg": jpeg(6), "b.cls": b"0"})
+    read, piece_of = [], foreign.piece_of
+
+    def spied(path):
+        read.append(path.name)
+        if read == ["0.tar", "1.tar"]:
+            raise KeyboardInterrupt
+        return piece_of(path)
+
+    monkeypatch.setattr(foreign, "piece_of", spied)
+    members = {"a.jpg": jpeg(9), "a.cls": b"1", "b.jpg": jpeg(8), "b.cls": b"1"}
+    for k in range(3):
+        tar_of(tmp_path / f"{k}.tar", {**members, "c.jpg": jpeg(k), "c.cls": b"0"})
+    with pytest.raises(KeyboardInterrupt):
+        opened(tmp_path)
+    data = opened(tmp_path)
     opened(tmp_path)
-    assert read == ["0.tar", "1.tar"] * 2
+    assert read == ["0.tar", "1.tar", "1.tar", "2.tar"] and len(data.train) + len(data.val) == 9
+    tar_of(tmp_path / "1.tar", members)
+    data = opened(tmp_path)
+    assert read[4:] == ["0.tar", "1.tar", "2.tar"] and len(data.train) + len(data.val) == 8
 
 
 @pytest.mark.parametrize(

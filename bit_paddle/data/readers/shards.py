@@ -86,7 +86,8 @@ def _order_note(train: ShardImages) -> str:
         return f"{title}: each epoch is one shuffle of all images"
     most = _CACHED * train.window
     return (
-        f"{title}: shuffle window of {train.window} shards (`window` in a data set's .yaml file); "
+        f"{title}: shuffle window of {plural(train.window, 'shard')} "
+        "(`window` in a data set's .yaml file); "
         f"{fetch.cache_dir() / 'shards'} holds {most} of them, {most * max(sizes) / 1e9:,.2f} GB"
     )
 
