@@ -16,7 +16,7 @@ if [ ! -d "$venv" ]; then
     "$python" -m venv "$venv"
 fi
 "$venv/bin/pip" install --quiet --disable-pip-version-check --editable \
-    ".[detect,digits,hub,keras,onnx,parquet,serve,dev]" \
+    ".[detect,digits,hub,keras,onnx,openvino,parquet,remote,serve,video,dev]" \
     "paddlepaddle${PADDLE:+==$PADDLE}"
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .
