@@ -45,7 +45,8 @@ def _bound(settings: ServerSettings) -> socket.socket:
     if SOCKET in os.environ:  # that of the parent, see `supervise`
         return socket.socket(fileno=int(os.environ[SOCKET]))
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    bound = socket.socket(family)
+    # asyncio sends small pieces at once (TCP_NODELAY) only if the socket names its protocol
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((settings.host, settings.port))

@@ -38,7 +38,7 @@ BATCHES = (1, 8, 16, 32, 64)
 
 _DIFFERENT = 16  # images that are sent in turn
 
-_WARM = 2.0  # seconds of load before it is measured
+_WARM = 5.0  # seconds of load before it is measured
 
 
 # --- The network alone --------------------------------------------------------------------------
@@ -118,12 +118,13 @@ async def answer_to(
 
 async def load(
     host: str, port: int, clients: int, requests: list[bytes], seconds: float
-) -> tuple[Counter, list[float]]:
-    """Return the answers by status within ``seconds``, and the times of those with status 200.
+) -> tuple[Counter, list[float], list[float]]:
+    """Return the answers by status within ``seconds``; of those with status 200, ends and times.
 
-    The clients begin two seconds earlier, and end after their last answer.
+    The clients begin `_WARM` seconds earlier, and end after their last answer.
     """
     statuses: Counter = Counter()
+    ends: list[float] = []
     times: list[float] = []
     begin = time.perf_counter() + _WARM
     end = begin + seconds
@@ -137,13 +138,25 @@ async def load(
             done = time.perf_counter()
             if begin <= done < end:
                 statuses[status] += 1
-                times.extend([done - start] if status == 200 else [])
+                if status == 200:
+                    ends.append(done)
+                    times.append(done - start)
             if status != 200:
                 await asyncio.sleep(0.05)
         writer.close()
 
     await asyncio.gather(*map(client, range(clients)))
-    return statuses, times
+    return statuses, ends, times
+
+
+def speed(ends: np.ndarray, time: float) -> float:
+    """Return answers per second. ``time`` is that of one answer.
+
+    Answers end together, with their batch. So the first batch starts the clock, and the last one
+    stops it.
+    """
+    start = ends.min()
+    return np.count_nonzero(ends > start + time / 4) / (ends.max() - start)
 
 
 def measure(model: str, crop: int | None, flags: argparse.Namespace) -> None:
@@ -162,11 +175,10 @@ def measure(model: str, crop: int | None, flags: argparse.Namespace) -> None:
     print("clients  images/s  of the network   median      p95      p99  answers by status")
     words = (["--crop", str(crop)] if crop else []) + flags.flags
     with server(model, *words) as (host, port, process):
-        asyncio.run(load(host, port, max(flags.clients), requests, _WARM))
         for clients in flags.clients:
-            statuses, times = asyncio.run(load(host, port, clients, requests, flags.seconds))
-            rate = images * len(times) / flags.seconds
-            points = np.percentile(times or [np.nan], (50, 95, 99)) * 1000
+            statuses, ends, times = asyncio.run(load(host, port, clients, requests, flags.seconds))
+            points = np.percentile(times, (50, 95, 99)) * 1000
+            rate = images * speed(np.array(ends), np.median(times))
             counts = ", ".join(f"{status}: {count:,}" for status, count in sorted(statuses.items()))
             columns = "  ".join(f"{point:5.0f} ms" for point in points)
             print(

@@ -369,6 +369,15 @@ def test_mistakes_are_told_before_anything_is_loaded(words, message):
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
 
 
+def test_small_pieces_are_sent_at_once():
+    """Else an answer waits 40 ms for its client: asyncio heeds the protocol of the socket."""
+    from bit_paddle.serving import processes
+    from bit_paddle.serving.settings import ServerSettings
+
+    with processes._bound(ServerSettings(port=0)) as bound:
+        assert bound.proto == socket.IPPROTO_TCP
+
+
 def test_python_tells_mistakes():
     with pytest.raises(errors.ConfigError, match="did you mean port"):
         bit_paddle.serve("BiT-Mini", prot=1)
