@@ -104,7 +104,7 @@ def _frames(container: Any) -> Iterator[Any]:
     import av
 
     stream = container.streams.video[0]
-    stream.thread_type = "AUTO"
+    stream.thread_type = "NONE"  # several threads can wait for each other for ever after damage
     try:
         yield from container.decode(stream)
     except av.error.FFmpegError:

@@ -26,10 +26,10 @@ def picture(colour, height=48, width=64):
     return pixels
 
 
-def write_video(path, pictures, rate=10):
+def write_video(path, pictures, rate=10, codec=None, options=None):
     """Write arrays uint8 [H, W, 3] as a video, ``rate`` pictures per second; return its path."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(CODECS[path.suffix], rate=rate)
+        stream = container.add_stream(codec or CODECS[path.suffix], rate, options)
         stream.pix_fmt, stream.bit_rate = "yuv420p", 4_000_000
         for number, pixels in enumerate(pictures):
             if not number:
@@ -164,6 +164,34 @@ def test_noise_in_the_middle_ends_the_frames(tmp_path):
     path.write_bytes(content)
     found, fault = shown(path, 0.1)
     assert 20 <= len(found) <= 31 and fault is not None
+
+
+@pytest.mark.skipif("libx264" not in av.codecs_available, reason="PyAV without x264")
+def test_damage_anywhere_in_h264_ends_and_the_frames_before_it_are_there(tmp_path):
+    """Pictures depend on those since the last whole one, so the group before it counts."""
+    random = np.random.default_rng(0)
+    scene = random.integers(0, 256, (96, 128, 3), np.uint8)
+    path, bad = tmp_path / "good.mp4", tmp_path / "bad.mp4"
+    pictures = (np.roll(scene, 3 * k, 1) for k in range(60))
+    write_video(path, pictures, codec="libx264", options={"g": "10"})
+    expected = [np.asarray(image, int) for _, image in Video(str(path), 0.1).frames()]
+    assert len(expected) == 60
+    with av.open(str(path)) as container:
+        ends = [packet.pos + packet.size for packet in container.demux(video=0) if packet.size]
+    noticed = 0
+    for share in np.linspace(0.1, 0.9, 9):
+        content = bytearray(path.read_bytes())
+        begin = int(share * len(content))
+        content[begin : begin + 40] = random.bytes(40)
+        bad.write_bytes(content)
+        video = Video(str(bad), 0.1)
+        found = [np.asarray(image, int) for _, image in video.frames()]
+        whole = sum(end <= begin for end in ends) // 10 * 10
+        whole = max(0, whole - 3)  # the last ones may be shown after pictures of the next group
+        assert len(found) >= whole
+        assert all(np.array_equal(*pair) for pair in zip(found[:whole], expected))
+        noticed += video.fault is not None
+    assert noticed >= 3
 
 
 @pytest.mark.parametrize(
