@@ -7,21 +7,16 @@ and date, in one file per data set.
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import time
-import zipfile
-from array import array
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from bit_paddle.data import stamps
 from bit_paddle.data.images import Dataset, FileImages
-from bit_paddle.data.readers.listing import SETTLED
-from bit_paddle.system import fetch, files
 from bit_paddle.system.progress import progress_bar
 from bit_paddle.system.text import plural
 
@@ -109,7 +104,7 @@ def content_hashes(paths: Sequence[str], groups: np.ndarray, key: str, workers: 
     another group too. The hashes are cached under ``key``. By chance, two of a million different
     files have the same hash with a probability of 3e-8.
     """
-    sizes, dates = _sizes_and_dates(paths)
+    sizes, dates = stamps.sizes_and_dates(paths)
     hashes, shared = np.zeros(len(paths), np.uint64), _shared(sizes, groups)
     joined = "\0".join(paths).encode(errors="surrogateescape")
     now, cached = _Hashes(joined, sizes, dates, hashes), _cached(key)
@@ -119,26 +114,10 @@ def content_hashes(paths: Sequence[str], groups: np.ndarray, key: str, workers: 
     if len(missing):
         started = time.time_ns()
         hashes[missing] = _read([paths[k] for k in missing], sizes[missing].tolist(), workers)
-        dates[dates > started - SETTLED] = 0
+        dates[stamps.are_unsettled(dates, started)] = 0
     if cached is None or len(missing) or now.paths != cached.paths:
         _cache(key, now, cached)
     return np.where(shared, hashes, 0)
-
-
-def _sizes_and_dates(paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return sizes (-1: no file) and ctimes: no tool can set a ctime, unlike an mtime."""
-    sizes, dates = array("q"), array("q")
-    stat, add_size, add_date = os.stat, sizes.append, dates.append  # a tenth of the time
-    for path in paths:
-        try:
-            status = stat(path)
-        except OSError:
-            add_size(-1)
-            add_date(0)
-        else:
-            add_size(status.st_size)
-            add_date(status.st_ctime_ns)
-    return np.array(sizes, np.int64), np.array(dates, np.int64)
 
 
 def _shared(sizes: np.ndarray, groups: np.ndarray) -> np.ndarray:
@@ -204,21 +183,14 @@ def _names(hashes: _Hashes) -> list[str]:
     return hashes.paths.decode(errors="surrogateescape").split("\0")
 
 
-def _place(key: str) -> Path:
-    digest = hashlib.sha1(key.encode(errors="surrogateescape")).hexdigest()
-    return fetch.cache_dir() / _KIND / f"{digest}.npz"
-
-
 def _cached(key: str) -> _Hashes | None:
     """Return the cached hashes of a data set; None if they are missing or damaged."""
-    try:
-        with np.load(io.BytesIO(_place(key).read_bytes()), allow_pickle=False) as arrays:
-            paths, *numbers = (arrays[name] for name in _Hashes._fields)
-    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile):
+    arrays = stamps.remembered(_KIND, key, _Hashes._fields)
+    if arrays is None:
         return None
-    result = _Hashes(paths.tobytes(), *numbers)
+    result = _Hashes(arrays[0].tobytes(), *arrays[1:])
     count = result.paths.count(b"\0") + 1
-    whole = all(values.shape == (count,) and values.dtype.itemsize == 8 for values in numbers)
+    whole = all(values.shape == (count,) and values.dtype.itemsize == 8 for values in result[1:])
     return result if whole else None
 
 
@@ -232,10 +204,4 @@ def _cache(key: str, now: _Hashes, cached: _Hashes | None) -> None:
             b"\0".join(paths),
             *(np.concatenate([new, old[rows]]) for new, old in zip(now[1:], cached[1:])),
         )
-    arrays = {**now._asdict(), "paths": np.frombuffer(now.paths, np.uint8)}
-    try:
-        place = _place(key)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        files.write(place, lambda stream: np.savez(stream, **arrays))
-    except (OSError, RuntimeError):  # RuntimeError: there is no home folder
-        pass
+    stamps.remember(_KIND, key, {**now._asdict(), "paths": np.frombuffer(now.paths, np.uint8)})

@@ -8,7 +8,7 @@ import pytest
 from helpers.pictures import cloud, fill
 
 from bit_paddle.config import parsing
-from bit_paddle.data import copies
+from bit_paddle.data import copies, stamps
 from bit_paddle.data.readers import listing, registry
 from bit_paddle.training.classification.plan import make_plan
 
@@ -18,7 +18,7 @@ COUNTS = {"train/a": 6, "train/b": 6, "val/a": 2, "val/b": 2}
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("BIT_PADDLE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(copies, "SETTLED", 0)
+    monkeypatch.setattr(stamps, "SETTLED", 0)
     fill(tmp_path / "d", COUNTS)
     return tmp_path / "d"
 
@@ -123,7 +123,7 @@ def test_the_second_start_reads_changed_files_only(folder, read):
 
 
 def test_files_of_the_last_seconds_are_read_again(folder, read, monkeypatch):
-    monkeypatch.setattr(copies, "SETTLED", listing.SETTLED)
+    monkeypatch.setattr(stamps, "SETTLED", listing.SETTLED)
     same_size(folder)
     notes(folder)
     notes(folder)

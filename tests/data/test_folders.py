@@ -11,7 +11,7 @@ from conftest import ROOT
 from PIL import Image
 
 from bit_paddle.config.settings import Settings
-from bit_paddle.data import check, names
+from bit_paddle.data import check, names, stamps
 from bit_paddle.data import spec as specs
 from bit_paddle.data.images import SUFFIXES, FileImages
 from bit_paddle.data.readers import folders, listing, registry
@@ -511,20 +511,45 @@ def test_what_was_checked_is_remembered_until_the_files_change(tmp_path, monkeyp
         check.require_usable([(images, np.arange(len(images)))], 1)
         return len(looked)
 
+    assert run() == 2 and run() == 2  # files of the last two seconds may change once more
+    monkeypatch.setattr(stamps, "SETTLED", 0)
     assert run() == 2 and run() == 0
     write_images(tmp_path, "b/3.png")
-    assert run() == 3 and run() == 0
-    os.replace(tmp_path / "b/3.png", tmp_path / "b/2.png")
-    write_images(tmp_path, "b/3.png")  # the same names, another date of their folder
-    assert run() == 3
-    (tmp_path / "b/2.png").write_bytes(b"broken")  # in its place: not seen …
-    write_images(tmp_path, "a/4.png")  # … until something else changes
-    for count in (4, 1, 1):
+    assert run() == 3 and run() == 0  # another list of files
+    folder = os.stat(tmp_path / "b").st_ctime_ns
+    content = (tmp_path / "b/2.png").read_bytes()
+    (tmp_path / "b/2.png").write_bytes(bytes(len(content)))  # in its place, and of its size
+    assert os.stat(tmp_path / "b").st_ctime_ns == folder
+    for _ in range(2):  # a broken file is checked each time
         with pytest.raises(DataError, match="b/2.png"):
             run()
-        assert len(looked) == count
-    write_images(tmp_path, "b/2.png")
+        assert len(looked) == 1
+    (tmp_path / "b/2.png").write_bytes(content)
     assert run() == 1 and run() == 0  # repaired
+    os.utime(tmp_path / "b/3.png", ns=(0, 0))  # tools such as rsync set this date, not the ctime
+    assert run() == 1 and run() == 0
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 nonsense", "short"])
+def test_a_damaged_cache_of_checks_is_made_again(damage, tmp_path, monkeypatch):
+    monkeypatch.setenv("BIT_PADDLE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(stamps, "SETTLED", 0)
+    write_images(tmp_path / "d", "a/1.png", "b/2.png")
+    images = FileImages(["a/1.png", "b/2.png"], [0, 1], ["a", "b"], tmp_path / "d")
+    check.require_usable([(images, np.arange(2))], 1)
+    (file,) = (tmp_path / "cache" / check._KIND).iterdir()
+    content = file.read_bytes()
+    if damage == "short":
+        with np.load(file) as arrays:
+            shorter = {name: values[:1] for name, values in arrays.items()}
+        with open(file, "wb") as stream:
+            np.savez(stream, **shorter)
+    else:
+        file.write_bytes(damage)
+    (tmp_path / "d/b/2.png").write_bytes(b"broken")
+    with pytest.raises(DataError, match="b/2.png"):
+        check.require_usable([(images, np.arange(2))], 1)
+    assert file.read_bytes() not in (damage, content)
 
 
 def test_a_class_that_is_all_broken(tmp_path):
