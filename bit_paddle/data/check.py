@@ -34,7 +34,7 @@ def faults(
     root = os.path.join(os.path.abspath(images.root), "")
     paths = [images.paths[index] for index in indices.tolist()]
     paths = [path if path[:1] == os.sep else root + path for path in paths]
-    key = "\n".join([*paths, repr(thorough)])
+    key = "\n".join([*paths, repr((thorough, images.pixel_range))])
     sizes, dates = stamps.sizes_and_dates(paths)
     unknown = np.flatnonzero(~_are_sound(key, sizes, dates))
     if not len(unknown):

@@ -6,13 +6,13 @@ import contextlib
 import functools
 import io
 import os
-import struct
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from bit_paddle.data.pixels import FAULTS, HEIGHT, WIDTH, PixelRange, orientation, to_rgb
 from bit_paddle.errors import DataError, MissingFileError, install_hint
 
 SUFFIXES = {
@@ -29,14 +29,6 @@ JPEG_START = b"\xff\xd8\xff"
 JPEG_END = b"\xff\xd9"
 
 MOST_MISSING = 1 / 8  # of the rows: a truncated JPEG with more missing rows is a fault
-
-
-# Pillow's exceptions depend on the format and the damage; `DataError` is a `ValueError`
-_FAULTS = (
-    *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, struct.error),
-    *(RuntimeError, ArithmeticError),  # AVIF and DDS, which may be called .jpg
-    *(Image.DecompressionBombError, Image.DecompressionBombWarning),  # the latter with -W error
-)
 
 
 class Images(Protocol):
@@ -140,60 +132,7 @@ def _is_heif(path: str) -> bool:
     return start[4:8] == b"ftyp" and start[8:] in brands
 
 
-# --- From a file to RGB -------------------------------------------------------------------------
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Return ``image`` as upright RGB; transparent pixels become white.
-
-    EXIF's orientation is applied, 16-bit values are scaled to 8 bits, and an animation gives its
-    first frame. Raises `ValueError` for pixels without a known range.
-    """
-    if image.format == "TIFF":
-        image.filename = ""  # Pillow 11 to 13 maps a rotated file with width and height swapped
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-        values, tags = np.asarray(image).astype(np.uint32), getattr(image, "tag_v2", {})
-        highest = 2 ** tags.get(_BITS, (16,))[0] - 1  # a TIFF may have 12 bits
-        if tags.get(_PHOTOMETRIC) == 0:  # 0 is white; Pillow inverts only 1 to 8 bits itself
-            values = highest - values
-        values = (values * 255 + highest // 2) // highest
-        rgb = Image.fromarray(values.astype(np.uint8)).convert("RGB")
-    elif image.mode in ("I", "F"):
-        raise ValueError(
-            f"32-bit pixels ({image.mode}) have no known range; save it with 8 or 16 bits"
-        )
-    elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        rgb = Image.alpha_composite(white, layer).convert("RGB")
-    else:
-        image.load()
-        rgb = image if image.mode == "RGB" else image.convert("RGB")
-    # Pillow rotates a TIFF itself while it loads it
-    turn = None if image.format == "TIFF" else _TURNS.get(_orientation(image))
-    return rgb if turn is None else rgb.transpose(turn)
-
-
-_WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC = 256, 257, 258, 262  # tags of TIFF
-
-
-# The inverse of each value of EXIF's tag Orientation (TIFF 6.0, page 36); 1 is upright.
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return image.getexif().get(0x0112, 1)
-    except _FAULTS:
-        return 1  # the pixels are usable even if EXIF is damaged
+# --- Files ----------------------------------------------------------------------------------------
 
 
 def _mended(path: str) -> Image.Image:
@@ -217,6 +156,7 @@ class FileImages:
     """Image files below ``root``, decoded at each access; ``paths`` are relative to ``root``.
 
     ``groups`` are the names of the images' groups (see `splits`), None if they are not known.
+    ``pixel_range`` is that of `to_rgb`.
     """
 
     def __init__(
@@ -226,8 +166,10 @@ class FileImages:
         classes: Sequence[str],
         root: str | os.PathLike = "",
         groups: Sequence[str] | None = None,
+        pixel_range: PixelRange | None = None,
     ):
         self.paths, self.classes, self.root, self.groups = list(paths), list(classes), root, groups
+        self.pixel_range = pixel_range
         self.labels = np.asarray(labels, np.int64)
 
     def __len__(self) -> int:
@@ -237,13 +179,13 @@ class FileImages:
         path = self.name(index)
         with self._open(path) as image:
             try:
-                return to_rgb(image)
-            except _FAULTS as error:
+                return to_rgb(image, self.pixel_range)
+            except FAULTS as error:
                 fault = error
                 if image.format in ("JPEG", "MPO") and not _is_whole_jpeg(path):
                     try:
                         return _mended(path)
-                    except _FAULTS as worse:
+                    except FAULTS as worse:
                         fault = worse
         raise DataError(f"{path}: cannot be decoded ({fault}); repair or remove the file")
 
@@ -251,8 +193,8 @@ class FileImages:
         with self._open(self.name(index)) as image:
             width, height = image.size
             if image.format == "TIFF":  # some versions of Pillow have swapped the sides already
-                width, height = image.tag_v2[_WIDTH], image.tag_v2[_HEIGHT]
-            turned = _orientation(image) in (5, 6, 7, 8)
+                width, height = image.tag_v2[WIDTH], image.tag_v2[HEIGHT]
+            turned = orientation(image) in (5, 6, 7, 8)
             return (width, height) if turned else (height, width)
 
     def name(self, index: int) -> str:
@@ -272,6 +214,7 @@ class FileImages:
             classes,
             self.root,
             self.groups and [self.groups[index] for index in indices],
+            self.pixel_range,
         )
 
     def fault(self, index: int, thorough: bool = False) -> str | None:
@@ -287,13 +230,13 @@ class FileImages:
                     return None
                 with self._open(path) as image:
                     if image.format == "PNG":
-                        with contextlib.suppress(*_FAULTS):
+                        with contextlib.suppress(*FAULTS):
                             image.verify()
                             return None
             self.image(index)
         except FileNotFoundError:
             return f"{path}: the image file is missing"
-        except _FAULTS as error:
+        except FAULTS as error:
             return str(error) if path in str(error) else f"{path}: {error}"
         return None
 
@@ -313,7 +256,7 @@ class FileImages:
             raise MissingFileError(f"{path}: the image is not there") from error
         except DataError:
             raise
-        except (*_FAULTS, AttributeError) as error:  # of damaged SPIDER files
+        except (*FAULTS, AttributeError) as error:  # of damaged SPIDER files
             raise DataError(
                 f"{path}: not an image that can be read ({error}); repair or remove the file"
             ) from error

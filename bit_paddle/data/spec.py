@@ -20,10 +20,12 @@ To add a data set, write such a file. Its keys are the fields of `DataSpec`:
     flip: false             # a mirrored image would have another label
     random_crop: false      # a part of an image would have another label
     resolution: small       # small or large of BiT-HyperRule (default: by the images' sizes)
+    pixel_range: [0, 4095]  # of 32-bit pixels alone: the values that become black and white
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
@@ -31,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from bit_paddle.data.classes import Classes, parsed
+from bit_paddle.data.pixels import PixelRange
 from bit_paddle.data.readers.archives import is_archive, stem
 from bit_paddle.data.text import is_encoding
 from bit_paddle.errors import ConfigError, MissingFileError, did_you_mean
@@ -71,6 +74,7 @@ class DataSpec:
     flip: bool = True
     random_crop: bool = True
     resolution: str | None = None
+    pixel_range: PixelRange | None = None
 
     @property
     def folder(self) -> Path:
@@ -173,6 +177,9 @@ def _load(path: Path, readers: Collection[str]) -> DataSpec:
     fraction = content.get("val_fraction", VAL_FRACTION)
     if isinstance(fraction, bool) or not isinstance(fraction, float) or not 0 < fraction < 1:
         faults.append(f"val_fraction: is {fraction!r}, expected a number between 0 and 1")
+    if "pixel_range" in content:
+        content["pixel_range"], fault = _range(content["pixel_range"])
+        faults += fault
     encoding = content.get("encoding")
     if not isinstance(encoding, str):
         encoding = None
@@ -194,3 +201,12 @@ def _load(path: Path, readers: Collection[str]) -> DataSpec:
     if "exclude" in content:
         content["exclude"] = os.path.join(path.parent, content["exclude"])
     return DataSpec(**content)
+
+
+def _range(value: Any) -> tuple[PixelRange | None, list[str]]:
+    """Return a ``pixel_range``, or None and its fault."""
+    numbers = value if isinstance(value, list) else []
+    known = [type(number) in (int, float) and math.isfinite(number) for number in numbers]
+    if known != [True, True] or not numbers[0] < numbers[1]:
+        return None, [f"pixel_range: is {value!r}, expected two numbers, [low, high]"]
+    return (float(numbers[0]), float(numbers[1])), []

@@ -139,7 +139,16 @@ def _differs(plan: Plan, checkpoint: Checkpoint) -> bool:
     """Return whether the settings or the data of a checkpoint's run are not those of ``plan``."""
     notes = checkpoint.notes
     changed = differences(notes["settings"], plan.settings)
-    return bool(changed) or notes["data"] != plan.data_identity
+    return bool(changed) or _has_other_data(plan, checkpoint)
+
+
+def _has_other_data(plan: Plan, checkpoint: Checkpoint) -> bool:
+    """Return whether the data of a checkpoint's run are not those of ``plan``.
+
+    A key that an older version did not write counts as None.
+    """
+    before, now = checkpoint.notes["data"], plan.data_identity
+    return any(before.get(key) != now.get(key) for key in {**before, **now})
 
 
 def _resumed(plan: Plan, checkpoint: Checkpoint, amp: str, log: Logbook) -> tuple[Progress, int]:
@@ -155,7 +164,7 @@ def _resumed(plan: Plan, checkpoint: Checkpoint, amp: str, log: Logbook) -> tupl
         earlier.get(key) == getattr(settings, key)
         for key in ("batch", "recompute", "shard", "learn")
     )
-    moved = checkpoint.elsewhere or notes["data"] != plan.data_identity
+    moved = checkpoint.elsewhere or _has_other_data(plan, checkpoint)
     if moved or not (log.folder / checkpoints.CHECKPOINTS / checkpoints.BEST).exists():
         progress = replace(progress, best=-1.0)
     if checkpoint.elsewhere:  # earlier validations are in the other run's log

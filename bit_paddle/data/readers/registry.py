@@ -18,7 +18,7 @@ import numpy as np
 
 from bit_paddle.data import classes, exclude, names, splits
 from bit_paddle.data import spec as specs
-from bit_paddle.data.images import Dataset, Images, Parts
+from bit_paddle.data.images import Dataset, FileImages, Images, Parts
 from bit_paddle.data.readers import archives
 from bit_paddle.data.readers.cifar import open_cifar
 from bit_paddle.data.readers.digits import open_digits
@@ -70,7 +70,7 @@ _OPTIONAL = (
 
 _LISTS = frozenset({"train", "val", "test"})
 
-_FILES = frozenset({"group", "fold", "exclude"})  # of images that have paths
+_FILES = frozenset({"group", "fold", "exclude", "pixel_range"})  # of images that have paths
 
 READERS: dict[str, Reader] = {
     "cifar10": Reader(open_cifar, known={None: Known(50_000, 10, "small")}),
@@ -134,7 +134,8 @@ def find(dataset: str, need_datadir: bool = True, **overrides: Any) -> DataSpec:
         )
     if need_datadir and reader.datadir and spec.datadir is None and not spec.repository:
         raise DatadirRequired(f"--datadir: is required by --dataset {dataset}: {reader.datadir}")
-    for key, flag in (("group", "--group"), ("fold", "--folds"), ("exclude", "--exclude")):
+    flags = {"group": "--group", "fold": "--folds", "exclude": "--exclude"}
+    for key, flag in {**flags, "pixel_range": f"--dataset {dataset}: pixel_range"}.items():
         if getattr(spec, key) is not None and key not in reader.uses:
             raise ConfigError(f"{flag}: is not for {spec.reader}, whose images have no paths")
     if spec.group is not None and spec.reader != "list":  # a list may have such a column
@@ -194,6 +195,9 @@ def read(spec: DataSpec) -> Dataset:
         parts = splits.cut(parts, spec)
     if spec.exclude:
         parts = exclude.without(parts, spec)
+    for images in (parts.train, parts.val, parts.test):
+        if isinstance(images, FileImages):
+            images.pixel_range = spec.pixel_range
     return Dataset(
         train=parts.train,
         val=parts.val,

@@ -12,6 +12,7 @@ import numpy as np
 
 from bit_paddle.config.settings import Settings
 from bit_paddle.data import check, copies, fewshot, identity
+from bit_paddle.data.images import FileImages
 from bit_paddle.data.readers import registry
 from bit_paddle.errors import ConfigError
 from bit_paddle.models import cost, losses
@@ -151,11 +152,13 @@ class ClassificationPlan(Plan):
         The identity depends neither on the folder of the data nor on the images' contents.
         """
         train, val = self.data.train, self.data.val
+        span = train.pixel_range if isinstance(train, FileImages) else None
         return {
             "training images": len(self.subset),
             "validation images": len(val),
             "classes": list(train.classes),
             "names and labels": identity.digest((train, self.subset), (val, np.arange(len(val)))),
+            "pixel range": span and list(span),
             **({"teacher": self.teacher.digest} if self.teacher else {}),
         }
 
