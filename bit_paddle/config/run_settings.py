@@ -114,6 +114,14 @@ class RunSettings(CommonSettings):
         "not finite, before the run ends with an error",
         0,
     )
+    check: str = _run(
+        one_of("quick", "full"),
+        "check of all image files before the first start on them, and later of those that have "
+        "changed. quick: the start and the end of a JPEG, the checksums of a PNG, and all of "
+        "other formats. full: decode every image, which also finds damage in the middle of a JPEG; "
+        "it takes about as long as one pass over the images without training",
+        "quick",
+    )
     workers: int = _run(
         whole(0), "threads that decode images; 0: the main thread", min(8, environment.cpu_count())
     )

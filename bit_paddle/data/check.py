@@ -94,14 +94,17 @@ def usable(images: Images, workers: int, every_class: bool) -> tuple[Images, lis
     return rest, [broken[index] for index in sorted(broken)]
 
 
-def require_usable(parts: Sequence[tuple[Images, np.ndarray]], workers: int) -> None:
+def require_usable(
+    parts: Sequence[tuple[Images, np.ndarray]], workers: int, thorough: bool = False
+) -> None:
     """Raise one `DataError` that lists the unusable images of all ``parts``.
 
-    A part is a set of images, and the indices of the images that the run needs.
+    A part is a set of images, and the indices of the images that the run needs. ``thorough``
+    decodes every image.
     """
     texts: list[str] = []
     for images, indices in parts:
-        broken = faults(images, indices, workers)
+        broken = faults(images, indices, workers, thorough)
         texts += [broken[index] for index in sorted(broken)]
     if texts:
         listed = "\n  ".join(texts[:_SHOWN])

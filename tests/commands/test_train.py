@@ -523,6 +523,7 @@ CHANGES = {
     "keep": None,
     "resume": None,
     "skip_nonfinite": None,
+    "check": None,
     "nproc": None,
     "devices": None,
     "deterministic": None,
@@ -610,6 +611,10 @@ def test_an_image_that_breaks_in_mid_run_costs_no_steps(image_folder, tmp_path):
     done = run_train(*arguments, "--name", "run")
     assert done.returncode == 2 and "val/blue/2.jpg: cannot be decoded" in done.stderr
     assert create_model(tmp_path / "run/checkpoints/step-00000003.npz").num_classes == 3
+    done = run_train(*arguments, "--name", "full", "--check", "full")
+    assert done.returncode == 2 and "1 of 52 images cannot be used" in done.stderr
+    assert "val/blue/2.jpg: cannot be decoded" in done.stderr
+    assert not (tmp_path / "full").exists()  # no step was made
     done = run_train(*arguments, "--name", "skip", "--on_bad_image", "skip")
     assert done.returncode == 0 and "1 unreadable image skipped" in done.stdout
     assert "val/blue/2.jpg" in (tmp_path / "skip/skipped.txt").read_text()

@@ -106,13 +106,13 @@ def digest(*parts: BoxedImages) -> str:
     return result.hexdigest()[:16]
 
 
-def require_usable(every: Sequence[BoxedImages], workers: int) -> None:
+def require_usable(every: Sequence[BoxedImages], workers: int, thorough: bool = False) -> None:
     """Raise one `DataError` that lists the images that cannot be read, or have another size.
 
     The annotations tell the size of each image; an image of another size has its boxes elsewhere.
-    Of very many images, only a sample is opened for that.
+    Of very many images, only a sample is opened for that, unless ``thorough``, which decodes all.
     """
-    texts = [text for images in every for text in _faults(images, workers).values()]
+    texts = [text for images in every for text in _faults(images, workers, thorough).values()]
     if texts:
         more = f"\n  and {len(texts) - _SHOWN:,} more" if len(texts) > _SHOWN else ""
         raise DataError(

@@ -227,7 +227,7 @@ def make_plan(
     if settings.on_bad_image == "error":
         parts = [(train, subset)]
         parts += [(part, np.arange(len(part))) for part in (data.val, data.test) if part]
-        check.require_usable(parts, settings.workers)
+        check.require_usable(parts, settings.workers, settings.check == "full")
     if not processes.rank():
         data = data._replace(notes=(*data.notes, *copies.notes(data, subset, settings.workers)))
     by_area = registry.sizes(train, subset)

@@ -185,7 +185,8 @@ def make_plan(
             part, more = usable(part, settings.workers)
             data, skipped = data._replace(**{name: part}), skipped + more
     if settings.on_bad_image == "error" and not processes.rank():
-        require_usable([part for part in data[:3] if part is not None], settings.workers)
+        every = [part for part in data[:3] if part is not None]
+        require_usable(every, settings.workers, settings.check == "full")
     if fetch:
         weights = weights.downloaded(settings.bit_pretrained_dir)
     return DetectionPlan(
