@@ -251,7 +251,7 @@ def evaluate(
             raise ConfigError(f"{name}: is {value!r}, expected a whole number of {least} or more")
     workers = min(8, environment.cpu_count()) if workers is None else workers
     dataset, folder = data_set(data, datadir)
-    options = {"val_fraction": val_fraction, "group": group, "exclude": exclude}
+    options = {"val_fraction": val_fraction, "group": group, "exclude": exclude, "measured": True}
     words = views_of.parse(views)
     flip = not words or registry.find(dataset, datadir=folder).flip
     classes, parts = evaluation.open_split(dataset, folder, split, options, on_bad_image, workers)

@@ -55,7 +55,7 @@ def without(parts: Parts, spec: DataSpec) -> Parts:
     title, removed, kept = f"exclude: {spec.exclude}", {}, {}
     for part in ("train", "val", "test"):
         images = getattr(parts, part)
-        if images is None:
+        if not images:
             continue
         names = paths_below(images, spec.datadir)
         known.update(unwanted.intersection(names))

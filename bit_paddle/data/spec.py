@@ -67,6 +67,7 @@ class DataSpec:
     group: str | None = None
     exclude: str | None = None
     fold: tuple[int, int] | None = None  # (k, K): fold k of K validates; a setting, not a key
+    measured: bool = False  # by a trained model: no class needs two images; not a key
     repository: str | None = None  # hf:OWNER/NAME of a data set on the hub; part of `reader`
     image: str | None = None
     label: str | None = None
@@ -142,7 +143,7 @@ def overridden(spec: DataSpec, **values: Any) -> DataSpec:
 
 def _load(path: Path, readers: Collection[str]) -> DataSpec:
     content = files.read_yaml(path, f"--dataset {path}", "reader: folder")
-    expected = {field.name for field in fields(DataSpec)} - {"fold", "repository"}
+    expected = {field.name for field in fields(DataSpec)} - {"fold", "measured", "repository"}
     faults = [
         f"{key!r} is not a known key; {did_you_mean(str(key), expected)}"
         for key in content

@@ -102,6 +102,8 @@ def held_out(images: FileImages, spec: DataSpec) -> tuple[FileImages, FileImages
     paths (or the names of their groups), and is the same on every machine. An added image moves at
     most one other image per class. The images that a smaller fraction holds out are among those of
     a larger one. A group is held out as a whole, unless a class would have no training image left.
+    Raises `DataError` if a class has one image, or if no group can be held out; with
+    ``spec.measured`` that class has no validation images instead.
     """
     fraction = VAL_FRACTION if spec.val_fraction is None else spec.val_fraction
     names = group_names(images, spec)
@@ -111,7 +113,7 @@ def held_out(images: FileImages, spec: DataSpec) -> tuple[FileImages, FileImages
     chosen: set[str] = set()
     for label, groups in enumerate(classes):
         total = sum(map(len, groups.values()))
-        if total == 1 and is_alone(spec.classes, images.classes[label]):
+        if total == 1 and not spec.measured and is_alone(spec.classes, images.classes[label]):
             (path,) = next(iter(groups.values()))
             raise DataError(
                 f"{os.path.join(images.root, path)}: is the only image of class "
@@ -125,7 +127,7 @@ def held_out(images: FileImages, spec: DataSpec) -> tuple[FileImages, FileImages
             if spec.group is None or _leaves_training(classes, chosen | {name}):
                 chosen.add(name)
                 held += len(groups[name])
-    if not chosen:
+    if not chosen and not spec.measured:
         raise DataError(
             f"{images.root}: no group can be held out by --group {spec.group!r}: every class has "
             "images of one group only; give validation images"

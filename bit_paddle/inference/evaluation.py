@@ -222,6 +222,11 @@ def open_split(
         )
     names = ("train", "val", "test") if split == "all" else (split,)
     parts = [getattr(data, name) for name in names if getattr(data, name)]
+    if not parts:
+        raise errors.ConfigError(
+            f"split: is {split!r}, but {dataset} has too few images to hold some out for "
+            "validation; take 'all', which measures every image"
+        )
     if on_bad_image == "skip":
         for number, images in enumerate(parts):
             parts[number], skipped = check.usable(images, workers, every_class=False)

@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bit_paddle.inference import predictions, scores
 from bit_paddle.inference.comparison import Comparison
 from bit_paddle.inference.evaluation import Evaluation
@@ -29,11 +31,19 @@ SCORES = (
 
 def in_words(result: Evaluation) -> str:
     """Return the scores that have an interval as a few lines of text."""
+    values = {name: getattr(result, name) for name in SCORES}
+    undefined = [name for name, value in values.items() if math.isnan(value)]
     lines = ["95% intervals:"]
     for name, (low, high) in result.intervals.items():
-        lines.append(f"  {name:<22} {getattr(result, name):.4f}  ({low:.4f} to {high:.4f})")
-    lines.append(f"  {'macro_auc':<22} {result.macro_auc:.4f}")
-    lines.append(f"  {'mean_average_precision'} {result.mean_average_precision:.4f}")
+        if name not in undefined:
+            lines.append(f"  {name:<22} {values[name]:.4f}  ({low:.4f} to {high:.4f})")
+    for name in ("macro_auc", "mean_average_precision"):
+        if name not in undefined:
+            lines.append(f"  {name:<22} {values[name]:.4f}")
+    if undefined:
+        one = len(np.unique(result.outputs.labels)) == 1
+        why = "; all of them are of one class" if one else ""
+        lines.append(f"not defined on these images{why}: {', '.join(undefined)}")
     if result.calibrated is not None:
         lines.append(f"calibrated ({result.calibration}), beside raw:")
         for name in ("ece", "brier", "nll"):

@@ -49,7 +49,7 @@ def open_folder(spec: DataSpec) -> Parts:
     val = _beside(root, spec.val, *(VALIDATION if usual else ()))
     test = _beside(root, spec.test, *([TEST] if usual and not spec.val else ()))
     listed = list_images(train)
-    images = class_folders(train, listed.images, spec.classes)
+    images = class_folders(train, listed.images, spec.classes, least=1 if spec.measured else 2)
     check_no_class_is_empty(images, str(train), spec.classes)
     notes += _skipped(train, listed)
     loose = len(listed.images.get("", []))
@@ -136,15 +136,17 @@ def class_folders(
     listed: Mapping[str, list[str]],
     given: Classes | None,
     training: Sequence[str] | None = None,
+    least: int = 2,
 ) -> FileImages:
     """Return the ``listed`` images; the first folder of a path below ``folder`` is its class.
 
     The classes are the sorted folders, those of ``given`` first. For other images than those of
     ``training`` they are its classes; then a folder without a class is allowed only with ``given``,
-    which leaves it out (`classes.select`). Otherwise `DataError` is raised.
+    which leaves it out (`classes.select`). Otherwise `DataError` is raised, and also for fewer
+    classes to train on than ``least``.
     """
     names = sorted(name for name in listed if name)
-    if not given and training is None and len(names) < 2:
+    if not given and training is None and len(names) < least:
         loose = len(listed.get("", []))
         only = f" ({names[0]})" if names else ""
         advice = ""
@@ -173,6 +175,8 @@ def held_out(
     if spec.fold:
         return Parts(images, images.subset(np.arange(0)), tuple(notes), test)
     train, val, note = splits.held_out(images, spec)
+    if not len(val):  # a trained model may measure what is left
+        return Parts(train, val, (note, *notes), test)
     return with_notes(train, val, [note, *notes], str(images.root), test)
 
 

@@ -201,7 +201,7 @@ def _classes(
     distinct = {label for _, label, _ in rows}
     short = (word for word in distinct if word.isdecimal() and len(word) < 10)
     numbers = sorted(int(word) for word in short if str(int(word)) == word)
-    if len(distinct) < 2 and not spec.classes:
+    if len(distinct) < 2 and not spec.classes and not spec.measured:
         raise DataError(
             f"--datadir {spec.datadir}: all training images are of class {rows[0][1]!r}"
         )
