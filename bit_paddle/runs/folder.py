@@ -10,12 +10,7 @@ A run starts from the first of these that exists:
 
 from __future__ import annotations
 
-import fcntl
-import os
 import re
-import shutil
-import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -27,7 +22,7 @@ from bit_paddle.config.saved import differences, kind_of, load_yaml
 from bit_paddle.errors import BitPaddleError, CheckpointError, ConfigError, MissingFileError
 from bit_paddle.models import hub, published
 from bit_paddle.models.containers.folder import WEIGHTS
-from bit_paddle.runs import logbook
+from bit_paddle.runs import lease, locking, logbook
 from bit_paddle.runs.checkpoints import (
     CHECKPOINTS,
     Checkpoint,
@@ -35,12 +30,11 @@ from bit_paddle.runs.checkpoints import (
     readable,
     set_aside,
 )
+from bit_paddle.runs.locking import LOCK, OWNER
 from bit_paddle.runs.results import FOLDS, RESULT, result, summary
 from bit_paddle.system import files
 
 CONFIG = "config.yaml"
-
-LOCK, OWNER = "run.lock", "run.owner"
 
 _BEFORE_CONFIG = {LOCK, OWNER, logbook.LOG}  # files that a run writes before `CONFIG`
 
@@ -115,7 +109,7 @@ def claim(settings: RunSettings, force: bool = False, dry: bool = False) -> Iter
     else:
         candidates = files.numbered(settings.logdir, default_name(settings))
     for folder in candidates:
-        lock = None if dry else _lock(folder)
+        lock = None if dry else locking.take(folder)
         try:
             if lock is None and not dry:
                 _refuse_if_same(folder, settings)
@@ -128,7 +122,7 @@ def claim(settings: RunSettings, force: bool = False, dry: bool = False) -> Iter
                 return
         finally:
             if lock is not None:
-                _release(folder, lock)
+                locking.release(folder, lock)
 
 
 def _start(folder: Path, settings: RunSettings, force: bool) -> Start | None:
@@ -268,63 +262,6 @@ def _refusal(head: str, changed: list[str]) -> str:
 
 # --- The lock -----------------------------------------------------------------------------------
 
-# Why not `filelock`: on a file system without flock, its newer versions lock by a file's existence,
-# and SIGKILL leaves that file behind; its older versions take an error such as NFS's ENOLCK for a
-# held lock. Neither notices that another process has removed and recreated the folder.
-
-
-def _lock(folder: Path) -> int | None:
-    """Lock ``folder``, which is created if missing; return None if another process holds the lock.
-
-    Returns the open descriptor of the lock file. Tries several times, because another process that
-    has done nothing in the folder may remove it at the same moment.
-    """
-    reason = None
-    for _ in range(100):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            if folder.exists() and not folder.is_dir():
-                raise files.unwritable(folder, "a file is in its place") from error
-            if not isinstance(error, (FileNotFoundError, FileExistsError)):
-                raise files.unwritable(folder, error.strerror) from error
-            reason = error
-            continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(lock), os.stat(folder / LOCK)):
-                break
-        except BlockingIOError:
-            os.close(lock)
-            return None
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            os.close(lock)
-            raise files.unwritable(folder, f"it cannot be locked: {error.strerror}") from error
-        os.close(lock)
-    else:
-        why = reason.strerror if reason else "other processes keep removing it"
-        raise files.unwritable(folder, why) from reason
-    with suppress(OSError):  # the owner's name only serves a message
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        files.write_text(
-            folder / OWNER, f"process {os.getpid()} on {socket.gethostname()} since {since}\n"
-        )
-    return lock
-
-
-def _release(folder: Path, lock: int) -> None:
-    """Unlock ``folder``; remove it if the run has written nothing."""
-    try:
-        with suppress(OSError):
-            (folder / OWNER).unlink(missing_ok=True)
-            if {path.name for path in folder.iterdir()} == {LOCK}:
-                shutil.rmtree(folder)
-    finally:
-        os.close(lock)
-
 
 def forget(folder: Path) -> None:
     """Remove the files of a run that has made no step, while it holds the lock of ``folder``."""
@@ -343,7 +280,7 @@ def _refuse_if_same(folder: Path, settings: RunSettings) -> None:
     if settings.name is None and not same:
         return
     with suppress(OSError):
-        owner = (folder / OWNER).read_text(encoding="utf-8", errors="replace").strip()
+        owner = lease.owner((folder / OWNER).read_bytes())
         raise ConfigError(
             f"{folder}: is in use by {owner}; wait for it, stop it, or take another --name"
         )

@@ -354,7 +354,7 @@ def test_what_a_process_killed_at_its_start_has_left_is_no_hindrance(leftover, s
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / leftover).write_text("the first words")
     (tmp_path / "run" / runs_folder.LOCK).touch()
-    (tmp_path / "run" / runs_folder.OWNER).touch()
+    (tmp_path / "run" / runs_folder.OWNER).write_text("process 12 on here since 2026-01-01\n")
     assert claimed(settings(name="run")).folder == tmp_path / "run"
 
 
