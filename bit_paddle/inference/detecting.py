@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,6 +19,7 @@ from bit_paddle.data.images import FileImages
 from bit_paddle.errors import ConfigError, did_you_mean
 from bit_paddle.inference import average_precision, inputs, paddle_inference
 from bit_paddle.inference.average_precision import Scores
+from bit_paddle.inference.parts import Parts
 from bit_paddle.models import published
 from bit_paddle.models.detection import detections
 from bit_paddle.models.detection.configuration import Detector
@@ -51,6 +53,7 @@ def detections_of(
     least_score: float = 0.0,
     batch: int = BATCH,
     workers: int = 0,
+    parts: Parts | None = None,
 ) -> Iterator[tuple[int, Detections]]:
     """Yield (index, detections) of the ``images`` of ``indices``; the order may be another.
 
@@ -58,6 +61,7 @@ def detections_of(
     a time; this changes nothing but the last digits. The boxes are in pixels of the image, the best
     first. The detections of all views of an image pass one ``suppression``. Those with a score
     below ``least_score`` are dropped. ``workers`` threads decode the images ahead.
+    ``parts`` computes the views in smaller parts where memory runs out.
 
     Errors: `ConfigError` for another ``suppression``; those of the images, such as `DataError`.
     """
@@ -65,10 +69,12 @@ def detections_of(
         hint = did_you_mean(suppression, SUPPRESSIONS)
         raise ConfigError(f"suppression: is {suppression!r}; {hint}")
     groups: dict[tuple[int, int], list[_Part]] = {}
+    compute = partial(_candidates, network)
     found: dict[int, list[Detections | None]] = {}
 
     def computed(group: list[_Part]) -> Iterator[tuple[int, Detections]]:
-        for part, one in zip(group, _candidates(network, group)):
+        results = parts.of(compute, group) if parts else [compute(group)]
+        for part, one in zip(group, chain.from_iterable(results)):
             views = found[part.index]
             kept = one.chosen(np.flatnonzero(one.scores >= least_score))
             views[part.number] = kept._replace(boxes=part.view.restored(kept.boxes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -80,6 +81,13 @@ def memory_errors() -> Iterator[None]:
 
 
 _EXHAUSTED = ("MemoryError", "ResourceExhausted", "out of memory", "ALLOC_FAILED")
+
+
+def free_memory() -> None:
+    """Free what nothing uses any more: garbage, and Paddle's cache on a GPU."""
+    gc.collect()
+    if paddle.get_device().startswith("gpu"):
+        paddle.device.cuda.empty_cache()
 
 
 def peak_memory() -> int | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 
 import paddle
@@ -15,7 +15,7 @@ from bit_paddle.config.types import AUTO
 from bit_paddle.models.resnetv2 import ResNetV2
 from bit_paddle.runs import logbook
 from bit_paddle.system import environment, processes
-from bit_paddle.system.device import memory_errors
+from bit_paddle.system.device import free_memory, memory_errors
 from bit_paddle.system.text import plural
 from bit_paddle.training import distributed
 from bit_paddle.training.plan import Plan
@@ -66,12 +66,25 @@ def fits(
     return enough
 
 
+@contextmanager
+def advice(part: str, size: str) -> Iterator[None]:
+    """Say in an `OutOfMemoryError` of the context which ``part`` of a run it ended.
+
+    ``size`` is the setting to make smaller. The part has tried one image at a time.
+    """
+    try:
+        yield
+    except errors.OutOfMemoryError:
+        raise errors.OutOfMemoryError(
+            f"{part}: out of memory with one image at a time; take a smaller --{size}"
+        ) from None
+
+
 def release(model: ResNetV2) -> None:
-    """Free the gradients' memory, and empty Paddle's cache on a GPU."""
+    """Free the gradients' memory, and all that nothing uses any more."""
     for parameter in model.parameters():
         parameter.clear_gradient(False)
-    if paddle.get_device().startswith("gpu"):
-        paddle.device.cuda.empty_cache()
+    free_memory()
 
 
 def activation_memory(plan: Plan, device: str, amp: str = "off", shared: int = 1) -> int:

@@ -37,12 +37,20 @@ class Momentum(paddle.optimizer.Momentum):
     ) -> None:
         super().__init__(*arguments, **options)
         self.whole, self.made, self._decay, self._operators = True, 0, weight_decay, operators
+        self._is_new = True  # whether no step has created the velocities yet
         self._loaded: dict[str, Tensor] = {}  # Paddle's state_dict lacks them before the first step
 
     def step(self) -> None:
         self.whole = False
         super().step()
-        self.whole, self._loaded = True, {}
+        self.whole, self._is_new, self._loaded = True, False, {}
+
+    def reserve(self) -> None:
+        """Allocate, and free again, the tensors that the next step adds. Raises if memory runs out.
+
+        Nothing else changes.
+        """
+        _allocate(self._parameter_list, self.state() if self._is_new else {}, 1)
 
     def velocities(self) -> list[Tensor | None]:
         """Return each parameter's velocity, in the parameters' order; None before its update."""
@@ -118,6 +126,13 @@ class Adam:
                 self._update(index, parameter, parameter.grad)
         self.whole, self.made = True, self.made + 1
 
+    def reserve(self) -> None:
+        """Allocate, and free again, the tensors that the next step adds. Raises if memory runs out.
+
+        Nothing else changes.
+        """
+        _allocate(self._parameters, self._state, 4)
+
     def clear_grad(self, set_to_zero: bool = False) -> None:
         """Free the gradients, or set them to zero."""
         for parameter in self._parameters:
@@ -150,6 +165,20 @@ class Adam:
         if moment is None:
             moment = self._state[slot][index] = paddle.zeros_like(parameter)
         return moment
+
+
+def _allocate(parameters: Sequence[Tensor], state: State, workspaces: int) -> None:
+    """Allocate, and free, all that ``state`` lacks, and the largest parameter's ``workspaces``."""
+    updated = [index for index, parameter in enumerate(parameters) if parameter.grad is not None]
+    held = [
+        paddle.zeros_like(parameters[index])
+        for tensors in state.values()
+        for index in updated
+        if tensors[index] is None
+    ]
+    if updated:
+        largest = max((parameters[index] for index in updated), key=lambda one: one.size)
+        held += [paddle.empty_like(largest) for _ in range(workspaces)]
 
 
 Optimizer = Union[Momentum, Adam]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,8 @@ def update(
             if not np.isfinite(loss):
                 raise errors.NonFiniteError(f"the loss is {loss}")
             fault = _last_backward(sums, losses, loss_scale)
+        losses.clear()  # they hold the activations
+        fault = fault or _no_room(optimizer)
         _require_finite_gradients(model, fault, loss_scale)
         if loss_scale != 1:
             unscale(model.parameters(), loss_scale)
@@ -57,7 +59,7 @@ def update(
             optimizer.step()
             sums.share_parameters()
     finally:
-        losses.clear()  # they hold the activations
+        losses.clear()
         optimizer.clear_grad(set_to_zero=False)
     return loss
 
@@ -109,6 +111,19 @@ def _last_backward(
         if fault is not None:  # not in the handler above, where the error may hold memory
             give_up()
     return fault
+
+
+def _no_room(optimizer: Optimizer) -> type[BaseException] | None:
+    """Return MemoryError if the optimizer's step would run out of memory, else None.
+
+    So a step that begins also ends, and no weight is updated without the others.
+    """
+    for _ in range(2):
+        with suppress(MemoryError), device.memory_errors():
+            optimizer.reserve()
+            return None
+        device.free_memory()
+    return MemoryError
 
 
 def _require_finite_gradients(

@@ -10,6 +10,7 @@ from bit_paddle.data.boxes.looks import Looks, evaluation_views
 from bit_paddle.data.boxes.views import GREY, View
 from bit_paddle.errors import ConfigError
 from bit_paddle.inference import detecting
+from bit_paddle.inference.parts import Parts
 from bit_paddle.models.detection import anchors, configuration, detections
 from bit_paddle.models.detection.boxes import decode, iou
 from bit_paddle.models.detection.configuration import Detector
@@ -115,6 +116,27 @@ def test_of_several_views(network, suppression):
     assert index == 0 and len(found.scores) > 10 and found.scores.min() >= 0.3
     for one, other in zip(found, expected):
         np.testing.assert_allclose(one, other, atol=1e-9)
+
+
+def test_views_are_computed_in_smaller_parts_where_memory_runs_out(network, monkeypatch):
+    """Here two views are too many; the detections are those of whole batches."""
+    whole = dict(detecting.detections_of(network, Pictures(), range(6), Looks(200), batch=8))
+    tried, lines, candidates = [], [], network.candidates
+
+    def limited(pixels, shown):
+        tried.append(len(pixels))
+        if len(pixels) > 2:
+            raise MemoryError
+        return candidates(pixels, shown)
+
+    monkeypatch.setattr(network, "candidates", limited)
+    options = {"batch": 8, "parts": Parts(lines.append)}
+    found = dict(detecting.detections_of(network, Pictures(), range(6), Looks(200), **options))
+    assert tried == [4, 2, 2, 1, 1] and len(lines) == 1 and "from now on 2 images" in lines[0]
+    assert sorted(found) == sorted(whole)
+    for index, one in found.items():
+        np.testing.assert_allclose(one.scores, whole[index].scores, atol=1e-9)
+        np.testing.assert_allclose(one.boxes, whole[index].boxes, atol=1e-9)
 
 
 def test_a_mirrored_view_alone_finds_mirrored_boxes(network):

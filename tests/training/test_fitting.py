@@ -179,7 +179,8 @@ def test_release_leaves_no_gradient_and_asks_no_gpu(small_checkpoint, monkeypatc
 def assert_undone(found):
     """Check that updates without memory were as if never begun, and that the next ones are made.
 
-    Without it from the first part on, from the second, and on the way back of that.
+    Without it from the first part on, from the second, on the way back of that, and from the
+    optimizer's step on, which is made where garbage can be freed ("then freed").
     """
     for key, (result, before, after, *_) in found.items():
         velocities = 45 * key.endswith("True")
@@ -195,7 +196,7 @@ def assert_undone(found):
 @pytest.mark.parametrize("mode", MODES)
 def test_an_update_without_memory_was_not_made_and_the_next_one_is_the_same(mode, alone):
     found = alone["update"][mode]
-    assert len(found) == (8 if mode == "off" else 4)
+    assert len(found) == (12 if mode == "off" else 6)
     assert_undone(found)
     assert all(values[3] < 1 for key, values in found.items() if not key.startswith("then"))
 
@@ -204,10 +205,21 @@ def test_an_update_without_memory_was_not_made_and_the_next_one_is_the_same(mode
 def test_where_one_process_has_no_memory_all_say_so_and_go_on_as_one(pair):
     """Also on the way back, where gradients are under way between them already."""
     first, second = (told["update"]["off"] for told in pair)
-    assert len(first) == 4
+    assert len(first) == 5
     assert_undone(first)
     assert_undone(second)
     assert first["then, False"] == second["then, False"]
+
+
+@pytest.mark.slow
+def test_validation_without_memory_takes_fewer_images_at_a_time(alone):
+    """The size that fits is told once and kept; where one image is too many, that is an error."""
+    whole, smaller, again, nothing, lines = alone["evaluate"]
+    assert len(lines) == 1 and "from now on " in lines[0]
+    images = int(re.search(r"from now on (\d+) images", lines[0])[1])
+    assert 1 <= images < 32 and nothing == "OutOfMemoryError"
+    for found in (smaller, again):
+        assert found[1:] == whole[1:] and found[0] == pytest.approx(whole[0], rel=1e-5)
 
 
 # --- In how many parts a run begins -------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Steps of training for which memory runs out in many places; test_fitting asks what came of it."""
 
+import gc
 import hashlib
 import json
 import resource
@@ -12,6 +13,7 @@ import numpy as np
 
 from bit_paddle.config.settings import Settings
 from bit_paddle.data.loader import MicroBatch
+from bit_paddle.inference.parts import Parts
 from bit_paddle.models import cost, weights
 from bit_paddle.models.native import plain
 from bit_paddle.runs import logbook
@@ -19,6 +21,7 @@ from bit_paddle.system import processes
 from bit_paddle.system.signals import Interrupt
 from bit_paddle.training import distributed, start, step
 from bit_paddle.training import memory as training_memory
+from bit_paddle.training.classification import validation
 from bit_paddle.training.classification.plan import make_plan
 from bit_paddle.training.classification.task import loss_of
 from bit_paddle.training.memory import find_split
@@ -27,6 +30,7 @@ from bit_paddle.training.optimizer import Momentum
 out, image_folder, name = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 MODES = {"off": ("off", "off"), "unit": ("unit", "off"), "bf16": ("off", "bf16")}
 CROP, FEW, SOME, MANY = 96, 4, 8, 32
+PASS = 10 * 2**20  # bytes beside the weights' that are left for a pass without gradients
 INFINITY = resource.RLIM_INFINITY
 processes.end_with_parent()
 distributed.join()
@@ -67,10 +71,26 @@ def state(model, optimizer):
     return hashlib.sha256(b"".join(arrays)).hexdigest(), len(velocities), len(gradients)
 
 
+class Starved(Momentum):
+    "Takes memory away before a step, if it is told how much to leave."
+
+    room, garbage = None, 0  # bytes that are left; and bytes that only a collector would free
+
+    def reserve(self):
+        room, self.room = self.room, None
+        if room is not None:
+            gc.collect()  # what earlier failures have left
+            circle = [np.ones(self.garbage, np.uint8)]
+            circle.append(circle)
+            del circle
+            limit(room)
+        super().reserve()
+
+
 def new(mode):
     model = weights.create_model("R14x0.5", 3, pretrained=False, seed=0)
     model.recompute, model.amp = MODES[mode]
-    optimizer = Momentum(0.01, 0.9, model.parameters())
+    optimizer = Starved(0.01, 0.9, model.parameters())
     return model, optimizer, distributed.GradientSums(model.parameters())
 
 
@@ -93,7 +113,12 @@ def disturbed(model, optimizer, call):
 
 
 def update(model, optimizer, sums, where=None):
-    "Make an update in two parts; from the part ``where`` on the last process gets no more memory."
+    """Make an update in two parts; from the part ``where`` on the last process gets no more memory.
+
+    At "step" and "freed" that is before the optimizer's step; "freed" has garbage that would do.
+    """
+    optimizer.room = 2**19 if where in ("step", "freed") and rank == size - 1 else None
+    optimizer.garbage = 2**27 if where == "freed" else 0
     random = np.random.default_rng(rank)
     pixels = random.integers(0, 256, (8, 3, CROP, CROP)).astype(np.uint8)
     labels = random.integers(0, 3, 8)
@@ -162,11 +187,38 @@ def disturb_updates(mode):
     one, other = new(mode), new(mode)
     found = told["update"].setdefault(mode, {})
     for velocities in (False, True) if mode == "off" and size == 1 else (False,):
-        for where in (0, 1, 2):
+        for where in (0, 1, 2, "step"):
             call = partial(update, *one, where)
             found[f"{where}, {velocities}"] = disturbed(*one[:2], call)
         losses = update(*one), update(*other)
         found[f"then, {velocities}"] = losses, state(*one[:2]), state(*other[:2])
+        if size == 1:
+            gc.disable()
+            losses = update(*one, "freed"), update(*other)
+            gc.enable()
+            found[f"then freed, {velocities}"] = losses, state(*one[:2]), state(*other[:2])
+
+
+def evaluate():
+    "Measure few and many images: with all the memory, with less, and with almost none."
+    model, random = new("off")[0], np.random.default_rng(0)
+    weight = model.head.weight
+    weight.set_value(random.normal(0, 1, weight.shape).astype(np.float32))
+    pixels = random.integers(0, 256, (MANY, 3, CROP, CROP)).astype(np.uint8)
+    labels, lines = random.integers(0, 3, MANY), []
+    batches = [MicroBatch(pixels, labels, labels)] * 2
+    parts = Parts(lines.append)
+    whole = validation.evaluate(model, batches).sums()
+    with limited(room_for(model, 0) + PASS):
+        smaller = validation.evaluate(model, batches, parts=parts).sums()
+    try:
+        with limited(2**16):
+            nothing = validation.evaluate(model, batches, parts=parts).sums()
+    except MemoryError as error:
+        nothing = type(error).__name__
+    again = validation.evaluate(model, batches, parts=parts).sums()
+    sums = [list(map(float, found)) for found in (whole, smaller, again)]
+    told["evaluate"] = *sums, nothing, lines
 
 
 def begin():
@@ -200,5 +252,6 @@ for mode in MODES if size == 1 else ["off"]:
         try_to_fit(mode)
     disturb_updates(mode)
 if size == 1:
+    evaluate()
     begin()
 (out / f"{name}.{rank}.json").write_text(json.dumps(told))

@@ -23,7 +23,6 @@ from bit_paddle.models.resnetv2 import ResNetV2
 from bit_paddle.runs.logbook import Logbook
 from bit_paddle.system import device
 from bit_paddle.system.signals import Interrupt
-from bit_paddle.training.classification import validation
 from bit_paddle.training.classification.task import Classification
 
 if TYPE_CHECKING:
@@ -118,8 +117,8 @@ class Distillation(Classification):
             return
         images = getattr(plan.data, part)
         logits = np.zeros((len(images), len(images.classes)), np.float32)
-        teacher, log, stop = self._teacher.beside(model), self._log, self._stop
-        validation.measure(plan, teacher, images, batch_split, log, stop, "teacher", logits)
+        teacher = self._teacher.beside(model)
+        self._measure(teacher, images, batch_split, "teacher", logits)
         labelled = images.chosen(np.arange(len(images)), logits.argmax(axis=1), images.classes)
         self._plan = replace(plan, data=plan.data._replace(**{part: labelled}))
         self._answered.add(part)

@@ -13,6 +13,7 @@ import numpy as np
 
 from bit_paddle.data import loader
 from bit_paddle.data.preprocessing import Preprocessing
+from bit_paddle.inference.parts import Parts
 from bit_paddle.models import cost, heads
 from bit_paddle.system import processes
 from bit_paddle.system.progress import progress_bar
@@ -100,12 +101,18 @@ class Outputs:
 
 
 def compute(
-    plan: ClassificationPlan, model: ResNetV2, batch_split: int, log: Logbook, stop: Interrupt
+    plan: ClassificationPlan,
+    model: ResNetV2,
+    batch_split: int,
+    log: Logbook,
+    stop: Interrupt,
+    parts: Parts | None = None,
 ) -> Outputs:
     """Return the outputs of the frozen parts of ``model`` for all training images of ``plan``.
 
     The ranks share the images, and every rank gets all outputs. ``batch_split``: a pass has as many
-    images as a micro-batch. Raises `Interrupted` in all ranks if a signal comes.
+    images as a micro-batch, and fewer in ``parts`` if memory runs out. Raises in all ranks:
+    `Interrupted` if a signal comes, `OutOfMemoryError`.
     """
     from bit_paddle.models.network import dtype_of
     from bit_paddle.system import device
@@ -127,19 +134,25 @@ def compute(
     dtype = dtype_of(first)
     wide = dtype if dtype == "float64" else "float32"
     values = np.zeros([len(subset), *first.shape[1:]], wide)
+    parts = parts or Parts(log.say)
+
+    def outputs_of(images: np.ndarray) -> np.ndarray:
+        return model.frozen_part(device.to_device(images)).astype(wide).numpy()
+
     try:
         with (
             log.timed("frozen parts"),
             progress_bar(desc="frozen parts", unit="img", total=len(share)) as bar,
         ):
             for batch in stop.checked(batches):
-                outputs = model.frozen_part(device.to_device(batch.images))
                 places = share[rows : rows + len(batch.indices)]
-                values[places] = outputs.astype(wide).numpy()
+                values[places] = np.concatenate(parts.of(outputs_of, batch.images))
                 rows += len(places)
                 bar.update(len(places))
     except Interrupted:
         fault = Interrupted
+    except MemoryError:
+        fault = MemoryError
     distributed.agree([], fault)
     distributed.add_up(values)
     return Outputs(subset, values, dtype)

@@ -10,13 +10,16 @@ import numpy as np
 from paddle import Tensor
 
 from bit_paddle.data import loader
+from bit_paddle.data.images import Images
 from bit_paddle.inference import predictions
 from bit_paddle.inference.metrics import Tally
+from bit_paddle.inference.parts import Parts
 from bit_paddle.models import losses, published, weights
 from bit_paddle.models.resnetv2 import ResNetV2
 from bit_paddle.runs.logbook import Logbook
 from bit_paddle.system import device, processes
 from bit_paddle.system.signals import Interrupt
+from bit_paddle.training import memory
 from bit_paddle.training.classification import frozen, validation
 from bit_paddle.training.task import MicroBatchLoss, Task
 
@@ -56,6 +59,7 @@ class Classification(Task):
 
     def __init__(self, plan: ClassificationPlan, log: Logbook, stop: Interrupt):
         self._plan, self._log, self._stop = plan, log, stop
+        self._parts = Parts(log.say)  # of validation, which takes other memory than a step
         self._loss = partial(loss_of, name=plan.settings.loss, class_weights=plan.class_weights)
 
     def new_network(self) -> ResNetV2:
@@ -104,7 +108,10 @@ class Classification(Task):
     def prepare(self, model: ResNetV2, batch_split: int) -> None:
         """Compute the outputs of frozen parts once, if they never change."""
         if frozen.are_remembered(self._plan):
-            outputs = frozen.compute(self._plan, model, batch_split, self._log, self._stop)
+            with memory.advice("frozen parts", self._plan.settings.size):
+                outputs = frozen.compute(
+                    self._plan, model, batch_split, self._log, self._stop, self._parts
+                )
             self._loss = partial(self._loss, outputs=outputs)
 
     def loss_of(self, batch: loader.Batch) -> MicroBatchLoss:
@@ -130,9 +137,7 @@ class Classification(Task):
         plan, logits = self._plan, None
         if plan.settings.fold and last:
             logits = np.zeros((len(plan.data.val), len(plan.data.train.classes)))
-        tally = validation.measure(
-            plan, model, plan.data.val, batch_split, self._log, self._stop, logits=logits
-        )
+        tally = self._measure(model, plan.data.val, batch_split, "validation", logits)
         if logits is not None and processes.rank() == 0:
             settings, path = plan.settings, self._log.folder / predictions.PREDICTIONS
             predictions.write(
@@ -142,7 +147,17 @@ class Classification(Task):
 
     def test(self, model: ResNetV2, batch_split: int) -> Tally:
         """Measure ``model`` on all test images."""
-        plan = self._plan
+        return self._measure(model, self._plan.data.test, batch_split, "test")
+
+    def _measure(
+        self,
+        model: ResNetV2,
+        images: Images,
+        batch_split: int,
+        part: str,
+        logits: np.ndarray | None = None,
+    ) -> Tally:
+        options = {"logits": logits, "parts": self._parts}
         return validation.measure(
-            plan, model, plan.data.test, batch_split, self._log, self._stop, "test"
+            self._plan, model, images, batch_split, self._log, self._stop, part, **options
         )

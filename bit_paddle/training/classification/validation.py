@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,13 +13,14 @@ from bit_paddle.data.images import Images
 from bit_paddle.data.loader import MicroBatch
 from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.inference.metrics import Tally
+from bit_paddle.inference.parts import Parts
 from bit_paddle.inference.predictor import infer
 from bit_paddle.models.resnetv2 import ResNetV2
 from bit_paddle.runs.logbook import Logbook
 from bit_paddle.system import processes
 from bit_paddle.system.progress import progress_bar
 from bit_paddle.system.signals import Interrupt, Interrupted
-from bit_paddle.training import distributed
+from bit_paddle.training import distributed, memory
 
 if TYPE_CHECKING:
     from bit_paddle.training.classification.plan import ClassificationPlan
@@ -33,11 +35,13 @@ def measure(
     stop: Interrupt,
     part: str = "validation",
     logits: np.ndarray | None = None,
+    parts: Parts | None = None,
 ) -> Tally:
     """Return the metrics of ``model`` on all ``images``, which the ranks share.
 
     ``part`` of the data names the bar and the time in the log. ``logits``, zeros [N, K], is filled
-    with the outputs for all images, in all ranks. Errors: those of `evaluate`.
+    with the outputs for all images, in all ranks. ``parts`` are those of `evaluate`, as are the
+    errors.
     """
     settings, world_size = plan.settings, processes.world_size()
     batches = loader.evaluation_batches(
@@ -48,8 +52,12 @@ def measure(
         processes.rank(),
         world_size,
     )
-    with log.timed(part), progress_bar(desc=part, unit="img", total=len(images)) as bar:
-        return evaluate(model, stop.checked(batches), bar.update, settings.loss, logits)
+    with (
+        memory.advice(part, settings.size),
+        log.timed(part),
+        progress_bar(desc=part, unit="img", total=len(images)) as bar,
+    ):
+        return evaluate(model, stop.checked(batches), bar.update, settings.loss, logits, parts)
 
 
 def evaluate(
@@ -58,24 +66,30 @@ def evaluate(
     progress: Callable[[int], object] = lambda images: None,
     loss: str = "softmax",
     logits: np.ndarray | None = None,
+    parts: Parts | None = None,
 ) -> Tally:
     """Return the metrics of ``model`` over the batches of all ranks, computed in full precision.
 
-    ``batches`` are this rank's share. ``progress`` is called with the size of each batch. Raises
-    `Interrupted` in all ranks if the iterator of any rank does.
+    ``batches`` are this rank's share. ``progress`` is called with the size of each batch. ``parts``
+    computes each batch, in smaller parts where memory runs out; it may have done so before. Raises
+    in all ranks if any rank does: `Interrupted` of the iterator, `OutOfMemoryError`.
     """
     tally, fault = Tally(model.num_classes), None
+    parts = parts or Parts(print)
     before, model.amp = model.amp, "off"
     model.eval()
+    compute = partial(infer, model)
     try:
         for batch in batches:
-            outputs = infer(model, batch.images)
+            outputs = np.concatenate(parts.of(compute, batch.images))
             tally.add(outputs, batch.labels, loss)
             if logits is not None:
                 logits[batch.indices] = outputs
             progress(len(batch.labels))
     except Interrupted:
         fault = Interrupted
+    except MemoryError:
+        fault = MemoryError
     finally:
         model.train()
         model.amp = before

@@ -11,8 +11,10 @@ import paddle
 from paddle import Tensor
 
 from bit_paddle.data.boxes import loader
+from bit_paddle.data.boxes.annotations import BoxedImages
 from bit_paddle.inference import average_precision
 from bit_paddle.inference.average_precision import Scores
+from bit_paddle.inference.parts import Parts
 from bit_paddle.models import published, weights
 from bit_paddle.models.detection.anchors import anchors_of, targets_of
 from bit_paddle.models.detection.configuration import network
@@ -37,6 +39,7 @@ class Detection(Task):
     def __init__(self, plan: DetectionPlan, log: Logbook, stop: Interrupt):
         average_precision.check_installed()
         self._plan, self._log, self._stop = plan, log, stop
+        self._parts = Parts(log.say)  # of validation, which takes other memory than a step
         self._dense = plan.detector.kind == "retinanet"
         dtype = np.dtype(paddle.get_default_dtype())
         self._anchors = anchors_of(*plan.sides, plan.detector.shapes, dtype)
@@ -127,10 +130,15 @@ class Detection(Task):
 
     def validate(self, model: WithBackbone, batch_split: int, last: bool) -> Scores:
         """Measure ``model`` on all validation images."""
-        data, plan = self._plan.data.val, self._plan
-        return validation.measure(plan, model, data, batch_split, self._log, self._stop)
+        return self._measure(model, self._plan.data.val, batch_split, "validation")
 
     def test(self, model: WithBackbone, batch_split: int) -> Scores:
         """Measure ``model`` on all test images."""
-        data, plan = self._plan.data.test, self._plan
-        return validation.measure(plan, model, data, batch_split, self._log, self._stop, "test")
+        return self._measure(model, self._plan.data.test, batch_split, "test")
+
+    def _measure(
+        self, model: WithBackbone, images: BoxedImages, batch_split: int, part: str
+    ) -> Scores:
+        return validation.measure(
+            self._plan, model, images, batch_split, self._log, self._stop, part, self._parts
+        )

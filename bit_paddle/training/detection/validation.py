@@ -11,13 +11,14 @@ from bit_paddle.data.boxes.annotations import BoxedImages
 from bit_paddle.data.boxes.looks import Looks
 from bit_paddle.inference.average_precision import Scores, scores_of
 from bit_paddle.inference.detecting import BATCH, detections_of
+from bit_paddle.inference.parts import Parts
 from bit_paddle.models.detection.detections import MOST, Detections
 from bit_paddle.models.stages import WithBackbone
 from bit_paddle.runs.logbook import Logbook
 from bit_paddle.system import processes
 from bit_paddle.system.progress import progress_bar
 from bit_paddle.system.signals import Interrupt, Interrupted
-from bit_paddle.training import distributed
+from bit_paddle.training import distributed, memory
 
 if TYPE_CHECKING:
     from bit_paddle.training.detection.plan import DetectionPlan
@@ -31,11 +32,13 @@ def measure(
     log: Logbook,
     stop: Interrupt,
     part: str = "validation",
+    parts: Parts | None = None,
 ) -> Scores:
     """Return the scores of ``model`` on all ``images``, which the ranks share, in full precision.
 
-    ``part`` of the data names the bar and the time in the log. Raises `Interrupted` in all ranks if
-    a signal has come to any of them.
+    ``part`` of the data names the bar and the time in the log. ``parts`` computes the batches, in
+    smaller parts where memory runs out; it may have done so before. Raises in all ranks:
+    `Interrupted` if a signal has come to any of them, `OutOfMemoryError`.
     """
     rows, fault = np.zeros((len(images), MOST, 6)), None
     world_size = processes.world_size()
@@ -52,16 +55,20 @@ def measure(
                 Looks(plan.settings.side),
                 batch=batch,
                 workers=plan.settings.workers,
+                parts=parts or Parts(log.say),
             ):
                 found = np.concatenate([one.boxes, one.scores[:, None], one.classes[:, None]], 1)
                 rows[index, : len(found)] = found
                 bar.update()
     except Interrupted:
         fault = Interrupted
+    except MemoryError:
+        fault = MemoryError
     finally:
         model.train()
         model.amp = before
-    distributed.agree([], fault)
+    with memory.advice(part, plan.settings.size):
+        distributed.agree([], fault)
     distributed.add_up(rows)
     return scores_of(images, [_detections(one) for one in rows])
 
