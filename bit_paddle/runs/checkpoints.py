@@ -18,7 +18,7 @@ from typing import Any
 from bit_paddle.errors import BitPaddleError, CheckpointError
 from bit_paddle.models.checkpoint import CheckpointFile
 from bit_paddle.runs.logbook import METRICS, Logbook
-from bit_paddle.system import files
+from bit_paddle.system import files, processes
 
 CHECKPOINTS, BEST = "checkpoints", "best.npz"
 
@@ -157,6 +157,7 @@ class Saver:
         self._saving = self._pool.submit(self._save, step, write)
 
     def _save(self, step: int, write: Callable[[Path], None]) -> None:
+        started = time.monotonic()
         self._log.sync()  # a checkpoint must not be on the disk before the metrics of its steps
         path = checkpoint_path(self._folder, step)
         files.make_folder(path.parent, "--logdir")
@@ -178,6 +179,7 @@ class Saver:
         for old in others[self._keep - 1 :]:
             with suppress(OSError):
                 old.unlink()
+        processes.note_save(time.monotonic() - started)
 
     def wait(self) -> None:
         """Wait for the running save, if any; log whether it failed."""

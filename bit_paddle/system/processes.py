@@ -23,14 +23,16 @@ from pathlib import Path
 from typing import BinaryIO
 
 from bit_paddle.errors import ConfigError, PeerError
-from bit_paddle.system import environment
+from bit_paddle.system import environment, files
 from bit_paddle.system.signals import Interrupt
 
-GRACE = 20.0  # seconds for the other processes to end after one has failed
+GRACE = 20.0  # seconds, and two saves, for the other processes to end after one has failed
 
 _NVIDIA = Path("/proc/driver/nvidia/gpus")  # of the driver: a folder per card
 
 _PARENT = "BIT_PADDLE_PARENT"  # id of the process that started this one
+
+_SAVE = "BIT_PADDLE_SAVE"  # path of the file in which rank 0 notes the seconds of its longest save
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -62,6 +64,21 @@ def end_with_parent() -> None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != int(os.environ[_PARENT]):  # the parent has already ended
         os._exit(1)
+
+
+def note_save(seconds: float) -> None:
+    """Note that a save has taken so many seconds, for the process that started this one."""
+    path = os.environ.get(_SAVE)
+    if path is not None and seconds > _longest_save(Path(path)):
+        with suppress(OSError):  # that process has ended, and nobody waits
+            files.write_text(Path(path), f"{seconds}")
+
+
+def _longest_save(path: Path) -> float:
+    try:
+        return float(path.read_text())
+    except (OSError, ValueError):  # nothing has been saved yet
+        return 0.0
 
 
 def has_gpu() -> bool:
@@ -114,9 +131,8 @@ def launch(
 
     With ``count`` GPUs in ``gpus``, each process has one, and they communicate by NCCL; else by
     gloo. All processes receive the signals. Rank 0 writes to the terminal. If a process fails, the
-    others have `GRACE` seconds to end, and the message of the first failure is printed.
-    ``stop`` notes the
-    signals that this process receives.
+    others have `GRACE` seconds and the time of two saves to end: one may be under way. The message
+    of the first failure is printed. ``stop`` notes the signals that this process receives.
     """
     ports = _free_ports(count + 1)
     endpoints = [f"127.0.0.1:{port}" for port in ports]
@@ -131,7 +147,9 @@ def launch(
     }
     children: list[subprocess.Popen] = []
     messages: list[BinaryIO] = []
-    with stop or Interrupt() as stop:
+    with tempfile.TemporaryDirectory() as folder, stop or Interrupt() as stop:
+        save = Path(folder, "save")
+        shared[_SAVE] = str(save)
         try:
             for place in range(count):
                 own = {
@@ -149,7 +167,7 @@ def launch(
                         **quiet,
                     )
                 )
-            return _watch(children, messages, stop)
+            return _watch(children, messages, stop, save)
         finally:
             for child in children:
                 child.kill()
@@ -173,9 +191,15 @@ def _import_path() -> dict[str, str]:
 
 
 def _watch(
-    children: Sequence[subprocess.Popen], messages: Sequence[BinaryIO], stop: Interrupt
+    children: Sequence[subprocess.Popen],
+    messages: Sequence[BinaryIO],
+    stop: Interrupt,
+    save: Path,
 ) -> int:
-    """Wait until all have ended, or until `GRACE` seconds after a failure; return a status."""
+    """Wait until all have ended, or until their time after a failure is over; return a status.
+
+    ``save`` is the file of `note_save`.
+    """
     told, first, deadline = 0, None, math.inf
     while None in [child.poll() for child in children] and time.monotonic() < deadline:
         if stop.count > told:
@@ -185,7 +209,7 @@ def _watch(
         if not stop.signal:
             first = _failed(children, first)
         if deadline == math.inf and (first is not None or children[0].returncode is not None):
-            deadline = time.monotonic() + GRACE
+            deadline = time.monotonic() + GRACE + 2 * _longest_save(save)
         time.sleep(0.05)
     first = _failed(children, first)
     if first is None:

@@ -154,6 +154,9 @@ def _start_processes(
             errors.tell(complete(begin))
             return Ended(0, begin.folder, begin.result)
         plan_of(settings, begin, make_plan, force)
+        if begin.damaged:  # they are renamed by now, so the first process does not meet them
+            with logbook.Logbook(begin.folder) as log:
+                log.say("".join(f"note: {note}\n" for note in begin.notes))
     command = [sys.executable, *settings.prog.split()[1:], *arguments]
     command += ["--traceback"] if "--traceback" in sys.argv else []
     status = processes.launch(command, count, gpus, stop)

@@ -335,7 +335,13 @@ def test_a_process_that_is_killed_ends_the_run_which_goes_on(image_folder, tmp_p
     assert process.returncode == 137 and time.monotonic() - killed < 30
     assert "rank 1" in err and "SIGKILL" in err and "Traceback" not in err
     assert not os.path.exists(f"/proc/{first}")
-    assert run_train(*arguments).returncode == 0
+    newest = max((tmp_path / "run/checkpoints").glob("step-*.npz"))
+    newest.write_bytes(newest.read_bytes()[:1000])  # reported as with one process
+    done = run_train(*arguments)
+    assert done.returncode == 0 and f"note: {newest}: " in done.stdout
+    log = (tmp_path / "run/train.log").read_text()
+    assert f"note: {newest}: " in log and log.count("it is skipped") == 1
+    assert newest.with_suffix(".npz.damaged").exists()
     assert_same(state_of(tmp_path / "run"), state_of(tmp_path / "undisturbed"))
 
 

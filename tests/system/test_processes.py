@@ -169,6 +169,27 @@ def test_the_others_have_time_to_end_in_good_order(launch, tmp_path):
     assert (tmp_path / "saved").exists()
 
 
+def test_the_first_one_has_the_time_of_a_save(launch, tmp_path, monkeypatch):
+    """Here its saves take longer than the others wait for what has no save to make."""
+    code = """
+        from bit_paddle.system import processes
+        if rank:
+            while not (tmp / "begun").exists():
+                time.sleep(0.01)
+            sys.exit(3)
+        processes.note_save({seconds})
+        processes.note_save(0.1)
+        (tmp / "begun").touch()
+        time.sleep({wait})
+        (tmp / "saved").touch()
+    """
+    monkeypatch.setattr(processes, "GRACE", 0.1)
+    assert launch(code.format(seconds=0.2, wait=60), 2) == 3 and not (tmp_path / "saved").exists()
+    (tmp_path / "begun").unlink()
+    assert launch(code.format(seconds=30.0, wait=2), 2) == 3 and (tmp_path / "saved").exists()
+    processes.note_save(1.0)  # alone, there is nobody to note it for
+
+
 @pytest.mark.parametrize("first, status", [(0, 1), (errors.PeerError.exit_status, 1)])
 def test_who_is_to_blame_is_told_from_who_has_lost_another(first, status, launch, capfd):
     """Also where that one is the quicker to end."""
