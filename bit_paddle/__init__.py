@@ -14,7 +14,11 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from bit_paddle.system import environment
+from bit_paddle.system import signals
+
+signals.prepare()  # before the other imports, which take a fraction of a second
+
+from bit_paddle.system import environment  # noqa: E402
 
 __version__ = "0.2.0"
 

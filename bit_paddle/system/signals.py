@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from types import FrameType
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
@@ -35,6 +37,7 @@ class Interrupt:
         self.count = 0
         self._embedded, self._raised, self._written = embedded, False, None
         self._before: dict[signal.Signals, Any] = {}
+        self._kept: set[int] | None = None  # processes that `raising` does not end; inside it
 
     def __enter__(self) -> Interrupt:
         if not _in_main_thread():
@@ -65,6 +68,11 @@ class Interrupt:
         elif self._embedded and number == signal.SIGINT and not self._raised:
             self._raised = True  # once: what ends the run must not be cut short again
             raise KeyboardInterrupt
+        if self._kept is not None:
+            started, self._kept = children() - self._kept, None
+            for child in started:
+                end(child)
+            raise Interrupted
 
     @staticmethod
     def _watch(pipe: int) -> None:
@@ -82,6 +90,20 @@ class Interrupt:
             if self.signal:
                 raise Interrupted
             yield item
+
+    @contextmanager
+    def raising(self) -> Iterator[None]:
+        """Inside, a signal ends the processes that were started inside, and raises `Interrupted`.
+
+        For work that takes long and leaves nothing behind, such as a compiler's.
+        """
+        if self.signal:
+            raise Interrupted
+        self._kept = children()
+        try:
+            yield
+        finally:
+            self._kept = None
 
     @property
     def exit_status(self) -> int:
@@ -112,3 +134,45 @@ def _in_main_thread() -> bool:
 def heed_notice() -> None:
     """Make SIGUSR1, a notice of pre-emption, act as SIGTERM as long as nothing can be saved."""
     signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+
+
+def children(pid: int | str = "self") -> set[int]:
+    """Return the processes that process ``pid`` has started; Linux lists them, others do not."""
+    found: set[int] = set()
+    for listed in Path("/proc", str(pid), "task").glob("*/children"):
+        with suppress(OSError):  # the thread has ended
+            found.update(map(int, listed.read_text().split()))
+    return found
+
+
+def end(pid: int) -> None:
+    """End process ``pid`` and those that it has started, at once."""
+    started = children(pid)
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    for child in started:
+        end(child)
+
+
+def prepare() -> None:
+    """Make a signal end a command without a traceback while the command is being imported.
+
+    The package calls this first of all. Ctrl-C ends as in `errors.run_command`, which takes over
+    from here.
+    """
+    program = os.path.basename(next(iter(getattr(sys, "argv", ())), ""))
+    if program in ("-m", "bit_paddle") and _in_main_thread():  # `-m` while Python looks for it
+        heed_notice()
+        sys.excepthook = _end_if_interrupted
+
+
+def _end_if_interrupted(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    cause: BaseException | None = error
+    while cause is not None:  # compiled modules make other errors of it
+        if isinstance(cause, KeyboardInterrupt) or "KeyboardInterrupt" in str(cause):
+            print("interrupted", file=sys.stderr, flush=True)
+            os._exit(128 + signal.SIGINT)
+        cause = cause.__cause__ or cause.__context__
+    sys.__excepthook__(kind, error, traceback)

@@ -52,7 +52,12 @@ def run(plan: Plan, log: Logbook, stop: Interrupt) -> tuple[int, dict[str, Any] 
     with stop:
         if not distributed.from_first([plan.start.result is None])[0]:
             return 0, plan.start.result or {}
-        return _carry_out(TrainingRun(plan, task, log, stop, device_name, amp), stop)
+        try:
+            training = TrainingRun(plan, task, log, stop, device_name, amp)
+        except Interrupted:  # a compiler at work was ended
+            log.say(f"{stop.signal.name}: ending before the first step of this process")
+            return stop.exit_status, None
+        return _carry_out(training, stop)
 
 
 def _carry_out(training: TrainingRun, stop: Interrupt) -> tuple[int, dict[str, Any] | None]:
@@ -77,7 +82,7 @@ class TrainingRun:
     ):
         self.plan, self.task, self.log, self.stop, self.amp = plan, task, log, stop, amp
         settings, self.world_size = plan.settings, processes.world_size()
-        with log.timed("preparing operators"):
+        with log.timed("preparing operators"), stop.raising():
             operators, operators_name = build.choose(device_name, amp, log.say)
         with log.timed("loading the model"):
             begun = start.begin(plan, task, amp, operators, log)

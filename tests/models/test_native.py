@@ -1079,6 +1079,29 @@ def test_an_interrupt_is_no_fault_of_the_compiler(number, compiler, unbuilt, tmp
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_the_run_alone_ends_its_compiler(number, compiler, unbuilt, tmp_path):
+    """And what the compiler has started; the run ends without waiting for them."""
+    pytest.importorskip("sklearn")
+    ids = [tmp_path / "driver", tmp_path / "inner"]
+    script, _ = compiler(
+        f'sh -c "echo \\$\\$ > {ids[1]}; sleep 600; :" &', f"echo $$ > {ids[0]}", "wait"
+    )
+    variables = {"CXX": script, **unbuilt}
+    flags = [*TINY, "--logdir", tmp_path, "--name", "interrupted"]
+    process = start_train(*flags, env=environment_with(**variables))
+    wait_until(lambda: all(path.exists() and path.read_text() for path in ids), process)
+    started = [int(path.read_text()) for path in ids]
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == (130 if number == signal.SIGINT else 143)
+    assert "Traceback" not in err
+    wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in started), seconds=10)
+    assert "before the first step" in (tmp_path / "interrupted/train.log").read_text()
+    assert not list((tmp_path / "cache").rglob(build.FAULT))
+
+
+@pytest.mark.slow
 def test_two_processes_compile_once(train, compiler, unbuilt, built, tmp_path):
     script, calls = compiler('exec g++ "$@"')
     variables = {"CXX": script, **unbuilt}

@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, wait_until
 
 from bit_paddle.system.signals import Interrupt, Interrupted
 
@@ -124,6 +124,82 @@ def test_checked_stops_before_the_next_item():
         with pytest.raises(Interrupted):
             next(stop.checked([1]))
     assert list(Interrupt().checked(range(3))) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "number, status, said",
+    [
+        (signal.SIGINT, 130, "interrupted\n"),
+        (signal.SIGTERM, -signal.SIGTERM, ""),
+        (signal.SIGUSR1, -signal.SIGTERM, ""),
+        (signal.SIGHUP, -signal.SIGHUP, ""),
+    ],
+)
+def test_a_signal_while_a_command_is_imported_ends_it_in_silence(number, status, said, tmp_path):
+    """Here at the import of a module that takes its time."""
+    mark = tmp_path / "imported"
+    (tmp_path / "yaml.py").write_text(f"import time; open({str(mark)!r}, 'w'); time.sleep(60)\n")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bit_paddle.train", "--help"],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_until(mark.exists, process)
+    process.send_signal(number)
+    assert process.communicate(timeout=30)[1] == said
+    assert process.returncode == status
+
+
+def test_a_program_that_imports_the_package_keeps_its_handlers():
+    code = "import signal, sys, bit_paddle\nprint(signal.getsignal(signal.SIGUSR1).name)\n" \
+        "print(sys.excepthook is sys.__excepthook__)"  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "SIG_DFL\nTrue\n"
+
+
+STARTED = """
+import signal, subprocess, sys
+from bit_paddle.system.signals import Interrupt, Interrupted
+sleep = ["sh", "-c", "sh -c 'echo $$; sleep 600; :' & echo $$; wait"]
+before = subprocess.Popen(["sleep", "600"])
+with Interrupt() as stop:
+    print(before.pid, flush=True)
+    try:
+        with stop.raising():
+            subprocess.run(sleep)
+    except Interrupted:
+        print("raised", before.poll(), flush=True)
+    try:
+        with stop.raising():
+            print("not reached")
+    except Interrupted:
+        print("raised again", flush=True)
+before.kill()
+before.wait()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_work_that_leaves_nothing_behind_ends_at_once(number):
+    """With all that was started for it, and nothing that was started before."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", STARTED], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    _, *started = (int(process.stdout.readline()) for _ in range(3))
+    process.send_signal(number)
+    assert process.communicate(timeout=30)[0] == "raised None\nraised again\n"
+    wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in started), seconds=10)
+
+
+def test_a_signal_after_such_work_is_noted_only():
+    with Interrupt() as stop:
+        with stop.raising():
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signal is signal.SIGTERM
 
 
 def test_interrupted_is_not_taken_for_an_error():
