@@ -18,6 +18,7 @@ from bit_paddle.inference.model import TrainedModel
 from bit_paddle.inference.trained import find_trained, required_preprocessing, resolve_trained
 from bit_paddle.serving import settings as settings_of
 from bit_paddle.serving.settings import KEY, SOCKET, ServerSettings
+from bit_paddle.system.runtimes import AUTO
 
 PROG = "python -m bit_paddle.serve"
 
@@ -50,7 +51,8 @@ def main(arguments: Sequence[str]) -> int:
     values: dict[str, Any] = {item.name: getattr(flags, item.name) for item in settings_of.flags()}
     values["allow_urls"] = flags.allow_urls
     if flags.workers == 1 or SOCKET in os.environ:
-        options = {"device": flags.device, "amp": flags.amp, "crop": flags.crop}
+        names = ("device", "amp", "crop", "runtime")
+        options = {name: getattr(flags, name) for name in names}
         serve(flags.model, directory=flags.bit_pretrained_dir, **options, **values)
         return 0
     _require_packages()
@@ -68,13 +70,14 @@ def serve(
     device: str = "auto",
     amp: str = "off",
     crop: int | None = None,
+    runtime: str = AUTO,
     directory: str | os.PathLike | None = None,
     **settings: Any,
 ) -> None:
     """Answer requests over HTTP, as the command does, until a signal comes.
 
-    ``model`` is a result of `load` or an argument of it (with ``device``, ``amp``, ``crop`` and
-    ``directory``). ``settings`` are the flags of ``bit_paddle serve`` by name, without ``workers``:
+    ``model`` is a result of `load` or an argument of it (with ``device``, ``amp``, ``crop``,
+    ``runtime`` and ``directory``). ``settings`` are the flags of ``bit_paddle serve`` by name, without ``workers``:
     ``port=8080, allow_urls=True``. Outside of the main thread the server ends with the process.
 
     Errors: `ConfigError` (also for an address that cannot be used), and those of `load`.
@@ -90,7 +93,8 @@ def serve(
     from bit_paddle.serving import processes
 
     if not isinstance(model, TrainedModel):
-        model = TrainedModel(find_trained(address(model), directory, crop), device, amp)
+        file = find_trained(address(model), directory, crop)
+        model = TrainedModel(file, device, amp, runtime=runtime)
     if SOCKET not in os.environ:  # else the parent has warned
         _warn_without_key(chosen)
     processes.serve(model, chosen)
@@ -118,6 +122,7 @@ def parser() -> argparse.ArgumentParser:
         "given", type=file_path, nargs="?", metavar="MODEL", help="the same as --model"
     )
     parsing.add_flags(parser)
+    parsing.add_runtime_flag(parser)
     for action in parser._actions:
         if action.dest == "model":
             action.required = False
