@@ -77,8 +77,9 @@ def serve(
     """Answer requests over HTTP, as the command does, until a signal comes.
 
     ``model`` is a result of `load` or an argument of it (with ``device``, ``amp``, ``crop``,
-    ``runtime`` and ``directory``). ``settings`` are the flags of ``bit_paddle serve`` by name, without ``workers``:
-    ``port=8080, allow_urls=True``. Outside of the main thread the server ends with the process.
+    ``runtime`` and ``directory``). ``settings`` are the flags of ``bit_paddle serve`` by name,
+    without ``workers``: ``port=8080, allow_urls=True``. Outside of the main thread the server ends
+    with the process.
 
     Errors: `ConfigError` (also for an address that cannot be used), and those of `load`.
 
