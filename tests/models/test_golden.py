@@ -44,6 +44,9 @@ def test_gradient(micro_batches, dtype, tmp_path):
     class Recorder:
         """Takes the optimizer's place at the end of `train.update`."""
 
+        def reserve(self):
+            pass
+
         def set_lr(self, lr):
             pass
 
