@@ -1,7 +1,6 @@
 """Classify images, or compute their features: ``python -m bit_paddle.predict --help``.
 
-Images are files, folders (with all folders inside), patterns, web addresses or the standard input.
-The memory that is needed does not depend on the number of images.
+Images are files, folders, patterns, web addresses or the standard input, in any number.
 """
 
 from __future__ import annotations
@@ -53,8 +52,8 @@ def main(arguments: Sequence[str]) -> int:
         file = find_trained(
             flags.model, flags.bit_pretrained_dir, flags.crop, names=not flags.features
         )
-        check_confidence(file, flags.views, flags.calibrated, flags.unknown)
-        if flags.calibrated or flags.unknown:
+        check_confidence(file, flags.views, flags.calibrated, flags.unknown, flags.threshold)
+        if flags.calibrated or flags.unknown or flags.threshold == calibration.AUTO:
             print(f"note: calibration: {file.calibration}", file=sys.stderr)
         looks = views.looks(flags.views, file)
         model = TrainedModel(file, flags.device, flags.amp, head=not flags.features)
@@ -71,8 +70,8 @@ def main(arguments: Sequence[str]) -> int:
             rows = write_features(flags.features, outputs, file.features, names)
             print(f"{rows:,} x {file.features} features are in {flags.features}")
         else:
-            extras = (flags.calibrated, flags.unknown)
-            results = classify(outputs, file, names, flags.top, *extras)
+            chosen = flags.top, flags.calibrated, flags.unknown, flags.threshold
+            results = classify(outputs, file, names, *chosen)
             first: list[dict] = []  # for the contact sheet
             pieces = FORMATS[flags.format](_copy_first(results, first, SHEET_MOST), names)
             if flags.output:
@@ -130,6 +129,12 @@ def parser() -> argparse.ArgumentParser:
         default=5,
         metavar="N",
         help="classes per image (default: 5)",
+    )
+    parser.add_argument(
+        "--threshold",
+        metavar="X",
+        help="print all classes with a probability of X or more. auto: the model's own threshold "
+        "per label, which `bit_paddle evaluate --calibrate` chooses (default: the --top classes)",
     )
     parser.add_argument("--format", choices=sorted(FORMATS), default="table")
     parser.add_argument(
@@ -193,10 +198,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     flags.views = views.parse(flags.views)
     if flags.unknown is not None:
         flags.unknown = calibration.parse_share(flags.unknown)
-    if flags.features and (flags.calibrated or flags.unknown):
-        raise errors.ConfigError(
-            "--features: cannot be combined with --calibrated or --unknown, which need classes"
-        )
+    if flags.threshold is not None:
+        flags.threshold = calibration.parse_threshold(flags.threshold)
+    if flags.features and (flags.calibrated or flags.unknown or flags.threshold is not None):
+        given = "--calibrated, --unknown or --threshold, which need classes"
+        raise errors.ConfigError(f"--features: cannot be combined with {given}")
     if flags.maps and flags.calibrated:
         raise errors.ConfigError(
             f"--maps: cannot be combined with --calibrated: {INDEX} has the model's own numbers"
