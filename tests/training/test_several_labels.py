@@ -332,3 +332,11 @@ def test_a_softmax_model_is_refused(tags, tmp_path):
     bit.save_npz(model, tmp_path / "model.npz", notes={"classes": list(NAMES), "crop": 32})
     with pytest.raises(ConfigError, match="was trained with the softmax loss, for exactly one"):
         bit.evaluate(tmp_path / "model.npz", tags, separator=";")
+
+
+@pytest.mark.slow
+def test_two_processes_measure_as_one(tags, tmp_path):
+    one, two = (run(tags, tmp_path, f"of-{n}", "--steps", 4, "--nproc", n) for n in (1, 2))
+    for name, value in lines_of(one, "val")[-1].items():
+        if name not in ("kind", "time"):
+            assert lines_of(two, "val")[-1][name] == pytest.approx(value, rel=1e-4)
