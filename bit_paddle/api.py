@@ -258,8 +258,8 @@ def evaluate(
             raise ConfigError(f"{name}: is {value!r}, expected a whole number of {least} or more")
     workers = min(8, environment.cpu_count()) if workers is None else workers
     dataset, folder = data_set(data, datadir)
-    options = {"val_fraction": val_fraction, "separator": separator, "group": group}
-    options["exclude"] = exclude
+    options: dict[str, Any] = {"val_fraction": val_fraction, "separator": separator}
+    options.update(group=group, exclude=exclude)
     words = views_of.parse(views)
     flip = not words or registry.find(dataset, datadir=folder).flip
     classes, parts = evaluation.open_split(dataset, folder, split, options, on_bad_image, workers)

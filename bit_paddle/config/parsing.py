@@ -179,14 +179,14 @@ def outer_parser(
 def parse(
     arguments: Sequence[str],
     prog: str,
-    find_dataset: Callable[..., object],
+    find_dataset: Callable[..., Any],
     outer: Iterable[str] = (),
     unused: Iterable[str] = (),
 ) -> tuple[Settings, Request]:
     """Return the settings of a classification and the other flags; see `parse_as`.
 
-    ``find_dataset(dataset, **settings.data_options(…))`` raises an error if these are wrong
-    (`registry.find`).
+    ``find_dataset(dataset, **data_options(…))`` returns the description of the data, and raises an
+    error if these are wrong (`registry.find`).
     """
     faults = partial(contradictions, find_dataset=find_dataset)
     by_data = partial(defaults_of_data, find_dataset=find_dataset)

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from bit_paddle.inference.label_evaluation import LabelEvaluation
     from bit_paddle.inference.model import TrainedModel
     from bit_paddle.inference.trained import TrainedFile
-
-_Result = TypeVar("_Result", "Evaluation", "LabelEvaluation")
 
 NOTE = "calibration"  # the note in an .npz file
 
@@ -263,8 +261,12 @@ def check(file: TrainedFile, split: str, words: Sequence[str]) -> None:
 
 
 def calibrate(
-    model: TrainedModel, result: _Result, dataset: str, datadir: str | None, split: str
-) -> _Result:
+    model: TrainedModel,
+    result: Evaluation | LabelEvaluation,
+    dataset: str,
+    datadir: str | None,
+    split: str,
+) -> Evaluation | LabelEvaluation:
     """Fit a calibration to ``result`` and write it into the file of ``model``; return both joined.
 
     ``dataset``, ``datadir`` and ``split`` name the images in the file. ``model`` gets the

@@ -84,9 +84,10 @@ def analyze(run: RunHistory, model: Path, count: int, batch: int = 64) -> Analys
             predictor.infer(network, part.images)
             for part in loader.evaluation_batches(images, view, batch, settings.workers)
         ]
-        labels = images.labels.renumbered(outputs)
-        scores = label_scores.measure(np.concatenate(found), labels, trained.loss)
-        return LabelAnalysis(names, scores)
+        logits, labels = np.concatenate(found), images.labels.renumbered(outputs)
+        if not np.isfinite(logits).all():
+            raise CheckpointError(f"{model}: its outputs are not finite: training diverged")
+        return LabelAnalysis(names, label_scores.measure(logits, labels, trained.loss))
     confusion = np.zeros((len(names), len(names)), np.int64)
     predictions: list[tuple[float, int, int, int]] = []  # probability, image, label, prediction
     batches = loader.evaluation_batches(images, view, batch, settings.workers)

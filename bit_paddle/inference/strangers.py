@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -23,8 +23,6 @@ from bit_paddle.system.text import plural
 if TYPE_CHECKING:
     from bit_paddle.inference.evaluation import Evaluation
     from bit_paddle.inference.label_evaluation import LabelEvaluation
-
-_Result = TypeVar("_Result", "Evaluation", "LabelEvaluation")
 
 
 class Strangers(NamedTuple):
@@ -82,12 +80,12 @@ def open_images(
 
 def measure(
     model: TrainedModel,
-    result: _Result,
+    result: Evaluation | LabelEvaluation,
     folder: str | os.PathLike,
     images: FileImages,
     batch: int,
     workers: int,
-) -> _Result:
+) -> Evaluation | LabelEvaluation:
     """Return ``result`` with the scores of the ``images`` of ``folder``.
 
     They are compared with those of the images of ``result``.

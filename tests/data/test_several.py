@@ -44,6 +44,22 @@ def test_a_folder_through_its_labels_file(tags):
     assert data.test is None
 
 
+def test_three_parts_in_one_file(tags, tmp_path):
+    """test/ is measured at the end of a run; without val/ it validates, as for class folders."""
+    for part, link in (("train", "train"), ("val", "val"), ("test", "val")):
+        (tmp_path / part).symlink_to(tags / link)
+    lines = [",".join(row) for part in ("train", "val") for row in rows_of(tags, part)]
+    test = [line.replace("val/", "test/") for line in lines if line.startswith("val/")]
+    (tmp_path / "labels.csv").write_text("\n".join([*lines, *test]))
+    data = opened("folder", tmp_path, separator=";")
+    check(data)
+    assert len(data.test) == 12 and data.test.labels.tolist() == data.val.labels.tolist()
+    (tmp_path / "labels.csv").write_text("\n".join([*lines[:24], *test]))
+    data = opened("folder", tmp_path, separator=";")
+    assert data.test is None and len(data.val) == 12
+    assert any("are used for validation" in note for note in data.notes)
+
+
 def test_lists_with_a_separator(tags, tmp_path):
     for part in ("train", "val"):
         text = "".join(f"{tags}/{path},{cell.replace(';', ' | ')}\n" for path, cell in
