@@ -108,6 +108,23 @@ def test_a_column_that_is_no_label(tags, tmp_path):
     assert data.train.groups == ["7"] * 24
 
 
+def test_a_table_names_each_label_once(tags, tmp_path):
+    write_table(tags, tmp_path, ",blue")
+    with pytest.raises(DataError, match=r"train.csv: has several columns 'blue', expected one"):
+        opened("table", tmp_path)
+
+
+def test_a_test_list_without_labels_is_left_out(tags, tmp_path):
+    """As competitions have it."""
+    write_table(tags, tmp_path)
+    rows = [f"{tags}/val/{k:02}.png,0,0,0,0" for k in range(4)]
+    (tmp_path / "test.csv").write_text("\n".join([f"image,{','.join(NAMES)}", *rows]))
+    data = opened("table", tmp_path)
+    check(data)
+    assert data.test is None
+    assert any("no image has a label, so its images are not measured" in n for n in data.notes)
+
+
 def write_coco(tags, folder, names=("train.json", "val.json"), prefix=""):
     for part, name in zip(("train", "val"), names):
         rows = rows_of(tags, part)

@@ -65,6 +65,8 @@ def open_lists(spec: DataSpec) -> Parts:
     if test:
         try:
             read[test] = _read_list(test, spec)
+            if not read[test].labels:
+                raise DataError(f"{test}: no image has a label")
         except DataError as error:
             if spec.test:
                 raise
@@ -165,6 +167,9 @@ def _read_table(path: Path, text: Text, head: list[str], spec: DataSpec) -> List
     columns = [
         k for k, name in enumerate(head) if k != column and name in wanted and name != spec.group
     ]
+    twice = next((head[k] for k in columns if head.count(head[k]) > 1), None)
+    if twice is not None:
+        raise DataError(f"{path}: has several columns {twice!r}, expected one per label")
     rows, lines, owners, places = [], [], [], []
     for number, cells in lists.cells_of(path, text):
         if number == 1 or not any(cells):
