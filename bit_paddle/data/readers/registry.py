@@ -89,7 +89,7 @@ READERS: dict[str, Reader] = {
     "folder": Reader(
         open_folder,
         several=open_labels_file,
-        uses=_LISTS | _FILES | {"val_fraction", "encoding", "separator"},
+        uses=_LISTS | _FILES | {"val_fraction", "separator"},
         datadir="a folder with train/<class>/* and val/<class>/*, or <class>/* alone",
         archives=True,
     ),
@@ -162,8 +162,9 @@ def find(dataset: str, need_datadir: bool = True, **overrides: Any) -> DataSpec:
     lists = (open_lists, open_list)
     if spec.group is not None and reader.open not in lists:  # a list may have such a column
         splits.group_pattern(spec.group)
+    uses = reader.uses | ({"encoding"} if spec.separator is not None else set())  # of labels.csv
     for key in _OPTIONAL:
-        if getattr(spec, key) is not None and key not in reader.uses:
+        if getattr(spec, key) is not None and key not in uses:
             flags = ("val_fraction", "separator")
             name = f"--{key}" if key in flags else f"--dataset {dataset}: {key}"
             raise ConfigError(f"{name}: is not for {spec.reader}, which has its own")
