@@ -94,7 +94,6 @@ def _label_faults(values: Mapping[str, Any]) -> list[str]:
     for name, usual, why in (
         ("loss", _SEVERAL, f"with softmax exactly one label is right; {_SEVERAL} takes several"),
         ("balance", 0.0, "the weight of an image is that of its only class"),
-        ("on_bad_image", "error", "it knows images with one label; repair or remove the files"),
     ):
         if values[name] != usual:
             faults.append(

@@ -16,7 +16,7 @@ import numpy as np
 from bit_paddle import errors
 from bit_paddle.data import check, identity
 from bit_paddle.data.images import Images
-from bit_paddle.data.labels import Labels, LabelSets, joined, require_single
+from bit_paddle.data.labels import Labels, LabelSets, joined
 from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.data.readers import registry
 from bit_paddle.inference import metrics, scores, views
@@ -230,7 +230,6 @@ def open_split(
             "validation; take 'all', which measures every image"
         )
     if on_bad_image == "skip":
-        require_single(data.train.labels, "on_bad_image skip")
         for number, images in enumerate(parts):
             parts[number], skipped = check.usable(images, workers, every_class=False)
             for fault in skipped:
