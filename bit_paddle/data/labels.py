@@ -10,6 +10,8 @@ import numpy as np
 
 from bit_paddle.errors import ConfigError
 
+_BLOCK = 1 << 20  # labels that are counted at once
+
 
 class LabelSets:
     """The labels of N images, any number per image, as a compressed row index (CSR).
@@ -42,7 +44,9 @@ class LabelSets:
     def __getitem__(self, indices: np.ndarray | slice) -> LabelSets:
         """Return the labels of the images ``indices``, int64 [n]."""
         if isinstance(indices, slice):
-            indices = np.arange(len(self))[indices]
+            indices = np.arange(*indices.indices(len(self)))
+        if len(indices) == len(self) and np.array_equal(indices, np.arange(len(self))):
+            return self  # whose arrays may be mapped
         first = self.starts[indices]
         lengths = self.starts[np.add(indices, 1)] - first
         starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
@@ -111,7 +115,11 @@ def members(labels: Labels) -> tuple[np.ndarray, np.ndarray]:
 
 def counts(labels: Labels, classes: int) -> np.ndarray:
     """Return the number of images of each of ``classes`` labels, int64 [K]."""
-    return np.bincount(members(labels)[1], minlength=classes)
+    numbers = labels.labels if isinstance(labels, LabelSets) else labels
+    result = np.zeros(classes, np.int64)
+    for start in range(0, len(numbers), _BLOCK):  # bincount copies what is not int64
+        result += np.bincount(numbers[start : start + _BLOCK], minlength=classes)
+    return result
 
 
 def holders(labels: Labels, label: int) -> np.ndarray:

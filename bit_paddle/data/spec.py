@@ -19,6 +19,7 @@ To add a data set, write such a file. Its keys are the fields of `DataSpec`:
     label: species          # if there are several
     subset: plain_text      # of the parquet files, if there are several
     window: 8               # of shards at an address: how many are shuffled together
+    several: true           # of shards: an image may have several labels, or none
     flip: false             # a mirrored image would have another label
     random_crop: false      # a part of an image would have another label
     resolution: small       # small or large of BiT-HyperRule (default: by the images' sizes)
@@ -72,7 +73,7 @@ class DataSpec:
     val_fraction: float | None = None
     group: str | None = None
     exclude: str | None = None
-    several: bool = False  # whether an image may have several labels, or none; not a key
+    several: bool | None = None  # whether an image may have several labels, or none
     fold: tuple[int, int] | None = None  # (k, K): fold k of K validates; a setting, not a key
     measured: bool = False  # by a trained model: no class needs two images; not a key
     repository: str | None = None  # hf:OWNER/NAME of a data set on the hub; part of `reader`
@@ -151,7 +152,7 @@ def overridden(spec: DataSpec, **values: Any) -> DataSpec:
 
 def _load(path: Path, readers: Collection[str]) -> DataSpec:
     content = files.read_yaml(path, f"--dataset {path}", "reader: folder")
-    internal = {"fold", "measured", "repository", "several"}
+    internal = {"fold", "measured", "repository"}
     expected = {field.name for field in fields(DataSpec)} - internal
     faults = [
         f"{key!r} is not a known key; {did_you_mean(str(key), expected)}"
@@ -177,7 +178,7 @@ def _load(path: Path, readers: Collection[str]) -> DataSpec:
     ]
     faults += [
         f"{key}: is {content[key]!r}, expected true or false"
-        for key in ("flip", "random_crop")
+        for key in ("flip", "random_crop", "several")
         if not isinstance(content.get(key, True), bool)
     ]
     if isinstance(separator := content.get("separator", ";"), str) and not separator.strip():

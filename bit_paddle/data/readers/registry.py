@@ -69,7 +69,7 @@ class Reader:
 
 _OPTIONAL = (
     *("train", "val", "test", "val_fraction", "encoding", "separator"),
-    *("image", "label", "subset", "window"),
+    *("image", "label", "subset", "window", "several"),
 )
 
 _LISTS = frozenset({"train", "val", "test"})
@@ -129,7 +129,7 @@ READERS: dict[str, Reader] = {
     ),
     "shards": Reader(
         open_shards,
-        uses=_LISTS | {"val_fraction", "encoding", "window"},
+        uses=_LISTS | {"val_fraction", "encoding", "window", "several"},
         datadir="a folder or an address with the shards that bit_paddle pack writes, or with tars",
     ),
     "tf_flowers": Reader(
@@ -175,7 +175,8 @@ def find(dataset: str, need_datadir: bool = True, **overrides: Any) -> DataSpec:
             is_flag = key in ("val_fraction", "separator")
             name = f"--{key}" if is_flag else f"--dataset {dataset}: {key}"
             raise ConfigError(f"{name}: is not for {spec.reader}, which has its own")
-    return replace(spec, several=reader.open is reader.several or spec.separator is not None)
+    several = reader.open is reader.several or spec.separator is not None
+    return replace(spec, several=several or bool(spec.several))
 
 
 def known(spec: DataSpec) -> Known:
