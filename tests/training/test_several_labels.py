@@ -11,6 +11,7 @@ from conftest import update
 from helpers.commands import run_here
 from helpers.losses import check_sets
 from helpers.runs import assert_same, lines_of, state_of
+from helpers.serving import running
 from helpers.tags import NAMES, make_tags
 from scipy.special import expit, log_expit
 
@@ -21,7 +22,7 @@ from bit_paddle.config import parsing
 from bit_paddle.data.labels import LabelSets
 from bit_paddle.data.loader import MicroBatch
 from bit_paddle.data.readers import registry
-from bit_paddle.errors import ConfigError
+from bit_paddle.errors import ConfigError, DataError
 from bit_paddle.models import losses
 from bit_paddle.system.device import to_device
 from bit_paddle.training.classification import task
@@ -151,7 +152,6 @@ def test_the_data_choose_the_loss(tags):
     [
         (["--loss", "softmax"], "--loss: is softmax, but .* exactly one label is right"),
         (["--balance", "0.5"], "--balance: is 0.5, but an image of these data may have several"),
-        (["--on_bad_image", "skip"], "--on_bad_image: is skip, but an image"),
         (["--rule", "distill", "--teacher", "BiT-Mini"], "--rule: is distill, but an image"),
     ],
 )
@@ -236,6 +236,36 @@ def test_repeats(tags, tmp_path):
     assert "mAP" in text and "micro F1" in text and "median" in text
 
 
+def test_shards_give_the_same_bits(tags, tmp_path):
+    """The index of the labels is mapped; weights and scores are those of the files."""
+    description = bit.pack(tags, tmp_path / "packed", separator=";", shard_mb=0.05)
+    files = run(tags, tmp_path, "files", "--steps", 3)
+    done = run_here("train", *TINY, "--dataset", description, "--logdir", tmp_path, "--name",
+                    "shards", "--steps", 3)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert_same(state_of(tmp_path / "shards"), state_of(files))
+    ours, theirs = (lines_of(tmp_path / name, "val")[-1] for name in ("shards", "files"))
+    assert ours["mean_average_precision"] == theirs["mean_average_precision"]
+    assert "loss: sigmoid" in (tmp_path / "shards/config.yaml").read_text()
+
+
+def test_bad_images_are_skipped(trained, tmp_path):
+    """Also by `evaluate`; an error if a label would lose its last image."""
+    copy = make_tags(tmp_path / "copy")
+    for name in ("train/03.png", "val/01.png"):
+        (copy / name).write_bytes(b"no image")
+    plan = make_plan(settings_of(copy, "--on_bad_image", "skip"))
+    assert len(plan.subset) == 23 and len(plan.data.val) == 11 and len(plan.skipped) == 2
+    whole = make_plan(settings_of(make_tags(tmp_path / "whole")))
+    assert (whole.class_counts - plan.class_counts).tolist() == [1, 1, 0, 0]  # amber and blue
+    result = bit.evaluate(trained, copy, separator=";", on_bad_image="skip")
+    assert result.images == 11
+    for number in range(8, 16):
+        (copy / f"train/{number:02}.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match="--on_bad_image skip: no image of dun can be read"):
+        make_plan(settings_of(copy, "--on_bad_image", "skip"))
+
+
 # --- In use -------------------------------------------------------------------------------------
 
 
@@ -293,6 +323,48 @@ def test_predict_prints_all_labels_above_a_threshold(evaluated, trained, tags):
     assert done.returncode == 2 and "expected a probability from 0 to 1, or auto" in done.stderr
 
 
+@pytest.mark.parametrize("format, name", [("paddle", "served"), ("onnx", "tags.onnx")])
+def test_exports_keep_the_thresholds(format, name, evaluated, trained, tags, tmp_path):
+    if format == "onnx":
+        for package in ("onnx", "onnxruntime"):
+            pytest.importorskip(package)
+    bit.export(trained, format, tmp_path / name)
+    model, exported = bit.load(trained), bit.load(tmp_path / name)
+    assert exported.file.calibration == model.file.calibration
+    assert exported.file.loss == "sigmoid"
+    images = [tags / f"val/{k:02}.png" for k in range(12)]
+    for ours, theirs in zip(*(each(images, threshold="auto") for each in (exported, model))):
+        assert [name for name, _ in ours] == [name for name, _ in theirs]
+    wanted = bit.evaluate(model, tags, separator=";")
+    found = bit.evaluate(exported, tags, separator=";")
+    assert found.mean_average_precision == pytest.approx(wanted.mean_average_precision, abs=1e-3)
+    assert found.chosen.scores.macro_f1 == pytest.approx(wanted.chosen.scores.macro_f1, abs=1e-3)
+
+
+def test_quantize_needs_one_label(trained, tags, tmp_path):
+    for package in ("onnx", "onnxruntime"):
+        pytest.importorskip(package)
+    spec = tmp_path / "tags.yaml"
+    spec.write_text(f"reader: folder\ndatadir: {tags}\nseparator: ';'\n")
+    with pytest.raises(ConfigError, match="--quantize: needs exactly one label per image"):
+        bit.export(trained, "onnx", tmp_path / "small.onnx", quantize=spec)
+    assert not (tmp_path / "small.onnx").exists()
+
+
+def test_the_server_answers_with_all_labels(evaluated, trained, tags):
+    for package in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
+        pytest.importorskip(package)
+    with running(model=trained) as server:
+        for threshold in ("auto", "0.5"):
+            content = (tags / "val/03.png").read_bytes()
+            words = {"data": content, "headers": {"Content-Type": "image/png"}}
+            answer = server.post(f"/predict?threshold={threshold}", **words)
+            (found,) = answer.json()["predictions"]
+            pairs = [(one["name"], one["probability"]) for one in found["classes"]]
+            assert pairs == bit.load(trained)(tags / "val/03.png", threshold=threshold)
+        assert server.post("/predict?threshold=2", **words).status_code == 400
+
+
 def test_own_thresholds_need_a_calibration(tags, tmp_path):
     folder = run(tags, tmp_path, "raw", "--steps", 1)
     done = run_here("predict", tags / "val/00.png", "--model", folder, "--threshold", "auto")
@@ -318,6 +390,7 @@ def test_the_pages_show_such_runs(trained, tags, tmp_path):
     [
         ("audit", [], "audit: needs exactly one label per image"),
         ("evaluate", ["--model", "BiT-Mini", "--compare", "BiT-Mini"], "--compare: counts"),
+        ("bench", ["BiT-Mini"], "--dataset: top-1 needs exactly one label per image"),
     ],
 )
 def test_commands_for_one_label_refuse(command, words, message, tags, tmp_path):
