@@ -105,15 +105,16 @@ def held_out(images: FileImages, spec: DataSpec) -> tuple[FileImages, FileImages
     paths (or the names of their groups), and is the same on every machine. An added image moves at
     most one other image per class. The images that a smaller fraction holds out are among those of
     a larger one. A group is held out as a whole, unless a class would have no training image left.
+    Of images with several labels, about the fraction of each label is held out.
+
     Raises `DataError` if a class has one image, or if no group can be held out; with
     ``spec.measured`` that class has no validation images instead.
-    Of images with several labels, about the fraction of each label is held out.
     """
     fraction = VAL_FRACTION if spec.val_fraction is None else spec.val_fraction
     names = group_names(images, spec)
     if isinstance(images.labels, LabelSets):
         part = dealt(images.labels, names, (1 - fraction, fraction), len(images.classes))
-        if part.all() or not part.any():
+        if (part.all() or not part.any()) and not spec.measured:
             raise DataError(
                 f"{images.root}: {len(set(names)):,} images or groups are too few to hold out "
                 f"{fraction:.0%}; give validation images"

@@ -300,6 +300,17 @@ def test_evaluate(evaluated, trained, tags):
     assert str(result) in text and "mean average precision" in result._repr_html_()
 
 
+def test_one_image_can_be_measured(trained, tags, tmp_path):
+    (tmp_path / "one.png").write_bytes((tags / "val/07.png").read_bytes())
+    (tmp_path / "labels.csv").write_text("path,labels\none.png,amber;blue;coral\n")
+    spec = tmp_path / "one.yaml"
+    spec.write_text("reader: folder\ndatadir: .\nseparator: ';'\nclasses: [amber, blue, coral]\n")
+    result = bit.evaluate(trained, spec, split="all")
+    assert result.images == 1 and 0 <= result.mean_average_precision <= 1
+    with pytest.raises(ConfigError, match="too few images to hold some out"):
+        bit.evaluate(trained, spec)
+
+
 def test_predict_prints_all_labels_above_a_threshold(evaluated, trained, tags):
     images = [tags / f"val/{k:02}.png" for k in range(12)]
     for threshold in ("0.5", "auto"):
