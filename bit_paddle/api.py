@@ -30,6 +30,7 @@ from bit_paddle.inference.arguments import address, data_set
 from bit_paddle.inference.comparison import Comparison
 from bit_paddle.inference.evaluation import Evaluation
 from bit_paddle.inference.exporting import Exported
+from bit_paddle.inference.label_evaluation import LabelEvaluation
 from bit_paddle.inference.model import BATCH, TrainedModel
 from bit_paddle.models.published import list_models
 from bit_paddle.runs import checkpoints, history
@@ -42,6 +43,7 @@ __all__ = [
     "Comparison",
     "Evaluation",
     "Exported",
+    "LabelEvaluation",
     "Run",
     "TrainedModel",
     "compare",
@@ -140,7 +142,7 @@ class RunFolder:
         result = self.result or {}
         test = result.get("test", {})
         test = test.get("best", test.get("last", {}))
-        for name, title in (("top1", "top-1"), ("ap", "AP")):
+        for name, title in (("top1", "top-1"), ("ap", "AP"), ("mean_average_precision", "mAP")):
             for part, values in (("", result.get("pooled", result)), ("test ", test)):
                 value = values.get(name)
                 if isinstance(value, dict):  # of repeats
@@ -154,10 +156,11 @@ class Run(RunFolder):
     """A run of `fine_tune`: its ``folder`` and its ``result``.
 
     ``result`` is a dictionary of steps, loss, top1, top5, balanced_accuracy and images, after the
-    last step. If the data have test images, ``result["test"]`` has the same of "best" and "last",
-    the models with which they were measured. With ``repeats`` or ``folds`` it holds the lowest,
-    median and highest of these; with ``folds`` also "pooled", over all images. It is None if the
-    run is not complete.
+    last step; with several labels per image of mean_average_precision, macro_f1 and micro_f1
+    instead of the accuracies. If the data have test images, ``result["test"]`` has the same of
+    "best" and "last", the models with which they were measured. With ``repeats`` or ``folds`` it
+    holds the lowest, median and highest of these; with ``folds`` also "pooled", over all images. It
+    is None if the run is not complete.
     """
 
     @cached_property
@@ -212,6 +215,7 @@ def evaluate(
     *,
     datadir: str | os.PathLike | None = None,
     val_fraction: float | None = None,
+    separator: str | None = None,
     group: str | None = None,
     exclude: str | os.PathLike | None = None,
     on_bad_image: str = "error",
@@ -225,8 +229,11 @@ def evaluate(
     runtime: str = AUTO,
     crop: int | Preprocessing | None = None,
     directory: str | os.PathLike | None = None,
-) -> Evaluation:
+) -> Evaluation | LabelEvaluation:
     """Measure a model on a data set; return all scores, see `Evaluation`.
+
+    If an image may have several labels, the result is a `LabelEvaluation`; ``separator`` is the
+    text between the labels in a list.
 
     ``model`` is a result of `load` or an argument of it (with ``device``, ``amp``, ``runtime``,
     ``crop`` and ``directory``). ``data`` is a folder with train/<class>/* and val/<class>/*, or
@@ -255,7 +262,8 @@ def evaluate(
             raise ConfigError(f"{name}: is {value!r}, expected a whole number of {least} or more")
     workers = min(8, environment.cpu_count()) if workers is None else workers
     dataset, folder = data_set(data, datadir)
-    options = {"val_fraction": val_fraction, "group": group, "exclude": exclude, "measured": True}
+    options: dict[str, Any] = {"val_fraction": val_fraction, "separator": separator}
+    options.update(group=group, exclude=exclude, measured=True)
     words = views_of.parse(views)
     flip = not words or registry.find(dataset, datadir=folder).flip
     classes, parts = evaluation.open_split(dataset, folder, split, options, on_bad_image, workers)

@@ -15,6 +15,7 @@ from typing import Any
 from bit_paddle import errors
 from bit_paddle.config import parsing, settings
 from bit_paddle.config.types import MODELS, file_path, whole
+from bit_paddle.data.readers import registry
 from bit_paddle.errors import ConfigError, install_hint
 from bit_paddle.inference import race
 from bit_paddle.inference.arguments import data_set
@@ -56,6 +57,11 @@ def main(arguments: Sequence[str]) -> int:
     if is_exported(flags.model):
         raise ConfigError(f"{flags.model}: is an export; give the checkpoint that it came from")
     data = None if flags.dataset is None else data_set(flags.dataset, flags.datadir)
+    if data and registry.find(data[0], datadir=data[1]).several:
+        raise ConfigError(
+            "--dataset: top-1 needs exactly one label per image, but an image of these data may "
+            "have several; omit --dataset, then the logits of random pixels are compared"
+        )
     rows = race.rows(_installed(flags.runtimes))
     with tempfile.TemporaryDirectory() as folder:
         facts = race.prepare(

@@ -18,13 +18,15 @@ from bit_paddle.config.types import file_path, fraction, whole
 from bit_paddle.data import check
 from bit_paddle.data import spec as specs
 from bit_paddle.data.preprocessing import FILTERS, Preprocessing
+from bit_paddle.data.readers import registry
 from bit_paddle.inference import comparison, views
 from bit_paddle.inference.arguments import data_set
 from bit_paddle.inference.evaluation import SPLITS
+from bit_paddle.inference.label_evaluation import LabelEvaluation
 from bit_paddle.inference.trained import resolve_trained
 from bit_paddle.runs import folder as runs_folder
 from bit_paddle.system import files, processes
-from bit_paddle.visual import results
+from bit_paddle.visual import label_results, results
 
 _EPILOG = """\
 writes into --output:
@@ -33,6 +35,7 @@ writes into --output:
   predictions.csv                per image: path, label, and the first five classes
   reliability.png                does the highest probability equal the accuracy?
   confusion.csv, confusion.png   rows: classes, columns: predictions; up to 2,000 classes
+  of images with several labels: metrics.json, per_class.csv (per label), predictions.csv
   with --compare: comparison.json (both models' scores), differences.csv, differences.png
 
 examples:
@@ -64,6 +67,9 @@ def main(arguments: Sequence[str]) -> int:
         raise errors.ConfigError("--calibrate: takes one model; omit --compare")
     if flags.compare:
         resolve_trained(flags.compare)
+        dataset, datadir = data_set(flags.dataset, flags.datadir)
+        if registry.find(dataset, datadir=datadir, separator=flags.separator).several:
+            raise errors.ConfigError(comparison.SEVERAL)
     if flags.output:
         files.make_folder(Path(flags.output), "--output")
     measure = partial(
@@ -72,6 +78,7 @@ def main(arguments: Sequence[str]) -> int:
         split=flags.split,
         datadir=flags.datadir,
         val_fraction=flags.val_fraction,
+        separator=flags.separator,
         group=flags.group,
         exclude=flags.exclude,
         on_bad_image=flags.on_bad_image,
@@ -87,13 +94,14 @@ def main(arguments: Sequence[str]) -> int:
     result = measure(flags.model, calibrate=flags.calibrate, strangers=flags.strangers)
     subject = f"{result.model} on {flags.dataset} {flags.split}"
     print(f"{subject} ({result.preprocessing}): {result}", flush=True)
-    print(results.in_words(result), flush=True)
+    write = label_results if isinstance(result, LabelEvaluation) else results
+    print(write.in_words(result), flush=True)
     model_name = runs_folder.model_name(result.model)
     data_name = specs.short_name(flags.dataset, flags.datadir)
     default = f"evaluate-{model_name}-{data_name}-{flags.split}"
     folder = Path(flags.output or files.create_folder("bit_logs", default, "metrics.json"))
     _, datadir = data_set(flags.dataset, flags.datadir)
-    results.write_results(result, flags.dataset, flags.split, folder, datadir)
+    write.write_results(result, flags.dataset, flags.split, folder, datadir)
     if flags.compare:
         found = comparison.compare(result, measure(flags.compare))
         print(f"compared with {found.b.model}: {found}", flush=True)
@@ -129,6 +137,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--val_fraction", type=fraction, metavar="X", help=settings.help_of("val_fraction")
     )
+    parser.add_argument("--separator", metavar="WORD", help=settings.help_of("separator"))
     parser.add_argument("--group", metavar="WORD", help=settings.help_of("group"))
     parser.add_argument(
         "--exclude", type=file_path, metavar="FILE", help=settings.help_of("exclude")
@@ -155,18 +164,16 @@ def parser() -> argparse.ArgumentParser:
         "without it --crop squashes the image, as BiT does",
     )
     parser.add_argument(
-        "--filter",
-        choices=FILTERS,
-        help="filter of Pillow for --resize (default: bilinear)",
+        "--filter", choices=FILTERS, help="filter of Pillow for --resize (default: bilinear)"
     )
     parser.add_argument("--views", metavar="WORDS", help=views.HELP)
     parser.add_argument(
         "--calibrate",
         action="store_true",
         help="fit a temperature on these images, which divides the logits so that probabilities "
-        "mean what they say, and the thresholds of `predict --unknown`; write both into the "
-        "model's .npz file. Use images that the model was not trained on. The accuracy stays. "
-        "Later calls of evaluate print the calibrated scores beside the raw ones",
+        "mean what they say, and the thresholds of `predict --unknown` (with several labels per "
+        "image also of `predict --threshold auto`); write them into the model's .npz file. Use "
+        "images that the model was not trained on. The accuracy stays. Later calls print both",
     )
     parser.add_argument(
         "--strangers",

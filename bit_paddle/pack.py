@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -19,6 +20,7 @@ from bit_paddle.config import parsing, settings
 from bit_paddle.config import types as argtypes
 from bit_paddle.data import check
 from bit_paddle.data.images import Dataset, Images
+from bit_paddle.data.labels import LabelSets
 from bit_paddle.data.readers import registry
 from bit_paddle.data.shards import pack as packing
 from bit_paddle.inference.arguments import data_set
@@ -62,6 +64,7 @@ def main(arguments: Sequence[str]) -> int:
         split=flags.split,
         shard_mb=flags.shard_mb,
         val_fraction=flags.val_fraction,
+        separator=flags.separator,
         group=flags.group,
         exclude=flags.exclude,
         on_bad_image=flags.on_bad_image,
@@ -80,6 +83,7 @@ def pack(
     split: str = "all",
     shard_mb: float = 1000.0,
     val_fraction: float | None = None,
+    separator: str | None = None,
     group: str | None = None,
     exclude: str | os.PathLike | None = None,
     on_bad_image: str = "error",
@@ -87,7 +91,7 @@ def pack(
 ) -> Path:
     """Write a data set into shards in the folder ``output``; return its description for training.
 
-    ``data``, ``datadir``, ``val_fraction``, ``group`` and ``exclude`` are those of
+    ``data``, ``datadir``, ``val_fraction``, ``separator``, ``group`` and ``exclude`` are those of
     `bit_paddle.evaluate`. ``split`` is all, train, val or test. A shard has ``shard_mb`` megabytes
     and up to one image more. ``on_bad_image`` skip leaves out images that cannot be decoded.
     ``workers`` threads read files (None: one per processor, at most 8).
@@ -98,7 +102,8 @@ def pack(
         bit_paddle.fine_tune("BiT-Mini", path)
     """
     dataset, home = data_set(data, datadir)
-    options = {"val_fraction": val_fraction, "group": group, "exclude": exclude}
+    options: dict[str, Any] = {"val_fraction": val_fraction, "separator": separator}
+    options.update(group=group, exclude=exclude)
     opened = registry.open_dataset(dataset, home, **options)
     for note in opened.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -110,6 +115,7 @@ def pack(
         "reader": "shards",
         "datadir": ".",
         **{name: name for name in parts},
+        **({"several": True} if isinstance(opened.train.labels, LabelSets) else {}),
         "flip": opened.flip,
         "random_crop": opened.random_crop,
         **({"resolution": opened.resolution} if opened.resolution else {}),
@@ -171,6 +177,7 @@ def parser() -> argparse.ArgumentParser:
     )
     for name, metavar, kind in (
         ("val_fraction", "X", argtypes.fraction),
+        ("separator", "WORD", str),
         ("group", "WORD", str),
         ("exclude", "FILE", argtypes.file_path),
     ):

@@ -115,7 +115,7 @@ def _settings(
     return settings, known
 
 
-def _find_or_hint(dataset: str, **overrides: Any) -> object:
+def _find_or_hint(dataset: str, **overrides: Any) -> specs.DataSpec:
     try:
         return registry.find(dataset, **overrides)
     except registry.DatadirRequired as error:

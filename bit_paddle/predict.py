@@ -58,8 +58,8 @@ def main(arguments: Sequence[str]) -> int:
         file = find_trained(
             flags.model, flags.bit_pretrained_dir, flags.crop, names=not flags.features
         )
-        check_confidence(file, flags.views, flags.calibrated, flags.unknown)
-        if flags.calibrated or flags.unknown:
+        check_confidence(file, flags.views, flags.calibrated, flags.unknown, flags.threshold)
+        if flags.calibrated or flags.unknown or flags.threshold == calibration.AUTO:
             print(f"note: calibration: {file.calibration}", file=sys.stderr)
         looks = views.looks(flags.views, file)
         model = TrainedModel(file, flags.device, flags.amp, not flags.features, flags.runtime)
@@ -76,8 +76,8 @@ def main(arguments: Sequence[str]) -> int:
             rows = write_features(flags.features, outputs, file.features, given.names)
             print(f"{rows:,} x {file.features} features are in {flags.features}")
         else:
-            extras = (flags.calibrated, flags.unknown)
-            results = classify(outputs, file, given.names, flags.top, *extras)
+            chosen = flags.top, flags.calibrated, flags.unknown, flags.threshold
+            results = classify(outputs, file, given.names, *chosen)
             first: list[dict] = []  # for the contact sheet
             pieces = FORMATS[flags.format](_copy_first(results, first, SHEET_MOST), given.names)
             if flags.output:
@@ -128,11 +128,13 @@ def parser() -> argparse.ArgumentParser:
         help="of a video: classify one frame every so many seconds (default: 1)",
     )
     parser.add_argument(
-        "--top",
-        type=whole(1),
-        default=5,
-        metavar="N",
-        help="classes per image (default: 5)",
+        "--top", type=whole(1), default=5, metavar="N", help="classes per image (default: 5)"
+    )
+    parser.add_argument(
+        "--threshold",
+        metavar="X",
+        help="print all classes with a probability of X or more. auto: the model's own threshold "
+        "per label, which `bit_paddle evaluate --calibrate` chooses (default: the --top classes)",
     )
     parser.add_argument("--format", choices=sorted(FORMATS), default="table")
     parser.add_argument(
@@ -196,10 +198,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     flags.views = views.parse(flags.views)
     if flags.unknown is not None:
         flags.unknown = calibration.parse_share(flags.unknown)
-    if flags.features and (flags.calibrated or flags.unknown):
-        raise errors.ConfigError(
-            "--features: cannot be combined with --calibrated or --unknown, which need classes"
-        )
+    if flags.threshold is not None:
+        flags.threshold = calibration.parse_threshold(flags.threshold)
+    if flags.features and (flags.calibrated or flags.unknown or flags.threshold is not None):
+        given = "--calibrated, --unknown or --threshold, which need classes"
+        raise errors.ConfigError(f"--features: cannot be combined with {given}")
     if flags.maps and flags.calibrated:
         raise errors.ConfigError(
             f"--maps: cannot be combined with --calibrated: {INDEX} has the model's own numbers"

@@ -24,10 +24,11 @@ from bit_paddle.config.saved import load_yaml
 from bit_paddle.config.types import BadValue, file_path, whole
 from bit_paddle.data import loader
 from bit_paddle.data import spec as specs
+from bit_paddle.data.labels import counts as label_counts
 from bit_paddle.data.readers import registry
 from bit_paddle.system import files
 from bit_paddle.training.classification.plan import ClassificationPlan, make_plan
-from bit_paddle.visual.sheet import draw_views
+from bit_paddle.visual.sheet import caption, draw_views
 
 PROG, TRAIN = "python -m bit_paddle.show", "python -m bit_paddle.train"
 
@@ -79,9 +80,7 @@ def main(arguments: Sequence[str]) -> int:
         files.make_folder(Path(flags.output), "--output")
     counts = count_images(plan)
     text = f"{table(counts)}\n\n{sizes(plan)}\n\n{described}\n"
-    names = plan.data.train.classes
-    names = names if plan.labelled else [NO_LABEL] * len(names)
-    sheet = draw_views(views(plan, flags.images), flags.images, names)
+    sheet = draw_views(views(plan, flags.images), flags.images)
 
     name = f"show-{specs.short_name(settings.dataset, settings.datadir)}"
     folder = Path(flags.output or files.create_folder(settings.logdir, name, "table.txt"))
@@ -104,7 +103,7 @@ def count_images(plan: ClassificationPlan) -> list[tuple[Any, ...]]:
     parts = [train.labels[plan.subset], train.labels, val.labels, *([test.labels] if test else [])]
     if not plan.labelled:
         return [(NO_LABEL, *map(len, parts))]
-    columns = (np.bincount(labels, minlength=len(train.classes)).tolist() for labels in parts)
+    columns = (label_counts(labels, len(train.classes)).tolist() for labels in parts)
     return list(zip(train.classes, *columns))
 
 
@@ -131,8 +130,8 @@ def sizes(plan: ClassificationPlan) -> str:
     return f"originals, height x width, by area: {listed} (of {len(by_area)} training images)"
 
 
-def views(plan: ClassificationPlan, count: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Yield (pixels uint8 [3, crop, crop], label) of the first ``count`` training views."""
+def views(plan: ClassificationPlan, count: int) -> Iterator[tuple[np.ndarray, str]]:
+    """Yield (pixels uint8 [3, crop, crop], caption) of the first ``count`` training views."""
     batch = plan.settings.batch
     steps = loader.training_batches(
         plan.data.train,
@@ -149,7 +148,17 @@ def views(plan: ClassificationPlan, count: int) -> Iterator[tuple[np.ndarray, in
     with closing(steps):
         parts = itertools.chain.from_iterable(step.micro_batches(1) for step in steps)
         every = (pair for part in parts for pair in zip(part.images, part.labels.tolist()))
-        yield from itertools.islice(every, count)
+        for pixels, labels in itertools.islice(every, count):
+            yield pixels, _caption(plan, labels)
+
+
+def _caption(plan: ClassificationPlan, labels: int | tuple[int, ...]) -> str:
+    """Return the text below a view: the name of its label, or of its labels."""
+    names = plan.data.train.classes
+    if not plan.labelled or labels == ():
+        return NO_LABEL
+    each = labels if isinstance(labels, tuple) else (labels,)
+    return ", ".join(caption(names[label], label) for label in each)
 
 
 def _views(word: str) -> int:

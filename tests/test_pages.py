@@ -263,6 +263,9 @@ def folder(tmp_path_factory) -> Path:
         pixels = random.integers(0, 160, (60, 50, 3)).astype(np.uint8)
         pixels[..., "dog" in name] += 90
         Image.fromarray(pixels).save(path)
+    lines = [f"{name.removeprefix('my_images/')}.jpg,{'dog;' * ('dog' in name)}{'even' * (k % 2)}"
+             for k, name in enumerate(names)]  # fmt: skip
+    (root / "my_images/labels.csv").write_text("path,labels\n" + "\n".join(lines) + "\n")
     scenes = make_squares(root / "scenes")
     for part in ("train", "val"):
         shutil.copy(scenes / "boxes.json", scenes / f"{part}.json")

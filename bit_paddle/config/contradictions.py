@@ -8,29 +8,47 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
+from bit_paddle.config.data_options import data_options
 from bit_paddle.config.detection_settings import DetectionSettings
 from bit_paddle.config.run_settings import fields_of
-from bit_paddle.config.settings import AUTO, Settings, data_options
+from bit_paddle.config.settings import AUTO, Settings
 from bit_paddle.errors import BitPaddleError
 from bit_paddle.models import published
 from bit_paddle.models.architecture import GROUPS
 from bit_paddle.recipes.recipe import RECIPES
 from bit_paddle.system.hub import Repository
 
+_SEVERAL = "sigmoid"  # the loss of images with several labels
+
+
+def defaults_of_data(values: dict[str, Any], find_dataset: Callable[..., Any]) -> dict[str, Any]:
+    """Return the defaults that the data decide: the loss, if an image may have several labels.
+
+    The arguments are those of `contradictions`.
+    """
+    if values["dataset"] is MISSING:
+        return {}
+    try:
+        found = find_dataset(values["dataset"], **data_options(values))
+    except BitPaddleError:  # which `contradictions` reports
+        return {}
+    return {"loss": _SEVERAL} if found.several and not RECIPES[values["rule"]].taught else {}
+
 
 def contradictions(
-    values: dict[str, Any], unclear: set[str], find_dataset: Callable[..., object]
+    values: dict[str, Any], unclear: set[str], find_dataset: Callable[..., Any]
 ) -> list[str]:
     """Return the faults of settings that contradict one another or their surroundings.
 
     A required setting that is not given is MISSING. ``unclear`` settings are faulty themselves,
     and not compared with others.
     """
-    faults = []
+    faults: list[str] = []
     dataset = values["dataset"]
     if dataset is not MISSING:
         try:
-            find_dataset(dataset, **data_options(values))
+            found = find_dataset(dataset, **data_options(values))
+            faults += _label_faults(values) if found.several else []
         except BitPaddleError as fault:
             faults.append(str(fault))
     faults += _model_faults(values)
@@ -65,6 +83,24 @@ def contradictions(
     if "://" not in datadir and not Path(datadir).exists():
         faults.append(f"--datadir: {datadir}: no such folder or archive")
     return faults + _run_faults(values)
+
+
+def _label_faults(values: Mapping[str, Any]) -> list[str]:
+    """Return the faults of settings for data whose images may have several labels."""
+    faults, rule = [], values["rule"]
+    if RECIPES[rule].taught:
+        return [f"--rule: is {rule}, but an image of these data may have several labels: a student "
+                "learns one softmax over the classes"]  # fmt: skip
+    for name, usual, why in (
+        ("loss", _SEVERAL, f"with softmax exactly one label is right; {_SEVERAL} takes several"),
+        ("balance", 0.0, "the weight of an image is that of its only class"),
+    ):
+        if values[name] != usual:
+            faults.append(
+                f"--{name}: is {values[name]}, but an image of these data may have several labels: "
+                f"{why}; omit --{name}"
+            )
+    return faults
 
 
 def _fold_faults(values: Mapping[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any, NoReturn, TypeVar
 
 from bit_paddle.config import run_settings, saved, settings
 from bit_paddle.config import types as argtypes
-from bit_paddle.config.contradictions import contradictions
+from bit_paddle.config.contradictions import contradictions, defaults_of_data
 from bit_paddle.config.run_settings import RunSettings, fields_of
 from bit_paddle.config.settings import Settings
 from bit_paddle.errors import ConfigError, did_you_mean
@@ -179,17 +179,18 @@ def outer_parser(
 def parse(
     arguments: Sequence[str],
     prog: str,
-    find_dataset: Callable[..., object],
+    find_dataset: Callable[..., Any],
     outer: Iterable[str] = (),
     unused: Iterable[str] = (),
 ) -> tuple[Settings, Request]:
     """Return the settings of a classification and the other flags; see `parse_as`.
 
-    ``find_dataset(dataset, **settings.data_options(…))`` raises an error if these are wrong
-    (`registry.find`).
+    ``find_dataset(dataset, **data_options(…))`` returns the description of the data, and raises an
+    error if these are wrong (`registry.find`).
     """
     faults = partial(contradictions, find_dataset=find_dataset)
-    return parse_as(Settings, parser(prog), arguments, faults, outer, unused)
+    by_data = partial(defaults_of_data, find_dataset=find_dataset)
+    return parse_as(Settings, parser(prog), arguments, faults, outer, unused, by_data)
 
 
 def parse_as(
@@ -199,13 +200,15 @@ def parse_as(
     contradictions: Callable[[dict[str, Any], set[str]], list[str]],
     outer: Iterable[str] = (),
     unused: Iterable[str] = (),
+    defaults_of: Callable[[dict[str, Any]], dict[str, Any]] = lambda values: {},
 ) -> tuple[_Kind, Request]:
     """Return the settings of ``kind`` and the other flags of ``arguments`` and their --config.
 
     ``command`` is the `parser` of that kind. ``contradictions(values, unclear)`` returns the faults
     of settings together; it is explained in `config.contradictions`. ``outer`` are the command's
     own flags, which are suggested for a misspelt flag. ``unused`` settings keep their defaults.
-    Raises one `ConfigError` that lists every fault.
+    ``defaults_of(values)`` returns defaults that depend on other settings, beside those of the
+    recipe. Raises one `ConfigError` that lists every fault.
     """
     every = fields_of(kind)
     known, unknown = command.parse_known_args(list(arguments))
@@ -213,13 +216,8 @@ def parse_as(
     words: dict[str, tuple[str, str]] = {}  # name -> (source, word)
     if known.config is not None:
         words.update(_read_yaml(known.config, kind, faults))
-    words.update(
-        {
-            name: (f"--{name}", getattr(known, name))
-            for name in every
-            if getattr(known, name) is not None
-        }
-    )
+    given = {name: getattr(known, name) for name in every}
+    words.update({name: (f"--{name}", word) for name, word in given.items() if word is not None})
     words = {name: item for name, item in words.items() if name not in unused}
     values: dict[str, Any] = {}
     unclear = set()
@@ -232,12 +230,13 @@ def parse_as(
             faults.append(f"{source}: {fault}")
             unclear.add(name)
     values = {**kind.recipe_defaults(values), **values}
+    defaults = {name: item.default for name, item in every.items()}
+    values = {**defaults_of({**defaults, **values}), **values}
     faults += [
         f"--{name}: is required"
         for name, item in every.items()
         if item.default is MISSING and name not in words
     ]
-    defaults = {name: item.default for name, item in every.items()}
     faults += contradictions({**defaults, **values}, unclear)
     if faults:
         raise ConfigError(

@@ -8,6 +8,7 @@ from dataclasses import Field, dataclass
 from typing import Any
 
 from bit_paddle.config import run_settings
+from bit_paddle.config.data_options import data_options
 from bit_paddle.config.run_settings import RunSettings
 from bit_paddle.config.types import (
     AUTO,
@@ -47,7 +48,8 @@ class TaskSettings:
     )
     dataset: str = _what(
         name_or_path,
-        "data set: folder or list (your own images, with --datadir), cifar10, cifar100, "
+        "data set: folder or list (your own images, with --datadir), table or coco (the same, with "
+        "several labels per image), cifar10, cifar100, "
         "imagenet2012, oxford_flowers102, oxford_iiit_pet, tf_flowers, digits, vtab/<task>, "
         "shards (tars of many images, with --datadir), "
         "unlabelled (images for --rule distill, with --datadir), "
@@ -59,8 +61,10 @@ class TaskSettings:
         file_path,
         "folder of the data. For folder it holds train/<class>/*, val/<class>/* and perhaps "
         "test/<class>/*, or <class>/* alone. For list it holds train.csv, val.csv and perhaps "
-        "test.csv (or .tsv, .txt) with a path and a label per line. For both it may be an archive "
-        "of such files (.zip, .tar, .tar.gz). For the other data sets it holds the official files",
+        "test.csv (or .tsv, .txt) with a path and a label per line; for table with a path and a "
+        "column of 0 and 1 per label. For coco it holds annotations.json, or train.json and "
+        "val.json. For these four it may be an archive (.zip, .tar, .tar.gz). For the other data "
+        "sets it holds the official files",
         None,
         default_help="the cache, for data sets that can be downloaded",
         affects_result=False,
@@ -72,6 +76,14 @@ class TaskSettings:
         "without it, the test images are used for validation",
         None,
         default_help="0.1",
+    )
+    separator: str | None = _what(
+        text,
+        "an image may have several labels, or none: the text between them in a list, such as ';'. "
+        "For folder it names them in labels.csv, a path and labels per line. The loss is then "
+        "sigmoid",
+        None,
+        default_help="one label per image; the data set's .yaml file decides",
     )
     group: str | None = _what(
         text,
@@ -194,7 +206,8 @@ class TaskSettings:
     loss: str = _how(
         one_of(*losses.LOSSES),
         "loss function. "
-        + "; ".join(f"{name}: {loss.about}" for name, loss in losses.LOSSES.items()),
+        + "; ".join(f"{name}: {loss.about}" for name, loss in losses.LOSSES.items())
+        + ". For data with several labels per image it is sigmoid",
         losses.DEFAULT,
     )
     balance: float = _how(
@@ -330,16 +343,6 @@ class Settings(RunSettings, TaskSettings):
 
 
 FIELDS: dict[str, Field] = run_settings.fields_of(Settings)
-
-
-def data_options(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of ``values`` that choose images; without --fold they are fold 1's."""
-    folds = values["folds"]
-    fold = (values["fold"] or 1, folds) if folds else None
-    return {
-        **{name: values[name] for name in ("datadir", "val_fraction", "group", "exclude")},
-        "fold": fold,
-    }
 
 
 def help_of(name: str) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 
 from bit_paddle.data import stamps
 from bit_paddle.data.images import FileImages, Images
+from bit_paddle.data.labels import counts
 from bit_paddle.errors import DataError
 from bit_paddle.system.progress import progress_bar
 
@@ -82,9 +83,7 @@ def usable(images: Images, workers: int, every_class: bool) -> tuple[Images, lis
     if not broken:
         return images, []
     rest = images.subset(np.setdiff1d(np.arange(len(images)), list(broken)))
-    before, after = (
-        np.bincount(part.labels, minlength=len(images.classes)) for part in (images, rest)
-    )
+    before, after = (counts(part.labels, len(images.classes)) for part in (images, rest))
     lost = [images.classes[label] for label in np.flatnonzero((before > 0) & (after == 0))]
     if lost and (every_class or not len(rest)):
         raise DataError(

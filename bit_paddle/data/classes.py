@@ -9,7 +9,9 @@ from typing import Any, Union
 
 import numpy as np
 
+from bit_paddle.data import labels as of_images
 from bit_paddle.data.images import Images, Parts
+from bit_paddle.data.labels import LabelSets
 from bit_paddle.data.text import read_text
 from bit_paddle.errors import ConfigError, DataError, did_you_mean
 from bit_paddle.system.text import plural
@@ -112,9 +114,11 @@ def select(parts: Parts, classes: Classes) -> Parts:
     if others:
         require(number, counts)
         shown = ", ".join(f"{label} {count:,}" for label, count in others.most_common(_SHOWN))
+        images = f"and {plural(sum(others.values()), 'image')} are left out"
+        if isinstance(parts.train.labels, LabelSets):
+            images = "are left out; their images stay"
         notes.append(
-            f"classes: {plural(len(others), 'class')} of {len(counts)} and "
-            f"{plural(sum(others.values()), 'image')} are left out "
+            f"classes: {plural(len(others), 'class')} of {len(counts)} {images} "
             f"({shown}{' …' if len(others) > _SHOWN else ''})"
         )
     names = list(by_name(classes))
@@ -141,7 +145,7 @@ def require(wanted: Iterable[str], found: Collection[str]) -> None:
 
 
 def _counts(images: Images) -> Counter[str]:
-    counts = np.bincount(images.labels, minlength=len(images.classes)).tolist()
+    counts = of_images.counts(images.labels, len(images.classes)).tolist()
     return Counter({label: count for label, count in zip(images.classes, counts) if count})
 
 
@@ -160,6 +164,9 @@ def _chosen(images: Images, number: Mapping[str, int], names: list[str]) -> Imag
     places = [number.get(label, -1) for label in images.classes]
     if images.classes == names and places == list(range(len(names))):
         return images
+    if isinstance(images.labels, LabelSets):  # an image without any of the classes stays, as such
+        labels = images.labels.renumbered(np.array(places))
+        return images.chosen(np.arange(len(images)), labels, names)
     labels = np.array(places)[images.labels]
     stays = np.flatnonzero(labels >= 0)
     return images.chosen(stays, labels[stays], names)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bit_paddle.data import labels
 from bit_paddle.data.images import FileImages, Images, Parts
 from bit_paddle.data.spec import DataSpec
 from bit_paddle.errors import DataError, MissingFileError
@@ -89,7 +90,7 @@ def _lines(path: Path) -> list[str]:
 
 def _require_classes(before: Images, after: Images, title: str) -> None:
     size = len(before.classes)
-    counts = [np.bincount(images.labels, minlength=size) for images in (before, after)]
+    counts = [labels.counts(images.labels, size) for images in (before, after)]
     lost = [before.classes[label] for label in np.flatnonzero((counts[0] > 0) & (counts[1] == 0))]
     if lost:
         raise DataError(f"{title}: names all training images of {', '.join(lost[:5])}")

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from bit_paddle.data import decoding
+from bit_paddle.data.labels import Labels, as_labels, members
 from bit_paddle.data.pixels import PixelRange
 from bit_paddle.errors import DataError
 
@@ -17,7 +18,7 @@ from bit_paddle.errors import DataError
 class Images(Protocol):
     """The interface of a set of images, as the loader uses it."""
 
-    labels: np.ndarray  # int64 [N]
+    labels: Labels  # int64 [N], or `LabelSets` if an image may have several
     classes: Sequence[str]  # names, in the order of the head's outputs
 
     def __len__(self) -> int: ...
@@ -31,7 +32,7 @@ class Images(Protocol):
     def name(self, index: int) -> str:
         """Return the name of image ``index`` for messages: its path, if it has one."""
 
-    def chosen(self, indices: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Images:
+    def chosen(self, indices: np.ndarray, labels: Labels, classes: Sequence[str]) -> Images:
         """Return only the images of ``indices``, with other ``labels`` and ``classes``."""
 
 
@@ -62,9 +63,9 @@ class Dataset(NamedTuple):
 class ArrayImages:
     """Images of one size, held in memory as ``pixels`` uint8 [N, H, W, 3]."""
 
-    def __init__(self, pixels: np.ndarray, labels: np.ndarray, classes: Sequence[str], title: str):
+    def __init__(self, pixels: np.ndarray, labels: Labels, classes: Sequence[str], title: str):
         self.pixels, self.classes, self.title = pixels, list(classes), title
-        self.labels = np.asarray(labels, np.int64)
+        self.labels = as_labels(labels)
         if len(pixels) != len(self.labels):
             raise DataError(f"{title}: {len(pixels)} images, but {len(self.labels)} labels")
         check_labels(self.labels, self.classes, title)
@@ -82,7 +83,7 @@ class ArrayImages:
         return f"{self.title} image {index}"
 
     def chosen(
-        self, indices: np.ndarray, labels: Sequence[int] | np.ndarray, classes: Sequence[str]
+        self, indices: np.ndarray, labels: Sequence[int] | Labels, classes: Sequence[str]
     ) -> ArrayImages:
         """Return only the images of ``indices``, with other ``labels`` and ``classes``."""
         return ArrayImages(self.pixels[indices], labels, classes, self.title)
@@ -98,7 +99,7 @@ class FileImages:
     def __init__(
         self,
         paths: Sequence[str],
-        labels: Sequence[int] | np.ndarray,
+        labels: Sequence[int] | Labels,
         classes: Sequence[str],
         root: str | os.PathLike = "",
         groups: Sequence[str] | None = None,
@@ -106,7 +107,7 @@ class FileImages:
     ):
         self.paths, self.classes, self.root, self.groups = list(paths), list(classes), root, groups
         self.pixel_range = pixel_range
-        self.labels = np.asarray(labels, np.int64)
+        self.labels = as_labels(labels)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -127,7 +128,7 @@ class FileImages:
         return self.chosen(indices, self.labels[indices], self.classes)
 
     def chosen(
-        self, indices: np.ndarray, labels: Sequence[int] | np.ndarray, classes: Sequence[str]
+        self, indices: np.ndarray, labels: Sequence[int] | Labels, classes: Sequence[str]
     ) -> FileImages:
         """Return only the images of ``indices``, with other ``labels`` and ``classes``."""
         return FileImages(
@@ -148,12 +149,13 @@ class FileImages:
 # --- Labels -------------------------------------------------------------------------------------
 
 
-def check_labels(labels: np.ndarray, classes: Sequence[str], title: str) -> None:
+def check_labels(labels: Labels, classes: Sequence[str], title: str) -> None:
     """Raise `DataError` if a label has no class."""
-    outside = np.flatnonzero((labels < 0) | (labels >= len(classes)))
+    images, numbers = members(labels)
+    outside = np.flatnonzero((numbers < 0) | (numbers >= len(classes)))
     if len(outside):
         raise DataError(
             f"{title}: {len(outside)} labels are outside 0 … {len(classes) - 1}; the first is "
-            f"{labels[outside[0]]}, of image {outside[0]}; the head has {len(classes)} outputs, "
-            "one per class"
+            f"{numbers[outside[0]]}, of image {images[outside[0]]}; the head has {len(classes)} "
+            "outputs, one per class"
         )

@@ -20,6 +20,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from bit_paddle.data.images import Images
+from bit_paddle.data.labels import Labels
 from bit_paddle.data.preprocessing import Look, Preprocessing
 from bit_paddle.data.shards import windows as shard_windows
 from bit_paddle.data.transforms import (
@@ -40,16 +41,17 @@ Job = TypeVar("Job")
 
 
 class MicroBatch(NamedTuple):
-    """Images uint8 [N, 3, crop, crop], labels int64 [N], and the images' indices in the reader.
+    """Images uint8 [N, 3, crop, crop], their labels, and the images' indices in the reader.
 
-    With MixUp also the images and labels of the partners.
+    The labels are int64 [N], or `LabelSets` if an image may have several. With MixUp also the
+    images and labels of the partners.
     """
 
     images: np.ndarray
-    labels: np.ndarray
+    labels: Labels
     indices: np.ndarray
     partner_images: np.ndarray | None = None
-    partner_labels: np.ndarray | None = None
+    partner_labels: Labels | None = None
 
 
 class Batch(NamedTuple):
@@ -62,7 +64,7 @@ class Batch(NamedTuple):
     """
 
     indices: np.ndarray
-    labels: np.ndarray
+    labels: Labels
     lam: float
     partners: np.ndarray
     share: np.ndarray

@@ -10,6 +10,7 @@ To add a data set, write such a file. Its keys are the fields of `DataSpec`:
     test: test.csv          # measured once, at the end of a run
     classes: [crow, owl]    # names in the order of the head's outputs; or a file, a name per line;
                             # or {bird: [crow, owl], cat: }, which merges classes
+    separator: ";"          # an image may have several labels, with this text between them
     encoding: gb18030       # of the lists and of the class names (default: by the files' bytes)
     val_fraction: 0.1       # of the training images, if there are no validation images
     group: patient          # a column of the lists, or a regular expression: see `splits`
@@ -18,6 +19,7 @@ To add a data set, write such a file. Its keys are the fields of `DataSpec`:
     label: species          # if there are several
     subset: plain_text      # of the parquet files, if there are several
     window: 8               # of shards at an address: how many are shuffled together
+    several: true           # of shards: an image may have several labels, or none
     flip: false             # a mirrored image would have another label
     random_crop: false      # a part of an image would have another label
     resolution: small       # small or large of BiT-HyperRule (default: by the images' sizes)
@@ -45,9 +47,12 @@ VAL_FRACTION = 0.1  # the default if neither the data set nor the user sets it
 
 
 _TEXTS = (
-    *("datadir", "train", "val", "test", "encoding", "group", "exclude"),
+    *("datadir", "train", "val", "test", "encoding", "separator", "group", "exclude"),
     *("image", "label", "subset"),
 )
+
+# Readers of the user's own images, which have the name of --datadir
+_OF_A_FOLDER = ("folder", "list", "table", "coco", "hf", "shards", "unlabelled")
 
 # Inside an installed package; next to the package in a clone.
 _HOMES = [Path(__file__).parents[1] / "configs/data", Path(__file__).parents[2] / "configs/data"]
@@ -63,10 +68,12 @@ class DataSpec:
     val: str | None = None
     test: str | None = None
     classes: Classes | None = None
+    separator: str | None = None
     encoding: str | None = None
     val_fraction: float | None = None
     group: str | None = None
     exclude: str | None = None
+    several: bool | None = None  # whether an image may have several labels, or none
     fold: tuple[int, int] | None = None  # (k, K): fold k of K validates; a setting, not a key
     measured: bool = False  # by a trained model: no class needs two images; not a key
     repository: str | None = None  # hf:OWNER/NAME of a data set on the hub; part of `reader`
@@ -127,7 +134,7 @@ def short_name(dataset: str, datadir: str | None) -> str:
     """Return the name of ``dataset`` for a run's folder; for own images the folder's name."""
     if dataset.startswith(PREFIX):
         return DataRepository.parse(dataset).name
-    if dataset in ("folder", "list", "hf", "shards", "unlabelled") and datadir:
+    if dataset in _OF_A_FOLDER and datadir:
         path = Path(datadir).resolve()
         return stem(path.name) if is_archive(path) else path.stem
     if dataset.lower().endswith((".yaml", ".yml")):
@@ -145,7 +152,8 @@ def overridden(spec: DataSpec, **values: Any) -> DataSpec:
 
 def _load(path: Path, readers: Collection[str]) -> DataSpec:
     content = files.read_yaml(path, f"--dataset {path}", "reader: folder")
-    expected = {field.name for field in fields(DataSpec)} - {"fold", "measured", "repository"}
+    internal = {"fold", "measured", "repository"}
+    expected = {field.name for field in fields(DataSpec)} - internal
     faults = [
         f"{key!r} is not a known key; {did_you_mean(str(key), expected)}"
         for key in content
@@ -170,9 +178,11 @@ def _load(path: Path, readers: Collection[str]) -> DataSpec:
     ]
     faults += [
         f"{key}: is {content[key]!r}, expected true or false"
-        for key in ("flip", "random_crop")
+        for key in ("flip", "random_crop", "several")
         if not isinstance(content.get(key, True), bool)
     ]
+    if isinstance(separator := content.get("separator", ";"), str) and not separator.strip():
+        faults.append(f"separator: is {separator!r}, expected a text such as ';'")
     if "test" in content and content["test"] in (content.get("train"), content.get("val")):
         faults.append(f"test: {content['test']!r} is also train or val; name other images")
     if content.get("resolution", "small") not in ("small", "large"):

@@ -2,6 +2,7 @@
 
 The fold of an image depends on nothing but its name, so an image that is added moves no other. The
 price: a class of n images has about n / K images in a fold, but not exactly (binomially many).
+With several labels per image, `stratification` deals the images out, in the order of the hashes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import numpy as np
 
 from bit_paddle.data.classes import is_alone
 from bit_paddle.data.images import FileImages, Parts
+from bit_paddle.data.labels import LabelSets, counts, joined, members
 from bit_paddle.data.spec import VAL_FRACTION, DataSpec
+from bit_paddle.data.stratification import parts_of
 from bit_paddle.errors import ConfigError, DataError
 from bit_paddle.system.text import plural
 
@@ -102,11 +105,26 @@ def held_out(images: FileImages, spec: DataSpec) -> tuple[FileImages, FileImages
     paths (or the names of their groups), and is the same on every machine. An added image moves at
     most one other image per class. The images that a smaller fraction holds out are among those of
     a larger one. A group is held out as a whole, unless a class would have no training image left.
+    Of images with several labels, about the fraction of each label is held out.
+
     Raises `DataError` if a class has one image, or if no group can be held out; with
     ``spec.measured`` that class has no validation images instead.
     """
     fraction = VAL_FRACTION if spec.val_fraction is None else spec.val_fraction
     names = group_names(images, spec)
+    if isinstance(images.labels, LabelSets):
+        part = dealt(images.labels, names, (1 - fraction, fraction), len(images.classes))
+        if (part.all() or not part.any()) and not spec.measured:
+            raise DataError(
+                f"{images.root}: {len(set(names)):,} images or groups are too few to hold out "
+                f"{fraction:.0%}; give validation images"
+            )
+        note = (
+            f"no validation images are given: {part.sum():,} of {len(images):,} images are held "
+            f"out, about {fraction:.0%} per label (--val_fraction)"
+        )
+        train, val = (images.subset(np.flatnonzero(part == number)) for number in (0, 1))
+        return train, val, note
     classes: list[dict[str, set[str]]] = [{} for _ in images.classes]  # group -> paths
     for name, path, label in zip(names, images.paths, images.labels):
         classes[label].setdefault(name, set()).add(path)
@@ -141,6 +159,19 @@ def held_out(images: FileImages, spec: DataSpec) -> tuple[FileImages, FileImages
     return (*parts, note)
 
 
+def dealt(
+    labels: LabelSets, names: Sequence[str], shares: Sequence[float], classes: int
+) -> np.ndarray:
+    """Return the part of each image, int64 [N], with about its share of each label.
+
+    Images of one of the ``names`` are one group, which stays whole.
+    """
+    number = {name: place for place, name in enumerate(sorted(set(names), key=rank))}
+    unit = np.array([number[name] for name in names])
+    sets = LabelSets.of_pairs(unit[labels.images], labels.labels, len(number))
+    return parts_of(sets, np.bincount(unit), shares, classes)[unit]
+
+
 def _leaves_training(classes: Sequence[dict[str, set[str]]], chosen: set[str]) -> bool:
     return all(groups.keys() - chosen for groups in classes if groups)
 
@@ -157,23 +188,29 @@ def cut(parts: Parts, spec: DataSpec) -> Parts:
     fold, folds = spec.fold
     images, notes = _pooled(parts.train, parts.val, spec)
     names = group_names(images, spec) if images.groups is None else images.groups
-    of_image = np.array([fold_of(name, folds) for name in names])
+    if isinstance(images.labels, LabelSets):
+        shares, count = np.full(folds, 1 / folds), len(images.classes)
+        of_image = dealt(images.labels, names, shares, count) + 1
+        how = "each with about the same number of images of each label (iterative stratification)"
+    else:
+        of_image = np.array([fold_of(name, folds) for name in names])
+        by = "path" if spec.group is None else "group's name"
+        how = f"the hash of an image's {by} chooses its fold"
     sizes = np.bincount(of_image, minlength=folds + 1)[1:]
     what = "images" if spec.group is None else "groups"
     if not sizes.all():
         distinct = set(names)
         fits = (n for n in range(folds - 1, 1, -1) if len({fold_of(x, n) for x in distinct}) == n)
-        most = next(fits, None)
+        most = len(distinct) if isinstance(images.labels, LabelSets) else next(fits, None)
         raise DataError(
             f"--folds {folds}: fold {int(sizes.argmin()) + 1} has no image; {len(distinct):,} "
             f"{what} are few for so many folds"
             + (f"; take --folds {most}" if most else "; add images")
         )
-    by = "path" if spec.group is None else "group's name"
     notes.insert(
         0,
         f"{len(images):,} images in {folds} folds of {sizes.min():,} to {sizes.max():,} images; "
-        f"the hash of an image's {by} chooses its fold",
+        f"{how}",
     )
     notes += _thin_classes(images, of_image, folds)
     train, val = (images.subset(np.flatnonzero(w)) for w in (of_image != fold, of_image == fold))
@@ -189,8 +226,8 @@ def _pooled(train: FileImages, val: FileImages, spec: DataSpec) -> tuple[FileIma
     for part in (train, val):
         inner = os.path.relpath(part.root, root) if os.fspath(part.root) != root else ""
         paths += [os.path.join(inner, path) for path in part.paths]
-    labels = np.concatenate([train.labels, val.labels])
-    first: dict[tuple[str, int], int] = {}
+    labels = joined([train.labels, val.labels])
+    first: dict[tuple, int] = {}
     for index, image in enumerate(zip(paths, labels.tolist())):
         first.setdefault(image, index)
     notes = []
@@ -207,10 +244,11 @@ def _pooled(train: FileImages, val: FileImages, spec: DataSpec) -> tuple[FileIma
 
 def _thin_classes(images: FileImages, of_image: np.ndarray, folds: int) -> list[str]:
     """Return notes on classes that some folds lack, and on those that a training set lacks."""
-    counts = np.zeros((len(images.classes), folds), np.int64)
-    np.add.at(counts, (images.labels, of_image - 1), 1)
+    found = np.zeros((len(images.classes), folds), np.int64)
+    indices, labels = members(images.labels)
+    np.add.at(found, (labels, of_image[indices] - 1), 1)
     few, single, notes = [], [], []
-    for name, row in zip(images.classes, counts):
+    for name, row in zip(images.classes, found):
         if np.count_nonzero(row) == 1:
             single.append(f"{name} (fold {row.argmax() + 1})")
         elif row.sum() and not row.all():
@@ -233,8 +271,8 @@ def absences(parts: Parts) -> list[str]:
     notes = []
     for part, title in ((parts.train, "training"), (parts.val, "validation"), (parts.test, "test")):
         if part is not None:
-            counts = np.bincount(part.labels, minlength=len(parts.train.classes))
-            unseen = [parts.train.classes[label] for label in np.flatnonzero(counts == 0)]
+            found = counts(part.labels, len(parts.train.classes))
+            unseen = [parts.train.classes[label] for label in np.flatnonzero(found == 0)]
             notes += [f"no {title} images of {_first(unseen)}"] if unseen else []
     return notes
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from bit_paddle.data import appearance, copies, exclude
 from bit_paddle.data.images import Dataset, FileImages, Images
+from bit_paddle.data.labels import require_single
 from bit_paddle.inference import predictions, suspects
 from bit_paddle.inference.model import TrainedModel
 
@@ -136,6 +137,7 @@ def audit(
     is the predictions.csv of a cross-validation, which judges labels too; with both, the mean of
     their probabilities. Errors: `ConfigError`, `MissingFileError`, `DataError`.
     """
+    require_single(data.train.labels, "audit")
     named = [(title, getattr(data, title)) for title in ("train", "val", "test")]
     titles, parts = map(list, zip(*((title, part) for title, part in named if part)))
     every = _Everything(

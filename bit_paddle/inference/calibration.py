@@ -1,5 +1,7 @@
 """What a model file keeps about its confidence: a temperature, and how sure it usually is.
 
+Of a model for several labels per image, it also keeps the threshold of each label.
+
 Both are measured on images that the model was not trained on, and kept in the notes of an ``.npz``
 file. The logits are divided by the temperature before they become probabilities (arXiv 1706.04599).
 The quantiles of a score of `confidence` tell, for example, below which score 5% of the images lie.
@@ -18,14 +20,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from bit_paddle.data import spec as specs
+from bit_paddle.data.labels import Labels, LabelSets, counts, targets
 from bit_paddle.errors import CheckpointError, ConfigError
-from bit_paddle.inference import confidence, onnx_files, paddle_inference, scores
+from bit_paddle.inference import (
+    confidence,
+    label_scores,
+    onnx_files,
+    paddle_inference,
+    scores,
+)
 from bit_paddle.models import npz, published
 from bit_paddle.models.checkpoint import CheckpointFile
 from bit_paddle.models.losses import LOSSES
+from bit_paddle.system.text import plural
 
 if TYPE_CHECKING:
     from bit_paddle.inference.evaluation import Evaluation
+    from bit_paddle.inference.label_evaluation import LabelEvaluation
     from bit_paddle.inference.model import TrainedModel
     from bit_paddle.inference.trained import TrainedFile
 
@@ -34,6 +45,8 @@ NOTE = "calibration"  # the note in an .npz file
 BOUNDS = (0.01, 100.0)  # of the temperature
 
 FEW = 100  # images, below which a note says that the temperature is uncertain
+
+AUTO = "auto"  # of --threshold: the model's own
 
 _LEVELS = np.linspace(0, 1, 201)  # of the quantiles
 
@@ -54,6 +67,9 @@ class Calibration:
     data: str
     digests: tuple[str, ...]
     crop: int
+    #: With several labels per image, from which probability on (at the temperature) each label is
+    #: predicted: the highest F1 on these images
+    thresholds: tuple[float, ...] | None = None
 
     def threshold(self, share: float) -> float:
         """Return the score below which ``share`` (0 to 1) of the images lie."""
@@ -88,6 +104,7 @@ def of_note(path: Path, note: Any) -> Calibration | None:
         return None
     try:
         quantiles = tuple(float(value) for value in note["quantiles"])
+        thresholds = note.get("thresholds")
         result = Calibration(
             float(note["temperature"]),
             str(note["score"]),
@@ -96,6 +113,7 @@ def of_note(path: Path, note: Any) -> Calibration | None:
             str(note["data"]),
             tuple(str(digest) for digest in note["digests"]),
             int(note["crop"]),
+            None if thresholds is None else tuple(float(value) for value in thresholds),
         )
         sorted_numbers = np.isfinite(quantiles).all() and (np.diff(quantiles) >= 0).all()
         if len(quantiles) != len(_LEVELS) or not sorted_numbers:
@@ -104,21 +122,23 @@ def of_note(path: Path, note: Any) -> Calibration | None:
             raise ValueError(f"its temperature is {result.temperature}")
         if result.score not in confidence.SCORES:
             raise ValueError(f"its score {result.score!r} is unknown")
-    except (TypeError, KeyError, ValueError, OverflowError) as error:
+        if not all(0 <= value <= 1 for value in result.thresholds or ()):
+            raise ValueError("its thresholds are not all between 0 and 1")
+    except (TypeError, KeyError, ValueError, OverflowError, AttributeError) as error:
         raise CheckpointError(f"{path}: its calibration is malformed ({error})") from error
     return result
 
 
 def fit(
     logits: np.ndarray,
-    labels: np.ndarray,
+    labels: Labels,
     loss: str,
     *,
     data: str,
     digests: Sequence[str],
     crop: int,
 ) -> tuple[Calibration, list[str]]:
-    """Return the calibration for ``logits`` [N, K] and ``labels`` [N], and notes for the user.
+    """Return the calibration for ``logits`` [N, K] and their labels, and notes for the user.
 
     Raises `ConfigError` if a logit is not finite.
     """
@@ -133,13 +153,24 @@ def fit(
         )
     values = confidence.score(confidence.UNKNOWN, logits, loss)
     quantiles = tuple(np.quantile(values, _LEVELS).tolist())
+    thresholds = None
+    if isinstance(labels, LabelSets):
+        shares = scores.probabilities(logits, loss, found)
+        thresholds = tuple(label_scores.best_thresholds(shares, labels).tolist())
+        empty = int((counts(labels, logits.shape[1]) == 0).sum())
+        if empty:
+            notes.append(
+                f"{plural(empty, 'label')} without images: the threshold stays "
+                f"{label_scores.THRESHOLD:g}"
+            )
     result = Calibration(
-        found, confidence.UNKNOWN, quantiles, len(labels), data, tuple(digests), crop
+        *(found, confidence.UNKNOWN, quantiles, len(labels), data, tuple(digests), crop),
+        thresholds,
     )
     return result, notes
 
 
-def temperature(logits: np.ndarray, labels: np.ndarray, loss: str) -> tuple[float, str]:
+def temperature(logits: np.ndarray, labels: Labels, loss: str) -> tuple[float, str]:
     """Return the temperature T with the lowest mean loss of ``logits`` / T, and a note or "".
 
     With softmax the loss is the negative log-likelihood. It is computed in float64, and it has one
@@ -152,7 +183,8 @@ def temperature(logits: np.ndarray, labels: np.ndarray, loss: str) -> tuple[floa
         found = 0.0
         for rows in scores.blocks(logits):
             block = logits[rows].astype(np.float64) / math.exp(logarithm)
-            found += float(LOSSES[loss].per_image(block, labels[rows]).sum())
+            own = targets(labels[rows], logits.shape[1])
+            found += float(LOSSES[loss].per_image(block, own).sum())
         return found / len(labels)
 
     ends = [math.log(bound) for bound in BOUNDS]
@@ -183,6 +215,20 @@ def parse_share(value: Any, name: str = "--unknown") -> float:
             "and less than 100%, such as 5% or 0.05"
         )
     return share
+
+
+def parse_threshold(value: Any, name: str = "--threshold") -> float | str:
+    """Return the probability of "0.5" or 0.5, from 0 to 1, or "auto". Raises `ConfigError`."""
+    try:
+        found = value if value == AUTO else float(value)
+    except (TypeError, ValueError):
+        found = math.nan
+    if found != AUTO and (isinstance(value, bool) or not 0 <= found <= 1):
+        raise ConfigError(
+            f"{name}: is {value!r}, expected a probability from 0 to 1, or auto for the model's "
+            "own threshold per label"
+        )
+    return found
 
 
 # --- The model's file ---------------------------------------------------------------------------
@@ -221,8 +267,12 @@ def check(file: TrainedFile, split: str, words: Sequence[str]) -> None:
 
 
 def calibrate(
-    model: TrainedModel, result: Evaluation, dataset: str, datadir: str | None, split: str
-) -> Evaluation:
+    model: TrainedModel,
+    result: Evaluation | LabelEvaluation,
+    dataset: str,
+    datadir: str | None,
+    split: str,
+) -> Evaluation | LabelEvaluation:
     """Fit a calibration to ``result`` and write it into the file of ``model``; return both joined.
 
     ``dataset``, ``datadir`` and ``split`` name the images in the file. ``model`` gets the

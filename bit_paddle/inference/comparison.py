@@ -11,6 +11,12 @@ import numpy as np
 from bit_paddle.errors import ConfigError, did_you_mean
 from bit_paddle.inference import scores
 from bit_paddle.inference.evaluation import Evaluation
+from bit_paddle.inference.label_evaluation import LabelEvaluation
+
+SEVERAL = (
+    "--compare: counts the images that one model alone gets right, which needs exactly one label "
+    "per image; evaluate each model, and compare their intervals"
+)
 
 
 @dataclass(frozen=True)
@@ -81,11 +87,14 @@ def checked(options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def compare(a: Evaluation, b: Evaluation) -> Comparison:
+def compare(a: Evaluation | LabelEvaluation, b: Evaluation | LabelEvaluation) -> Comparison:
     """Return the comparison of two evaluations of the same images.
 
-    Raises `ConfigError` if the models' class names differ, or the images or their labels.
+    Raises `ConfigError` if the models' class names differ, or the images or their labels, or if an
+    image may have several labels.
     """
+    if not (isinstance(a, Evaluation) and isinstance(b, Evaluation)):
+        raise ConfigError(SEVERAL)
     _require_same_classes(a, b)
     for name, one, other in (
         ("images", a.outputs.names, b.outputs.names),

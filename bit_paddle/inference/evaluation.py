@@ -16,10 +16,12 @@ import numpy as np
 from bit_paddle import errors
 from bit_paddle.data import check, identity
 from bit_paddle.data.images import Images
+from bit_paddle.data.labels import Labels, LabelSets, joined
 from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.data.readers import registry
 from bit_paddle.inference import metrics, scores, views
 from bit_paddle.inference.calibration import Calibrated, Calibration
+from bit_paddle.inference.label_evaluation import LabelEvaluation
 from bit_paddle.inference.model import TrainedModel
 from bit_paddle.inference.scores import PerClass, PerImage, Reliability
 from bit_paddle.inference.strangers import Strangers
@@ -35,7 +37,7 @@ class Outputs:
     """The outputs of a model for N images with a label."""
 
     logits: np.ndarray  # float32 [N, K]
-    labels: np.ndarray  # int64 [N]: numbers of outputs
+    labels: Labels  # int64 [N], or `LabelSets`: numbers of outputs
     loss: str  # the name of the model's loss, which makes probabilities of the logits
     parts: tuple[Images, ...]  # where the images are, in this order
 
@@ -245,18 +247,25 @@ def measure(
     workers: int,
     words: Sequence[str] = (),
     flip: bool = True,
-) -> Evaluation:
+) -> Evaluation | LabelEvaluation:
     """Evaluate ``model`` on all images of ``parts``; their labels are indices into ``classes``.
 
-    ``words`` name several views of each image, and ``flip`` False forbids mirrored ones: see
-    `views.looks`. Errors: `ConfigError` if the classes do not match, if the resolution is unknown,
-    or for views that do not suit the model or the data.
+    The result is a `LabelEvaluation` if an image may have several labels. ``words`` name several
+    views of each image, and ``flip`` False forbids mirrored ones: see `views.looks`. Errors:
+    `ConfigError` if the classes do not match, if the resolution is unknown, or for views or labels
+    that do not suit the model or the data.
     """
     looks = views.looks(words, model.file, flip)
     known = model.file.calibration
     fits = known is not None and not words and known.crop == looks[0].preprocessing.crop
     outputs = match_classes(model.file, classes)
     names = model.file.classes or list(classes)
+    several = isinstance(parts[0].labels, LabelSets)
+    if several and model.file.loss != "sigmoid":
+        raise errors.ConfigError(
+            f"{model.file.path}: was trained with the {model.file.loss} loss, for exactly one "
+            "label per image, but an image of these data may have several; train a model on these"
+        )
     compute = model.function()
     batches = itertools.chain.from_iterable(
         views.infer(compute, images, looks, batch, workers, model.file.loss) for images in parts
@@ -264,22 +273,26 @@ def measure(
     tally = metrics.Tally(len(names))
     total, done = sum(map(len, parts)), 0
     every, labels = np.empty((total, len(names)), np.float32), np.empty(total, np.int64)
+    if several:
+        labels = joined([images.labels for images in parts]).renumbered(outputs)
     with progress.progress_bar(desc="evaluation", unit="img", total=total) as bar:
         for logits, part in batches:
             rows = slice(done, done + len(part.labels))
-            every[rows], labels[rows] = logits, outputs[part.labels]
-            tally.add(logits, labels[rows], model.file.loss)
+            every[rows] = logits
+            if not several:
+                labels[rows] = outputs[part.labels]
+                tally.add(logits, labels[rows], model.file.loss)
             done = rows.stop
             bar.update(len(part.labels))
-    return Evaluation(
-        model=model.file.path,
-        preprocessing=looks[0].preprocessing,
-        **tally.summary(),
-        classes=names,
-        outputs=Outputs(every, labels, model.file.loss, tuple(parts)),
-        views=tuple(words),
-        calibration=known if fits else None,
-    )
+    facts: dict[str, Any] = {
+        "model": model.file.path,
+        "preprocessing": looks[0].preprocessing,
+        "classes": names,
+        "outputs": Outputs(every, labels, model.file.loss, tuple(parts)),
+        "views": tuple(words),
+        "calibration": known if fits else None,
+    }
+    return LabelEvaluation(**facts) if several else Evaluation(**tally.summary(), **facts)
 
 
 def match_classes(file: TrainedFile, classes: Sequence[str]) -> np.ndarray:

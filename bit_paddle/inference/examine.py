@@ -13,12 +13,14 @@ import numpy as np
 
 from bit_paddle.data import check, loader
 from bit_paddle.data.images import Images
+from bit_paddle.data.labels import LabelSets
 from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.data.readers import registry
 from bit_paddle.data.transforms import evaluation_view
 from bit_paddle.errors import CheckpointError
-from bit_paddle.inference import predictor
+from bit_paddle.inference import label_scores, predictor
 from bit_paddle.inference.evaluation import match_classes
+from bit_paddle.inference.label_scores import LabelAnalysis
 from bit_paddle.inference.trained import find_trained, required_preprocessing
 from bit_paddle.models import weights
 from bit_paddle.models.native import build
@@ -58,7 +60,7 @@ class Analysis(NamedTuple):
     right: list[JudgedImage]
 
 
-def analyze(run: RunHistory, model: Path, count: int, batch: int = 64) -> Analysis:
+def analyze(run: RunHistory, model: Path, count: int, batch: int = 64) -> Analysis | LabelAnalysis:
     """Evaluate ``model`` on the validation images of ``run``; return its analysis.
 
     ``count`` limits the wrong and the right images. Errors: those of the reader, of `find_trained`
@@ -77,6 +79,15 @@ def analyze(run: RunHistory, model: Path, count: int, batch: int = 64) -> Analys
     network.compute_with(build.choose(device, "off", lambda text: None)[0])
     network.eval()
     names, outputs = trained.classes or images.classes, match_classes(trained, images.classes)
+    if isinstance(images.labels, LabelSets):
+        found = [
+            predictor.infer(network, part.images)
+            for part in loader.evaluation_batches(images, view, batch, settings.workers)
+        ]
+        logits, labels = np.concatenate(found), images.labels.renumbered(outputs)
+        if not np.isfinite(logits).all():
+            raise CheckpointError(f"{model}: its outputs are not finite: training diverged")
+        return LabelAnalysis(names, label_scores.measure(logits, labels, trained.loss))
     confusion = np.zeros((len(names), len(names)), np.int64)
     predictions: list[tuple[float, int, int, int]] = []  # probability, image, label, prediction
     batches = loader.evaluation_batches(images, view, batch, settings.workers)

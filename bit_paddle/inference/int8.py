@@ -19,6 +19,7 @@ import numpy as np
 from bit_paddle.data import loader
 from bit_paddle.data import spec as specs
 from bit_paddle.data.images import Images
+from bit_paddle.data.labels import require_single
 from bit_paddle.inference import functions, onnx_files
 from bit_paddle.inference.evaluation import measure, open_split
 from bit_paddle.inference.metrics import interval
@@ -94,6 +95,7 @@ def convert(path: Path, file: TrainedFile, dataset: str, datadir: str | None) ->
     """
     workers = min(8, environment.cpu_count())
     classes, (held_out,) = open_split(dataset, datadir, "val", {}, "error", workers)
+    require_single(held_out.labels, "--quantize")
     _, (train,) = open_split(dataset, datadir, "train", {}, "error", workers, notes=False)
     with tempfile.TemporaryDirectory() as temporary:
         before, after = (Path(temporary, f"{name}.onnx") for name in ("float32", "int8"))

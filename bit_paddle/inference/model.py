@@ -92,6 +92,7 @@ class TrainedModel:
         views: str | None = None,
         calibrated: bool = False,
         unknown: float | str | None = None,
+        threshold: float | str | None = None,
     ) -> list[tuple[str, float]] | list[list[tuple[str, float]]]:
         """Return the ``top`` classes as (name, probability), the most probable first.
 
@@ -101,14 +102,16 @@ class TrainedModel:
         ``--views`` does; the work grows with their number. ``calibrated`` gives the probabilities
         at the model's temperature. ``unknown``, a share such as 0.05 or "5%", gives an empty list
         for an image that seems to show none of the classes. Both need a calibration of the model,
-        and one view.
+        and one view. With ``threshold`` the result has all classes whose probability reaches it, in
+        place of the ``top`` ones; "auto" takes the threshold per label of the calibration.
         """
         if not isinstance(top, int) or top < 1:
             raise ConfigError(f"top: is {top!r}, expected a whole number of 1 or more")
         share = None if unknown is None else calibration.parse_share(unknown, "unknown")
-        trained.check_confidence(self.file, views_of.parse(views), calibrated, share)
+        least = None if threshold is None else calibration.parse_threshold(threshold, "threshold")
+        trained.check_confidence(self.file, views_of.parse(views), calibrated, share, least)
         logits = self.logits(images, views)
-        predictions = outputs.best_classes(self.file, logits, top, calibrated)
+        predictions = outputs.best_classes(self.file, logits, top, calibrated, least)
         if share is not None:
             strange = trained.are_unknown(self.file, logits, share)
             predictions = [[] if flag else row for flag, row in zip(strange, predictions)]

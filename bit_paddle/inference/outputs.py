@@ -14,23 +14,35 @@ from typing import BinaryIO
 import numpy as np
 
 from bit_paddle.errors import printable
-from bit_paddle.inference.trained import TrainedFile, are_unknown
+from bit_paddle.inference.calibration import AUTO
+from bit_paddle.inference.trained import TrainedFile, are_unknown, thresholds_of
 from bit_paddle.system import files
 from bit_paddle.system.files import csv_line
 
 
 def best_classes(
-    file: TrainedFile, logits: np.ndarray, top: int, calibrated: bool = False
+    file: TrainedFile,
+    logits: np.ndarray,
+    top: int,
+    calibrated: bool = False,
+    threshold: float | str | None = None,
 ) -> list[list[tuple[str, float]]]:
     """Return the ``top`` classes of each row of ``logits`` [N, K] as (name, probability).
 
     The class with the highest logit comes first; equal logits keep the order of the outputs.
-    ``calibrated`` is that of `TrainedFile.probabilities`.
+    ``calibrated`` is that of `TrainedFile.probabilities`. With a ``threshold`` they are all classes
+    whose probability reaches it, or that of each class if it is "auto", at the temperature of the
+    calibration.
     """
-    ranks = np.argsort(-logits, axis=1, kind="stable")[:, :top]
+    least = None if threshold is None else thresholds_of(file, threshold)
+    ranks = np.argsort(-logits, axis=1, kind="stable")
+    shares = file.probabilities(logits, calibrated or threshold == AUTO)
     return [
-        [(file.class_name(k), float(row[k])) for k in best]
-        for best, row in zip(ranks, file.probabilities(logits, calibrated))
+        [
+            (file.class_name(k), float(row[k]))
+            for k in (best[:top] if least is None else best[row[best] >= least[best]])
+        ]
+        for best, row in zip(ranks, shares)
     ]
 
 
@@ -41,18 +53,19 @@ def classify(
     top: int,
     calibrated: bool = False,
     unknown: float | None = None,
+    threshold: float | str | None = None,
 ) -> Iterator[dict]:
     """Yield {"image", "classes": [{"class", "probability"}, …]} per image, best class first.
 
-    ``outputs`` yields (logits [N, K], indices [N] into ``names``). ``calibrated`` is that of
-    `TrainedFile.probabilities`. With ``unknown``, the share of `trained.are_unknown`, a result also
+    ``outputs`` yields (logits [N, K], indices [N] into ``names``). ``calibrated`` and ``threshold``
+    are those of `best_classes`. With ``unknown``, the share of `trained.are_unknown`, a result also
     has "unknown": true or false.
     """
     for logits, indices in outputs:
         flags = itertools.repeat({})
         if unknown is not None:
             flags = ({"unknown": flag} for flag in are_unknown(file, logits, unknown).tolist())
-        rows = best_classes(file, logits, top, calibrated)
+        rows = best_classes(file, logits, top, calibrated, threshold)
         for best, index, flag in zip(rows, indices, flags):
             classes = [{"class": name, "probability": value} for name, value in best]
             yield {"image": names[index], **flag, "classes": classes}
@@ -63,6 +76,7 @@ def _as_table(results: Iterable[dict], names: Sequence[str]) -> Iterator[str]:
     for result in results:
         width = max(width, len(result["image"]))  # the frames of a video come one by one
         lines = [f"{item['probability']:7.2%}  {item['class']}" for item in result["classes"]]
+        lines = lines or ["no label reaches the threshold"]
         if result.get("unknown"):
             lines = ["unknown  nearest:", *lines]
         for name, line in zip([result["image"], *[""] * len(lines)], lines):

@@ -1,8 +1,9 @@
 """Predictions: a CSV file with one line per image.
 
 Of ``--folds``: path, label, fold, prediction, then the probability of each class in the order of
-the model's outputs, ``p(<class>)``. Of `evaluate`: path, label, prediction, its probability, then
-the class and the probability of the following ranks, up to the fifth.
+the model's outputs, ``p(<class>)``. If an image may have several labels: path, fold, then 0 or 1
+for each class, ``y(<class>)``, and ``p(<class>)``. Of `evaluate`: path, label, prediction, its
+probability, then the class and the probability of the following ranks, up to the fifth.
 """
 
 from __future__ import annotations
@@ -10,14 +11,15 @@ from __future__ import annotations
 import csv
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 
 from bit_paddle.data.exclude import paths_below
 from bit_paddle.data.images import Images
+from bit_paddle.data.labels import LabelSets
 from bit_paddle.errors import DataError, MissingFileError
 from bit_paddle.inference import scores
 from bit_paddle.inference.evaluation import Outputs
@@ -27,6 +29,10 @@ from bit_paddle.system.files import csv_line
 PREDICTIONS = "predictions.csv"
 
 _FIRST = ("path", "label", "fold", "prediction")
+
+_SETS = ("path", "fold")  # the first columns if an image may have several labels
+
+_Kept = TypeVar("_Kept")
 
 
 def write(
@@ -38,12 +44,23 @@ def write(
     """
     probabilities = scores.probabilities(logits, loss)
     classes, names = images.classes, paths_below(images, datadir)
+    labels = images.labels
+    if isinstance(labels, LabelSets):
+        head = (*_SETS, *(f"{letter}({name})" for letter in "yp" for name in classes))
+        truths = (labels[k : k + 1].dense(len(classes))[0] for k in range(len(labels)))
+        rows = (
+            (name, fold, *truth.astype(int).tolist(), *(f"{value:.6g}" for value in row))
+            for name, truth, row in zip(names, truths, probabilities.tolist())
+        )
+        lines = map(files.csv_line, itertools.chain([head], rows))
+        files.write(path, lambda stream: stream.writelines(map(_encoded, lines)))
+        return
 
     def fill(stream: BinaryIO) -> None:
         _write_line(stream, [*_FIRST, *(f"p({name})" for name in classes)])
         for index, row in enumerate(probabilities):
             best = classes[int(logits[index].argmax())]
-            cells = [names[index], classes[images.labels[index]], fold, best]
+            cells = [names[index], classes[labels[index]], fold, best]
             _write_line(stream, [*cells, *(f"{value:.6g}" for value in row)])
 
     files.write(path, fill)
@@ -83,23 +100,41 @@ def relative(names: Iterable[str], datadir: str | None) -> Iterator[str]:
         yield os.path.relpath(name, root) if inside else name
 
 
-def join(path: Path, parts: Iterable[Path]) -> list[tuple[str, str]]:
-    """Write the lines of all ``parts`` into ``path``; return (label, prediction) of each image.
+def _columns(letter: str, classes: Iterable[str]) -> list[str]:
+    return [f"{letter}({name})" for name in classes]
+
+
+def join(path: Path, parts: Sequence[Path], keep: Callable[[list[str]], _Kept]) -> list[_Kept]:
+    """Write the lines of all ``parts`` into ``path``; return ``keep(cells)`` of each image.
 
     Errors: `MissingFileError`, `WriteError`.
     """
-    pairs: list[tuple[str, str]] = []
+    kept: list[_Kept] = []
 
     def fill(stream: BinaryIO) -> None:
         for number, part in enumerate(parts):
             for line, cells in enumerate(_rows(part)):
                 if line:
-                    pairs.append((cells[1], cells[3]))
+                    kept.append(keep(cells))
                 if line or not number:
                     _write_line(stream, cells)
 
     files.write(path, fill)
-    return pairs
+    return kept
+
+
+def join_sets(path: Path, parts: Sequence[Path]) -> tuple[list[str], LabelSets, np.ndarray] | None:
+    """Do as `join`; return the classes, the labels and the probabilities [N, K].
+
+    If the images have one label each, it returns None and writes nothing. Errors: as of `join`.
+    """
+    head = next(_rows(parts[0]), [])
+    if tuple(head[: len(_SETS)]) != _SETS:
+        return None
+    values = np.stack(join(path, parts, lambda cells: np.array(cells[len(_SETS) :], np.float64)))
+    truths, shares = np.hsplit(values, 2)
+    classes = [name[2:-1] for name in head[len(_SETS) : len(_SETS) + truths.shape[1]]]
+    return classes, LabelSets.of_pairs(*np.nonzero(truths), len(truths)), shares
 
 
 def read(path: str | os.PathLike, names: Sequence[str], classes: Sequence[str]) -> np.ndarray:
@@ -138,4 +173,8 @@ def _rows(path: Path) -> Iterator[list[str]]:
 
 
 def _write_line(stream: BinaryIO, cells: Iterable[object]) -> None:
-    stream.write(csv_line(cells).encode(errors="surrogateescape"))
+    stream.write(_encoded(csv_line(cells)))
+
+
+def _encoded(line: str) -> bytes:
+    return line.encode(errors="surrogateescape")

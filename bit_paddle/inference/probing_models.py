@@ -12,6 +12,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from bit_paddle.data.images import Images
+from bit_paddle.data.labels import require_single
 from bit_paddle.inference import probing
 from bit_paddle.inference.features import features
 from bit_paddle.inference.model import TrainedModel
@@ -95,6 +96,7 @@ def probe(
     """
     classes = train.classes if train is not None else []
     labels = train.labels if train is not None else np.zeros(0, np.int64)
+    require_single(labels, "probe")
     probing.check(labels, classes, len(val) if val is not None else 0)
     assert train is not None
     assert val is not None

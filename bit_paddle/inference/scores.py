@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bit_paddle.data.labels import Labels, holders
+from bit_paddle.data.labels import counts as of_labels
 from bit_paddle.models.losses import LOSSES
 
 BINS = 15  # of the calibration error, as in arXiv 1706.04599
@@ -123,24 +125,27 @@ def kappa(right: np.ndarray, images: np.ndarray, predicted: np.ndarray) -> float
     return max(-1.0, (float(right.sum()) / total - chance) / (1 - chance))
 
 
-def ranking(logits: np.ndarray, labels: np.ndarray, loss: str) -> tuple[np.ndarray, np.ndarray]:
+def ranking(
+    logits: np.ndarray, labels: Labels, loss: str, temperature: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the AUC and the average precision of each class against the rest, float64 [K].
 
     The images are ranked by the probability of the class. AUC is the chance that an image of the
     class has a higher probability than another image; equal ones count half. Average precision is
     the mean, over the images of the class, of the precision among all images that rank as high.
+    Both are NaN for a class without images. ``temperature`` divides the logits.
     """
     auc, average_precision = np.full((2, logits.shape[1]), np.nan)
-    present = np.flatnonzero(np.bincount(labels, minlength=logits.shape[1]))
+    present = np.flatnonzero(of_labels(labels, logits.shape[1]))
     width = max(1, 2 * _BLOCK // max(1, len(labels)))
     for start in range(0, len(present), width):
         chosen = present[start : start + width]
         columns = np.empty((len(chosen), len(labels)))
         for rows in blocks(logits):
             with np.errstate(invalid="ignore"):
-                columns[:, rows] = probabilities(logits[rows], loss)[:, chosen].T
+                columns[:, rows] = probabilities(logits[rows], loss, temperature)[:, chosen].T
         for label, column in zip(chosen, columns):
-            auc[label], average_precision[label] = rank(column, labels == label)
+            auc[label], average_precision[label] = rank(column, holders(labels, label))
     return auc, average_precision
 
 

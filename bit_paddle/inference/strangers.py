@@ -22,6 +22,7 @@ from bit_paddle.system.text import plural
 
 if TYPE_CHECKING:
     from bit_paddle.inference.evaluation import Evaluation
+    from bit_paddle.inference.label_evaluation import LabelEvaluation
 
 
 class Strangers(NamedTuple):
@@ -79,12 +80,12 @@ def open_images(
 
 def measure(
     model: TrainedModel,
-    result: Evaluation,
+    result: Evaluation | LabelEvaluation,
     folder: str | os.PathLike,
     images: FileImages,
     batch: int,
     workers: int,
-) -> Evaluation:
+) -> Evaluation | LabelEvaluation:
     """Return ``result`` with the scores of the ``images`` of ``folder``.
 
     They are compared with those of the images of ``result``.

@@ -15,7 +15,7 @@ import numpy as np
 from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.errors import CheckpointError, ConfigError, DownloadError
 from bit_paddle.inference import calibration, onnx_files, paddle_inference, scores
-from bit_paddle.inference.calibration import Calibration
+from bit_paddle.inference.calibration import AUTO, Calibration
 from bit_paddle.models import heads, losses, mirrors, npz, published
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.models.checkpoint import CheckpointFile
@@ -234,17 +234,40 @@ def required_calibration(file: TrainedFile, flag: str) -> Calibration:
 
 
 def check_confidence(
-    file: TrainedFile, words: Sequence[str], calibrated: bool, unknown: float | None
+    file: TrainedFile,
+    words: Sequence[str],
+    calibrated: bool,
+    unknown: float | None,
+    threshold: float | str | None = None,
 ) -> None:
     """Raise `ConfigError` if ``file`` has no calibration for what is asked for.
 
-    ``words`` are those of ``--views``, ``calibrated`` and ``unknown`` those of `outputs.classify`.
+    ``words`` are those of ``--views``, the others those of `outputs.classify`.
     """
     flags = {"--calibrated": calibrated, "--unknown": unknown is not None}
+    flags[f"--threshold {AUTO}"] = threshold == AUTO
     for flag in (flag for flag, given in flags.items() if given):
         if words:
             raise ConfigError(f"{flag}: was measured with one view of each image; omit --views")
         required_calibration(file, flag)
+    if threshold is not None:
+        thresholds_of(file, threshold)
+
+
+def thresholds_of(file: TrainedFile, threshold: float | str) -> np.ndarray:
+    """Return the threshold of each class, float64 [K]: ``threshold``, or the model's for "auto".
+
+    Raises `ConfigError` if the model keeps none.
+    """
+    if threshold != AUTO:
+        return np.full(file.outputs, threshold, np.float64)
+    found = required_calibration(file, f"--threshold {AUTO}").thresholds
+    if found is None or len(found) != file.outputs:
+        raise ConfigError(
+            f"--threshold {AUTO}: the calibration of {file.path} has no threshold per label: its "
+            "images had one label each; give a number, such as --threshold 0.5"
+        )
+    return np.array(found)
 
 
 def are_unknown(file: TrainedFile, logits: np.ndarray, share: float) -> np.ndarray:

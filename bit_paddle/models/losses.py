@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 
 
 class Loss(ABC):
-    """A loss of logits [N, K] and labels [N], one per image.
+    """A loss of logits [N, K] and labels: int64 [N], one per image.
 
-    A loss defines `losses` in Paddle and `per_image`, the same in NumPy. A call gives their mean.
+    With several labels per image they are [N, K], 1 for each label of the image and 0 for others,
+    or values between where MixUp has blended two images; only `Sigmoid` takes these. A loss defines
+    `losses` in Paddle and `per_image`, the same in NumPy. A call gives their mean.
     """
 
     about: str  # one line, for --help
@@ -32,8 +34,8 @@ class Loss(ABC):
     ) -> Tensor:
         """Return the mean loss over the images, a Paddle tensor [] with gradients.
 
-        ``class_weights`` [K] multiply each image's loss by the weight of its label. The sum is
-        divided by the number of images, not by the sum of their weights.
+        ``class_weights`` [K] multiply each image's loss by the weight of its only label. The sum
+        is divided by the number of images, not by the sum of their weights.
         """
         losses = self.losses(logits, labels)
         if class_weights is not None:
@@ -84,6 +86,7 @@ class Softmax(Loss):
         # has diverged, its loss is finite, but wrong.
         import paddle
 
+        assert labels.ndim == 1, "several labels per image are for sigmoid"
         return paddle.logsumexp(logits, axis=1) - _true_logits(logits, labels)
 
     def per_image(self, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -105,7 +108,10 @@ class Softmax(Loss):
 
 
 class Sigmoid(Loss):
-    """sum(log(1 + exp(logits))) - logits[label]: each class is a separate yes or no."""
+    """sum(log(1 + exp(logits))) - logits[label]: each class is a separate yes or no.
+
+    With several labels per image, the logits of all its labels are subtracted.
+    """
 
     about = (
         "binary cross-entropy per class, as for ImageNet-21k; the bias of a new head starts at "
@@ -119,6 +125,8 @@ class Sigmoid(Loss):
         return -F.log_sigmoid(-logits).sum(axis=1) - _true_logits(logits, labels)
 
     def per_image(self, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        if labels.ndim == 2:
+            return np.logaddexp(0, logits).sum(axis=1) - np.where(labels, logits, 0).sum(axis=1)
         return np.logaddexp(0, logits).sum(axis=1) - logits[np.arange(len(labels)), labels]
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
@@ -154,8 +162,11 @@ def mixed(
 ) -> Tensor:
     """Return lam x loss(labels) + (1 - lam) x loss(partner_labels), for blended images.
 
-    With ``class_weights`` [K] each of the two losses has the weight of its own label.
+    With ``class_weights`` [K] each of the two losses has the weight of its own label. With several
+    labels per image it is the loss of lam x labels + (1 - lam) x partner_labels, which is the same.
     """
+    if labels.ndim == 2:
+        return loss(logits, lam * labels + (1 - lam) * partner_labels)
     own, partner = (loss(logits, each, class_weights) for each in (labels, partner_labels))
     return lam * own + (1 - lam) * partner
 
@@ -195,7 +206,9 @@ def _log_mean(logarithms: np.ndarray) -> np.ndarray:
 
 
 def _true_logits(logits: Tensor, labels: np.ndarray) -> Tensor:
-    """Return the logit of each image's label, [N]."""
+    """Return the logit of each image's label, or the sum of those of its labels, [N]."""
     import paddle
 
+    if labels.ndim == 2:
+        return (logits * paddle.to_tensor(labels, logits.dtype)).sum(axis=1)
     return paddle.take_along_axis(logits, paddle.to_tensor(labels[:, None]), axis=1).squeeze(1)

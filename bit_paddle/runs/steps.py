@@ -15,11 +15,15 @@ MEASURED = {
 }
 
 
+SEVERAL = ("loss", "mean_average_precision", "macro_f1", "micro_f1")  # labels per image
+
+
 class Steps(list[dict[str, Any]]):
     """One dictionary per step; ``pandas.DataFrame(steps)`` works on it.
 
     Keys: step, loss, lr, images_per_second; after a validation also val_loss, val_top1, val_top5,
-    val_balanced_accuracy, or for a detector val_ap, val_ap50, val_ap75. The steps of the best and
+    val_balanced_accuracy, or for a detector val_ap, val_ap50, val_ap75, or with several labels per
+    image val_mean_average_precision, val_macro_f1, val_micro_f1. The steps of the best and
     of the last model have test_loss and so on if the data have test images.
     """
 
@@ -28,6 +32,8 @@ class Steps(list[dict[str, Any]]):
         for line in history.train:
             rows[line["step"]] = {k: v for k, v in line.items() if k not in ("kind", "time")}
         names = MEASURED[history.settings.task]
+        if any(SEVERAL[1] in line for line in history.val):
+            names = SEVERAL
         for line in (*history.val, *history.test):
             row, kind = rows.setdefault(line["step"], {"step": line["step"]}), line["kind"]
             row.update({f"{kind}_{name}": line.get(name) for name in names})

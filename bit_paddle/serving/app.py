@@ -86,9 +86,12 @@ def _add_images(app: FastAPI, desk: Desk) -> None:
         unknown: str = Query(
             "", description="share of known images, such as 5%, that may be called unknown"
         ),
+        threshold: str = Query(
+            "", description="all classes from this probability on, or auto, in place of the top"
+        ),
     ) -> Response:
         """Classify one or many images."""
-        return await desk.predict(request, top, calibrated, unknown)
+        return await desk.predict(request, top, calibrated, unknown, threshold)
 
     @app.post("/features", openapi_extra=_body())
     async def features(request: Request) -> Response:

@@ -66,14 +66,18 @@ class Desk:
         self._fetchers = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="fetch")
         self._explained = anyio.Semaphore(_MOST_EXPLAINED)
 
-    async def predict(self, request: Request, top: int, calibrated: bool, unknown: str) -> Response:
-        """Return the ``top`` classes of each image."""
+    async def predict(
+        self, request: Request, top: int, calibrated: bool, unknown: str, threshold: str
+    ) -> Response:
+        """Return the ``top`` classes of each image, or those that reach a ``threshold``."""
         share = calibration.parse_share(unknown, "unknown") if unknown else None
-        trained.check_confidence(self.file, (), calibrated, share)
+        least = calibration.parse_threshold(threshold, "threshold") if threshold else None
+        trained.check_confidence(self.file, (), calibrated, share, least)
+        wanted = top, calibrated, share, least
 
         async def work(given: Sequence[Given]) -> Response:
             answers = await self._compute_all(given, batching.LOGITS)
-            return await self._in_thread(self._predictions, answers, top, calibrated, share)
+            return await self._in_thread(self._predictions, answers, *wanted)
 
         return await self._answer(request, work)
 
@@ -187,7 +191,12 @@ class Desk:
     # --- Answers --------------------------------------------------------------------------------
 
     def _predictions(
-        self, answers: Sequence[Answer], top: int, calibrated: bool, share: float | None
+        self,
+        answers: Sequence[Answer],
+        top: int,
+        calibrated: bool,
+        share: float | None,
+        least: float | str | None,
     ) -> Response:
         rows: list[dict[str, Any]] = [
             {"name": one.name, "error": str(one.fault)} for one in answers
@@ -198,7 +207,7 @@ class Desk:
             strange = np.zeros(len(good), bool)
             if share is not None:
                 strange = trained.are_unknown(self.file, logits, share)
-            found = outputs.best_classes(self.file, logits, top, calibrated)
+            found = outputs.best_classes(self.file, logits, top, calibrated, least)
             for k, best, flag in zip(good, found, strange.tolist()):
                 classes = [{"name": name, "probability": value} for name, value in best]
                 rows[k] = {"name": answers[k].name, "classes": classes, "unknown": flag}

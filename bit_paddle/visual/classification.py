@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from bit_paddle.visual import figures, html, sheet
+from bit_paddle.inference.label_scores import THRESHOLD, LabelAnalysis
+from bit_paddle.visual import figures, html, label_results, sheet
 from bit_paddle.visual.html import Pictures
 
 if TYPE_CHECKING:
@@ -23,8 +24,16 @@ METRICS = {"top-5": "top5", "balanced accuracy": "balanced_accuracy"}
 SHOWN = 20  # a confusion matrix of more classes is a picture, not a table
 
 
-def sections(analysis: Analysis, suffix: str, pictures: Pictures) -> Iterator[str]:
+SEVERAL_SCORE = ("mean average precision", "mean_average_precision")  # with several labels
+
+SEVERAL_METRICS = {"macro F1": "macro_f1", "micro F1": "micro_f1"}
+
+
+def sections(analysis: Analysis | LabelAnalysis, suffix: str, pictures: Pictures) -> Iterator[str]:
     """Yield the sections of a page; add a function to ``pictures`` for each picture."""
+    if isinstance(analysis, LabelAnalysis):
+        yield f"<h3>Scores per label</h3>{labels_table(analysis)}"
+        return
     yield "<h3>Confusion matrix</h3>"
     yield confusion(analysis)
     draw = partial(figures.draw_confusion, analysis.confusion, analysis.classes)
@@ -47,6 +56,19 @@ def sections(analysis: Analysis, suffix: str, pictures: Pictures) -> Iterator[st
     if any(image.attention for image in (*analysis.wrong, *analysis.right)):
         kind = "the attention of the head. Bright places of stage 3 have more weight"
     yield f'<p class="note">Left: the input image. Right: {kind}.</p>'
+
+
+def labels_table(analysis: LabelAnalysis) -> str:
+    """Return the scores of each label as an HTML table."""
+    head, *rows = label_results.per_label(analysis.scores, analysis.classes)
+    lines = ["".join(f"<th>{escape(title.replace('_', ' '))}</th>" for title in head)]
+    lines += ["".join(f"<td>{escape(str(cell))}</td>" for cell in row) for row in rows]
+    table = "".join(f"<tr>{line}</tr>" for line in lines)
+    scores = escape(str(analysis.scores))
+    return (
+        f'<div class="wide"><table>{table}</table></div><p class="note">{scores}. '
+        f"A label is predicted from a probability of {THRESHOLD:g} on.</p>"
+    )
 
 
 # --- Pictures -----------------------------------------------------------------------------------

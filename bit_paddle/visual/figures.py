@@ -35,6 +35,7 @@ INK = "#010203"  # colour of text and axes; a page replaces it by its own colour
 
 _MEASURED = {  # panels: the key of metrics.jsonl, the caption
     "accuracy": ("top1", "top-1 on the validation images"),
+    "labels": ("mean_average_precision", "mean average precision on the validation images"),
     "ap": ("ap", "AP on the validation images, mean over the overlaps 0.5 … 0.95"),
     "ap50": ("ap50", "AP on the validation images at an overlap of 0.5"),
 }

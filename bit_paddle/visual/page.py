@@ -17,9 +17,9 @@ from bit_paddle.visual import classification, detection, figures
 from bit_paddle.visual.html import Pictures
 
 if TYPE_CHECKING:
-    from bit_paddle.inference import examine, misses
+    from bit_paddle.inference import examine, label_scores, misses
 
-    Analysis = Union[examine.Analysis, misses.Analysis]
+    Analysis = Union[examine.Analysis, label_scores.LabelAnalysis, misses.Analysis]
 
 TASKS = {"classification": classification, "detection": detection}
 
@@ -113,8 +113,8 @@ def summary(runs: Iterable[RunHistory]) -> str:
     """Return an HTML table with one column per run."""
     columns = []
     for run in runs:
-        task, last = TASKS[run.settings.task], run.val[-1] if run.val else {}
-        title, key = task.SCORE
+        last = run.val[-1] if run.val else {}
+        (title, key), metrics = _metrics(run)
         best = max((line[key] for line in run.val if line.get(key) is not None), default=None)
         speeds = [line["images_per_second"] for line in run.train if "images_per_second" in line]
         loss = last.get("loss")
@@ -130,9 +130,9 @@ def summary(runs: Iterable[RunHistory]) -> str:
                 "steps": steps,
                 f"last {title}": _percent(last.get(key)),
                 f"best {title}": _percent(best),
-                **{f"last {name}": _percent(last.get(k)) for name, k in task.METRICS.items()},
+                **{f"last {name}": _percent(last.get(k)) for name, k in metrics.items()},
                 **({} if loss is None else {"last validation loss": f"{loss:.4f}"}),
-                **_test(run, *task.SCORE),
+                **_test(run, title, key),
                 "images per second (median)": f"{np.median(speeds):.0f}" if speeds else "",
             }
         )
@@ -142,6 +142,14 @@ def summary(runs: Iterable[RunHistory]) -> str:
         cells = (f"<{kind}>{escape(column.get(title, ''))}</{kind}>" for column in columns)
         rows.append(f"<tr><th>{title}</th>{''.join(cells)}</tr>")
     return f"<table>{''.join(rows)}</table>"
+
+
+def _metrics(run: RunHistory) -> tuple[tuple[str, str], dict[str, str]]:
+    """Return title and key of the score that chose the best model, and those of other metrics."""
+    task = TASKS[run.settings.task]
+    if task is classification and any(classification.SEVERAL_SCORE[1] in line for line in run.val):
+        return classification.SEVERAL_SCORE, classification.SEVERAL_METRICS
+    return task.SCORE, task.METRICS
 
 
 def _test(run: RunHistory, title: str, key: str) -> dict[str, str]:

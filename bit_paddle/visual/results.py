@@ -15,6 +15,7 @@ import numpy as np
 from bit_paddle.inference import predictions, scores
 from bit_paddle.inference.comparison import Comparison
 from bit_paddle.inference.evaluation import Evaluation
+from bit_paddle.inference.label_evaluation import LabelEvaluation
 from bit_paddle.system import files
 from bit_paddle.visual import figures
 from bit_paddle.visual.sheet import draw_captioned
@@ -73,10 +74,10 @@ def write_results(
         "split": split,
         "preprocessing": asdict(result.preprocessing),
         "views": list(result.views),
-        **{name: _finite(getattr(result, name)) for name in SCORES},
+        **{name: finite(getattr(result, name)) for name in SCORES},
         "images": result.images,
         "probabilities": result.outputs.loss,
-        "intervals": {name: [*map(_finite, ends)] for name, ends in result.intervals.items()},
+        "intervals": {name: [*map(finite, ends)] for name, ends in result.intervals.items()},
         "interval": "95%: Wilson for top1; percentile bootstrap over images for the others, "
         f"{scores.RESAMPLES} resamples, seed {scores.SEED}",
         "reliability": {
@@ -85,7 +86,7 @@ def write_results(
         **_confidence(result),
     }
     files.write_text(folder / "metrics.json", json.dumps(summary, indent=2) + "\n")
-    _write_table(folder / "per_class.csv", _per_class(result))
+    write_table(folder / "per_class.csv", _per_class(result))
     predictions.write_first(
         folder / predictions.PREDICTIONS, result.outputs, result.classes, datadir
     )
@@ -93,7 +94,7 @@ def write_results(
     files.write(folder / "reliability.png", draw)
     if len(result.classes) <= CONFUSION_MOST:
         rows = ((name, *row) for name, row in zip(result.classes, result.confusion))
-        _write_table(folder / "confusion.csv", [("class", *result.classes), *rows])
+        write_table(folder / "confusion.csv", [("class", *result.classes), *rows])
         draw = partial(figures.draw_confusion, result.confusion, result.classes)
         files.write(folder / "confusion.png", draw)
 
@@ -105,17 +106,23 @@ def _confidence(result: Evaluation) -> dict[str, Any]:
         known = result.calibration
         entries["calibrated"] = {
             "temperature": known.temperature,
-            **{name: _finite(value) for name, value in result.calibrated._asdict().items()},
+            **{name: finite(value) for name, value in result.calibrated._asdict().items()},
             "fitted_on": {"data": known.data, "images": known.images},
         }
-    if result.strangers is not None:
-        scores_of = result.strangers.separations.items()
-        entries["strangers"] = {
-            "folder": result.strangers.folder,
-            "images": result.strangers.images,
-            **{name: {k: _finite(v) for k, v in s._asdict().items()} for name, s in scores_of},
-        }
-    return entries
+    return {**entries, **strangers_of(result)}
+
+
+def strangers_of(result: Evaluation | LabelEvaluation) -> dict[str, Any]:
+    """Return the entry of metrics.json on strangers, if there is one."""
+    if result.strangers is None:
+        return {}
+    scores_of = result.strangers.separations.items()
+    entry = {
+        "folder": result.strangers.folder,
+        "images": result.strangers.images,
+        **{name: {k: finite(v) for k, v in s._asdict().items()} for name, s in scores_of},
+    }
+    return {"strangers": entry}
 
 
 def write_comparison(found: Comparison, folder: Path, datadir: str | None = None) -> None:
@@ -133,10 +140,10 @@ def write_comparison(found: Comparison, folder: Path, datadir: str | None = None
         "interval": "95%, paired percentile bootstrap",
         "p_value": found.p_value,
         "test": "McNemar, exact, two-sided",
-        **{name: [_finite(getattr(each, name)) for each in (found.a, found.b)] for name in SCORES},
+        **{name: [finite(getattr(each, name)) for each in (found.a, found.b)] for name in SCORES},
     }
     files.write_text(folder / "comparison.json", json.dumps(summary, indent=2) + "\n")
-    _write_table(folder / "differences.csv", _differences(found, datadir))
+    write_table(folder / "differences.csv", _differences(found, datadir))
     chosen_a, chosen_b = (only[:DIFFERENCES_MOST] for only in (found.only_a, found.only_b))
     if len(chosen_a) or len(chosen_b):
         places = [(part, index) for part in found.a.outputs.parts for index in range(len(part))]
@@ -176,10 +183,11 @@ def _per_class(result: Evaluation) -> Iterator[tuple]:
         yield name, images, right, accuracy, *cells
 
 
-def _write_table(path: Path, rows: Iterable[Iterable[object]]) -> None:
+def write_table(path: Path, rows: Iterable[Iterable[object]]) -> None:
+    """Write ``rows`` as a CSV file. Raises `WriteError`."""
     files.write_text(path, "".join(map(files.csv_line, rows)))
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """Return ``value``, or None if it is NaN or infinite, which JSON does not have."""
     return value if math.isfinite(value) else None

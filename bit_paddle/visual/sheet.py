@@ -55,12 +55,9 @@ def draw_sheet(
 # --- The sheets ---------------------------------------------------------------------------------
 
 
-def draw_views(
-    views: Iterable[tuple[np.ndarray, int]], count: int, classes: Sequence[str]
-) -> Image.Image:
-    """Return a sheet of ``count`` views (uint8 [3, side, side], label) with their class names."""
-    tiles = ((view_tile(pixels), caption(classes[label], label)) for pixels, label in views)
-    return draw_sheet(tiles, count)
+def draw_views(views: Iterable[tuple[np.ndarray, str]], count: int) -> Image.Image:
+    """Return a sheet of ``count`` views (uint8 [3, side, side], caption)."""
+    return draw_sheet(((view_tile(pixels), text) for pixels, text in views), count)
 
 
 def view_tile(pixels: np.ndarray) -> Image.Image:
@@ -86,9 +83,11 @@ def draw_predictions(path: str, results: Sequence[dict], paths: Mapping[str, str
         image.thumbnail((TILE, TILE))
         square = Image.new("RGB", (TILE, TILE), PAPER)
         square.paste(image, ((TILE - image.width) // 2, (TILE - image.height) // 2))
-        best = result["classes"][0]
         if result.get("unknown"):
             return square, "unknown"
+        if not result["classes"]:
+            return square, "no label"
+        best = result["classes"][0]
         return square, drawable(f"{best['probability']:.0%} {best['class'].split(',')[0]}")
 
     sheet = draw_sheet(map(tile, results), len(results), columns=6)

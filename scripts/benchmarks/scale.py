@@ -81,7 +81,7 @@ def make_shard(path: Path, labels: int) -> pieces.Piece:
         for number in range(OF_A_SHARD):
             content = jpegs[number % len(jpegs)]
             place = pieces.write_member(tar, f"{number:06d}.jpg", content)
-            own = random.choice(CLASSES, labels, replace=False).tolist()
+            own = np.sort(random.choice(CLASSES, labels, replace=False)).tolist()
             collector.add(place, content, [f"n{label:08d}" for label in own], f"{number:06d}.jpg")
         pieces.write_end(tar)
     return collector.piece(tar.size, tar.crc32c)
@@ -118,6 +118,7 @@ def main() -> None:
             f"{size / 1e9:.2f} GB in {time.perf_counter() - began:.0f} s"
         )
         described = {"reader": "shards", "datadir": ".", "train": "train", "val": "val"}
+        described["several"] = flags.labels != 1
         (root / "data.yaml").write_text(yaml.safe_dump(described))
         for title in ("cold", "warm"):
             if title == "cold":

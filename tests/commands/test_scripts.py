@@ -107,3 +107,25 @@ def test_scenes_have_their_drawings_in_their_boxes(tmp_path):
         assert 1 <= len(boxes) <= 5 and not drawn[~inside].any()
     assert max(map(len, first.boxes)) > 1
     assert {len(boxes) for boxes in make("single", 0, "--objects", "1").boxes} == {1}
+
+
+def test_canvases_have_the_labels_of_their_photographs(image_folder, tmp_path):
+    """Each class has its own colour, so the colours of a canvas tell its labels."""
+
+    def make(out, seed):
+        script = str(ROOT / "scripts" / "make_canvases.py")
+        words = ["--photos", str(image_folder), "--images", "10", "--side", "64", "--seed", seed]
+        command = [sys.executable, script, str(tmp_path / out), *words]
+        subprocess.run(command, check=True, capture_output=True)
+        return (tmp_path / out / "labels.csv").read_text()
+
+    text = make("first", "0")
+    assert text == make("again", "0") and text != make("other", "1")
+    data = registry.open_dataset("folder", str(tmp_path / "first"), separator=";")
+    assert (len(data.train), len(data.val)) == (8, 2)
+    assert data.train.classes == ["amber", "blue", "coral"]
+    for index, labels in enumerate(data.train.labels.tolist()):
+        pixels = np.asarray(data.train.image(index), int)
+        places = [pixels[:, :32], pixels[:, 32:]]
+        places = [half[k : k + 32] for half in places for k in (0, 32)]
+        assert labels == tuple(sorted({int(p.mean(axis=(0, 1)).argmax()) for p in places}))

@@ -489,6 +489,7 @@ CHANGES = {
     "datadir": None,
     "exclude": None,
     "val_fraction": None,
+    "separator": None,
     "group": None,
     "folds": 3,
     "fold": None,

@@ -60,6 +60,10 @@ def test_labels_and_names(tmp_path):
     assert data.train.labels.tolist() == [2, 1, 0, 2, 1] and data.val.labels.tolist() == [0]
     assert [data.train.content(k) for k in range(5)] == list(map(jpeg, range(5)))
     assert any("several labels" in note for note in data.notes)
+    (tmp_path / "all.yaml").write_text("reader: shards\ndatadir: .\nseveral: true\n")
+    every = registry.open_dataset(str(tmp_path / "all.yaml"))
+    assert every.train.labels.tolist() == [(2,), (1,), (0,), (2,), (0, 1)]
+    assert every.val.labels.tolist() == [(0,)]
     (tmp_path / "labels.txt").write_text("2 two\n9 nine\n10 ten\n")
     assert opened(tmp_path).val.classes == ["two", "nine", "ten"]
 

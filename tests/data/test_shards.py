@@ -163,8 +163,8 @@ def test_a_packed_selection_is_that_of_the_files(pictures, packed, tmp_path):
 
 
 def test_several_labels_of_an_image(tmp_path):
-    """They are compressed rows; today's reader gives the first."""
-    tars = {"000000": [["b", "c"], ["a"]], "000001": [["b", "a", "c"]]}
+    """They are compressed rows, and are mapped; they are not read as one label per image."""
+    tars = {"000000": [["b", "c"], ["a"]], "000001": [["a", "b", "c"]]}
     for name, rows in tars.items():
         collector = Collector()
         for k, labels in enumerate(rows):
@@ -175,16 +175,22 @@ def test_several_labels_of_an_image(tmp_path):
     index.build(tmp_path, names, parts, ["a", "b", "c", "d"])
     found = index.read(tmp_path, str(tmp_path))
     assert found.label_starts.tolist() == [0, 2, 3, 6]
-    assert found.labels.tolist() == [1, 2, 0, 1, 0, 2]
+    assert found.labels.tolist() == [1, 2, 0, 0, 1, 2]
     assert [found.name(k) for k in range(3)] == ["000000-é0.jpg", "000000-é1.jpg", "000001-é0.jpg"]
     assert found.images["shard"].tolist() == [0, 0, 1]
     assert found.images["length"].tolist() == [1, 2, 1]
     assert not found.images.flags.writeable and isinstance(found.images.base, np.memmap)
-    data = registry.open_dataset("shards", str(tmp_path), val_fraction=0.5)
-    labels = {part.inner_name(k): part.labels[k] for part in (data.train, data.val)
-              for k in range(len(part))}  # fmt: skip
-    assert list(map(labels.get, [found.name(k) for k in range(3)])) == [1, 0, 1]
-    assert any("the first label of each" in note for note in data.notes)
+    with pytest.raises(
+        DataError, match="2 images do not have exactly one label; 000000-é0.jpg has 2"
+    ):
+        registry.open_dataset("shards", str(tmp_path), val_fraction=0.5)
+    description = tmp_path / "all.yaml"
+    description.write_text("reader: shards\ndatadir: .\nseveral: true\nval_fraction: 0.4\n")
+    data = registry.open_dataset(str(description))
+    rows = {part.inner_name(k): own for part in (data.train, data.val)
+            for k, own in enumerate(part.labels.tolist())}  # fmt: skip
+    assert [rows[found.name(k)] for k in range(3)] == [(1, 2), (0,), (0, 1, 2)]
+    assert len(data.train) == 2 and "40% per label" in " ".join(data.notes)
     with pytest.raises(DataError, match="the label 'c' is no class"):
         index.build(tmp_path, names, parts, ["a", "b"])
 

@@ -23,3 +23,15 @@ def check(loss: Loss, scale: float) -> None:
     assert probabilities.shape == (6, 5)
     assert (probabilities >= 0).all() and (probabilities <= 1).all()
     assert loss.about.strip() and "\n" not in loss.about
+
+
+def check_sets(loss: Loss, scale: float) -> None:
+    """Compare Paddle's loss of several labels per image with its NumPy twin, as `check` does."""
+    random = np.random.default_rng(0)
+    logits, targets = scale * random.normal(size=(6, 5)), random.random((6, 5)) < 0.4
+    targets[0] = False
+    twin = loss.per_image(logits, targets)
+    assert twin.shape == (6,) and np.isfinite(twin).all() and (twin >= 0).all()
+    found = loss(paddle.to_tensor(logits), targets)
+    assert found.shape == [] and found.dtype == paddle.float64
+    np.testing.assert_allclose(float(found), twin.mean(), rtol=1e-12)

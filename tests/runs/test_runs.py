@@ -20,6 +20,7 @@ from bit_paddle.config import parsing
 from bit_paddle.config.saved import differences, load_yaml, to_dict, to_yaml
 from bit_paddle.config.settings import Settings
 from bit_paddle.config.types import BadValue, interval
+from bit_paddle.data.readers import registry
 from bit_paddle.errors import CheckpointError, ConfigError, MissingFileError
 from bit_paddle.models import npz
 from bit_paddle.runs import folder as runs_folder
@@ -570,7 +571,7 @@ def test_bad_intervals(word):
         parsing.parse(
             ["--model=R14x0.5", "--dataset=digits", "--from_scratch", f"--save_every={word}"],
             "train",
-            lambda *_, **__: None,
+            registry.find,
         )
 
 

@@ -18,6 +18,7 @@ from bit_paddle import create_model, save_npz
 from bit_paddle.config import parsing
 from bit_paddle.config.settings import Settings
 from bit_paddle.data.readers import registry
+from bit_paddle.data.spec import DataSpec
 from bit_paddle.errors import ConfigError, DataError
 from bit_paddle.inference import card
 from bit_paddle.inference.examine import analyze
@@ -407,7 +408,7 @@ def test_contradictions(words, named, image_folder):
 def test_defaults():
     words = ["--model", "R50x1", "--from_scratch", "--dataset", "folder", "--datadir", str(ROOT)]
     words += ["--rule", "distill", "--teacher", "BiT-Mini"]
-    found, _ = parsing.parse(words, "x", lambda *a, **b: None)
+    found, _ = parsing.parse(words, "x", lambda *a, **b: DataSpec("folder"))
     assert (found.batch, found.epochs) == (4096, 1200)
     assert (found.base_lr, found.weight_decay) == (0.03, 3e-4)
     assert found.optimizer == "adam" and RECIPES["code"].optimizer == "sgd"

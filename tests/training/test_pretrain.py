@@ -57,10 +57,10 @@ def test_a_short_run_is_not_all_warm_up():
 def test_settings_of_upstream():
     words = ["--model", "R50x1", "--from_scratch", "--dataset", "folder", "--datadir", str(ROOT)]
     words += ["--rule", "upstream"]
-    found, _ = parsing.parse(words, "x", lambda *a, **b: None)
+    found, _ = parsing.parse(words, "x", registry.find)
     assert (found.batch, found.weight_decay, found.epochs) == (4096, 1e-4, 90)
     assert found.base_lr == pytest.approx(0.48)
-    found, _ = parsing.parse([*words, "--batch", "512", "--steps", "7"], "x", lambda *a, **b: None)
+    found, _ = parsing.parse([*words, "--batch", "512", "--steps", "7"], "x", registry.find)
     assert (found.base_lr, found.epochs, found.steps) == (pytest.approx(0.06), None, 7)
     again = dict(yaml.safe_load(to_yaml(found)))
     assert again["rule"] == "upstream" and again["weight_decay"] == 1e-4

@@ -20,16 +20,16 @@ def read_coco(
     Regions with ``iscrowd`` are crowds. ``on_bad_box``: see `Collector.finished`. Errors:
     `MissingFileError`, `DataError`.
     """
-    content = _load(path)
-    categories = _categories(content, path)
-    names = list(categories.values()) if classes is None else list(classes)
-    numbers = {name: number for number, name in categories.items()}
+    content = load(path)
+    of_file = categories(content, path)
+    names = list(of_file.values()) if classes is None else list(classes)
+    numbers = {name: number for number, name in of_file.items()}
     found = Collector(str(path), root, names)
     images: dict[Any, Any] = {}  # None: an image that cannot be used; its fault is recorded
     for place, image in enumerate(_dictionaries(content, "images", found)):
         where = f"images[{place}]"
         number, name = image.get("id"), image.get("file_name")
-        if not _is_id(number) or not isinstance(name, str):
+        if not is_id(number) or not isinstance(name, str):
             found.fault("incomplete entries", f"{where}: has id {number!r}, file_name {name!r}")
         elif number in images:
             found.fault("repeated numbers of images", f"{where}: {number!r}")
@@ -40,20 +40,21 @@ def read_coco(
     for place, box in enumerate(_dictionaries(content, "annotations", found)):
         where = f"annotations[{place}]"
         number, category, corners = (box.get(key) for key in ("image_id", "category_id", "bbox"))
-        if not _is_id(number) or number not in images:
+        if not is_id(number) or number not in images:
             found.fault("boxes of unknown images", f"{where}: image_id {number!r}")
         elif images[number] is None:
             continue
         elif not isinstance(corners, list) or len(corners) != 4:
             found.fault("incomplete entries", f"{where}: has bbox {corners!r:.60}")
         else:
-            name = categories.get(category, category) if _is_id(category) else category
+            name = of_file.get(category, category) if is_id(category) else category
             crowd = box.get("iscrowd") in (1, True)
             found.box(images[number], _corners(corners), name, crowd, where)
     return found.finished(on_bad_box, [numbers.get(name) for name in names])
 
 
-def _load(path: Path) -> dict[str, Any]:
+def load(path: Path) -> dict[str, Any]:
+    """Return the content of a COCO file, without outlines. Errors: those of `read_coco`."""
     try:
         with open(path, "rb") as stream:  # outlines are most of COCO's own files
             content = json.load(stream, object_hook=_without_outline)
@@ -73,7 +74,7 @@ def _without_outline(entry: dict[str, Any]) -> dict[str, Any]:
     return entry
 
 
-def _categories(content: dict[str, Any], path: Path) -> dict[int, str]:
+def categories(content: dict[str, Any], path: Path) -> dict[int, str]:
     """Return the names of the categories by number, in the order of the numbers."""
     entries = content["categories"]
     entries = entries if isinstance(entries, list) else []
@@ -101,7 +102,8 @@ def _dictionaries(content: dict[str, Any], key: str, found: Collector) -> list[d
     return [entry if isinstance(entry, dict) else {} for entry in entries]
 
 
-def _is_id(value: Any) -> bool:
+def is_id(value: Any) -> bool:
+    """Return whether ``value`` can be the number of an image or a category."""
     return isinstance(value, (int, str)) and not isinstance(value, bool)
 
 

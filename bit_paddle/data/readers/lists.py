@@ -12,6 +12,7 @@ from bit_paddle.data.classes import are_labels, labels_of
 from bit_paddle.data.images import FileImages, Parts
 from bit_paddle.data.readers import folders, nesting
 from bit_paddle.data.readers.class_names import ClassNames, find_class_names
+from bit_paddle.data.readers.separators import check_single
 from bit_paddle.data.spec import DataSpec
 from bit_paddle.data.text import Text, read_text
 from bit_paddle.errors import ConfigError, DataError, MissingFileError
@@ -20,9 +21,9 @@ SUFFIXES = (".csv", ".tsv", ".txt")
 
 ENDS = (*SUFFIXES, "_list.txt")  # train_list.txt is PaddleClas' and PaddleX' name
 
-_HEADERS = (
+HEADERS = (
     {"path", "file", "filename", "filepath", "image", "image_path", "image_id", "img", "name"},
-    {"label", "class", "class_name", "category", "target"},
+    {"label", "class", "class_name", "category", "target", "labels", "categories", "tags"},
 )
 
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")  # C:\images, or \\server\images
@@ -41,12 +42,13 @@ def open_list(spec: DataSpec) -> Parts:
     a file beside the lists (`find_class_names`) may name. Without a validation list a part of the
     training images is held out.
     """
-    root, train_list, val_list, test_list = _lists(spec)
+    root, train_list, val_list, test_list = find_lists(spec)
     lists = [path for path in (train_list, val_list, test_list) if path]
     texts = {path: read_text(path, spec.encoding) for path in lists}
     rows = {train_list: _all_rows(train_list, texts[train_list])}
-    classes, number_of, named = _classes(rows[train_list], spec, train_list.parent)
-    notes = _entered_note(root, spec)
+    check_single(rows[train_list], spec)
+    classes, number_of, named = classes_of(rows[train_list], spec, train_list.parent)
+    notes = entered_note(root, spec)
     fault = None
     if test_list and not spec.test:
         fault = _unlabelled(test_list, texts[test_list], number_of)
@@ -60,28 +62,28 @@ def open_list(spec: DataSpec) -> Parts:
         classes = list(number_of)
     notes += _names_and_encodings(classes, named, texts, spec)
     for path, content in rows.items():
-        rows[path], count = _with_slashes(content, root)
+        rows[path], count = with_slashes(content, root)
         notes += [f"{path}: {count:,} paths have \\, which was read as /"] if count else []
     images = {
         path: FileImages(
             [image for image, _, _ in content],
-            _numbers(content, classes, number_of, named or spec.classes),
+            numbers_of(content, classes, number_of, named or spec.classes),
             classes,
             root,
-            _groups(path, texts[path], content, spec),
+            groups_of(path, texts[path], content, spec),
         )
         for path, content in rows.items()
     }
     train, test = images[train_list], images.get(test_list)
     parts = {"train": train_list, "validation": val_list, "test": test_list}
-    notes += [*more, *_repetitions({part: rows[path] for part, path in parts.items() if path})]
+    notes += [*more, *repetitions({part: rows[path] for part, path in parts.items() if path})]
     if val_list is None:
         return folders.held_out(train, spec, notes, test)
     folders.check_fraction_is_needed(spec, f"{val_list} exists")
     return folders.with_notes(train, images[val_list], notes, str(val_list), test)
 
 
-def _lists(spec: DataSpec) -> tuple[Path, Path, Path | None, Path | None]:
+def find_lists(spec: DataSpec) -> tuple[Path, Path, Path | None, Path | None]:
     """Return the folder of the images, and the lists of training, validation and test images."""
     root = spec.folder
     if root.is_file():
@@ -105,7 +107,7 @@ def _lists(spec: DataSpec) -> tuple[Path, Path, Path | None, Path | None]:
     return root, train, val, test
 
 
-def _entered_note(root: Path, spec: DataSpec) -> list[str]:
+def entered_note(root: Path, spec: DataSpec) -> list[str]:
     if root == spec.folder or spec.folder.is_file():
         return []
     return [nesting.note(spec.folder, root)]
@@ -128,7 +130,7 @@ def _names_and_encodings(
     return notes
 
 
-def _with_slashes(rows: list[Row], root: Path) -> tuple[list[Row], int]:
+def with_slashes(rows: list[Row], root: Path) -> tuple[list[Row], int]:
     """Return ``rows`` with / for \\ in paths of no file, as of Windows, and the number of these.
 
     Raises `DataError` for a path on a drive of Windows.
@@ -149,13 +151,13 @@ def _with_slashes(rows: list[Row], root: Path) -> tuple[list[Row], int]:
 
 
 def _all_rows(path: Path, text: Text) -> list[Row]:
-    rows = list(_rows(path, text))
+    rows = list(rows_of(path, text))
     if not rows:
         raise DataError(f"{path}: names no images; expected a path and a label per line")
     return rows
 
 
-def _numbers(
+def numbers_of(
     rows: Sequence[Row],
     classes: Sequence[str],
     number_of: Mapping[str, int],
@@ -179,7 +181,7 @@ def _numbers(
 
 def _unlabelled(path: Path, text: Text, known: Collection[str]) -> str | None:
     """Return why a test list has no labels, as in competitions; None if it has some."""
-    rows = _rows(path, text)
+    rows = rows_of(path, text)
     try:
         rows = itertools.chain([next(rows)], rows)
     except StopIteration:
@@ -189,7 +191,7 @@ def _unlabelled(path: Path, text: Text, known: Collection[str]) -> str | None:
     return None if any(label in known for _, label, _ in rows) else f"{path}: no label is a class"
 
 
-def _classes(
+def classes_of(
     rows: Sequence[Row], spec: DataSpec, folder: Path
 ) -> tuple[list[str], dict[str, int], ClassNames | None]:
     """Return the classes' names, {label: class number} of all labels, and the file of the names.
@@ -238,7 +240,7 @@ def _named(folder: Path, spec: DataSpec) -> ClassNames | None:
     return named if named and given <= set(named.names.values()) else None
 
 
-def _repetitions(lists: Mapping[str, Sequence[Row]]) -> list[str]:
+def repetitions(lists: Mapping[str, Sequence[Row]]) -> list[str]:
     """Return notes on images that ``lists``, by their parts, name more than once."""
     notes, images = [], {}
     for part, rows in lists.items():
@@ -268,7 +270,7 @@ def _either(stem: str) -> str:
     return stem if Path(stem).suffix in SUFFIXES else " or ".join(stem + end for end in ENDS)
 
 
-def _table(path: Path, text: Text) -> Iterator[tuple[int, list[str]]]:
+def cells_of(path: Path, text: Text) -> Iterator[tuple[int, list[str]]]:
     """Yield (line number, cells) of each line. Raises `DataError`."""
     lines = text.text.splitlines()
     if path.suffix.lower() == ".txt":
@@ -279,19 +281,22 @@ def _table(path: Path, text: Text) -> Iterator[tuple[int, list[str]]]:
     yield from enumerate(_caught(cells, path), 1)
 
 
-def _rows(path: Path, text: Text) -> Iterator[Row]:
-    """Yield (path, label, "list:line") of each line. Raises `DataError`."""
+def rows_of(path: Path, text: Text, unlabelled: bool = False) -> Iterator[Row]:
+    """Yield (path, label, "list:line") of each line. Raises `DataError`.
+
+    With ``unlabelled`` the label may be empty.
+    """
     columns = (0, 1)
-    for number, row in _table(path, text):
+    for number, row in cells_of(path, text):
         if not any(row):
             continue
         words = [cell.lower() for cell in row]
-        if number == 1 and all(known & set(words) for known in _HEADERS):
+        if number == 1 and all(known & set(words) for known in HEADERS):
             columns = tuple(
                 next(column for column, word in enumerate(words) if word in known)
-                for known in _HEADERS
+                for known in HEADERS
             )
-        elif len(row) <= max(columns) or not all(row[column] for column in columns):
+        elif len(row) <= max(columns) or not row[columns[0]] or not (unlabelled or row[columns[1]]):
             raise DataError(
                 f"{path}:{number}: found {' '.join(row)[:_SHOWN]!r}, expected a path and a label"
             )
@@ -304,7 +309,7 @@ def _split(line: str) -> list[str]:
     return line.rsplit("\t" if "\t" in line else None, 1)
 
 
-def _groups(path: Path, text: Text, rows: Sequence[Row], spec: DataSpec) -> list[str] | None:
+def groups_of(path: Path, text: Text, rows: Sequence[Row], spec: DataSpec) -> list[str] | None:
     """Return the group of each row of a list by the column --group; None if that is no column.
 
     A row with an empty cell is a group of its own, named by its path. Raises `ConfigError` for an
@@ -312,7 +317,7 @@ def _groups(path: Path, text: Text, rows: Sequence[Row], spec: DataSpec) -> list
     """
     if spec.group is None:
         return None
-    cells = dict(_table(path, text))
+    cells = dict(cells_of(path, text))
     head = next(iter(cells.values()), [])
     if spec.group in head and not any(line == f"{path}:1" for _, _, line in rows):
         column = head.index(spec.group)

@@ -28,6 +28,7 @@ from bit_paddle.data.readers.hf import open_hf
 from bit_paddle.data.readers.imagenet import open_imagenet
 from bit_paddle.data.readers.lists import open_list
 from bit_paddle.data.readers.oxford import open_flowers, open_pets
+from bit_paddle.data.readers.several import open_coco, open_labels_file, open_lists
 from bit_paddle.data.readers.shards import open_shards
 from bit_paddle.data.readers.tf_flowers import open_tf_flowers
 from bit_paddle.data.readers.unlabelled import open_unlabelled
@@ -52,6 +53,8 @@ class Reader:
     """A function that opens a data set, and its requirements."""
 
     open: Callable[[DataSpec], Parts]
+    #: The function for images with several labels: with ``separator``, or if it is ``open``, always
+    several: Callable[[DataSpec], Parts] | None = None
     #: Optional keys of a description that ``open`` reads, of `_OPTIONAL`
     uses: frozenset[str] = frozenset()
     #: Content of --datadir, if the data set requires it
@@ -65,8 +68,8 @@ class Reader:
 
 
 _OPTIONAL = (
-    *("train", "val", "test", "val_fraction", "encoding"),
-    *("image", "label", "subset", "window"),
+    *("train", "val", "test", "val_fraction", "encoding", "separator"),
+    *("image", "label", "subset", "window", "several"),
 )
 
 _LISTS = frozenset({"train", "val", "test"})
@@ -76,10 +79,18 @@ _FILES = frozenset({"group", "fold", "exclude", "pixel_range"})  # of images tha
 READERS: dict[str, Reader] = {
     "cifar10": Reader(open_cifar, known={None: Known(50_000, 10, "small")}),
     "cifar100": Reader(open_cifar, known={None: Known(50_000, 100, "small")}),
+    "coco": Reader(
+        open_coco,
+        several=open_coco,
+        uses=_LISTS | _FILES | {"val_fraction"},
+        datadir="a folder with annotations.json of COCO (or train.json, val.json) and its images",
+        archives=True,
+    ),
     "digits": Reader(open_digits, no_datadir="which comes with scikit-learn"),
     "folder": Reader(
         open_folder,
-        uses=_LISTS | _FILES | {"val_fraction"},
+        several=open_labels_file,
+        uses=_LISTS | _FILES | {"val_fraction", "separator"},
         datadir="a folder with train/<class>/* and val/<class>/*, or <class>/* alone",
         archives=True,
     ),
@@ -96,23 +107,34 @@ READERS: dict[str, Reader] = {
     ),
     "list": Reader(
         open_list,
-        uses=_LISTS | _FILES | {"val_fraction", "encoding"},
+        several=open_lists,
+        uses=_LISTS | _FILES | {"val_fraction", "encoding", "separator"},
         datadir="a folder with its lists, such as train.csv and val.csv, or one such list",
         archives=True,
         known={"train800val200.txt": Known(1_000)},  # VTAB-1k; configs/data has the classes
     ),
     "oxford_flowers102": Reader(
-        open_flowers, _LISTS | _FILES, known={None: Known(1_020, 102, "large")}
+        open_flowers, uses=_LISTS | _FILES, known={None: Known(1_020, 102, "large")}
     ),
-    "oxford_iiit_pet": Reader(open_pets, _LISTS | _FILES, known={None: Known(3_680, 37, "large")}),
+    "oxford_iiit_pet": Reader(
+        open_pets, uses=_LISTS | _FILES, known={None: Known(3_680, 37, "large")}
+    ),
+    "table": Reader(
+        open_lists,
+        several=open_lists,
+        uses=_LISTS | _FILES | {"val_fraction", "encoding"},
+        datadir="a folder with train.csv and val.csv, or one such table: a column of paths, and a "
+        "column of 0 and 1 per label",
+        archives=True,
+    ),
     "shards": Reader(
         open_shards,
-        uses=_LISTS | {"val_fraction", "encoding", "window"},
+        uses=_LISTS | {"val_fraction", "encoding", "window", "several"},
         datadir="a folder or an address with the shards that bit_paddle pack writes, or with tars",
     ),
     "tf_flowers": Reader(
         open_tf_flowers,
-        _FILES | {"val_fraction"},
+        uses=_FILES | {"val_fraction"},
         known={None: Known(3_303, 5, "large")},  # without the tenth that is held out
     ),
     "unlabelled": Reader(
@@ -144,13 +166,17 @@ def find(dataset: str, need_datadir: bool = True, **overrides: Any) -> DataSpec:
     for key, flag in {**flags, "pixel_range": f"--dataset {dataset}: pixel_range"}.items():
         if getattr(spec, key) is not None and key not in reader.uses:
             raise ConfigError(f"{flag}: is not for {spec.reader}, whose images have no paths")
-    if spec.group is not None and spec.reader != "list":  # a list may have such a column
+    lists = (open_lists, open_list)
+    if spec.group is not None and reader.open not in lists:  # a list may have such a column
         splits.group_pattern(spec.group)
+    uses = reader.uses | ({"encoding"} if spec.separator is not None else set())  # of labels.csv
     for key in _OPTIONAL:
-        if getattr(spec, key) is not None and key not in reader.uses:
-            name = "--val_fraction" if key == "val_fraction" else f"--dataset {dataset}: {key}"
+        if getattr(spec, key) is not None and key not in uses:
+            is_flag = key in ("val_fraction", "separator")
+            name = f"--{key}" if is_flag else f"--dataset {dataset}: {key}"
             raise ConfigError(f"{name}: is not for {spec.reader}, which has its own")
-    return spec
+    several = reader.open is reader.several or spec.separator is not None
+    return replace(spec, several=several or bool(spec.several))
 
 
 def known(spec: DataSpec) -> Known:
@@ -194,7 +220,7 @@ def read(spec: DataSpec) -> Dataset:
     """Open the data set of ``spec``. Errors: as of `open_dataset`."""
     reader = READERS[spec.reader]
     spec, notes = _located(spec)
-    parts = reader.open(spec)
+    parts = reader.several(spec) if spec.several and reader.several else reader.open(spec)
     if spec.classes:  # after images are held out, so a selection leaves each image in its part
         parts = classes.select(parts, spec.classes)
     if spec.fold:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bit_paddle.data.images import Parts
+from bit_paddle.data.labels import LabelSets
 from bit_paddle.data.readers.class_names import find_class_names
 from bit_paddle.data.readers.folders import TEST, VALIDATION, check_fraction_is_needed, folder_of
 from bit_paddle.data.shards import foreign, index, transfer
@@ -58,8 +59,11 @@ def open_shards(spec: DataSpec) -> Parts:
     places = _places(spec)
     train = _opened(spec, places["train"])
     notes = [_order_note(train)]
-    if len(train.index.images) != len(train.index.labels):
-        notes.append("some images have several labels; the first label of each is used")
+    if not spec.several and len(train.index.images) != len(train.index.labels):
+        notes.append(
+            "some images have several labels; the first label of each is used. All are used with "
+            "several: true in a data set's .yaml file"
+        )
     val, test = (
         _with_classes(_opened(spec, places[part]), train) if part in places else None
         for part in ("val", "test")
@@ -73,7 +77,7 @@ def open_shards(spec: DataSpec) -> Parts:
         raise DataError(f"{places['train'].home}: no class has two images; give validation images")
     notes.append(
         f"no validation shards are given: {len(val):,} of {len(train):,} images are held out, "
-        f"{fraction:.0%} per class (--val_fraction)"
+        f"{fraction:.0%} per {'label' if spec.several else 'class'} (--val_fraction)"
     )
     return Parts(rest, val, tuple(notes), test)
 
@@ -186,7 +190,30 @@ def _opened(spec: DataSpec, place: Place) -> ShardImages:
     store = _store(place.home, found.shards, folder, most)
     classes = None if place.names is None or remote else _class_names(found.classes, place, spec)
     windowed = remote and len(found.shards) > most
-    return ShardImages(found, store, window if windowed else None, classes=classes)
+    labels = _labels(found, place, spec)
+    return ShardImages(found, store, window if windowed else None, labels=labels, classes=classes)
+
+
+def _labels(found: index.Index, place: Place, spec: DataSpec) -> LabelSets | None:
+    """Return the labels of images that may have several, mapped; None for the first of each.
+
+    Raises `DataError` if there is no such first one, or if it is not all that was packed.
+    """
+    lengths = np.diff(found.label_starts)
+    if spec.several:
+        sets = LabelSets(found.label_starts, found.labels)
+        if place.names is None:
+            return sets
+        return LabelSets.of_pairs(sets.images, sets.labels, len(sets))  # theirs have any order
+    wrong = lengths != 1 if place.names is None else lengths == 0
+    if wrong.any():
+        first = int(wrong.argmax())
+        raise DataError(
+            f"{place.home}: {plural(int(wrong.sum()), 'image')} do not have exactly one label; "
+            f"{found.name(first)} has {lengths[first]}. Write several: true into a data set's "
+            ".yaml file, as in the data.yaml of bit_paddle pack, and give that to --dataset"
+        )
+    return None
 
 
 def _store(home: str, shards: Sequence[Shard], folder: Path, most: int | None) -> Store:
@@ -263,5 +290,6 @@ def _with_classes(images: ShardImages, train: ShardImages) -> ShardImages:
             f"{images.store.title}: class {unknown!r} is not in training "
             f"({did_you_mean(unknown, number)}); the head has one output per training class"
         )
-    places = np.array([number[name] for name in images.classes])
-    return images.chosen(np.arange(len(images)), places[images.labels], train.classes)
+    places, own = np.array([number[name] for name in images.classes]), images.labels
+    labels = own.renumbered(places) if isinstance(own, LabelSets) else places[own]
+    return images.chosen(np.arange(len(images)), labels, train.classes)

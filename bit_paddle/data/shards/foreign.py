@@ -135,7 +135,7 @@ def _labels(sample: Sample, name: str) -> list[str]:
         if isinstance(found, dict):
             found = next(found[key] for key in _KEYS if found.get(key) is not None)
         values = found if isinstance(found, list) else [found]
-        if values and all(type(value) in (int, str) and str(value) for value in values):
+        if all(type(value) in (int, str) and str(value) for value in values):
             return [str(value) for value in values]
     except (ValueError, StopIteration, RecursionError):
         pass

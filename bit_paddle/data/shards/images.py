@@ -10,8 +10,10 @@ import numpy as np
 from PIL import Image
 
 from bit_paddle.data import decoding
+from bit_paddle.data.labels import Labels, LabelSets, as_labels
 from bit_paddle.data.shards.index import Index, release
 from bit_paddle.data.shards.stores import Store
+from bit_paddle.data.stratification import parts_of
 from bit_paddle.errors import DataError
 
 
@@ -29,11 +31,11 @@ class ShardImages:
         store: Store,
         window: int | None = None,
         rows: np.ndarray | None = None,
-        labels: np.ndarray | None = None,
+        labels: Sequence[int] | Labels | None = None,
         classes: Sequence[str] | None = None,
     ):
         self.index, self.store, self.window, self._rows = index, store, window, rows
-        self.labels = first_labels(index) if labels is None else np.asarray(labels, np.int64)
+        self.labels = first_labels(index) if labels is None else as_labels(labels)
         self.classes = index.classes if classes is None else list(classes)
 
     def __len__(self) -> int:
@@ -70,11 +72,11 @@ class ShardImages:
         return self.index.name(self._row(index))
 
     def chosen(
-        self, indices: np.ndarray, labels: Sequence[int] | np.ndarray, classes: Sequence[str]
+        self, indices: np.ndarray, labels: Sequence[int] | Labels, classes: Sequence[str]
     ) -> ShardImages:
         """Return only the images of ``indices``, with other ``labels`` and ``classes``."""
         rows = indices if self._rows is None else self._rows[indices]
-        return ShardImages(self.index, self.store, self.window, rows, np.asarray(labels), classes)
+        return ShardImages(self.index, self.store, self.window, rows, labels, classes)
 
     def of(self, field: str, indices: np.ndarray | slice = np.s_[:]) -> np.ndarray:
         """Return a ``field`` of `pieces.ROW` for the images of ``indices``."""
@@ -84,7 +86,8 @@ class ShardImages:
     def digest(self, indices: np.ndarray) -> str:
         """Return a hash of the contents and labels of the images of ``indices``."""
         result = hashlib.sha256(self.index.digest.encode())
-        result.update(np.ascontiguousarray(self.labels[indices]))
+        for array in _arrays(self.labels[indices]):
+            result.update(np.ascontiguousarray(array))
         rows = indices if self._rows is None else self._rows[indices]
         result.update(np.ascontiguousarray(rows))
         return result.hexdigest()
@@ -92,10 +95,15 @@ class ShardImages:
     @property
     def held_bytes(self) -> int:
         """The bytes of labels and rows that a process holds itself, beside the mapped index."""
-        return self.labels.nbytes + (0 if self._rows is None else self._rows.nbytes)
+        own = [array for array in _arrays(self.labels) if array.flags.writeable]
+        return sum(array.nbytes for array in (*own, *([] if self._rows is None else [self._rows])))
 
     def _row(self, index: int) -> int:
         return int(index) if self._rows is None else int(self._rows[index])
+
+
+def _arrays(labels: Labels) -> tuple[np.ndarray, ...]:
+    return (labels.starts, labels.labels) if isinstance(labels, LabelSets) else (labels,)
 
 
 def first_labels(index: Index) -> np.ndarray:
@@ -113,14 +121,25 @@ def held_out(images: ShardImages, fraction: float) -> tuple[ShardImages, ShardIm
     """Return training and validation images: ``fraction`` of each class is held out, at least one.
 
     Those with the smallest checksums are, so an image is on the same side whatever its shard and
-    its place. A class of one image is for training.
+    its place. A class of one image is for training. Of images with several labels, about the
+    fraction of each label is held out, dealt out in the order of the checksums.
     """
+    if isinstance(images.labels, LabelSets):
+        order = np.argsort(images.of("crc32c"), kind="stable")
+        sizes, shares = np.ones(len(order), np.int64), (1 - fraction, fraction)
+        part = parts_of(images.labels[order], sizes, shares, len(images.classes))
+        return _halves(images, order[part == 1])
     order = np.lexsort((images.of("crc32c"), images.labels))
     counts = np.bincount(images.labels, minlength=len(images.classes))
     wanted = np.minimum(np.maximum(1, np.round(fraction * counts).astype(np.int64)), counts - 1)
     places = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return _halves(images, order[places < np.repeat(wanted, counts)])
+
+
+def _halves(images: ShardImages, held_out: np.ndarray) -> tuple[ShardImages, ShardImages]:
+    """Return the images that are not ``held_out``, indices, and those that are."""
     held = np.zeros(len(images), bool)
-    held[order[places < np.repeat(wanted, counts)]] = True
+    held[held_out] = True
     train, val = (
         images.chosen(where, images.labels[where], images.classes)
         for where in (np.flatnonzero(~held), np.flatnonzero(held))

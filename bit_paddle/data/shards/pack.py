@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from bit_paddle.data import identity
 from bit_paddle.data.images import FileImages, Images
+from bit_paddle.data.labels import LabelSets, named
 from bit_paddle.data.shards import index, pieces
 from bit_paddle.data.shards.images import ShardImages
 from bit_paddle.data.shards.pieces import Collector, Piece, Summed
@@ -136,12 +137,15 @@ def _write_shard(
     def fill(stream: BinaryIO) -> None:
         tar = Summed(stream)
         for number, one in enumerate(_read(images, start, pool), start):
-            label = int(images.labels[number])
-            key, named = f"{number:0{digits}d}", {"name": one.name, "class": images.classes[label]}
+            key, own = f"{number:0{digits}d}", images.labels[number : number + 1]
+            labels = list(named(own, images.classes)[0])
             place = pieces.write_member(tar, f"{key}{one.suffix}", one.content)
-            pieces.write_member(tar, f"{key}.cls", str(label).encode())
-            pieces.write_member(tar, f"{key}.json", json.dumps(named).encode())
-            collector.add(place, one.content, [images.classes[label]], one.name)
+            told = {"name": one.name, "labels": labels}
+            if not isinstance(own, LabelSets):
+                told = {"name": one.name, "class": labels[0]}
+                pieces.write_member(tar, f"{key}.cls", str(own[0]).encode())
+            pieces.write_member(tar, f"{key}.json", json.dumps(told).encode())
+            collector.add(place, one.content, labels, one.name)
             if tar.size >= shard_bytes:
                 break
         pieces.write_end(tar)

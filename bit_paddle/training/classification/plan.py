@@ -13,6 +13,7 @@ import numpy as np
 from bit_paddle.config.settings import Settings
 from bit_paddle.data import check, copies, fewshot, identity
 from bit_paddle.data.images import FileImages
+from bit_paddle.data.labels import LabelSets, counts
 from bit_paddle.data.readers import registry
 from bit_paddle.errors import ConfigError
 from bit_paddle.models import cost, losses
@@ -115,7 +116,25 @@ class ClassificationPlan(Plan):
     def class_counts(self) -> np.ndarray:
         """The number of used training images per class, int64 [K]."""
         train = self.data.train
-        return np.bincount(train.labels[self.subset], minlength=len(train.classes))
+        return counts(train.labels[self.subset], len(train.classes))
+
+    @property
+    def several(self) -> bool:
+        """Whether an image may have several labels, or none."""
+        return isinstance(self.data.train.labels, LabelSets)
+
+    @property
+    def head_bias(self) -> float:
+        """The initial bias of a new head.
+
+        With several labels per image it is the log-odds of a label, so that the first outputs are
+        right on average. Of ImageNet-21k that is -10, which the authors take.
+        """
+        if not self.several:
+            return losses.LOSSES[self.settings.loss].head_bias
+        pairs = len(self.subset) * len(self.class_counts)
+        share = np.clip(self.class_counts.sum() / pairs, 1 / (pairs + 1), pairs / (pairs + 1))
+        return float(np.log(share / (1 - share)))
 
     @property
     def class_weights(self) -> np.ndarray | None:

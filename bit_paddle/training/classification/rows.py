@@ -109,6 +109,8 @@ def _classes(plan: ClassificationPlan) -> str:
         return "the teacher's; images have no such labels, so validation measures the agreement"
     counts, names = plan.class_counts, plan.data.train.classes
     used = counts[counts > 0]
+    if not len(used):
+        return "no training image has a label"
     largest, smallest = int(used.max()), int(used.min())
     ratio = largest / smallest
     row = f"largest : smallest class = {ratio:.3g} : 1, "
@@ -119,9 +121,19 @@ def _classes(plan: ClassificationPlan) -> str:
         row += f"{plural(largest, 'training image')} of {first}, {smallest:,} of {last}"
     if len(used) < len(counts):
         row += f"; {plural(len(counts) - len(used), 'class')} without training images"
+    if plan.several:
+        return f"{row}; {_label_numbers(plan)}"
     if ratio >= LARGE_RATIO and not plan.settings.balance:
         row += "; --balance 0.5 gives rare classes more weight"
     return row
+
+
+def _label_numbers(plan: ClassificationPlan) -> str:
+    """Return how many labels an image has."""
+    numbers = plan.data.train.labels[plan.subset].lengths
+    row = f"{numbers.min()} to {numbers.max()} labels per image, mean {numbers.mean():.3g}"
+    without = int((numbers == 0).sum())
+    return row + (f"; {plural(without, 'image')} without any" if without else "")
 
 
 def index_rows(plan: ClassificationPlan) -> list[tuple[str, str]]:
@@ -144,6 +156,11 @@ def _loss(plan: ClassificationPlan) -> str:
     if plan.teacher is not None:
         return "KL(teacher || student) at temperature 1, no label loss"
     row = f"{plan.settings.loss} cross-entropy"
+    if plan.several:
+        return (
+            f"{row}, because an image may have several labels; the bias of a new head starts at "
+            f"{plan.head_bias:.3g}, the log-odds of a label"
+        )
     weights = plan.class_weights
     if weights is not None:
         used = weights[plan.class_counts > 0]

@@ -11,8 +11,8 @@ from paddle import Tensor
 
 from bit_paddle.data import loader
 from bit_paddle.data.images import Images
+from bit_paddle.data.labels import targets
 from bit_paddle.inference import predictions
-from bit_paddle.inference.metrics import Tally
 from bit_paddle.inference.parts import Parts
 from bit_paddle.models import losses, published, weights
 from bit_paddle.models.resnetv2 import ResNetV2
@@ -21,6 +21,7 @@ from bit_paddle.system import device, processes
 from bit_paddle.system.signals import Interrupt
 from bit_paddle.training import memory
 from bit_paddle.training.classification import frozen, validation
+from bit_paddle.training.classification.validation import Measured
 from bit_paddle.training.task import MicroBatchLoss, Task
 
 if TYPE_CHECKING:
@@ -43,19 +44,23 @@ def loss_of(
     pixels are not used.
     """
     loss, share = losses.LOSSES[name], len(part.labels) / images
+    labels = targets(part.labels, model.num_classes)
     if outputs is not None:
         logits = model.learned_part(outputs(part.indices))
-        return loss(logits, part.labels, class_weights) * share
+        return loss(logits, labels, class_weights) * share
     pixels = device.to_device(part.images)
     if lam == 1.0:
-        return loss(model(pixels), part.labels, class_weights) * share
+        return loss(model(pixels), labels, class_weights) * share
     pixels = losses.mix(pixels, device.to_device(part.partner_images), lam)
-    labels, partner_labels = part.labels, part.partner_labels
+    partner_labels = targets(part.partner_labels, model.num_classes)
     return losses.mixed(loss, model(pixels), labels, partner_labels, lam, class_weights) * share
 
 
 class Classification(Task):
-    """Each image has one class; the best model has the highest top-1 accuracy."""
+    """Each image has one class, or any number of labels.
+
+    The best model has the highest top-1 accuracy, or mean average precision.
+    """
 
     def __init__(self, plan: ClassificationPlan, log: Logbook, stop: Interrupt):
         self._plan, self._log, self._stop = plan, log, stop
@@ -80,7 +85,7 @@ class Classification(Task):
                 return weights.create_model(path)
             classes = len(self._plan.data.train.classes)
             model = weights.create_model(path, classes, head=settings.head, seed=settings.seed)
-        bias = losses.LOSSES[settings.loss].head_bias
+        bias = self._plan.head_bias
         if bias:
             model.last_linear.bias.set_value(np.full(model.last_linear.bias.shape, bias, "f4"))
         return model
@@ -120,16 +125,16 @@ class Classification(Task):
 
     def trial_loss(self, model: ResNetV2, images: int) -> Tensor:
         """Return the loss of black images with MixUp."""
-        crop = self._plan.resolution.largest
-        pixels, labels = np.zeros((images, 3, crop, crop), np.uint8), np.zeros(images, np.int64)
-        part = loader.MicroBatch(pixels, labels, labels, pixels, labels)
+        crop, first = self._plan.resolution.largest, np.zeros(images, np.int64)
+        pixels, labels = np.zeros((images, 3, crop, crop), np.uint8), self._plan.data.train.labels
+        part = loader.MicroBatch(pixels, labels[first], first, pixels, labels[first])
         return self._loss(model, part, images=images, lam=0.5)
 
     def names(self, batch: loader.Batch) -> list[str]:
         """Return the names of the images of the whole batch."""
         return [self._plan.data.train.name(index) for index in batch.indices]
 
-    def validate(self, model: ResNetV2, batch_split: int, last: bool) -> Tally:
+    def validate(self, model: ResNetV2, batch_split: int, last: bool) -> Measured:
         """Measure ``model`` on all validation images.
 
         In a run of --folds, the last model's predictions are written.
@@ -145,7 +150,7 @@ class Classification(Task):
             )
         return tally
 
-    def test(self, model: ResNetV2, batch_split: int) -> Tally:
+    def test(self, model: ResNetV2, batch_split: int) -> Measured:
         """Measure ``model`` on all test images."""
         return self._measure(model, self._plan.data.test, batch_split, "test")
 
@@ -156,7 +161,7 @@ class Classification(Task):
         batch_split: int,
         part: str,
         logits: np.ndarray | None = None,
-    ) -> Tally:
+    ) -> Measured:
         options = {"logits": logits, "parts": self._parts}
         return validation.measure(
             self._plan, model, images, batch_split, self._log, self._stop, part, **options

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Union
 
 import numpy as np
 
 from bit_paddle.data import loader
 from bit_paddle.data.images import Images
+from bit_paddle.data.labels import LabelSets
 from bit_paddle.data.loader import MicroBatch
 from bit_paddle.data.preprocessing import Preprocessing
+from bit_paddle.inference import label_scores
+from bit_paddle.inference.label_scores import LabelScores
 from bit_paddle.inference.metrics import Tally
 from bit_paddle.inference.parts import Parts
 from bit_paddle.inference.predictor import infer
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
     from bit_paddle.training.classification.plan import ClassificationPlan
 
 
+Measured = Union[Tally, LabelScores]
+
+
 def measure(
     plan: ClassificationPlan,
     model: ResNetV2,
@@ -36,7 +42,7 @@ def measure(
     part: str = "validation",
     logits: np.ndarray | None = None,
     parts: Parts | None = None,
-) -> Tally:
+) -> Measured:
     """Return the metrics of ``model`` on all ``images``, which the ranks share.
 
     ``part`` of the data names the bar and the time in the log. ``logits``, zeros [N, K], is filled
@@ -52,12 +58,19 @@ def measure(
         processes.rank(),
         world_size,
     )
+    several = isinstance(images.labels, LabelSets)
+    if several and logits is None:  # a ranking needs all images at once
+        logits = np.zeros((len(images), model.num_classes), np.float32)
     with (
         memory.advice(part, settings.size),
         log.timed(part),
         progress_bar(desc=part, unit="img", total=len(images)) as bar,
     ):
-        return evaluate(model, stop.checked(batches), bar.update, settings.loss, logits, parts)
+        batches = stop.checked(batches)
+        tally = evaluate(model, batches, bar.update, settings.loss, logits, parts)
+        if several:
+            return label_scores.measure(logits, images.labels, settings.loss)
+        return tally
 
 
 def evaluate(
@@ -70,6 +83,7 @@ def evaluate(
 ) -> Tally:
     """Return the metrics of ``model`` over the batches of all ranks, computed in full precision.
 
+    Images with several labels are not in them; their scores need the ``logits`` of all images.
     ``batches`` are this rank's share. ``progress`` is called with the size of each batch. ``parts``
     computes each batch, in smaller parts where memory runs out; it may have done so before. Raises
     in all ranks if any rank does: `Interrupted` of the iterator, `OutOfMemoryError`.
@@ -82,7 +96,8 @@ def evaluate(
     try:
         for batch in batches:
             outputs = np.concatenate(parts.of(compute, batch.images))
-            tally.add(outputs, batch.labels, loss)
+            if not isinstance(batch.labels, LabelSets):
+                tally.add(outputs, batch.labels, loss)
             if logits is not None:
                 logits[batch.indices] = outputs
             progress(len(batch.labels))
@@ -95,5 +110,5 @@ def evaluate(
         model.amp = before
     sums = distributed.agree(tally.sums(), fault)
     if logits is not None and processes.world_size() > 1:
-        logits[:] = distributed.total(logits.ravel()).reshape(logits.shape)
+        distributed.add_up(logits)
     return Tally.of_sums(sums)
