@@ -1,4 +1,7 @@
-"""Answer requests for predictions over HTTP: ``python -m bit_paddle.serve --help``."""
+"""Answer requests for predictions over HTTP: ``python -m bit_paddle.serve --help``.
+
+`serving` holds the server and its page. To call this module is to call `serve`.
+"""
 
 from __future__ import annotations
 

@@ -70,6 +70,11 @@ def test_without_paddle_a_command_tells_how_to_install_it(tmp_path):
         *("predict", ROOT / "docs" / "profile.png", "--model", "BiT-Mini"),
         env={**os.environ, "PYTHONPATH": paths},
     )
+    assert done.returncode == 2 and "paddle cannot be imported" in done.stderr
+    done = shell(
+        *("train", "--dataset", "digits", "--model", "BiT-Mini", "--logdir", tmp_path / "runs"),
+        env={**os.environ, "PYTHONPATH": paths},
+    )
     assert done.returncode == 2 and "PaddlePaddle is not installed" in done.stderr
     assert "Traceback" not in done.stderr
 

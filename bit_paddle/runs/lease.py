@@ -86,7 +86,7 @@ def owner(content: bytes) -> str:
 def _kernel() -> str:
     """Return a name of the running kernel, all of whose processes share its locks."""
     with suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     return socket.gethostname()
 
 

@@ -76,7 +76,7 @@ def note_save(seconds: float) -> None:
 
 def _longest_save(path: Path) -> float:
     try:
-        return float(path.read_text())
+        return float(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # nothing has been saved yet
         return 0.0
 

@@ -141,7 +141,7 @@ def children(pid: int | str = "self") -> set[int]:
     found: set[int] = set()
     for listed in Path("/proc", str(pid), "task").glob("*/children"):
         with suppress(OSError):  # the thread has ended
-            found.update(map(int, listed.read_text().split()))
+            found.update(map(int, listed.read_text(encoding="utf-8").split()))
     return found
 
 

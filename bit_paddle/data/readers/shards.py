@@ -226,7 +226,8 @@ def _store(home: str, shards: Sequence[Shard], folder: Path, most: int | None) -
 def _index_from(address: str) -> Path:
     """Return a folder of the cache with the index at an address."""
     with tempfile.TemporaryDirectory() as temporary:
-        content = transfer.fetch(f"{address}/{index.FILE}", Path(temporary, index.FILE)).read_text()
+        path = transfer.fetch(f"{address}/{index.FILE}", Path(temporary, index.FILE))
+        content = path.read_text(encoding="utf-8")
     folder = _cache_folder(f"{address}\n{content}", address)
     try:
         arrays = json.loads(content)["arrays"]
