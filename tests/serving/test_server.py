@@ -320,14 +320,19 @@ def test_sigterm_answers_what_was_accepted(workers):
         for client in clients:
             client.start()
         wait_until(lambda: all(len(client.records) > 4 for client in clients))
+        time.sleep(1.5)
         asked = time.monotonic()
         status = server.stop()
         for client in clients:
             client.join(30)
         records = [record for client in clients for record in client.records]
-        before = [status for sent, status in records if sent < asked]
+        # A request on its way when the signal comes may be accepted, or refused with an answer; one
+        # that is sent later may also meet a closed connection.
+        accepted = {status for sent, status in records if sent < asked - 1}
+        on_their_way = {status for sent, status in records if asked - 1 <= sent < asked}
         after = {status for sent, status in records if sent >= asked}
-        assert set(before) == {200}
+        assert accepted == {200}
+        assert on_their_way <= {200, 503}
         assert after <= {200, 503, None}
         assert status == 0
         with pytest.raises(ConnectionRefusedError):
