@@ -53,7 +53,7 @@ def clock(seconds: float) -> str:
 
 
 class Video:
-    """A video file, of which one frame every ``every`` seconds is read.
+    """A video file that gives one frame every ``every`` seconds.
 
     ``fault`` is None, or the reason why `frames` has ended early.
     """

@@ -47,7 +47,7 @@ def is_image(kind: str) -> bool:
 def read(body: bytes, header: str, settings: ServerSettings) -> list[Given]:
     """Return the images of a body; ``header`` is its Content-Type.
 
-    Raises `DataError`, of which `TooLarge` and `UnknownType` are special cases.
+    Raises `DataError`; `TooLarge` and `UnknownType` are kinds of it.
     """
     kind = type_of(header)
     if is_image(kind):

@@ -1,4 +1,4 @@
-"""Hostile requests: no answer with status 500, nobody is let in, and the server goes on."""
+"""Hostile requests: no answer with status 500, nobody is let in, and the server keeps answering."""
 
 import os
 import socket
