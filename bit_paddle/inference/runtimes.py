@@ -166,12 +166,22 @@ def _onnxruntime_version() -> str:
     return onnxruntime.__version__
 
 
+@lru_cache(maxsize=1)
+def _openvino_core() -> Any:
+    """Return the only ``Core`` of this process, which is never deleted.
+
+    One that is deleted takes the stack for signals away from the thread, even if another one has
+    put its own there; the next signal would then end the process by SIGSEGV.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 def _open_openvino(graph: bytes, amp: str) -> Run:
     import io
 
-    import openvino
-
-    core = openvino.Core()
+    core = _openvino_core()
     if amp == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise ConfigError("--amp bf16: OpenVINO has no bf16 on this processor; omit the flag")
     settings = {

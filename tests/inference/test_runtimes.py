@@ -4,6 +4,8 @@ import csv
 import json
 import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -266,6 +268,27 @@ def test_an_onnx_file_runs_without_paddle(graph, image_folder, tmp_path):
     assert done.returncode == 0, done.stderr
     assert all(f"/{name}/" in image for image, name, _ in rows_of(done.stdout))
     assert done.stdout.count("\n") == 16
+
+
+SIGNAL = """
+import os, signal
+import bit_paddle as bit
+signal.signal(signal.SIGTERM, lambda *_: print("handled", flush=True))
+one, other = (bit.load({path!r}, runtime={runtime!r}) for _ in range(2))
+del one
+del other
+os.kill(os.getpid(), signal.SIGTERM)
+print("alive")
+"""
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_models_that_are_gone_leave_signals_alone(runtime, graph):
+    """OpenVINO gives a thread another stack for signals, and takes it away."""
+    need(runtime)
+    code = SIGNAL.format(path=str(graph), runtime=runtime)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "handled\nalive\n"), done.stderr
 
 
 # --- Files that are no models -------------------------------------------------------------------
