@@ -24,4 +24,5 @@ if [ -x "$venv/bin/mypy" ]; then  # they need Python 3.10
     "$venv/bin/lint-imports"
     "$venv/bin/mypy"
 fi
-"$venv/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
+# A worker that crashes ends the tests: started again, the others could wait for ever.
+"$venv/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 "$@"
