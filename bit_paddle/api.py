@@ -325,7 +325,7 @@ def export(
     `DownloadError`, `DifferenceError`, `WriteError`.
 
         done = bit_paddle.export("bit_logs/pets", "onnx", "pets.onnx")
-        done.verified.difference  # the largest relative difference that was found
+        done.verified.difference  # the largest relative one from the model in float64
         bit_paddle.export("bit_logs/pets", "onnx", "small.onnx", quantize="my_images/").int8
     """
     file = model.file if isinstance(model, TrainedModel) else None

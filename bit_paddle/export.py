@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from bit_paddle import _make_callable, api, errors
 from bit_paddle.config import parsing, settings
 from bit_paddle.config.types import MODELS, file_path, whole
+from bit_paddle.inference import onnx_data
 from bit_paddle.inference.formats import FORMATS
 from bit_paddle.inference.verify import IMAGES
 
@@ -54,11 +55,14 @@ def main(arguments: Sequence[str]) -> int:
         directory=flags.bit_pretrained_dir,
     )
     output, verified = done.path, done.verified
-    files = [path for path in output.rglob("*") if path.is_file()] if output.is_dir() else [output]
+    places = output.rglob("*") if output.is_dir() else (output, onnx_data.path_of(output))
+    files = sorted(path for path in places if path.is_file())
     size = sum(path.stat().st_size for path in files)
     print(f"{output}: {done.architecture} as {flags.format}, {size / 1e6:.1f} MB")
-    if output.is_dir():
-        print("\n".join(f"  {path.name}" for path in sorted(files)))
+    if len(files) > 1:
+        print("\n".join(f"  {path.name}" for path in files))
+    if len(files) > 1 and not output.is_dir():
+        print("both files belong together: keep them in one folder; do not rename the second")
     sizes = " and ".join(f"{height} x {width}" for *_, height, width in IMAGES)
     if verified is None:
         print("only checked by onnx; not run, because onnxruntime is not installed")

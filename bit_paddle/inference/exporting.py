@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bit_paddle.errors import BitPaddleError, ConfigError, did_you_mean, install_hint
-from bit_paddle.inference import formats, int8, paddle_inference, verify
+from bit_paddle.inference import formats, int8, onnx_data, paddle_inference, verify
 from bit_paddle.inference.formats import FORMATS
 from bit_paddle.inference.int8 import Quantized
 from bit_paddle.inference.trained import (
@@ -80,9 +80,10 @@ def _faults(format: str, output: str | os.PathLike, push: str | None, private: b
             if not formats.installed(package)
         ]
     path = Path(output)
-    if os.path.lexists(path):
-        faults.append(f"--output: {path} exists; remove it, or choose another name")
-    elif not path.parent.is_dir():
+    for one in (path, *([onnx_data.path_of(path)] if format == "onnx" else [])):
+        if os.path.lexists(one):
+            faults.append(f"--output: {one} exists; remove it, or choose another name")
+    if not path.parent.is_dir():
         faults.append(f"--output: {path.parent} is not a folder")
     if push is None:
         return [*faults, "--private: needs --push"] if private else faults

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from bit_paddle.data.preprocessing import FILTERS, Preprocessing
-from bit_paddle.errors import ConfigError, DifferenceError
+from bit_paddle.errors import DifferenceError
 from bit_paddle.inference import activations, calibration, onnx_files, paddle_inference
 from bit_paddle.inference.activations import Head, Inspect
+from bit_paddle.inference.onnx_data import Store
 from bit_paddle.inference.trained import (
     TrainedFile,
     facts_of,
@@ -33,9 +34,6 @@ from bit_paddle.models.names import huggingface_name, parameter_name, timm_name
 
 if TYPE_CHECKING:
     from bit_paddle.models.resnetv2 import ResNetV2
-
-
-_ONNX_BYTES = 2**31 - 1  # limit of a protocol buffer
 
 
 # --- The formats ---------------------------------------------------------------------------------
@@ -89,30 +87,19 @@ def read_weights(path: Path, model: ResNetV2, head: Head | None) -> Inspect:
 def write_onnx(model: ResNetV2, trained: TrainedFile, path: Path) -> None:
     """Write ONNX of opset 17 with standardized kernels, and the facts in its metadata.
 
-    Raises `ConfigError` beyond 2 GB.
+    The numbers of a large model go into a data file, see `onnx_files.write`.
     """
     import onnx
 
-    proto = onnx_graph(model, "--format onnx", "--format paddle")
-    onnx.checker.check_model(proto, full_check=True)
-    onnx_files.add(proto, onnx_files.FACTS, notes_of(trained))
-    path.write_bytes(proto.SerializeToString())
-
-
-def onnx_graph(model: ResNetV2, flag: str, instead: str) -> Any:
-    """Return ``model`` as an ``onnx.ModelProto``.
-
-    Raises `ConfigError` beyond 2 GB, which names the ``flag`` and what to use ``instead``.
-    """
     from bit_paddle.inference.onnx import onnx_model
 
-    size = 4 * sum(parameter.size for parameter in model.parameters())
-    if size > _ONNX_BYTES:
-        raise ConfigError(
-            f"{flag}: an ONNX graph has at most 2 GB, but {model.architecture.name} has "
-            f"{size / 1e9:.1f} GB of parameters; use {instead}"
-        )
-    return onnx_model(model)
+    def build(store: Store) -> Any:
+        proto = onnx_model(model, store)
+        onnx_files.add(proto, onnx_files.FACTS, notes_of(trained))
+        return proto
+
+    onnx_files.write(path, 4 * sum(one.size for one in model.parameters()), build)
+    onnx.checker.check_model(str(path), full_check=True)
 
 
 def read_onnx(path: Path, model: ResNetV2, head: Head | None) -> Inspect | None:
@@ -184,7 +171,7 @@ FORMATS = {
         every_head=True,
     ),
     "onnx": Format(
-        "an ONNX file; its kernels are already standardized",
+        "an ONNX file, above 2 GB with a data file beside it; its kernels are already standardized",
         write_onnx,
         read_onnx,
         ("onnx",),

@@ -20,7 +20,7 @@ from bit_paddle.data import loader
 from bit_paddle.data import spec as specs
 from bit_paddle.data.images import Images
 from bit_paddle.data.labels import require_single
-from bit_paddle.inference import functions, onnx_files
+from bit_paddle.inference import functions, onnx_data, onnx_files
 from bit_paddle.inference.evaluation import measure, open_split
 from bit_paddle.inference.metrics import interval
 from bit_paddle.inference.model import BATCH, TrainedModel
@@ -62,7 +62,9 @@ def quantize(source: Path, target: Path, batches: Iterable[np.ndarray]) -> None:
     """Write the ONNX file ``source`` as ``target``, with its convolutions in int8.
 
     ``batches`` of pixels uint8 or float32 in [-1, 1], [N, 3, H, W], give the ranges of activations.
+    Both files may have a data file.
     """
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_static
 
     arrays = iter(batches)
@@ -73,16 +75,19 @@ def quantize(source: Path, target: Path, batches: Iterable[np.ndarray]) -> None:
             batch = next(arrays, None)
             return None if batch is None else as_floats(batch)
 
-    with _quiet():
+    with _quiet(), tempfile.TemporaryDirectory(dir=target.parent) as temporary:
+        raw = Path(temporary, "raw.onnx")
         quantize_static(
             source,
-            target,
+            raw,
             Reader(),
             op_types_to_quantize=["Conv"],
             per_channel=True,
+            use_external_data_format=bool(onnx_data.referring(onnx_files.read(source))),
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
         )
+        onnx_files.rewrite(onnx.load(raw), target)
 
 
 def convert(path: Path, file: TrainedFile, dataset: str, datadir: str | None) -> Quantized:
@@ -97,9 +102,9 @@ def convert(path: Path, file: TrainedFile, dataset: str, datadir: str | None) ->
     classes, (held_out,) = open_split(dataset, datadir, "val", {}, "error", workers)
     require_single(held_out.labels, "--quantize")
     _, (train,) = open_split(dataset, datadir, "train", {}, "error", workers, notes=False)
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
         before, after = (Path(temporary, f"{name}.onnx") for name in ("float32", "int8"))
-        before.write_bytes(path.read_bytes())
+        onnx_files.move(onnx_files.read(path), path, before)
         results = []
         for one in (before, after):
             if one is after:
@@ -117,8 +122,8 @@ def convert(path: Path, file: TrainedFile, dataset: str, datadir: str | None) ->
             computed_by=model.computed_by,
         )
         proto = onnx_files.read(after)
-    onnx_files.add(proto, onnx_files.INT8, asdict(found))
-    path.write_bytes(proto.SerializeToString())
+        onnx_files.add(proto, onnx_files.INT8, asdict(found))
+        onnx_files.move(proto, after, path)
     return found
 
 

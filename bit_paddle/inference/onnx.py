@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bit_paddle.inference import activations
+from bit_paddle.inference import activations, onnx_data, onnx_files
 from bit_paddle.inference.activations import Activations, Head, Inspect
+from bit_paddle.inference.onnx_data import Store
 from bit_paddle.inference.onnx_files import FEATURES, IMAGES, LAST, LOGITS
 from bit_paddle.models import heads
 from bit_paddle.models.architecture import GROUPS
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 class _Graph:
     """The nodes and constants of a graph that is being written; each method returns a name."""
 
-    def __init__(self, model: ResNetV2):
+    def __init__(self, model: ResNetV2, store: Store):
+        self.store = store
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
         self.parameters = dict(model.named_parameters())
@@ -34,9 +36,7 @@ class _Graph:
         self.zeros = self.constant("zeros", np.zeros(GROUPS, np.float32))
 
     def constant(self, name: str, value: np.ndarray) -> str:
-        from onnx import numpy_helper
-
-        self.constants.append(numpy_helper.from_array(value, name))
+        self.constants.append(self.store(value, name))
         return name
 
     def parameter(self, name: str, *shape: int) -> str:
@@ -103,11 +103,14 @@ class _Graph:
         return node("Squeeze", product, edges[0])
 
 
-def onnx_model(model: ResNetV2) -> Any:
-    """Return an ``onnx.ModelProto`` of opset 17, with ``images`` [batch, 3, height, width]."""
+def onnx_model(model: ResNetV2, store: Store = onnx_data.inline) -> Any:
+    """Return an ``onnx.ModelProto`` of opset 17, with ``images`` [batch, 3, height, width].
+
+    ``store`` turns each array into an ``onnx.TensorProto``, and may put its numbers elsewhere.
+    """
     from onnx import TensorProto, helper
 
-    graph = _Graph(model)
+    graph = _Graph(model, store)
     node, conv, norm_relu = graph.node, graph.conv, graph.norm_relu
     first = graph.constant("first", np.array([0]))
     around = graph.constant("around", np.array([0, 0, 0, 1, 1, 0, 0, 0, 1, 1]))
@@ -146,48 +149,57 @@ def onnx_model(model: ResNetV2) -> Any:
 def inspect(path: Path, model: ResNetV2, head: Head | None) -> Inspect:
     """Return the function that computes the activations of the ONNX file by onnxruntime.
 
-    The output is that of the file as it is. The other activations are added as outputs in memory.
-    Raises `DifferenceError` if the head in the file is not the model's.
+    The output is that of the file as it is. The other activations are outputs of a changed file
+    beside it. Raises `DifferenceError` if the head in the file is not the model's.
     """
 
     def inspect_batches(batches: Sequence[np.ndarray]) -> list[Activations]:
         keys = [activations.OUTPUT]
-        result = [dict(zip(keys, found)) for found in _run(str(path), None, batches)]
+        result = [dict(zip(keys, found)) for found in _run(path, None, batches)]
         keys = [*activations.STAGES, activations.FEATURES]
         names, keys = list(keys), [*keys, *([activations.RANDOM] if head else [])]
         names += [LOGITS] if head else []
-        for activation, found in zip(
-            result, _run(_widened(path, names, model, head), names, batches)
-        ):
-            activation.update(zip(keys, found))
+        beside = path.with_name(f"{path.name}.widened")
+        try:
+            beside.write_bytes(_widened(path, names, model, head).SerializeToString())
+            for activation, found in zip(result, _run(beside, names, batches)):
+                activation.update(zip(keys, found))
+        finally:
+            beside.unlink(missing_ok=True)
         return result
 
     return inspect_batches
 
 
 def _run(
-    source: str | bytes, names: list[str] | None, batches: Sequence[np.ndarray]
+    path: Path, names: list[str] | None, batches: Sequence[np.ndarray]
 ) -> list[list[np.ndarray]]:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return [session.run(names, {IMAGES: batch}) for batch in batches]
 
 
-def _widened(path: Path, names: Sequence[str], model: ResNetV2, head: Head | None) -> bytes:
-    """Return the file's graph with the outputs ``names``, and with ``head`` if there is one."""
-    import onnx
-    from onnx import helper, numpy_helper
+def _widened(path: Path, names: Sequence[str], model: ResNetV2, head: Head | None) -> Any:
+    """Return the file's graph with the outputs ``names``, and with ``head`` if there is one.
 
-    proto = onnx.load(path)
+    It names the same data file.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    proto = onnx_files.read(path)
+    arrays = onnx_data.arrays(proto, path)
     if model.num_classes:
         stored = {constant.name: constant for constant in proto.graph.initializer}
-        path = heads.last_path(model.architecture.head)
-        arrays = [stored[f"{path}.weight"], stored[f"{path}.bias"]]
-        activations.require_same_head(tuple(map(numpy_helper.to_array, arrays)), model)
-        for constant, array in zip(arrays, head or ()):
-            constant.CopyFrom(numpy_helper.from_array(array, constant.name))
+        layer = heads.last_path(model.architecture.head)
+        last = [stored[f"{layer}.{name}"] for name in ("weight", "bias")]
+        found = [
+            arrays[one.name] if one.name in arrays else numpy_helper.to_array(one) for one in last
+        ]
+        activations.require_same_head(tuple(found), model)
+        for constant, array in zip(last, head or ()):
+            constant.CopyFrom(onnx_data.inline(array, constant.name))
     del proto.graph.output[:]
-    kind = onnx.TensorProto.FLOAT
+    kind = TensorProto.FLOAT
     proto.graph.output.extend(helper.make_tensor_value_info(name, kind, None) for name in names)
-    return proto.SerializeToString()
+    return proto

@@ -1,6 +1,7 @@
 """Load a trained model into one of the runtimes: Paddle, or another library's on the CPU.
 
-ONNX Runtime and OpenVINO get the graph of `inference.onnx`, in memory, or that of an ONNX file.
+ONNX Runtime and OpenVINO get the graph of `inference.onnx`, in memory, or that of an ONNX file. The
+arrays of weights and of a data file are given beside the graph, which has a largest size.
 Paddle Inference gets what `export --format paddle` writes. Paddle is imported only where it
 computes or reads weights.
 """
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from bit_paddle.errors import CheckpointError, ConfigError
-from bit_paddle.inference import formats, functions, onnx_files, paddle_inference
+from bit_paddle.inference import formats, functions, onnx_data, onnx_files, paddle_inference
 from bit_paddle.inference.functions import Function, Functions
 from bit_paddle.inference.onnx_files import IMAGES, LOGITS
 from bit_paddle.inference.trained import TrainedFile, is_exported
@@ -117,11 +118,11 @@ def _paddle_inference(file: TrainedFile, amp: str, head: bool) -> Functions:
 
 
 def _onnx(file: TrainedFile, name: str, amp: str, head: bool) -> Functions:
-    proto = _graph(file, name, head)
+    proto, arrays = _graph(file, head)
     features = onnx_files.with_features(proto)
     open_graph, version = _OPENERS[name]
     try:
-        run = open_graph(proto.SerializeToString(), amp)
+        run = open_graph(proto, arrays, amp)
     except ConfigError:
         raise
     except Exception as error:  # each library has its own
@@ -138,24 +139,30 @@ def _onnx(file: TrainedFile, name: str, amp: str, head: bool) -> Functions:
     return Functions(logits, of(features), computed_by=kind)
 
 
-def _graph(file: TrainedFile, name: str, head: bool) -> Any:
-    """Return the graph of a file of ONNX or of weights, as an ``onnx.ModelProto``."""
+def _graph(file: TrainedFile, head: bool) -> tuple[Any, dict[str, np.ndarray]]:
+    """Return the ``onnx.ModelProto`` of a file of ONNX or of weights, and arrays that it lacks."""
     if onnx_files.is_onnx(file.path):
-        return onnx_files.read(file.path)
+        proto = onnx_files.read(file.path)
+        return proto, onnx_data.arrays(proto, file.path)
     paddle_inference.hush()
+    from bit_paddle.inference.onnx import onnx_model
     from bit_paddle.models.weights import create_model
     from bit_paddle.system.device import on_cpu
 
+    arrays: dict[str, np.ndarray] = {}
     with on_cpu():
         model = create_model(file.path, None if head else 0)
-        return formats.onnx_graph(model, f"--runtime {name}", f"--runtime {PADDLE}")
+        return onnx_model(model, onnx_data.in_memory(arrays)), arrays
 
 
-def _open_onnxruntime(graph: bytes, amp: str) -> Run:
+def _open_onnxruntime(proto: Any, arrays: dict[str, np.ndarray], amp: str) -> Run:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = environment.threads()
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
+    options.add_external_initializers(list(arrays), values)
+    graph = proto.SerializeToString()
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     return lambda images, output: session.run([output], {IMAGES: images})[0]
 
@@ -178,8 +185,10 @@ def _openvino_core() -> Any:
     return openvino.Core()
 
 
-def _open_openvino(graph: bytes, amp: str) -> Run:
+def _open_openvino(proto: Any, arrays: dict[str, np.ndarray], amp: str) -> Run:
     import io
+
+    import openvino
 
     core = _openvino_core()
     if amp == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
@@ -189,7 +198,16 @@ def _open_openvino(graph: bytes, amp: str) -> Run:
         "INFERENCE_NUM_THREADS": environment.threads(),
         "PERFORMANCE_HINT": "LATENCY",
     }
-    compiled = core.compile_model(core.read_model(io.BytesIO(graph)), "CPU", settings)
+    constants = {name: openvino.op.Constant(array, True) for name, array in arrays.items()}
+    onnx_files.arrays_as_inputs(proto)
+    model = core.read_model(io.BytesIO(proto.SerializeToString()))
+    for parameter in model.get_parameters():
+        constant = constants.get(parameter.get_friendly_name())
+        if constant is not None:
+            parameter.output(0).replace(constant.output(0))
+            model.remove_parameter(parameter)
+    model.validate_nodes_and_infer_types()
+    compiled = core.compile_model(model, "CPU", settings)
     request = compiled.create_infer_request()
 
     def run(images: np.ndarray, output: str) -> np.ndarray:
