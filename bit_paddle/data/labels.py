@@ -45,7 +45,7 @@ class LabelSets:
         """Return the labels of the images ``indices``, int64 [n]."""
         if isinstance(indices, slice):
             indices = np.arange(*indices.indices(len(self)))
-        if len(indices) == len(self) and np.array_equal(indices, np.arange(len(self))):
+        if len(indices) == len(self) and _is_every(indices):
             return self  # whose arrays may be mapped
         first = self.starts[indices]
         lengths = self.starts[np.add(indices, 1)] - first
@@ -90,6 +90,20 @@ class LabelSets:
 
 
 Labels = Union[np.ndarray, LabelSets]
+
+
+def every(count: int) -> np.ndarray:
+    """Return the numbers from 0 to ``count`` - 1, in 4 bytes each if these suffice."""
+    return np.arange(count, dtype=np.int32 if count < 2**31 else np.int64)
+
+
+def _is_every(indices: np.ndarray) -> bool:
+    """Return whether ``indices`` are 0, 1, 2 …; it takes little memory."""
+    return all(
+        np.array_equal(part, np.arange(start, start + len(part)))
+        for start in range(0, len(indices), _BLOCK)
+        for part in [indices[start : start + _BLOCK]]
+    )
 
 
 def as_labels(labels: Sequence[int] | Labels) -> Labels:

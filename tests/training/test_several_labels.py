@@ -13,6 +13,7 @@ from helpers.losses import check_sets
 from helpers.runs import assert_same, lines_of, state_of
 from helpers.serving import running
 from helpers.tags import NAMES, make_tags
+from helpers.twin import Twin
 from scipy.special import expit, log_expit
 
 import bit_paddle as bit
@@ -131,6 +132,38 @@ def test_a_trajectory_is_that_of_numpy(split, lam, float64):
     linear = model.last_linear
     np.testing.assert_allclose(linear.weight.numpy(), weights, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(linear.bias.numpy(), bias, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("split, lam", [(1, 1.0), (3, 0.3)])
+def test_a_trajectory_of_the_whole_network_is_that_of_numpy(split, lam, float64):
+    """Every weight after steps with momentum, on an image without a label too."""
+    random = np.random.default_rng(1)
+    pixels = random.integers(0, 256, (5, 3, 32, 32)).astype(np.uint8)
+    sets = LabelSets.of([[0, 2], [], [1], [0, 1, 3], [3]])
+    order, rate = random.permutation(5), 0.02
+    model = create_model("R14x0.5", 4, seed=0)
+    model.last_linear.weight.set_value(0.1 * random.normal(size=[1024, 4]))
+    twin = Twin({name: one.numpy().copy() for name, one in model.named_parameters()})
+    velocity = {name: np.zeros_like(value) for name, value in twin.parameters.items()}
+    optimizer = Momentum(rate, 0.9, model.parameters())
+    views = pixels / 127.5 - 1
+    views = lam * views + (1 - lam) * views[order]
+    targets = lam * sets.dense(4) + (1 - lam) * sets[order].dense(4)
+    for _ in range(4):
+        parts = [batch_of(p, pixels, sets, order) for p in np.array_split(np.arange(5), split)]
+        loss_of = partial(task.loss_of, name="sigmoid")
+        found = update(model, optimizer, parts, rate, lam, loss_of=loss_of)
+        logits, gradients = twin.gradients(views, lambda logits: (expit(logits) - targets) / 5)
+        expected = -(targets * log_expit(logits) + (1 - targets) * log_expit(-logits)).sum() / 5
+        assert found == pytest.approx(expected, rel=1e-10)
+        for name, gradient in gradients.items():
+            velocity[name] = 0.9 * velocity[name] + gradient
+            twin.parameters[name] = twin.parameters[name] - rate * velocity[name]
+    assert gradients.keys() == twin.parameters.keys()
+    for name, one in model.named_parameters():
+        wanted = twin.parameters[name]
+        assert np.abs(one.numpy() - wanted).max() <= 1e-10 * np.abs(wanted).max(), name
+        assert np.abs(gradients[name]).max() > 0, name
 
 
 # --- Settings and the plan ----------------------------------------------------------------------

@@ -17,6 +17,9 @@ from bit_paddle.data.stratification import parts_of
 from bit_paddle.errors import DataError
 
 
+_BLOCK = 1 << 20  # rows that are hashed at once
+
+
 class ShardImages:
     """The images of an index, or those of its ``rows``; see `images.Images`.
 
@@ -89,7 +92,8 @@ class ShardImages:
         for array in _arrays(self.labels[indices]):
             result.update(np.ascontiguousarray(array))
         rows = indices if self._rows is None else self._rows[indices]
-        result.update(np.ascontiguousarray(rows))
+        for start in range(0, len(rows), _BLOCK):
+            result.update(np.ascontiguousarray(rows[start : start + _BLOCK], np.int64))
         return result.hexdigest()
 
     @property
