@@ -385,14 +385,77 @@ def test_exports_keep_the_thresholds(format, name, evaluated, trained, tags, tmp
     assert found.chosen.scores.macro_f1 == pytest.approx(wanted.chosen.scores.macro_f1, abs=1e-3)
 
 
-def test_quantize_needs_one_label(trained, tags, tmp_path):
+def described(tags, folder):
+    """Return a description of the data, for commands without --separator."""
+    spec = folder / "tags.yaml"
+    spec.write_text(f"reader: folder\ndatadir: {tags}\nseparator: ';'\n")
+    return spec
+
+
+def test_quantize_measures_what_int8_costs(trained, tags, tmp_path):
     for package in ("onnx", "onnxruntime"):
         pytest.importorskip(package)
-    spec = tmp_path / "tags.yaml"
-    spec.write_text(f"reader: folder\ndatadir: {tags}\nseparator: ';'\n")
-    with pytest.raises(ConfigError, match="--quantize: needs exactly one label per image"):
-        bit.export(trained, "onnx", tmp_path / "small.onnx", quantize=spec)
-    assert not (tmp_path / "small.onnx").exists()
+    small = tmp_path / "small.onnx"
+    found = bit.export(trained, "onnx", small, quantize=described(tags, tmp_path)).int8
+    before = bit.evaluate(trained, tags, separator=";", runtime="onnxruntime")
+    after = bit.evaluate(small, tags, separator=";")
+    wanted = before.mean_average_precision, after.mean_average_precision
+    assert (found.float32, found.int8) == wanted and found.images == 12
+    assert found.interval == after.intervals["mean_average_precision"]
+    decided = [one.outputs.logits >= 0 for one in (before, after)]
+    assert found.same == np.mean(decided[0] == decided[1])
+    assert str(found).startswith(f"int8: mean average precision {wanted[1]:.2%} (95% interval ")
+
+
+@pytest.mark.slow
+def test_bench_measures_the_mean_average_precision(trained, tags, tmp_path):
+    path = tmp_path / "bench.json"
+    done = run_here("bench", trained, "--dataset", described(tags, tmp_path), "--rounds", 1,
+                    "--runtimes", "paddle", "--json", path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(path.read_text())["rows"]
+    wanted = bit.evaluate(trained, tags, separator=";").mean_average_precision
+    assert rows[0]["mean_average_precision"] == pytest.approx(wanted, abs=1e-9)
+    assert rows[0]["top1"] is None
+    titles, first = done.stdout.splitlines()[3:5]
+    assert titles.split()[-2:] == ["mAP", "logits"] and f" {wanted:.2%} " in first
+    assert "mAP and logits: 12 validation images" in done.stdout
+
+
+def weak(folder, names):
+    """Write a model of these labels with random weights."""
+    model = create_model("R14x0.5", 4, seed=3)
+    weight = np.random.default_rng(0).normal(size=(1024, 4)).astype(np.float32)
+    model.last_linear.weight.set_value(weight[:, [NAMES.index(name) for name in names]])
+    facts = {"classes": list(names), "crop": 32, "settings": {"loss": "sigmoid"}}
+    bit.save_npz(model, folder / "weak.npz", notes=facts)
+    return folder / "weak.npz"
+
+
+def test_compare(trained, tags, tmp_path):
+    other = weak(tmp_path, NAMES[::-1])
+    done = run_here("evaluate", "--model", other, "--compare", trained, *data(tags), "--output",
+                    tmp_path / "out")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = bit.compare(other, trained, tags, separator=";")
+    assert f"compared with {found.b.model}: {found}" in done.stdout
+    content = json.loads((tmp_path / "out/comparison.json").read_text())
+    for name, value in found.differences.items():
+        one, two = (getattr(each, name) for each in (found.a, found.b))
+        assert content[name] == [one, two] and content["differences"][name] == value == two - one
+        low, high = content["difference_intervals"][name]
+        assert low <= value <= high and high - low > 0
+    with open(tmp_path / "out/differences.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert sorted(row["label"] for row in rows) == sorted(NAMES)
+    for row in rows:
+        place = NAMES.index(row["label"])
+        wanted = found.b.scores.average_precision[place]
+        assert float(row["second"]) == pytest.approx(wanted, abs=1e-4)
+        wanted = found.a.scores.average_precision[3 - place]
+        assert float(row["first"]) == pytest.approx(wanted, abs=1e-4)
+    same = bit.compare(trained, trained, tags, separator=";")
+    assert set(same.differences.values()) == {0} and set(same.intervals.values()) == {(0, 0)}
 
 
 def test_the_server_answers_with_all_labels(evaluated, trained, tags):
@@ -433,8 +496,6 @@ def test_the_pages_show_such_runs(trained, tags, tmp_path):
     "command, words, message",
     [
         ("audit", [], "audit: needs exactly one label per image"),
-        ("evaluate", ["--model", "BiT-Mini", "--compare", "BiT-Mini"], "--compare: counts"),
-        ("bench", ["BiT-Mini"], "--dataset: top-1 needs exactly one label per image"),
     ],
 )
 def test_commands_for_one_label_refuse(command, words, message, tags, tmp_path):

@@ -16,7 +16,6 @@ from bit_paddle.data.shards.stores import Store
 from bit_paddle.data.stratification import parts_of
 from bit_paddle.errors import DataError
 
-
 _BLOCK = 1 << 20  # rows that are hashed at once
 
 
