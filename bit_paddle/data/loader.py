@@ -202,6 +202,8 @@ def training_batches(
     def job(step: int) -> tuple[tuple, Draw, int, int]:
         positions = step_positions(len(subset), batch, seed, step, windows)
         indices = subset[positions].astype(np.int64)
+        if windows is not None:
+            _prefetch(windows, positions, len(subset), batch, seed, step)
         random = generator(seed, VIEW, step)
         corners = random.integers(0, precrop - crop + 1, (len(indices), 2)).tolist()
         flips = ((random.random(len(indices)) < 0.5) & flip).tolist()
@@ -229,6 +231,20 @@ def training_batches(
     with closing(_made(map(job, itertools.count(start)), workers, ahead=1)) as stream:
         for fields, pixels in stream:
             yield Batch(*fields, pixels)
+
+
+def _prefetch(
+    windows: shard_windows.Windows,
+    positions: np.ndarray,
+    dataset_size: int,
+    batch: int,
+    seed: int,
+    step: int,
+) -> None:
+    """Begin to get the shards that the same epoch needs one window after ``step``."""
+    later, steps = step + windows.images // batch, -(-dataset_size // batch)
+    if dataset_size >= batch and later // steps == step // steps:
+        windows.prefetch(positions, step_positions(dataset_size, batch, seed, later, windows))
 
 
 def evaluation_batches(

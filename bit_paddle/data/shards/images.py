@@ -65,6 +65,13 @@ class ShardImages:
     def size(self, index: int) -> tuple[int, int]:
         return decoding.size_of(self.content(index), self.name(index))
 
+    def fault(self, index: int, thorough: bool = False) -> str | None:
+        """Return the reason why image ``index`` cannot be used; see `decoding.fault_of`.
+
+        Errors: those of `content`, which concern the shard.
+        """
+        return decoding.fault_of(self.content(index), self.name(index), thorough)
+
     def name(self, index: int) -> str:
         row = self._row(index)
         return f"{self.store.name(int(self.index.images['shard'][row]))}/{self.index.name(row)}"
