@@ -24,6 +24,7 @@ from bit_paddle.data.labels import LabelSets
 from bit_paddle.data.loader import MicroBatch
 from bit_paddle.data.readers import registry
 from bit_paddle.errors import ConfigError, DataError
+from bit_paddle.inference import probing
 from bit_paddle.models import losses
 from bit_paddle.system.device import to_device
 from bit_paddle.training.classification import task
@@ -365,6 +366,43 @@ def test_predict_prints_all_labels_above_a_threshold(evaluated, trained, tags):
     assert "no label reaches the threshold" in table.stdout
     done = run_here("predict", images[0], "--model", trained, "--threshold", "1.5")
     assert done.returncode == 2 and "expected a probability from 0 to 1, or auto" in done.stderr
+
+
+def test_probe(tags, tmp_path):
+    """The mean average precision of ridge regression, found in the space of the images."""
+    metrics = pytest.importorskip("sklearn.metrics")
+    head = tmp_path / "head.npz"
+    done = run_here("probe", "--model", "BiT-Mini", *data(tags), "--crop", 32, "--seeds", 2,
+                    "--output", head, "--results", tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (content,) = json.loads((tmp_path / "probe.json").read_text())
+    assert "mean average precision in % on 12 images, 24 to train on" in done.stdout
+    assert {row["method"] for row in content["rows"]} == {"ridge"}
+    shots = [row["shots"] for row in content["rows"]]
+    assert shots == [1, 5, 10, None] and len(content["rows"][0]["scores"]) == 2
+    found = registry.open_dataset("folder", str(tags), separator=";")
+    model = bit.load("BiT-Mini", crop=32)
+    x, queries = (
+        model.features([p.image(k) for k in range(len(p))]) for p in (found.train, found.val)
+    )
+    truths = found.train.labels.dense(4), found.val.labels.dense(4)
+    errors, values = {}, {}
+    mean, std = x.mean(axis=0, dtype=float), x.std(axis=0, dtype=float) + 1e-5
+    one, other = (
+        np.hstack([(each - mean) / std, np.full((len(each), 1), 100.0)]) for each in (x, queries)
+    )
+    kernel, y = one @ one.T, 2.0 * truths[0] - 1
+    for strength in probing.STRENGTHS.tolist():  # in the space of the images, not the features
+        solved = np.linalg.solve(kernel + strength * np.eye(24), np.hstack([y, kernel]))
+        hat, values[strength] = solved[:, 4:].T, other @ one.T @ solved[:, :4]
+        apart = (hat @ y - y) / (1 - np.diag(hat)[:, None])  # of each image by all the others
+        errors[strength] = (apart**2).mean()
+    best = min(errors, key=errors.get)
+    wanted = metrics.average_precision_score(truths[1], values[best])
+    assert content["strength"] == best and content["rows"][-1]["scores"] == [pytest.approx(wanted)]
+    result = bit.evaluate(head, tags, separator=";")
+    assert result.mean_average_precision == pytest.approx(wanted, abs=1e-9)
+    np.testing.assert_allclose(result.outputs.logits, values[best], atol=2e-4)
 
 
 @pytest.mark.parametrize("format, name", [("paddle", "served"), ("onnx", "tags.onnx")])
