@@ -8,8 +8,6 @@ from typing import Union
 
 import numpy as np
 
-from bit_paddle.errors import ConfigError
-
 _BLOCK = 1 << 20  # labels that are counted at once
 
 
@@ -109,15 +107,6 @@ def _is_every(indices: np.ndarray) -> bool:
 def as_labels(labels: Sequence[int] | Labels) -> Labels:
     """Return ``labels`` as int64 [N]; `LabelSets` stay themselves."""
     return labels if isinstance(labels, LabelSets) else np.asarray(labels, np.int64)
-
-
-def require_single(labels: Labels, what: str) -> None:
-    """Raise `ConfigError` if an image may have several labels; ``what`` cannot take these."""
-    if isinstance(labels, LabelSets):
-        raise ConfigError(
-            f"{what}: needs exactly one label per image, but an image of these data may have "
-            "several; docs/several-labels.md tells what works with them"
-        )
 
 
 def members(labels: Labels) -> tuple[np.ndarray, np.ndarray]:

@@ -530,17 +530,23 @@ def test_the_pages_show_such_runs(trained, tags, tmp_path):
     assert "val_mean_average_precision" in steps[-1]
 
 
-@pytest.mark.parametrize(
-    "command, words, message",
-    [
-        ("audit", [], "audit: needs exactly one label per image"),
-    ],
-)
-def test_commands_for_one_label_refuse(command, words, message, tags, tmp_path):
-    spec = tmp_path / "tags.yaml"
-    spec.write_text(f"reader: folder\ndatadir: {tags}\nseparator: ';'\n")
-    done = run_here(command, *words, "--dataset", spec)
-    assert done.returncode == 2 and message in done.stderr, done.stderr
+def test_audit_finds_copies_and_judges_no_labels(tags, tmp_path):
+    pytest.importorskip("imagehash")
+    copy = make_tags(tmp_path / "copy")
+    (copy / "val/03.png").write_bytes((copy / "train/05.png").read_bytes())
+    (copy / "train/00.png").write_bytes(b"no image")
+    words = ["--dataset", "folder", "--datadir", copy, "--separator", ";"]
+    done = run_here("audit", *words, "--model", "BiT-Mini", "--output", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "labels are not judged: an image of these data may have several" in done.stdout
+    with open(tmp_path / "audit.csv", newline="") as stream:
+        first, *rest = csv.DictReader(stream)
+    assert first["path"] == "train/05.png" and first["label"] == "amber;coral"
+    assert first["why"] == "same content, but the other has the label amber;blue"
+    kinds = {row["kind"] for row in rest}
+    assert "unreadable" in kinds and "label" not in kinds
+    done = run_here("audit", *words, "--predictions", tmp_path / "none.csv")
+    assert done.returncode == 2 and "--predictions: judges labels, of which" in done.stderr
 
 
 def test_a_softmax_model_is_refused(tags, tmp_path):
