@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from bit_paddle.data import decoding
+from bit_paddle.data.images import Images
 from bit_paddle.data.labels import Labels, LabelSets, as_labels
 from bit_paddle.data.shards.index import Index, release
 from bit_paddle.data.shards.stores import Store
@@ -125,6 +126,13 @@ def first_labels(index: Index) -> np.ndarray:
         release(index.label_starts)
     release(index.labels)
     return found
+
+
+def release_indexes(*parts: Images | None) -> None:
+    """Take the indexes of those ``parts`` that are in shards from the memory of this process."""
+    for part in parts:
+        if isinstance(part, ShardImages):
+            part.index.release()
 
 
 def held_out(images: ShardImages, fraction: float) -> tuple[ShardImages, ShardImages]:

@@ -15,7 +15,7 @@ from bit_paddle.data import check, copies, fewshot, identity
 from bit_paddle.data.images import FileImages
 from bit_paddle.data.labels import LabelSets, counts, every
 from bit_paddle.data.readers import registry
-from bit_paddle.data.shards.images import ShardImages
+from bit_paddle.data.shards.images import release_indexes
 from bit_paddle.errors import ConfigError
 from bit_paddle.models import cost, losses
 from bit_paddle.models.checkpoint import CheckpointFile
@@ -51,9 +51,7 @@ class ClassificationPlan(Plan):
 
     def task(self, log: Logbook, stop: Interrupt) -> Classification:
         """Return the task; see `Plan`."""
-        for part in (self.data.train, self.data.val, self.data.test):
-            if isinstance(part, ShardImages):
-                part.index.release()  # the plan read all of it, a step reads little
+        release_indexes(self.data.train, self.data.val, self.data.test)  # a step reads little
         if self.teacher is not None:
             from bit_paddle.training.classification.distillation import Distillation
 
