@@ -27,7 +27,7 @@ from bit_paddle.inference import calibration, comparison, evaluation, exporting,
 from bit_paddle.inference import strangers as strangers_of
 from bit_paddle.inference import views as views_of
 from bit_paddle.inference.arguments import address, data_set
-from bit_paddle.inference.comparison import Comparison
+from bit_paddle.inference.comparison import AnyComparison, Comparison, LabelComparison
 from bit_paddle.inference.evaluation import Evaluation
 from bit_paddle.inference.exporting import Exported
 from bit_paddle.inference.label_evaluation import LabelEvaluation
@@ -43,6 +43,7 @@ __all__ = [
     "Comparison",
     "Evaluation",
     "Exported",
+    "LabelComparison",
     "LabelEvaluation",
     "Run",
     "TrainedModel",
@@ -286,8 +287,8 @@ def compare(
     b: TrainedModel | str | os.PathLike,
     data: str | os.PathLike,
     **options: Any,
-) -> Comparison:
-    """Compare two models on the same images; see `Comparison`.
+) -> AnyComparison:
+    """Compare two models on the same images; see `Comparison` and `LabelComparison`.
 
     ``a``, ``b`` and ``options`` are as for `evaluate`. Errors: its own, and `ConfigError` if the
     class names differ; their order may. ``calibrate`` takes one model, so it is an error here.

@@ -65,6 +65,7 @@ def main(arguments: Sequence[str]) -> int:
         flags.dataset,
         datadir=flags.datadir,
         val_fraction=flags.val_fraction,
+        separator=flags.separator,
         group=flags.group,
         exclude=flags.exclude,
         model=flags.model,
@@ -84,6 +85,7 @@ def audit(
     *,
     datadir: str | os.PathLike | None = None,
     val_fraction: float | None = None,
+    separator: str | None = None,
     group: str | None = None,
     exclude: str | os.PathLike | None = None,
     model: TrainedModel | str | os.PathLike | None = None,
@@ -93,11 +95,12 @@ def audit(
 ) -> Audit:
     """Look for copies, unusual images and wrong labels in a data set; return what is found.
 
-    ``data``, ``datadir``, ``val_fraction``, ``group``, ``exclude`` and ``directory`` are those of
-    `bit_paddle.evaluate`. ``model`` is a result of `load` or an argument of it: its features find
-    more near copies, and labels that the other images contradict. ``predictions`` is the
-    predictions.csv of a run with ``folds``, which judges labels too. ``workers`` threads decode
-    images (None: one per processor, at most 8).
+    ``data``, ``datadir``, ``val_fraction``, ``separator``, ``group``, ``exclude`` and ``directory``
+    are those of `bit_paddle.evaluate`. ``model`` is a result of `load` or an argument of it: its
+    features find more near copies, and labels that the other images contradict. ``predictions`` is
+    the predictions.csv of a run with ``folds``, which judges labels too. Where an image may have
+    several labels, they are not judged. ``workers`` threads decode images (None: one per processor,
+    at most 8).
 
     Errors: `ConfigError` (also if the package ImageHash is missing), `MissingFileError`,
     `DataError`, `CheckpointError`, `DownloadError`.
@@ -108,7 +111,8 @@ def audit(
     if model is not None and not isinstance(model, TrainedModel):
         resolve_trained(address(model))  # report a wrong name before reading data
     dataset, folder = data_set(data, datadir)
-    options = {"val_fraction": val_fraction, "group": group, "exclude": exclude}
+    options = {"val_fraction": val_fraction, "separator": separator}
+    options |= {"group": group, "exclude": exclude}
     opened = registry.open_dataset(dataset, folder, **options)
     for note in opened.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -170,6 +174,7 @@ def parser() -> argparse.ArgumentParser:
     )
     for name, metavar, kind in (
         ("val_fraction", "X", argtypes.fraction),
+        ("separator", "WORD", str),
         ("group", "WORD", str),
         ("exclude", "FILE", argtypes.file_path),
         ("bit_pretrained_dir", "DIR", argtypes.file_path),

@@ -31,7 +31,8 @@ columns:
   batch 1      milliseconds of one image: median, 95th and 99th percentile of all runs
   batch 8, 32  images per second, by the median of the runs
   memory       peak of the process after these runs, in MB
-  top-1        on the validation images of --dataset
+  top-1        on the validation images of --dataset; if an image may have several labels, mAP,
+               the mean average precision
   logits       largest difference from Paddle in float32, divided by Paddle's largest logit: on
                these images, or without --dataset on random ones
 
@@ -46,7 +47,7 @@ examples:
   python -m bit_paddle.bench BiT-Mini --runtimes paddle onnxruntime --json bench.json
 """
 
-_COLUMNS = ("batch 1: ms", "95%", "99%", "8: img/s", "32: img/s", "memory", "top-1", "logits")
+_COLUMNS = ("batch 1: ms", "95%", "99%", "8: img/s", "32: img/s", "memory")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -57,11 +58,8 @@ def main(arguments: Sequence[str]) -> int:
     if is_exported(flags.model):
         raise ConfigError(f"{flags.model}: is an export; give the checkpoint that it came from")
     data = None if flags.dataset is None else data_set(flags.dataset, flags.datadir)
-    if data and registry.find(data[0], datadir=data[1]).several:
-        raise ConfigError(
-            "--dataset: top-1 needs exactly one label per image, but an image of these data may "
-            "have several; omit --dataset, then the logits of random pixels are compared"
-        )
+    several = data is not None and registry.find(data[0], datadir=data[1]).several
+    score = "mAP" if several else "top-1"
     rows = race.rows(_installed(flags.runtimes))
     with tempfile.TemporaryDirectory() as folder:
         facts = race.prepare(
@@ -75,8 +73,8 @@ def main(arguments: Sequence[str]) -> int:
         )
         print("\n".join(_about(flags, facts)), flush=True)
         images = race.race(rows, facts["paths"], flags.rounds, data)
-    print("\n".join(_table(rows)))
-    print(_accuracy(data, images, facts))
+    print("\n".join(_table(rows, score)))
+    print(_accuracy(data, images, facts, score))
     if flags.json:
         facts.update(machine=environment.machine(), threads=environment.threads(), images=images)
         del facts["paths"]
@@ -113,9 +111,10 @@ def _about(flags: argparse.Namespace, facts: dict[str, Any]) -> list[str]:
     ]
 
 
-def _table(rows: Sequence[Row]) -> list[str]:
-    """Return the lines of the table, its title first."""
-    lines = [f"{'runtime':17} {'precision':9}" + "".join(f" {title:>11}" for title in _COLUMNS)]
+def _table(rows: Sequence[Row], score: str) -> list[str]:
+    """Return the lines of the table, its title first; ``score`` is "top-1" or "mAP"."""
+    titles = (*_COLUMNS, score, "logits")
+    lines = [f"{'runtime':17} {'precision':9}" + "".join(f" {title:>11}" for title in titles)]
     for row in rows:
         start = f"{row.runtime:17} {row.precision:9}"
         if row.fault is not None:
@@ -123,20 +122,23 @@ def _table(rows: Sequence[Row]) -> list[str]:
             continue
         times = [f"{1000 * row.percentile(1, share):.2f}" for share in (50, 95, 99)]
         speeds = [f"{row.speed(batch):.1f}" for batch in (8, 32)]
-        top1 = "-" if row.top1 is None else f"{row.top1:.2%}"
+        found = row.top1 if score == "top-1" else row.mean_average_precision
+        share = "-" if found is None else f"{found:.2%}"
         difference = "-" if row.difference is None else f"{row.difference:.1e}"
-        cells = [*times, *speeds, f"{row.memory / 1e6:.0f} MB", top1, difference]
+        cells = [*times, *speeds, f"{row.memory / 1e6:.0f} MB", share, difference]
         lines.append(start + "".join(f" {cell:>11}" for cell in cells))
     return lines
 
 
-def _accuracy(data: tuple[str, str | None] | None, images: int, facts: dict[str, Any]) -> str:
-    """Return what top-1, the differences and int8 were measured on."""
+def _accuracy(
+    data: tuple[str, str | None] | None, images: int, facts: dict[str, Any], score: str
+) -> str:
+    """Return what the score, the differences and int8 were measured on."""
     count = facts["calibration"]
     if data is None:
         text = "top-1 is left out: no --dataset was given; logits are those of random pixels"
         return f"{text}, and so is the calibration of int8 ({count} images)" if count else text
-    text = f"top-1 and logits: {images:,} validation images"
+    text = f"{score} and logits: {images:,} validation images"
     return f"{text}; int8 is calibrated on {count:,} training images" if count else text
 
 

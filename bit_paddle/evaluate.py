@@ -18,7 +18,6 @@ from bit_paddle.config.types import file_path, fraction, whole
 from bit_paddle.data import check
 from bit_paddle.data import spec as specs
 from bit_paddle.data.preprocessing import FILTERS, Preprocessing
-from bit_paddle.data.readers import registry
 from bit_paddle.inference import comparison, views
 from bit_paddle.inference.arguments import data_set
 from bit_paddle.inference.evaluation import SPLITS
@@ -36,7 +35,8 @@ writes into --output:
   reliability.png                does the highest probability equal the accuracy?
   confusion.csv, confusion.png   rows: classes, columns: predictions; up to 2,000 classes
   of images with several labels: metrics.json, per_class.csv (per label), predictions.csv
-  with --compare: comparison.json (both models' scores), differences.csv, differences.png
+  with --compare: comparison.json (both models' scores), differences.csv, differences.png; of
+  images with several labels comparison.json, differences.csv (per label)
 
 examples:
   python -m bit_paddle.evaluate --model BiT-M-R50x1-CIFAR10 --dataset cifar10
@@ -67,9 +67,6 @@ def main(arguments: Sequence[str]) -> int:
         raise errors.ConfigError("--calibrate: takes one model; omit --compare")
     if flags.compare:
         resolve_trained(flags.compare)
-        dataset, datadir = data_set(flags.dataset, flags.datadir)
-        if registry.find(dataset, datadir=datadir, separator=flags.separator).several:
-            raise errors.ConfigError(comparison.SEVERAL)
     if flags.output:
         files.make_folder(Path(flags.output), "--output")
     measure = partial(
@@ -105,7 +102,7 @@ def main(arguments: Sequence[str]) -> int:
     if flags.compare:
         found = comparison.compare(result, measure(flags.compare))
         print(f"compared with {found.b.model}: {found}", flush=True)
-        results.write_comparison(found, folder, datadir)
+        write.write_comparison(found, folder, datadir)
     print(f"results are in {folder}")
     return 0
 
@@ -189,7 +186,8 @@ def parser() -> argparse.ArgumentParser:
         type=file_path,
         metavar="MODEL",
         help="second model, as for --model, to compare with on the same images: McNemar's test, "
-        "the difference in top-1 with its 95%% interval, and the images where they differ",
+        "the difference in top-1 with its 95%% interval, and the images where they differ. With "
+        "several labels per image: the differences of the three scores with 95%% intervals",
     )
     parser.add_argument(
         "--output",

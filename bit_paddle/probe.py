@@ -36,7 +36,8 @@ all training images per class, by three classifiers on the features of the froze
   k-NN      the votes of the k nearest images by cosine; k is 1, 5, 10 or 20
   logistic  logistic regression with an L2 penalty
 The training images choose the strength of ridge regression and k (leave-one-out); the validation
-images choose nothing. A class with fewer images gives all it has.
+images choose nothing. A class with fewer images gives all it has. If an image may have several
+labels, the score is the mean average precision, and ridge regression is the only classifier.
 
 writes into --results: probe.json, probe.txt, and probe.png, a chart of the table
 
@@ -64,6 +65,7 @@ def main(arguments: Sequence[str]) -> int:
         layers=flags.layers,
         output=flags.output,
         val_fraction=flags.val_fraction,
+        separator=flags.separator,
         group=flags.group,
         exclude=flags.exclude,
         on_bad_image=flags.on_bad_image,
@@ -98,6 +100,7 @@ def probe(
     layers: bool = False,
     output: str | os.PathLike | None = None,
     val_fraction: float | None = None,
+    separator: str | None = None,
     group: str | None = None,
     exclude: str | os.PathLike | None = None,
     on_bad_image: str = "error",
@@ -134,10 +137,11 @@ def probe(
     if output is not None and len(models) > 1:
         raise errors.ConfigError(f"model: {len(models)} models; --output takes exactly one")
     if output is not None:
-        _check_output(Path(output))
+        probing_models.check_output(Path(output))
     workers = min(8, environment.cpu_count()) if workers is None else workers
     dataset, folder = data_set(data, datadir)
-    options = {"val_fraction": val_fraction, "group": group, "exclude": exclude}
+    options = {"val_fraction": val_fraction, "separator": separator}
+    options |= {"group": group, "exclude": exclude}
     parts = [
         open_split(dataset, folder, split, options, on_bad_image, workers, split == "train")[1]
         for split in ("train", "val")
@@ -150,16 +154,6 @@ def probe(
             one = TrainedModel(file, device, amp, head=False)
         results.append(probing_models.probe(one, train, val, seeds, layers, batch, workers, output))
     return results
-
-
-def _check_output(path: Path) -> None:
-    """Raise `ConfigError` before the features are computed if ``path`` cannot be written."""
-    if path.suffix != ".npz":
-        raise errors.ConfigError(f"--output {path}: the name must end in .npz")
-    if os.path.lexists(path):
-        raise errors.ConfigError(f"--output: {path} exists; remove it, or choose another name")
-    if not path.parent.is_dir():
-        raise errors.ConfigError(f"--output: {path.parent} is not a folder; create it first")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -176,6 +170,7 @@ def parser() -> argparse.ArgumentParser:
     for name, metavar, kind in (
         ("datadir", None, argtypes.file_path),
         ("val_fraction", "X", argtypes.fraction),
+        ("separator", "WORD", str),
         ("group", "WORD", str),
         ("exclude", "FILE", argtypes.file_path),
     ):

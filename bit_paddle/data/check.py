@@ -12,6 +12,7 @@ import numpy as np
 from bit_paddle.data import stamps
 from bit_paddle.data.images import FileImages, Images
 from bit_paddle.data.labels import counts
+from bit_paddle.data.shards.images import ShardImages
 from bit_paddle.errors import DataError
 from bit_paddle.system.progress import progress_bar
 
@@ -27,9 +28,12 @@ def faults(
 ) -> dict[int, str]:
     """Return {index: fault} of the unusable images among ``indices``; see `FileImages.fault`.
 
-    Images in memory have no faults. The sizes and dates of sound files are cached, so that the next
-    run checks only files that were broken or have changed.
+    Images in memory have no faults, and those in shards only if ``thorough``: then the unusable
+    ones are cached. The sizes and dates of sound files are cached, so that the next run checks only
+    files that were broken or have changed.
     """
+    if isinstance(images, ShardImages):
+        return _in_shards(images, indices, workers) if thorough else {}
     if not isinstance(images, FileImages):
         return {}
     root = os.path.join(os.path.abspath(images.root), "")
@@ -47,7 +51,20 @@ def faults(
     return found
 
 
-def _look(images: FileImages, indices: np.ndarray, workers: int, thorough: bool) -> dict[int, str]:
+def _in_shards(images: ShardImages, indices: np.ndarray, workers: int) -> dict[int, str]:
+    """Return the faults of images in shards, whose contents are known by their digest."""
+    key = images.digest(indices)
+    known = stamps.remembered(_KIND, key, ("broken",))
+    if known is not None:
+        return _look(images, known[0], workers, True) if len(known[0]) else {}
+    found = _look(images, indices, workers, True)
+    stamps.remember(_KIND, key, {"broken": np.array(sorted(found), np.int64)})
+    return found
+
+
+def _look(
+    images: FileImages | ShardImages, indices: np.ndarray, workers: int, thorough: bool
+) -> dict[int, str]:
     """Return the faults of `faults` by reading every file."""
     result = {}
     chunks = np.array_split(indices, max(1, len(indices) // 64))
@@ -82,7 +99,8 @@ def usable(images: Images, workers: int, every_class: bool) -> tuple[Images, lis
     broken = faults(images, np.arange(len(images)), workers, thorough=True)
     if not broken:
         return images, []
-    rest = images.subset(np.setdiff1d(np.arange(len(images)), list(broken)))
+    kept = np.setdiff1d(np.arange(len(images)), list(broken))
+    rest = images.chosen(kept, images.labels[kept], images.classes)
     before, after = (counts(part.labels, len(images.classes)) for part in (images, rest))
     lost = [images.classes[label] for label in np.flatnonzero((before > 0) & (after == 0))]
     if lost and (every_class or not len(rest)):

@@ -31,7 +31,7 @@ def select(
             f"{found.min()}"
         )
     if isinstance(labels, LabelSets):
-        return _of_sets(labels, examples_per_class, seed, found)
+        return of_sets(labels, examples_per_class, seed, found)
     small = labels.astype(np.min_scalar_type(len(classes)))  # which sorts three times as fast
     order = np.argsort(small, kind="stable")  # the images of each class follow each other
     ends = np.cumsum(found)
@@ -47,11 +47,13 @@ def select(
     )
 
 
-def _of_sets(labels: LabelSets, least: int, seed: int, found: np.ndarray) -> np.ndarray:
+def of_sets(labels: LabelSets, least: int, seed: int, found: np.ndarray) -> np.ndarray:
     """Return images so that each label has ``least`` of them or more, chosen greedily.
 
-    Labels come from the rarest to the most frequent. For each one, random images of it are added
-    until it has enough; images that were added for a rarer label count too.
+    They are ascending indices. ``found`` are the numbers of images of all labels; a label with
+    fewer than ``least`` gives all. Labels come from the rarest to the most frequent. For each one,
+    random images of it are added until it has enough; images that were added for a rarer label
+    count too.
     """
     by_label = labels.by_label(len(found))
     place = np.random.default_rng(seed).permutation(len(labels))

@@ -8,8 +8,6 @@ from typing import Union
 
 import numpy as np
 
-from bit_paddle.errors import ConfigError
-
 _BLOCK = 1 << 20  # labels that are counted at once
 
 
@@ -45,7 +43,7 @@ class LabelSets:
         """Return the labels of the images ``indices``, int64 [n]."""
         if isinstance(indices, slice):
             indices = np.arange(*indices.indices(len(self)))
-        if len(indices) == len(self) and np.array_equal(indices, np.arange(len(self))):
+        if len(indices) == len(self) and _is_every(indices):
             return self  # whose arrays may be mapped
         first = self.starts[indices]
         lengths = self.starts[np.add(indices, 1)] - first
@@ -92,18 +90,23 @@ class LabelSets:
 Labels = Union[np.ndarray, LabelSets]
 
 
+def every(count: int) -> np.ndarray:
+    """Return the numbers from 0 to ``count`` - 1, in 4 bytes each if these suffice."""
+    return np.arange(count, dtype=np.int32 if count < 2**31 else np.int64)
+
+
+def _is_every(indices: np.ndarray) -> bool:
+    """Return whether ``indices`` are 0, 1, 2 …; it takes little memory."""
+    return all(
+        np.array_equal(part, np.arange(start, start + len(part)))
+        for start in range(0, len(indices), _BLOCK)
+        for part in [indices[start : start + _BLOCK]]
+    )
+
+
 def as_labels(labels: Sequence[int] | Labels) -> Labels:
     """Return ``labels`` as int64 [N]; `LabelSets` stay themselves."""
     return labels if isinstance(labels, LabelSets) else np.asarray(labels, np.int64)
-
-
-def require_single(labels: Labels, what: str) -> None:
-    """Raise `ConfigError` if an image may have several labels; ``what`` cannot take these."""
-    if isinstance(labels, LabelSets):
-        raise ConfigError(
-            f"{what}: needs exactly one label per image, but an image of these data may have "
-            "several; docs/several-labels.md tells what works with them"
-        )
 
 
 def members(labels: Labels) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,8 @@ from PIL import Image
 
 from bit_paddle.data import appearance, copies, exclude
 from bit_paddle.data.images import Dataset, FileImages, Images
-from bit_paddle.data.labels import require_single
+from bit_paddle.data.labels import Labels, LabelSets, joined, named
+from bit_paddle.errors import ConfigError
 from bit_paddle.inference import predictions, suspects
 from bit_paddle.inference.model import TrainedModel
 
@@ -69,6 +70,7 @@ class Audit:
     images: int
     open_image: dict[str, Callable[[], Image.Image]]  # of the images, by their paths
     labels_judged: bool  # whether there was a model, or predictions
+    several: bool = False  # whether an image may have several labels, which are never judged
 
     def of(self, kind: str) -> list[Finding]:
         """Return the findings of one of `KINDS`."""
@@ -95,7 +97,9 @@ class Audit:
             more = f", {across:,} of them across parts" if across else ""
             if kind != "label" or self.labels_judged:
                 lines.append(f"{len(found):6,}  {title}{more}")
-        if not self.labels_judged:
+        if self.several:
+            lines.append("labels are not judged: an image of these data may have several")
+        elif not self.labels_judged:
             lines.append("labels are not judged: that needs --model, or --predictions")
         return "\n".join(lines)
 
@@ -104,14 +108,18 @@ class Audit:
 
 
 class _Everything(NamedTuple):
-    """The images of all parts in one row: part numbers and labels int64 [N], and names."""
+    """The images of all parts in one row: part numbers int64 [N], labels and names."""
 
     titles: list[str]
     parts: list[Images]
     of_part: np.ndarray
-    labels: np.ndarray
+    labels: Labels
     names: list[str]
     classes: Sequence[str]
+
+    def label(self, index: int) -> str:
+        """Return the names of the labels of an image."""
+        return ";".join(named(self.labels[[index]], self.classes)[0])
 
     def finding(
         self, kind: str, index: int, score: float, why: str, other: int | None = None
@@ -119,9 +127,8 @@ class _Everything(NamedTuple):
         def where(k: int) -> tuple[str, str]:
             return self.names[k], self.titles[self.of_part[k]]
 
-        label = self.classes[self.labels[index]]
         beside = ("", "") if other is None else where(other)
-        return Finding(kind, *where(index), label, *beside, float(score), why)
+        return Finding(kind, *where(index), self.label(index), *beside, float(score), why)
 
 
 def audit(
@@ -135,16 +142,22 @@ def audit(
 
     ``model`` computes features, which find more near copies, and judge the labels. ``out_of_fold``
     is the predictions.csv of a cross-validation, which judges labels too; with both, the mean of
-    their probabilities. Errors: `ConfigError`, `MissingFileError`, `DataError`.
+    their probabilities. Where an image may have several labels, they are not judged. Errors:
+    `ConfigError`, `MissingFileError`, `DataError`.
     """
-    require_single(data.train.labels, "audit")
+    several = isinstance(data.train.labels, LabelSets)
+    if several and out_of_fold is not None:
+        raise ConfigError(
+            "--predictions: judges labels, of which an image has exactly one; an image of these "
+            "data may have several. Without the flag, copies and unusual images are found"
+        )
     named = [(title, getattr(data, title)) for title in ("train", "val", "test")]
     titles, parts = map(list, zip(*((title, part) for title, part in named if part)))
     every = _Everything(
         titles,
         parts,
         np.repeat(np.arange(len(parts)), list(map(len, parts))),
-        np.concatenate([part.labels for part in parts]),
+        joined([part.labels for part in parts]),
         list(chain.from_iterable(exclude.paths_below(part, data.datadir) for part in parts)),
         data.train.classes,
     )
@@ -163,14 +176,14 @@ def audit(
     findings = list(_copies(every, "exact copy", exact, taken))
     findings += _copies(every, "near copy", near, taken)
     findings += [every.finding(kind, k, s, why) for kind, k, s, why in appearance.oddities(looks)]
-    judged = found is not None or out_of_fold is not None
+    judged = (found is not None or out_of_fold is not None) and not several
     if judged:
         findings += _labels(every, good, found, out_of_fold)
     findings.sort(key=_order)
     images = chain.from_iterable(
         (partial(part.image, index) for index in range(len(part))) for part in every.parts
     )
-    return Audit(findings, len(every.names), dict(zip(every.names, images)), judged)
+    return Audit(findings, len(every.names), dict(zip(every.names, images)), judged, several)
 
 
 def _order(finding: Finding) -> tuple:
@@ -185,7 +198,8 @@ def _readable(every: _Everything, good: np.ndarray) -> list[Images]:
     parts = []
     for images, low, high in zip(every.parts, starts, starts[1:]):
         own = good[(good >= low) & (good < high)] - low
-        parts.append(images if len(own) == len(images) else images.subset(own))
+        whole = len(own) == len(images)
+        parts.append(images if whole else images.chosen(own, images.labels[own], images.classes))
     return parts
 
 
@@ -269,9 +283,9 @@ def _copies(
             continue
         taken.add(leaves)
         what = "same content" if kind == "exact copy" else f"{score:.1%} alike"
-        labels = every.labels[[leaves, stays]]
-        if labels[0] != labels[1]:
-            what += f", but the other has the label {every.classes[labels[1]]}"
+        other = every.label(stays)
+        if every.label(leaves) != other:
+            what += f", but the other has the label {other}" if other else ", but without a label"
         yield every.finding(kind, leaves, score, what, stays)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from bit_paddle.errors import BitPaddleError
 from bit_paddle.inference import int8
 from bit_paddle.inference.evaluation import measure, open_split
+from bit_paddle.inference.label_evaluation import LabelEvaluation
 from bit_paddle.inference.model import BATCH, TrainedModel
 from bit_paddle.inference.trained import TrainedFile, find_trained, required_preprocessing
 from bit_paddle.models import published
@@ -80,7 +81,8 @@ class Contender:
         classes, parts = open_split(dataset, datadir, "val", {}, "error", workers, notes=False)
         found = measure(self._model, classes, parts, BATCH, workers)
         np.save(into, found.outputs.logits)
-        return {"top1": found.top1, "images": found.images}
+        name = "mean_average_precision" if isinstance(found, LabelEvaluation) else "top1"
+        return {"images": found.images, name: getattr(found, name)}
 
 
 def noise(file: TrainedFile, count: int) -> np.ndarray:

@@ -13,15 +13,16 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from bit_paddle.data import loader
 from bit_paddle.data import spec as specs
 from bit_paddle.data.images import Images
-from bit_paddle.data.labels import require_single
 from bit_paddle.inference import functions, onnx_data, onnx_files
-from bit_paddle.inference.evaluation import measure, open_split
+from bit_paddle.inference.evaluation import Evaluation, measure, open_split
+from bit_paddle.inference.label_evaluation import LabelEvaluation
 from bit_paddle.inference.metrics import interval
 from bit_paddle.inference.model import BATCH, TrainedModel
 from bit_paddle.inference.trained import TrainedFile, find_trained, required_preprocessing
@@ -33,11 +34,13 @@ CALIBRATION = 256  # images that the ranges of the activations come from
 
 @dataclass(frozen=True)
 class Quantized:
-    """What int8 costs: top-1 (0 to 1) of ``float32`` and of ``int8`` on ``images`` of ``data``.
+    """What int8 costs: a score (0 to 1) of ``float32`` and of ``int8`` on ``images`` of ``data``.
 
-    Both are computed by ONNX Runtime, ``computed_by``. ``same`` is the share of the images that
-    have the same prediction. ``calibration`` is the number of images that the ranges come from; the
-    measured images are others.
+    Both are computed by ONNX Runtime, ``computed_by``. ``score`` is "top-1", or "mean average
+    precision" if an image may have several labels; ``interval`` is its 95% interval in int8.
+    ``same`` is the share of the images that have the same prediction, or of all pairs of image and
+    label. ``calibration`` is the number of images that the ranges come from; the measured images
+    are others.
     """
 
     data: str
@@ -47,11 +50,13 @@ class Quantized:
     int8: float
     same: float
     computed_by: str
+    score: str
+    interval: tuple[float, float]
 
     def __str__(self) -> str:
-        low, high = interval(self.int8, self.images)
+        low, high = self.interval
         return (
-            f"int8: top-1 {self.int8:.2%} (95% interval {low:.2%} to {high:.2%}), float32: "
+            f"int8: {self.score} {self.int8:.2%} (95% interval {low:.2%} to {high:.2%}), float32: "
             f"{self.float32:.2%}, loss {100 * (self.float32 - self.int8):+.2f} points; "
             f"{self.same:.2%} of the predictions are the same; measured on {self.images:,} images "
             f"of {self.data} val, calibrated on {self.calibration:,} of train"
@@ -94,13 +99,12 @@ def convert(path: Path, file: TrainedFile, dataset: str, datadir: str | None) ->
     """Quantize the exported ONNX file ``path`` in place; return what that costs.
 
     ``file`` are the model's facts. The ranges come from `CALIBRATION` training images of
-    ``dataset``, and the accuracies from its validation images. The result is kept in the file's
+    ``dataset``, and the scores from its validation images. The result is kept in the file's
     metadata.
     Errors: those of `evaluation.open_split` and of `evaluation.measure`.
     """
     workers = min(8, environment.cpu_count())
     classes, (held_out,) = open_split(dataset, datadir, "val", {}, "error", workers)
-    require_single(held_out.labels, "--quantize")
     _, (train,) = open_split(dataset, datadir, "train", {}, "error", workers, notes=False)
     with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
         before, after = (Path(temporary, f"{name}.onnx") for name in ("float32", "int8"))
@@ -116,15 +120,37 @@ def convert(path: Path, file: TrainedFile, dataset: str, datadir: str | None) ->
             data=specs.short_name(dataset, datadir),
             calibration=min(CALIBRATION, len(train)),
             images=small.images,
-            float32=whole.top1,
-            int8=small.top1,
-            same=float(np.mean(whole.per_image.predictions == small.per_image.predictions)),
             computed_by=model.computed_by,
+            **_compared(whole, small),
         )
         proto = onnx_files.read(after)
         onnx_files.add(proto, onnx_files.INT8, asdict(found))
         onnx_files.move(proto, after, path)
     return found
+
+
+def _compared(
+    whole: Evaluation | LabelEvaluation, small: Evaluation | LabelEvaluation
+) -> dict[str, Any]:
+    """Return the score of the float32 and of the int8 model, as `Quantized` has them."""
+    if isinstance(whole, LabelEvaluation) and isinstance(small, LabelEvaluation):
+        name, decided = (
+            "mean_average_precision",
+            [one.outputs.logits >= 0 for one in (whole, small)],
+        )
+        ends = small.intervals[name]
+    else:
+        assert isinstance(whole, Evaluation)
+        assert isinstance(small, Evaluation)
+        name, decided = "top1", [one.per_image.predictions for one in (whole, small)]
+        ends = interval(small.top1, small.images)
+    return {
+        "score": "top-1" if name == "top1" else name.replace("_", " "),
+        "float32": getattr(whole, name),
+        "int8": getattr(small, name),
+        "same": float(np.mean(decided[0] == decided[1])),
+        "interval": ends,
+    }
 
 
 def calibration_batches(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from bit_paddle.data.preprocessing import Preprocessing
-from bit_paddle.inference import label_scores
+from bit_paddle.inference import label_scores, scores
 from bit_paddle.inference.calibration import Calibration
 from bit_paddle.inference.label_scores import LabelScores
 from bit_paddle.inference.strangers import Strangers
@@ -77,10 +77,15 @@ class LabelEvaluation:
         return self.scores.micro_f1
 
     @cached_property
-    def intervals(self) -> dict[str, tuple[float, float]]:
-        """The 95% intervals of the three means, by their names: see `label_scores.bootstrap`."""
+    def resampled(self) -> dict[str, np.ndarray]:
+        """The three means of each resample, by their names: see `label_scores.resampled`."""
         outputs = self.outputs
-        return label_scores.bootstrap(outputs.logits, outputs.labels, outputs.loss)
+        return label_scores.resampled(outputs.logits, outputs.labels, outputs.loss)
+
+    @property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """The 95% intervals of the three means, by their names."""
+        return {name: scores.interval(values) for name, values in self.resampled.items()}
 
     @cached_property
     def chosen(self) -> Chosen | None:

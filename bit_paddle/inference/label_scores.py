@@ -148,13 +148,14 @@ def best_thresholds(probabilities: np.ndarray, labels: LabelSets) -> np.ndarray:
 # --- Intervals ----------------------------------------------------------------------------------
 
 
-def bootstrap(
+def resampled(
     logits: np.ndarray, labels: LabelSets, loss: str, thresholds: Thresholds = THRESHOLD
-) -> dict[str, tuple[float, float]]:
-    """Return the 95% intervals of the mean average precision, macro F1 and micro F1.
+) -> dict[str, np.ndarray]:
+    """Return mean average precision, macro F1 and micro F1 of each resample of the images.
 
-    Percentile bootstrap over images, as `scores.bootstrap`. The interval of the mean average
-    precision is NaN for more than 16.8 million outputs (N x K), where it would take minutes.
+    They are the draws of a percentile bootstrap, as `scores.bootstrap` has it: for the same N
+    images the same ones. Resamples without any label are left out of the mean average precision.
+    It is empty for more than 16.8 million outputs (N x K), where it would take minutes.
     """
     from scipy import sparse
 
@@ -178,7 +179,7 @@ def bootstrap(
         found["micro_f1"] += [_micro(*sums) for sums in zip(*(p.sum(axis=1) for p in per_label))]
         if ranked:
             found["mean_average_precision"] += _mean_precisions(logits, labels, loss, weights)
-    return {name: scores.interval(values) for name, values in found.items()}
+    return {name: np.array(values) for name, values in found.items()}
 
 
 _INTERVALS = ("mean_average_precision", "macro_f1", "micro_f1")

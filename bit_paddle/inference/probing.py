@@ -3,7 +3,8 @@
 The ridge regression is that of big_vision's evaluator ``fewshot_lsr``: features standardized by the
 training images, targets 1 and -1, and a constant feature of 100 for the bias, which the penalty
 hardly touches. The evaluator takes one fixed strength, or the best on the test images. Here the
-training images choose it: each is judged by all the others.
+training images choose it: each is judged by all the others. Images with several labels have ridge
+regression alone, with a target per label.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from statistics import median
 
 import numpy as np
 
+from bit_paddle.data import fewshot
+from bit_paddle.data.labels import Labels, LabelSets, counts, holders
 from bit_paddle.errors import DataError
-from bit_paddle.inference import logistic
+from bit_paddle.inference import logistic, scores
 from bit_paddle.system import environment
 
 STRENGTHS = 2.0 ** np.arange(-10, 20)  # of the ridge penalty
@@ -38,20 +41,21 @@ _DECIMALS = 12  # of a cosine: the rest depends on the order of the additions
 
 
 class Fit:
-    """Linear classifiers on training ``features`` [N, C] with ``labels`` int64 [N], in float64.
+    """Linear classifiers on training ``features`` [N, C] with ``labels`` of N images, in float64.
 
     A classifier is (weights [C, K], bias [K]) for the features as they are: the standardization is
     part of it.
     """
 
-    def __init__(self, features: np.ndarray, labels: np.ndarray, classes: int):
+    def __init__(self, features: np.ndarray, labels: Labels, classes: int):
         values = features.astype(np.float64)
         self.labels, self.classes = labels, classes
         self.mean, self.std = values.mean(axis=0), values.std(axis=0) + _SMALLEST_STD
         self._left, self._singular, self._right = np.linalg.svd(
             (values - self.mean) / self.std, full_matrices=False
         )
-        self._targets = 2.0 * np.eye(classes)[labels] - 1.0
+        several = isinstance(labels, LabelSets)
+        self._targets = 2.0 * (labels.dense(classes) if several else np.eye(classes)[labels]) - 1.0
         self._inner = self._left.T @ self._targets
 
     def ridge(self, strength: float) -> tuple[np.ndarray, np.ndarray]:
@@ -74,10 +78,12 @@ class Fit:
     def strength(self) -> float:
         """The strength with the most right answers if each image is judged by all the others.
 
-        Equal ones are told apart by the squared error, then the smaller wins. The mean and
-        standard deviation stay those of all images.
+        Equal ones are told apart by the squared error, then the smaller wins. With several labels
+        per image the squared error decides. The mean and standard deviation stay those of all
+        images.
         """
-        if np.bincount(self.labels, minlength=self.classes).min() < 2:
+        several = isinstance(self.labels, LabelSets)
+        if (len(self.labels) if several else counts(self.labels, self.classes).min()) < 2:
             return FIXED
         return max(STRENGTHS.tolist(), key=lambda each: (*self._judged(each), -each))
 
@@ -101,9 +107,10 @@ class Fit:
 
     def _judged(self, strength: float) -> tuple[int, float]:
         """Return the number of right answers and minus the mean squared error, leave-one-out."""
-        scores = self.left_one_out(strength)
-        right = int((scores.argmax(axis=1) == self.labels).sum())
-        return right, -float(((scores - self._targets) ** 2).mean())
+        found = self.left_one_out(strength)
+        several = isinstance(self.labels, LabelSets)
+        right = 0 if several else int((found.argmax(axis=1) == self.labels).sum())
+        return right, -float(((found - self._targets) ** 2).mean())
 
     def _kept_bias(self, strength: float) -> float:
         # the standardized features have the mean 0: the constant feature is orthogonal to them
@@ -119,6 +126,17 @@ def predict(classifier: tuple[np.ndarray, np.ndarray], features: np.ndarray) -> 
     """Return the class of each row of ``features``, int64 [N]; equal scores: the first class."""
     weights, bias = classifier
     return (features.astype(np.float64) @ weights + bias).argmax(axis=1)
+
+
+def mean_average_precision(
+    classifier: tuple[np.ndarray, np.ndarray], features: np.ndarray, labels: LabelSets
+) -> float:
+    """Return the mean average precision on ``features`` [N, C]; see `label_scores.LabelScores`."""
+    weights, bias = classifier
+    values = features.astype(np.float64) @ weights + bias
+    present = np.flatnonzero(counts(labels, len(bias))).tolist()
+    found = [scores.rank(values[:, label], holders(labels, label))[1] for label in present]
+    return scores.macro(np.array(found))
 
 
 def nearest(
@@ -182,54 +200,58 @@ def choose_neighbours(features: np.ndarray, labels: np.ndarray, classes: int) ->
 
 @dataclass(frozen=True)
 class Row:
-    """Top-1 accuracies, one per seed, of a classifier on ``shots`` images per class (None: all).
+    """The ``scores``, one per seed, of a classifier on ``shots`` images per class (None: all).
 
-    ``layer`` is "features", or "block1" to "block4".
+    They are top-1 accuracies, or with several labels per image mean average precisions. ``layer``
+    is "features", or "block1" to "block4".
     """
 
     layer: str
     shots: int | None
     method: str
-    top1: list[float]
+    scores: list[float]
 
     @property
     def spread(self) -> tuple[float, float, float]:
         """Minimum, median and maximum."""
-        return min(self.top1), median(self.top1), max(self.top1)
+        return min(self.scores), median(self.scores), max(self.scores)
 
 
 def table(
     layer: str,
-    train: tuple[np.ndarray, np.ndarray],
-    val: tuple[np.ndarray, np.ndarray],
+    train: tuple[np.ndarray, Labels],
+    val: tuple[np.ndarray, Labels],
     classes: int,
     seeds: int,
     done: Callable[[], object] = lambda: None,
 ) -> list[Row]:
-    """Return the rows of one layer. ``train`` and ``val`` are features [N, C] and labels [N].
+    """Return the rows of one layer. ``train`` and ``val`` are features [N, C] and labels of N.
 
     A class with fewer images gives all it has. If no class has more, the number is left out: it
     would repeat "all", which is measured once. Each core makes another fit; ``done()`` is called
     after each.
     """
-    (features, labels), most = train, np.bincount(train[1], minlength=classes).max()
+    (features, labels), most = train, counts(train[1], classes).max()
     used = [shots for shots in SHOTS if shots is None or shots < most]
     jobs = [(shots, seed) for shots in reversed(used) for seed in range(seeds if shots else 1)]
 
     def fit(job: tuple[int | None, int]) -> dict[str, float]:
         chosen = some_of_each(labels, *job, classes)
-        answers = _answers(features[chosen], labels[chosen], val[0], classes)
+        given = features[chosen], labels[chosen]
+        if isinstance(val[1], LabelSets):
+            one = Fit(*given, classes)
+            return {"ridge": mean_average_precision(one.ridge(one.strength), *val)}
+        answers = _answers(*given, val[0], classes)
         return {method: float((found == val[1]).mean()) for method, found in answers.items()}
 
     results: dict[tuple[int | None, str], list[float]] = {}
     with ThreadPoolExecutor(environment.cpu_count()) as pool:
         for (shots, _), found in zip(jobs, pool.map(fit, jobs)):  # the largest come first
-            for method, top1 in found.items():
-                results.setdefault((shots, method), []).append(top1)
+            for method, score in found.items():
+                results.setdefault((shots, method), []).append(score)
             done()
-    return [
-        Row(layer, shots, method, results[shots, method]) for shots in used for method in METHODS
-    ]
+    cells = ((shots, method) for shots in used for method in METHODS)
+    return [Row(layer, *cell, results[cell]) for cell in cells if cell in results]
 
 
 def _answers(
@@ -244,13 +266,15 @@ def _answers(
     }
 
 
-def some_of_each(labels: np.ndarray, shots: int | None, seed: int, classes: int) -> np.ndarray:
+def some_of_each(labels: Labels, shots: int | None, seed: int, classes: int) -> np.ndarray:
     """Return the ascending indices of ``shots`` images per class; fewer if a class has fewer.
 
     They are the images of ``--examples_per_class`` with this seed, for classes with enough.
     """
     if shots is None:
         return np.arange(len(labels))
+    if isinstance(labels, LabelSets):
+        return fewshot.of_sets(labels, shots, seed, counts(labels, classes))
     chosen = []
     for label in range(classes):
         own = np.flatnonzero(labels == label)
@@ -259,14 +283,14 @@ def some_of_each(labels: np.ndarray, shots: int | None, seed: int, classes: int)
     return np.sort(np.concatenate(chosen))
 
 
-def check(labels: np.ndarray, classes: Sequence[str], images: int) -> None:
+def check(labels: Labels, classes: Sequence[str], images: int) -> None:
     """Raise `DataError` unless every class has training images, and others measure them."""
-    if len(classes) < 2:
+    if len(classes) < 2 and not isinstance(labels, LabelSets):
         raise DataError(f"probe: the data have {len(classes)} class; expected 2 or more")
     if not images:
         raise DataError("probe: there are no validation images, which measure the classifiers")
-    counts = np.bincount(labels, minlength=len(classes))
-    missing = [name for name, count in zip(classes, counts) if not count]
+    found = counts(labels, len(classes))
+    missing = [name for name, count in zip(classes, found) if not count]
     if missing:
         raise DataError(
             f"probe: classes without training images: {len(missing)}, the first is "

@@ -46,6 +46,7 @@ class Row:
     seconds: dict[int, list[float]] = field(default_factory=dict)  # of each run, by batch size
     memory: int = 0  # peak of the process after the timing, in bytes
     top1: float | None = None  # from 0 to 1
+    mean_average_precision: float | None = None  # instead, if an image may have several labels
     difference: float | None = None  # see `bench`
     fault: str | None = None
 
@@ -171,7 +172,8 @@ def race(
                 process.ask("logits", into=file)
             else:
                 found = process.ask("accuracy", dataset=data[0], datadir=data[1], into=file)
-                row.top1, images = found["top1"], found["images"]
+                images, row.top1 = found["images"], found.get("top1")
+                row.mean_average_precision = found.get("mean_average_precision")
             process.end()
         _compare(contenders, {number: Path(folder, f"{number}.npy") for number in running})
     return images

@@ -248,7 +248,7 @@ def draw_reliability(found: Reliability, error: float, stream: BinaryIO) -> None
 
 
 def draw_probes(found: Sequence[Probe], stream: BinaryIO) -> None:
-    """Write top-1 by training images per class as a PNG: one panel per model, all with one scale.
+    """Write the scores by training images per class as a PNG: a panel per model, all on one scale.
 
     A line is the median of the seeds, and the band around it their range. Outputs of blocks are
     left out.
@@ -268,6 +268,6 @@ def draw_probes(found: Sequence[Probe], stream: BinaryIO) -> None:
         axes.set(title=one.model.stem, xlabel="training images per class")
         axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.grid(alpha=0.2)
-    figure.axes[0].set_ylabel("top-1")
+    figure.axes[0].set_ylabel(found[0].score)
     figure.axes[0].legend(frameon=False, fontsize=8)
     save(figure, stream)

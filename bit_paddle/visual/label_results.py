@@ -13,6 +13,7 @@ import numpy as np
 
 from bit_paddle.data.labels import named
 from bit_paddle.inference import label_scores, predictions, scores
+from bit_paddle.inference.comparison import LabelComparison
 from bit_paddle.inference.label_evaluation import LabelEvaluation
 from bit_paddle.inference.label_scores import LabelScores
 from bit_paddle.system import files
@@ -74,6 +75,31 @@ def write_results(
     files.write_text(folder / "metrics.json", json.dumps(summary, indent=2) + "\n")
     write_table(folder / "per_class.csv", per_label(result.scores, result.classes))
     write_table(folder / predictions.PREDICTIONS, _predictions(result, datadir))
+
+
+def write_comparison(found: LabelComparison, folder: Path, datadir: str | None = None) -> None:
+    """Write comparison.json and differences.csv, a line per label. Raises `WriteError`."""
+    summary = {
+        "models": [str(found.a.model), str(found.b.model)],
+        "images": found.a.images,
+        "differences": {name: finite(value) for name, value in found.differences.items()},
+        "difference_intervals": {
+            name: [*map(finite, ends)] for name, ends in found.intervals.items()
+        },
+        "interval": "95%, paired percentile bootstrap",
+        **{name: [finite(getattr(each, name)) for each in (found.a, found.b)] for name in MEANS},
+    }
+    files.write_text(folder / "comparison.json", json.dumps(summary, indent=2) + "\n")
+    write_table(folder / "differences.csv", _differences(found))
+
+
+def _differences(found: LabelComparison) -> Iterator[tuple]:
+    """Yield a row for each label that has images, the largest gain of the second model first."""
+    yield "label", "images", "first", "second", "difference"
+    own = dict(zip(found.a.classes, found.a.scores.own.tolist()))
+    rows = found.average_precision.items()
+    for name, (a, b) in sorted(rows, key=lambda item: item[1][0] - item[1][1]):
+        yield name, own[name], f"{a:.4f}", f"{b:.4f}", f"{b - a:+.4f}"
 
 
 def per_label(found: LabelScores, classes: Sequence[str]) -> Iterator[tuple]:

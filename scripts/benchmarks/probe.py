@@ -155,7 +155,7 @@ def collect(logs: Path) -> None:
         name = path.parent.name.split("-")[0]
         (found,) = json.loads(path.read_text())
         for row in found["rows"]:
-            for seed, top1 in enumerate(row["top1"]):
+            for seed, top1 in enumerate(row["scores"]):
                 values = (name, row["method"], row["shots"] or "all", seed, top1)
                 lines.append(files.csv_line(values))
         for result in sorted(logs.glob(f"{name}-*/result.json")):

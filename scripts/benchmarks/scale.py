@@ -6,7 +6,8 @@
 
 An index of so many images is made: it has shards of 10,000 small JPEGs, which are links to one
 file, and 21,843 classes. Then a new process makes the plan of a run (`start`) and draws the first
-batch of 64 images. "cold": the system has no page of the index in memory before.
+batch of 64 images. "cold": the system has no page of the index in memory before. At the end
+`bit_paddle train` makes one step, on images of 64 pixels.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def peak():
     return {line.split()[0]: int(line.split()[1]) / 1e6 for line in lines if " kB" in line}
 
 settings = Settings(
-    model="R14x0.5", from_scratch=True, dataset=sys.argv[1], precrop=160, crop=128, batch=64
+    model="R14x0.5", from_scratch=True, dataset=sys.argv[1], precrop=72, crop=64, batch=64
 )
 plan = make_plan(settings)
 plan.data_identity
@@ -65,7 +66,21 @@ batches.close()
 """
 
 
-def make_shard(path: Path, labels: int) -> pieces.Piece:
+TRAIN = """
+import sys
+from bit_paddle import train
+
+status = train.main(sys.argv[1:])
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM:"))
+print(f"memory        {int(peak.split()[1]) / 1e6:6.2f} GB at the peak", file=sys.stderr)
+sys.exit(status)
+"""
+
+STEP = ["--model", "R14x0.5", "--from_scratch", "--precrop", "72", "--crop", "64"]
+STEP += ["--batch", "64", "--batch_split", "1", "--steps", "1", "--no-save"]
+
+
+def make_shard(path: Path, images: int, labels: int) -> pieces.Piece:
     """Write a shard of small JPEGs, and return its piece with so many ``labels`` per image."""
     random, collector = np.random.default_rng(0), Collector()
     jpegs = []
@@ -78,7 +93,7 @@ def make_shard(path: Path, labels: int) -> pieces.Piece:
         file.unlink()
     with open(path, "wb") as stream:
         tar = Summed(stream)
-        for number in range(OF_A_SHARD):
+        for number in range(images):
             content = jpegs[number % len(jpegs)]
             place = pieces.write_member(tar, f"{number:06d}.jpg", content)
             own = np.sort(random.choice(CLASSES, labels, replace=False)).tolist()
@@ -91,12 +106,24 @@ def make_index(folder: Path, images: int, labels: int) -> None:
     """Make the shards and the index in ``folder``."""
     folder.mkdir()
     one, count = folder / "one", -(-images // OF_A_SHARD)
-    pieces.save(make_shard(one, labels), folder / "piece.npz")
+    pieces.save(make_shard(one, min(images, OF_A_SHARD), labels), folder / "piece.npz")
     names = [f"{number:06d}.tar" for number in range(count)]
     for name in names:
         (folder / name).symlink_to(one.name)
     classes = [f"n{label:08d}" for label in range(CLASSES)]
     index.build(folder, names, [folder / "piece.npz"] * count, classes)
+
+
+def train(described: Path, logs: Path) -> None:
+    """Let `bit_paddle train` make one step; print its times and its memory at the peak."""
+    words = [sys.executable, "-W", "ignore", "-c", TRAIN, "--dataset", str(described), *STEP]
+    words += ["--logdir", str(logs), "--name", "scale"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    lines = [*done.stdout.splitlines(), *done.stderr.splitlines()]
+    if done.returncode:
+        sys.exit("\n".join(lines))
+    wanted = (" s in all: ", " at the peak")
+    print(*[line for line in lines if any(text in line for text in wanted)], sep="\n")
 
 
 def main() -> None:
@@ -111,7 +138,7 @@ def main() -> None:
         root = Path(temporary)
         began = time.perf_counter()
         make_index(root / "train", flags.images, flags.labels)
-        make_index(root / "val", OF_A_SHARD, flags.labels)
+        make_index(root / "val", 64, flags.labels)
         size = sum(path.stat().st_size for path in root.glob("train/*.npy"))
         print(
             f"made an index of {flags.images:,} images with {flags.labels} labels each: "
@@ -130,6 +157,8 @@ def main() -> None:
             print(f"\n{title}:", flush=True)
             words = [sys.executable, "-W", "ignore", "-c", START, str(root / "data.yaml")]
             subprocess.run(words, check=True)
+        print("\ntrain:", flush=True)
+        train(root / "data.yaml", root / "logs")
 
 
 if __name__ == "__main__":

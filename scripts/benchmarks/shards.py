@@ -2,7 +2,7 @@
 """Compare the speed of reading images from shards and from files, warm and cold.
 
     python scripts/benchmarks/shards.py cifar10 FOLDER       # its images are first written as PNG
-    python scripts/benchmarks/shards.py folder FOLDER
+    python scripts/benchmarks/shards.py folder FOLDER --batches 64
 
 The training images are packed into --temporary. "read" gives the bytes of the images in the order
 of an epoch, "decode" also their pixels, "batches" the training batches of the loader. "cold": the
@@ -29,6 +29,7 @@ from bit_paddle.data.images import FileImages, Images
 from bit_paddle.data.readers import registry
 from bit_paddle.data.shards import pack, windows
 from bit_paddle.recipes.hyperrule import resolution
+from bit_paddle.system import environment
 
 _DROP = Path("/proc/sys/vm/drop_caches")
 
@@ -113,6 +114,11 @@ def main() -> None:
         files = as_files(images, root / "files")
         pack.pack({"train": files}, root / "packed", 10**9, flags.workers)
         pack.finish(root / "packed")
+        print(
+            f"{environment.machine()}; {flags.dataset}: {len(files):,} images, "
+            f"{flags.workers} workers",
+            flush=True,
+        )
         measure(files, root / "packed", flags)
 
 

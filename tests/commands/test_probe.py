@@ -34,7 +34,7 @@ def test_probe(tmp_path, small_checkpoint, image_folder):
     )
     model = bit.load(output)  # has its preprocessing and classes
     measured = bit.evaluate(model, image_folder)
-    assert measured.top1 == every["top1"][0] and measured.classes == model.classes
+    assert measured.top1 == every["scores"][0] and measured.classes == model.classes
     assert "32 x 32" in model.preprocessing
 
 
@@ -54,7 +54,7 @@ def test_the_written_head_gives_the_scores_of_ridge_regression(tmp_path, small_c
 
 def test_several_models(small_checkpoint, image_folder):
     found = bit.probe([small_checkpoint, small_checkpoint], image_folder, crop=32, seeds=1)
-    assert [row.top1 for row in found[0].rows] == [row.top1 for row in found[1].rows]
+    assert [row.scores for row in found[0].rows] == [row.scores for row in found[1].rows]
     lines = [line.split() for line in probing_models.summary(found).splitlines()]
     assert lines[0] == ["ridge,", "median", "1", "5", "10", "all"] and lines[1] == lines[2]
     medians = [row.spread[1] for row in found[0].rows if row.method == "ridge"]

@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+import time
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ from helpers.pictures import cloud, fill
 from servers import Server
 
 from bit_paddle import pack
-from bit_paddle.data import loader
+from bit_paddle.data import check, loader
 from bit_paddle.data.readers import registry
+from bit_paddle.data.shards.images import ShardImages
 from bit_paddle.errors import ConfigError, DataError, DownloadError, MissingFileError
 from bit_paddle.recipes.hyperrule import Resolution
 from bit_paddle.system import fetch
@@ -160,6 +162,32 @@ def test_a_faulty_shard_is_named(fault, text, tmp_path):
         opened(tmp_path)
 
 
+def test_images_that_cannot_be_decoded_are_skipped(tmp_path, monkeypatch):
+    """All are decoded once; the next call decodes the unusable ones alone."""
+    monkeypatch.setenv("BIT_PADDLE_HOME", str(tmp_path / "cache"))
+    members = {}
+    for number in range(12):
+        content = b"no image" if number in (3, 7) else jpeg(number)
+        members |= {f"{number:02}.jpg": content, f"{number:02}.cls": b"ab"[number % 2 :][:1]}
+    tar_of(tmp_path / "train/0.tar", members)
+    tar_of(tmp_path / "val/0.tar", {"v.jpg": jpeg(20), "v.cls": b"a"})
+    train, looked = opened(tmp_path).train, []
+    check.require_usable([(train, np.arange(12))], 2)
+    fault = ShardImages.fault
+    monkeypatch.setattr(
+        ShardImages, "fault", lambda self, *rest: looked.append(rest) or fault(self, *rest)
+    )
+    for count in (12, 2):
+        looked.clear()
+        rest, lines = check.usable(train, 2, every_class=True)
+        assert names_of(rest) == [f"{k:02}.jpg" for k in range(12) if k not in (3, 7)]
+        assert rest.labels.tolist() == [0, 1, 0, 0, 1, 0, 0, 1, 0, 1]
+        assert len(lines) == 2 and "0.tar/03.jpg: not an image" in lines[0]
+        assert len(looked) == count
+    with pytest.raises(DataError, match="2 of 12 images cannot be used"):
+        check.require_usable([(train, np.arange(12))], 2, thorough=True)
+
+
 # --- Addresses ----------------------------------------------------------------------------------
 
 
@@ -228,6 +256,17 @@ def test_the_cache_is_bounded_and_the_window_is_stated(packed, server, cache, tm
     assert np.count_nonzero(np.diff(order)) == len(set(order.tolist())) - 1 >= count - 2
     assert len(list(cache.glob("train-*/shards/*.tar"))) == 2
     assert len([path for path, _ in server.requests if path.endswith(".tar")]) == count
+    for old in cache.glob("train-*/shards/*.tar"):
+        old.unlink()
+    stream = loader.training_batches(
+        registry.open_dataset(str(path)).train, np.arange(40), Resolution(40, 32), 2, 0, 0
+    )
+    assert len(set(data.train.of("shard", next(stream).indices).tolist())) == 1
+    until = time.monotonic() + 20
+    while len(list(cache.glob("train-*/shards/*.tar"))) < 2:  # the next window's comes meanwhile
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    stream.close()
     path.write_text(f"reader: shards\ndatadir: {server.address}\nwindow: 0\n")
     with pytest.raises(ConfigError, match="window: is 0, expected a number of shards"):
         registry.open_dataset(str(path))

@@ -6,7 +6,7 @@ from scipy import sparse
 
 from bit_paddle.data import fewshot, labels, stratification
 from bit_paddle.data.labels import LabelSets
-from bit_paddle.errors import ConfigError, DataError
+from bit_paddle.errors import DataError
 
 
 def random_sets(seed, images=60, classes=7, share=0.3):
@@ -57,9 +57,6 @@ def test_one_label_per_image_stays_an_array():
     assert labels.targets(plain, 3) is plain and labels.as_labels(plain) is plain
     assert labels.counts(plain, 4).tolist() == [1, 1, 1, 0]
     assert labels.named(plain, "abc") == [("c",), ("a",), ("b",)]
-    labels.require_single(plain, "audit")
-    with pytest.raises(ConfigError, match="audit: needs exactly one label per image"):
-        labels.require_single(LabelSets.of([[0]]), "audit")
 
 
 # --- Few-shot -----------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 import json
 import os
+import sys
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -229,4 +231,27 @@ def test_an_epoch_goes_through_one_window_after_the_other():
             places = places[end:]
         groups.append(of_window)
     assert len(groups[0]) == 4 and groups[0] != groups[1]
-    assert np.array_equal(np.sort(loader.step_positions(1000, 1000, 5, 0)), np.arange(1000))
+    whole = loader.step_positions(1000, 1000, 5, 3)
+    assert whole.dtype == np.int64 and np.array_equal(np.sort(whole), np.arange(1000))
+    assert np.array_equal(whole, np.random.default_rng([5, 0, 3]).permutation(1000))
+
+
+def held(folder):
+    """Return the bytes of files below ``folder`` that are mapped in the memory of this process."""
+    total, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split()[0]:
+            inside = str(folder) in line
+        elif inside and line.startswith("Rss:"):
+            total += int(line.split()[1])
+    return total
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_an_index_gives_back_its_pages(packed):
+    found = parts_of(packed).train.index
+    content = found.images.tobytes(), found.labels.tobytes(), found.names.tobytes()
+    assert held(packed) > 0
+    found.release()
+    assert held(packed) == 0
+    assert content == (found.images.tobytes(), found.labels.tobytes(), found.names.tobytes())

@@ -105,13 +105,18 @@ def test_the_best_thresholds_are_the_best():
 # --- Intervals ----------------------------------------------------------------------------------
 
 
+def intervals(logits, labels):
+    found = label_scores.resampled(logits, labels, "sigmoid")
+    return {name: scores.interval(values) for name, values in found.items()}
+
+
 def test_intervals_are_those_of_resampled_images():
     """The same draws by hand: the scores of the drawn images."""
     random = np.random.default_rng(1)
     dense = random.random((30, 4)) < [0.5, 0.3, 0.1, 0.7]
     logits = np.round(random.normal(size=(30, 4)) + dense, 1)  # some ties
     labels = LabelSets.of([np.flatnonzero(row).tolist() for row in dense])
-    found = label_scores.bootstrap(logits, labels, "sigmoid")
+    found = intervals(logits, labels)
     draws, means = np.random.default_rng(scores.SEED), []
     for _ in range(scores.RESAMPLES):
         drawn = np.bincount(draws.integers(0, 30, 30), minlength=30)
@@ -128,5 +133,5 @@ def test_intervals_hold_the_score():
     logits = random.normal(size=(200, 5)) + 2 * dense
     labels = LabelSets.of([np.flatnonzero(row).tolist() for row in dense])
     found = label_scores.measure(logits, labels, "sigmoid")
-    for name, (low, high) in label_scores.bootstrap(logits, labels, "sigmoid").items():
+    for name, (low, high) in intervals(logits, labels).items():
         assert low < getattr(found, name) < high < low + 0.3

@@ -133,7 +133,7 @@ def test_table_leaves_out_numbers_that_no_class_has():
     most = np.bincount(labels).max()
     shots = [each for each in (1, 5, 10, 25) if each < most]
     assert [row.shots for row in rows] == [each for each in [*shots, None] for _ in range(3)]
-    assert all(len(row.top1) == (2 if row.shots else 1) for row in rows)
+    assert all(len(row.scores) == (2 if row.shots else 1) for row in rows)
     chosen = probing.some_of_each(labels, 10, 0, 6)
     counts = np.bincount(labels)
     assert np.bincount(labels[chosen]).tolist() == np.minimum(counts, 10).tolist()

@@ -13,6 +13,7 @@ from helpers.losses import check_sets
 from helpers.runs import assert_same, lines_of, state_of
 from helpers.serving import running
 from helpers.tags import NAMES, make_tags
+from helpers.twin import Twin
 from scipy.special import expit, log_expit
 
 import bit_paddle as bit
@@ -23,6 +24,7 @@ from bit_paddle.data.labels import LabelSets
 from bit_paddle.data.loader import MicroBatch
 from bit_paddle.data.readers import registry
 from bit_paddle.errors import ConfigError, DataError
+from bit_paddle.inference import probing
 from bit_paddle.models import losses
 from bit_paddle.system.device import to_device
 from bit_paddle.training.classification import task
@@ -131,6 +133,38 @@ def test_a_trajectory_is_that_of_numpy(split, lam, float64):
     linear = model.last_linear
     np.testing.assert_allclose(linear.weight.numpy(), weights, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(linear.bias.numpy(), bias, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("split, lam", [(1, 1.0), (3, 0.3)])
+def test_a_trajectory_of_the_whole_network_is_that_of_numpy(split, lam, float64):
+    """Every weight after steps with momentum, on an image without a label too."""
+    random = np.random.default_rng(1)
+    pixels = random.integers(0, 256, (5, 3, 32, 32)).astype(np.uint8)
+    sets = LabelSets.of([[0, 2], [], [1], [0, 1, 3], [3]])
+    order, rate = random.permutation(5), 0.02
+    model = create_model("R14x0.5", 4, seed=0)
+    model.last_linear.weight.set_value(0.1 * random.normal(size=[1024, 4]))
+    twin = Twin({name: one.numpy().copy() for name, one in model.named_parameters()})
+    velocity = {name: np.zeros_like(value) for name, value in twin.parameters.items()}
+    optimizer = Momentum(rate, 0.9, model.parameters())
+    views = pixels / 127.5 - 1
+    views = lam * views + (1 - lam) * views[order]
+    targets = lam * sets.dense(4) + (1 - lam) * sets[order].dense(4)
+    for _ in range(4):
+        parts = [batch_of(p, pixels, sets, order) for p in np.array_split(np.arange(5), split)]
+        loss_of = partial(task.loss_of, name="sigmoid")
+        found = update(model, optimizer, parts, rate, lam, loss_of=loss_of)
+        logits, gradients = twin.gradients(views, lambda logits: (expit(logits) - targets) / 5)
+        expected = -(targets * log_expit(logits) + (1 - targets) * log_expit(-logits)).sum() / 5
+        assert found == pytest.approx(expected, rel=1e-10)
+        for name, gradient in gradients.items():
+            velocity[name] = 0.9 * velocity[name] + gradient
+            twin.parameters[name] = twin.parameters[name] - rate * velocity[name]
+    assert gradients.keys() == twin.parameters.keys()
+    for name, one in model.named_parameters():
+        wanted = twin.parameters[name]
+        assert np.abs(one.numpy() - wanted).max() <= 1e-10 * np.abs(wanted).max(), name
+        assert np.abs(gradients[name]).max() > 0, name
 
 
 # --- Settings and the plan ----------------------------------------------------------------------
@@ -334,6 +368,43 @@ def test_predict_prints_all_labels_above_a_threshold(evaluated, trained, tags):
     assert done.returncode == 2 and "expected a probability from 0 to 1, or auto" in done.stderr
 
 
+def test_probe(tags, tmp_path):
+    """The mean average precision of ridge regression, found in the space of the images."""
+    metrics = pytest.importorskip("sklearn.metrics")
+    head = tmp_path / "head.npz"
+    done = run_here("probe", "--model", "BiT-Mini", *data(tags), "--crop", 32, "--seeds", 2,
+                    "--output", head, "--results", tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (content,) = json.loads((tmp_path / "probe.json").read_text())
+    assert "mean average precision in % on 12 images, 24 to train on" in done.stdout
+    assert {row["method"] for row in content["rows"]} == {"ridge"}
+    shots = [row["shots"] for row in content["rows"]]
+    assert shots == [1, 5, 10, None] and len(content["rows"][0]["scores"]) == 2
+    found = registry.open_dataset("folder", str(tags), separator=";")
+    model = bit.load("BiT-Mini", crop=32)
+    x, queries = (
+        model.features([p.image(k) for k in range(len(p))]) for p in (found.train, found.val)
+    )
+    truths = found.train.labels.dense(4), found.val.labels.dense(4)
+    errors, values = {}, {}
+    mean, std = x.mean(axis=0, dtype=float), x.std(axis=0, dtype=float) + 1e-5
+    one, other = (
+        np.hstack([(each - mean) / std, np.full((len(each), 1), 100.0)]) for each in (x, queries)
+    )
+    kernel, y = one @ one.T, 2.0 * truths[0] - 1
+    for strength in probing.STRENGTHS.tolist():  # in the space of the images, not the features
+        solved = np.linalg.solve(kernel + strength * np.eye(24), np.hstack([y, kernel]))
+        hat, values[strength] = solved[:, 4:].T, other @ one.T @ solved[:, :4]
+        apart = (hat @ y - y) / (1 - np.diag(hat)[:, None])  # of each image by all the others
+        errors[strength] = (apart**2).mean()
+    best = min(errors, key=errors.get)
+    wanted = metrics.average_precision_score(truths[1], values[best])
+    assert content["strength"] == best and content["rows"][-1]["scores"] == [pytest.approx(wanted)]
+    result = bit.evaluate(head, tags, separator=";")
+    assert result.mean_average_precision == pytest.approx(wanted, abs=1e-9)
+    np.testing.assert_allclose(result.outputs.logits, values[best], atol=2e-4)
+
+
 @pytest.mark.parametrize("format, name", [("paddle", "served"), ("onnx", "tags.onnx")])
 def test_exports_keep_the_thresholds(format, name, evaluated, trained, tags, tmp_path):
     if format == "onnx":
@@ -352,14 +423,77 @@ def test_exports_keep_the_thresholds(format, name, evaluated, trained, tags, tmp
     assert found.chosen.scores.macro_f1 == pytest.approx(wanted.chosen.scores.macro_f1, abs=1e-3)
 
 
-def test_quantize_needs_one_label(trained, tags, tmp_path):
+def described(tags, folder):
+    """Return a description of the data, for commands without --separator."""
+    spec = folder / "tags.yaml"
+    spec.write_text(f"reader: folder\ndatadir: {tags}\nseparator: ';'\n")
+    return spec
+
+
+def test_quantize_measures_what_int8_costs(trained, tags, tmp_path):
     for package in ("onnx", "onnxruntime"):
         pytest.importorskip(package)
-    spec = tmp_path / "tags.yaml"
-    spec.write_text(f"reader: folder\ndatadir: {tags}\nseparator: ';'\n")
-    with pytest.raises(ConfigError, match="--quantize: needs exactly one label per image"):
-        bit.export(trained, "onnx", tmp_path / "small.onnx", quantize=spec)
-    assert not (tmp_path / "small.onnx").exists()
+    small = tmp_path / "small.onnx"
+    found = bit.export(trained, "onnx", small, quantize=described(tags, tmp_path)).int8
+    before = bit.evaluate(trained, tags, separator=";", runtime="onnxruntime")
+    after = bit.evaluate(small, tags, separator=";")
+    wanted = before.mean_average_precision, after.mean_average_precision
+    assert (found.float32, found.int8) == wanted and found.images == 12
+    assert found.interval == after.intervals["mean_average_precision"]
+    decided = [one.outputs.logits >= 0 for one in (before, after)]
+    assert found.same == np.mean(decided[0] == decided[1])
+    assert str(found).startswith(f"int8: mean average precision {wanted[1]:.2%} (95% interval ")
+
+
+@pytest.mark.slow
+def test_bench_measures_the_mean_average_precision(trained, tags, tmp_path):
+    path = tmp_path / "bench.json"
+    done = run_here("bench", trained, "--dataset", described(tags, tmp_path), "--rounds", 1,
+                    "--runtimes", "paddle", "--json", path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(path.read_text())["rows"]
+    wanted = bit.evaluate(trained, tags, separator=";").mean_average_precision
+    assert rows[0]["mean_average_precision"] == pytest.approx(wanted, abs=1e-9)
+    assert rows[0]["top1"] is None
+    titles, first = done.stdout.splitlines()[3:5]
+    assert titles.split()[-2:] == ["mAP", "logits"] and f" {wanted:.2%} " in first
+    assert "mAP and logits: 12 validation images" in done.stdout
+
+
+def weak(folder, names):
+    """Write a model of these labels with random weights."""
+    model = create_model("R14x0.5", 4, seed=3)
+    weight = np.random.default_rng(0).normal(size=(1024, 4)).astype(np.float32)
+    model.last_linear.weight.set_value(weight[:, [NAMES.index(name) for name in names]])
+    facts = {"classes": list(names), "crop": 32, "settings": {"loss": "sigmoid"}}
+    bit.save_npz(model, folder / "weak.npz", notes=facts)
+    return folder / "weak.npz"
+
+
+def test_compare(trained, tags, tmp_path):
+    other = weak(tmp_path, NAMES[::-1])
+    done = run_here("evaluate", "--model", other, "--compare", trained, *data(tags), "--output",
+                    tmp_path / "out")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = bit.compare(other, trained, tags, separator=";")
+    assert f"compared with {found.b.model}: {found}" in done.stdout
+    content = json.loads((tmp_path / "out/comparison.json").read_text())
+    for name, value in found.differences.items():
+        one, two = (getattr(each, name) for each in (found.a, found.b))
+        assert content[name] == [one, two] and content["differences"][name] == value == two - one
+        low, high = content["difference_intervals"][name]
+        assert low <= value <= high and high - low > 0
+    with open(tmp_path / "out/differences.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert sorted(row["label"] for row in rows) == sorted(NAMES)
+    for row in rows:
+        place = NAMES.index(row["label"])
+        wanted = found.b.scores.average_precision[place]
+        assert float(row["second"]) == pytest.approx(wanted, abs=1e-4)
+        wanted = found.a.scores.average_precision[3 - place]
+        assert float(row["first"]) == pytest.approx(wanted, abs=1e-4)
+    same = bit.compare(trained, trained, tags, separator=";")
+    assert set(same.differences.values()) == {0} and set(same.intervals.values()) == {(0, 0)}
 
 
 def test_the_server_answers_with_all_labels(evaluated, trained, tags):
@@ -396,19 +530,23 @@ def test_the_pages_show_such_runs(trained, tags, tmp_path):
     assert "val_mean_average_precision" in steps[-1]
 
 
-@pytest.mark.parametrize(
-    "command, words, message",
-    [
-        ("audit", [], "audit: needs exactly one label per image"),
-        ("evaluate", ["--model", "BiT-Mini", "--compare", "BiT-Mini"], "--compare: counts"),
-        ("bench", ["BiT-Mini"], "--dataset: top-1 needs exactly one label per image"),
-    ],
-)
-def test_commands_for_one_label_refuse(command, words, message, tags, tmp_path):
-    spec = tmp_path / "tags.yaml"
-    spec.write_text(f"reader: folder\ndatadir: {tags}\nseparator: ';'\n")
-    done = run_here(command, *words, "--dataset", spec)
-    assert done.returncode == 2 and message in done.stderr, done.stderr
+def test_audit_finds_copies_and_judges_no_labels(tags, tmp_path):
+    pytest.importorskip("imagehash")
+    copy = make_tags(tmp_path / "copy")
+    (copy / "val/03.png").write_bytes((copy / "train/05.png").read_bytes())
+    (copy / "train/00.png").write_bytes(b"no image")
+    words = ["--dataset", "folder", "--datadir", copy, "--separator", ";"]
+    done = run_here("audit", *words, "--model", "BiT-Mini", "--output", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "labels are not judged: an image of these data may have several" in done.stdout
+    with open(tmp_path / "audit.csv", newline="") as stream:
+        first, *rest = csv.DictReader(stream)
+    assert first["path"] == "train/05.png" and first["label"] == "amber;coral"
+    assert first["why"] == "same content, but the other has the label amber;blue"
+    kinds = {row["kind"] for row in rest}
+    assert "unreadable" in kinds and "label" not in kinds
+    done = run_here("audit", *words, "--predictions", tmp_path / "none.csv")
+    assert done.returncode == 2 and "--predictions: judges labels, of which" in done.stderr
 
 
 def test_a_softmax_model_is_refused(tags, tmp_path):

@@ -199,12 +199,12 @@ def _labels(found: index.Index, place: Place, spec: DataSpec) -> LabelSets | Non
 
     Raises `DataError` if there is no such first one, or if it is not all that was packed.
     """
-    lengths = np.diff(found.label_starts)
     if spec.several:
         sets = LabelSets(found.label_starts, found.labels)
         if place.names is None:
             return sets
         return LabelSets.of_pairs(sets.images, sets.labels, len(sets))  # theirs have any order
+    lengths = np.diff(found.label_starts)
     wrong = lengths != 1 if place.names is None else lengths == 0
     if wrong.any():
         first = int(wrong.argmax())

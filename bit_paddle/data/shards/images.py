@@ -10,11 +10,14 @@ import numpy as np
 from PIL import Image
 
 from bit_paddle.data import decoding
+from bit_paddle.data.images import Images
 from bit_paddle.data.labels import Labels, LabelSets, as_labels
 from bit_paddle.data.shards.index import Index, release
 from bit_paddle.data.shards.stores import Store
 from bit_paddle.data.stratification import parts_of
 from bit_paddle.errors import DataError
+
+_BLOCK = 1 << 20  # rows that are hashed at once
 
 
 class ShardImages:
@@ -63,6 +66,13 @@ class ShardImages:
     def size(self, index: int) -> tuple[int, int]:
         return decoding.size_of(self.content(index), self.name(index))
 
+    def fault(self, index: int, thorough: bool = False) -> str | None:
+        """Return the reason why image ``index`` cannot be used; see `decoding.fault_of`.
+
+        Errors: those of `content`, which concern the shard.
+        """
+        return decoding.fault_of(self.content(index), self.name(index), thorough)
+
     def name(self, index: int) -> str:
         row = self._row(index)
         return f"{self.store.name(int(self.index.images['shard'][row]))}/{self.index.name(row)}"
@@ -89,7 +99,8 @@ class ShardImages:
         for array in _arrays(self.labels[indices]):
             result.update(np.ascontiguousarray(array))
         rows = indices if self._rows is None else self._rows[indices]
-        result.update(np.ascontiguousarray(rows))
+        for start in range(0, len(rows), _BLOCK):
+            result.update(np.ascontiguousarray(rows[start : start + _BLOCK], np.int64))
         return result.hexdigest()
 
     @property
@@ -115,6 +126,13 @@ def first_labels(index: Index) -> np.ndarray:
         release(index.label_starts)
     release(index.labels)
     return found
+
+
+def release_indexes(*parts: Images | None) -> None:
+    """Take the indexes of those ``parts`` that are in shards from the memory of this process."""
+    for part in parts:
+        if isinstance(part, ShardImages):
+            part.index.release()
 
 
 def held_out(images: ShardImages, fraction: float) -> tuple[ShardImages, ShardImages]:

@@ -67,6 +67,11 @@ class Index(NamedTuple):
         """The bytes of the arrays."""
         return sum(getattr(self, key).nbytes for key in _TYPES)
 
+    def release(self) -> None:
+        """Take all pages from the memory of this process; see `release`."""
+        for key in _TYPES:
+            release(getattr(self, key))
+
     def name(self, row: int) -> str:
         """Return the name of an image in its shard."""
         start, end = self.name_starts[row : row + 2].tolist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
@@ -55,6 +56,9 @@ class Store(Protocol):
     def read_ahead(self) -> None:
         """Begin to read all shards, in the background."""
 
+    def prefetch(self, now: list[int], later: list[int]) -> None:
+        """Begin to get the shards ``later``, in the background; they are needed after ``now``."""
+
 
 class Folder:
     """Shards in a folder of this machine. Raises `DataError` for one that is missing or cut."""
@@ -83,6 +87,9 @@ class Folder:
         """
         if sum(shard.size for shard in self._shards) <= environment.memory_bytes() // 2:
             threading.Thread(target=self._read_all, daemon=True, name="read ahead").start()
+
+    def prefetch(self, now: list[int], later: list[int]) -> None:
+        """Do nothing: all shards are here."""
 
     def _read_all(self) -> None:
         with suppress(DataError, OSError):  # who needs the image reports it
@@ -116,6 +123,7 @@ class Cache:
     def __init__(self, address: str, shards: Sequence[Shard], folder: Path, most: int):
         self.title, self._address, self._shards = address, address, shards
         self._folder, self._most = folder, most
+        self._asked: deque[int] = deque(maxlen=max(1, most // 2))  # of `prefetch`: a window
         self.open = lru_cache(maxsize=most)(self._open)
 
     def name(self, number: int) -> str:
@@ -144,6 +152,19 @@ class Cache:
 
     def read_ahead(self) -> None:
         """Do nothing: a shard is transferred as a whole when its first image is needed."""
+
+    def prefetch(self, now: list[int], later: list[int]) -> None:
+        """Begin to transfer the shards ``later``; the oldest leave the cache, but not ``now``."""
+        new = [number for number in later if number not in self._asked]
+        if new:
+            self._asked.extend(new)
+            arguments = ([*now, *new],)
+            threading.Thread(target=self._transfer, args=arguments, daemon=True).start()
+
+    def _transfer(self, numbers: list[int]) -> None:
+        with suppress(DataError, DownloadError, OSError):  # who needs the image reports it
+            for number in numbers:
+                os.utime(self.path(number))
 
     def _remove_oldest(self) -> None:
         """Leave the ``most`` shards that were used last."""

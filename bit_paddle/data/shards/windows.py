@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from bit_paddle.data.images import Images
@@ -9,10 +11,27 @@ from bit_paddle.data.shards.images import ShardImages
 
 
 class Windows:
-    """Windows of ``size`` shards each; ``shards`` [N] are the numbers of the images' shards."""
+    """Windows of ``size`` shards each; ``shards`` [N] are the numbers of the images' shards.
 
-    def __init__(self, shards: np.ndarray, size: int):
-        self._shards, self._size = shards, size
+    ``prefetch`` begins to get shards, of which the second group is needed later.
+    """
+
+    def __init__(
+        self,
+        shards: np.ndarray,
+        size: int,
+        prefetch: Callable[[list[int], list[int]], object] = lambda now, later: None,
+    ):
+        self._shards, self._size, self._prefetch = shards, size, prefetch
+
+    @property
+    def images(self) -> int:
+        """The number of images in a window, on average."""
+        return max(1, len(self._shards) * self._size // (int(self._shards.max()) + 1))
+
+    def prefetch(self, now: np.ndarray, later: np.ndarray) -> None:
+        """Begin to get the shards of the images ``later``, before which come those of ``now``."""
+        self._prefetch(*(np.unique(self._shards[images]).tolist() for images in (now, later)))
 
     def ordered(self, images: np.ndarray, random: np.random.Generator) -> np.ndarray:
         """Return ``images``, a permutation of the N images, sorted by their windows.
@@ -33,4 +52,6 @@ def begin(images: Images, subset: np.ndarray) -> Windows | None:
         return None
     if 2 * len(subset) > len(images.index.images):
         images.store.read_ahead()
-    return None if images.window is None else Windows(images.of("shard", subset), images.window)
+    if images.window is None:
+        return None
+    return Windows(images.of("shard", subset), images.window, images.store.prefetch)

@@ -13,8 +13,9 @@ import numpy as np
 from bit_paddle.config.settings import Settings
 from bit_paddle.data import check, copies, fewshot, identity
 from bit_paddle.data.images import FileImages
-from bit_paddle.data.labels import LabelSets, counts
+from bit_paddle.data.labels import LabelSets, counts, every
 from bit_paddle.data.readers import registry
+from bit_paddle.data.shards.images import release_indexes
 from bit_paddle.errors import ConfigError
 from bit_paddle.models import cost, losses
 from bit_paddle.models.checkpoint import CheckpointFile
@@ -50,6 +51,7 @@ class ClassificationPlan(Plan):
 
     def task(self, log: Logbook, stop: Interrupt) -> Classification:
         """Return the task; see `Plan`."""
+        release_indexes(self.data.train, self.data.val, self.data.test)  # a step reads little
         if self.teacher is not None:
             from bit_paddle.training.classification.distillation import Distillation
 
@@ -235,7 +237,7 @@ def make_plan(
                 data, skipped = data._replace(**{part: images}), skipped + more
     data, taught = teacher.with_classes(settings, data, taught)
     train = data.train
-    subset = np.arange(len(train))
+    subset = every(len(train))
     if settings.examples_per_class is not None:
         subset = fewshot.select(
             train.labels,
