@@ -24,7 +24,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -135,13 +134,8 @@ class Hosts:
                 "GLOG_minloglevel": "2",
                 "OMP_NUM_THREADS": "1",
             }
-            words = [
-                flags.network,
-                flags.host_batch,
-                flags.side,
-                flags.host_steps,
-                f"{folder}/{rank}",
-            ]
+            words = [flags.network, flags.host_batch, flags.side, flags.host_steps]
+            words += [f"{folder}/{rank}", *kinds]
             command = [sys.executable, "-W", "ignore", __file__, *map(str, words)]
             enter = ["ip", "netns", "exec", name]
             workers.append(subprocess.Popen([*enter, *command], env={**os.environ, **own}))
@@ -194,24 +188,14 @@ def work(network: str, batch: str, side: str, steps: str, path: str, *kinds: str
     import paddle
 
     from bit_paddle.models.weights import create_model
-    from bit_paddle.training import distributed, step
-    from bit_paddle.training.optimizer import Momentum
-
-    class Late(distributed.GradientSums):
-        """Exchanges all gradients after the backward pass."""
-
-        def _on_gradient(self, index: int, *_: object) -> None:
-            pass
-
-    def loss_of(model: object, images: object) -> object:
-        return (model(images) ** 2).mean()
+    from bit_paddle.training import distributed
+    from bit_paddle.training.selftest import numbers
 
     def begin(kind: str) -> Callable[[], object]:
         model = create_model(network, CLASSES, seed=0)
-        optimizer = Momentum(0.01, 0.9, model.parameters())
-        sums_of = Late if "late" in kind else distributed.GradientSums
+        sums_of = numbers.LateSums if "late" in kind else distributed.GradientSums
         sums = sums_of(model.parameters(), "shard" in kind, None, kind.split()[0])
-        return partial(step.update, model, optimizer, sums, [images], loss_of, 1e-3)
+        return numbers.stepper(model, sums, images)
 
     def settled() -> np.ndarray:
         distributed.largest(0)
@@ -220,10 +204,7 @@ def work(network: str, batch: str, side: str, steps: str, path: str, *kinds: str
 
     def measure(kind: str, call: Callable[[], object]) -> None:
         before = settled()
-        distributed.largest(0)
-        begun = time.perf_counter()
-        call()
-        told[kind]["seconds"].append(time.perf_counter() - begun)
+        told[kind]["seconds"].append(numbers.seconds_of(call))
         told[kind]["bytes"].append((settled() - before).tolist())
 
     distributed.join()
