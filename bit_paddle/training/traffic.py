@@ -78,7 +78,7 @@ def rows(settings: RunSettings, demand: cost.Demand, gpus: int) -> list[tuple[st
     gloo = gpus == 1
     step = busiest(of_step(demand.learned, count, settings.reduce_dtype, settings.shard, gloo))
     start = busiest(at_start(demand.parts(False, 1)["weights"] // 4, count, gloo))
-    library = "gloo" if gloo else "NCCL's ring, not measured"
+    library = "gloo" if gloo else "NCCL, not measured"
     what = f"each of {count} {'processes' if gloo else 'GPUs'}"
     lines = [
         f"{what} sends up to {step.sent / 1e6:,.1f} MB per step and receives up to "
@@ -88,11 +88,11 @@ def rows(settings: RunSettings, demand: cost.Demand, gpus: int) -> list[tuple[st
     if settings.reduce_dtype != "bf16":
         half = busiest(of_step(demand.learned, count, "bf16", settings.shard, gloo))
         lines.append(f"With --reduce_dtype bf16 a step sends up to {half.sent / 1e6:,.1f} MB")
-    speeds = "".join(f"{gbit:>10}" for gbit in SPEEDS)
+    speeds = "".join(f"{gbit:>11}" for gbit in SPEEDS)
     lines.append(f"{'Gbit/s':12}{speeds}")
     for title, one in (("a step", step), ("the start", start)):
-        times = (f"{one.seconds(gbit):.3g} s" for gbit in SPEEDS)
-        lines.append(f"{title:12}" + "".join(f"{time:>10}" for time in times))
+        times = (f"{1000 * one.seconds(gbit):,.1f} ms" for gbit in SPEEDS)
+        lines.append(f"{title:12}" + "".join(f"{time:>11}" for time in times))
     lines.append("The network works beside the last backward pass of a step; the rest adds to it")
     return [("traffic", lines[0]), *(("", line) for line in lines[1:])]
 
