@@ -1,8 +1,9 @@
 """The bytes that the processes of a run exchange, and how long a network needs for them.
 
 Two libraries exchange them: NCCL between GPUs, gloo between processes on CPUs. gloo's numbers are
-those of its code, which `scripts/benchmarks/hosts.py` compares with the counters of the kernel.
-NCCL's are those of its ring, and not measured. Bytes are payload: headers of packets add 0.2 %.
+those of its code; `scripts/benchmarks/scaling.py --hosts 2 4` compares them with the counters of
+the kernel. NCCL's are those of its ring, and not measured. Bytes are payload: headers of packets
+add 0.2 % to large tensors.
 """
 
 from __future__ import annotations

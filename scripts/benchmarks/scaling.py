@@ -2,7 +2,7 @@
 ``pip install '.[bench]'``, then ``python scripts/benchmarks/scaling.py --plot scaling.png``.
 
 With ``--hosts 2 4 --plot hosts.png`` it measures training over so many machines instead, and draws
-a model of the speed-up; see `hosts`.
+a model of the speed-up; see `speedup`.
 
 Prints median times, and their relative distance from a straight line that is fitted to each
 contender's times: once over the number of images, once over the number of pixels.
@@ -13,9 +13,9 @@ from __future__ import annotations
 import json
 
 import contenders
-import hosts
 import networks
 import numpy as np
+import speedup
 import standings
 
 CONTENDERS = (networks.OURS, f"{networks.OURS} bf16", f"{networks.HUGGING_FACE}, NHWC")
@@ -25,10 +25,10 @@ BATCHES, SIDES, FEW = (4, 8, 16, 32, 64), (64, 128, 224, 320, 480), 4
 def main() -> None:
     parser = contenders.parser(__doc__)
     parser.set_defaults(rounds=3)
-    hosts.add_flags(parser)
+    speedup.add_flags(parser)
     flags = parser.parse_args()
     if flags.hosts:
-        hosts.main(flags)
+        speedup.main(flags)
         return
     if flags.worker:
         contenders.work(flags)

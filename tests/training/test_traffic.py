@@ -111,16 +111,16 @@ def test_the_kernel_counts_what_the_plan_states(tmp_path, monkeypatch):
     """Of two hosts, each of which makes a step of every kind, within 5 %."""
     monkeypatch.syspath_prepend(str(ROOT / "scripts/benchmarks"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    import hosts
+    import speedup
 
-    monkeypatch.delitem(sys.modules, "hosts")
+    monkeypatch.delitem(sys.modules, "speedup")
     flags = argparse.Namespace(network="R14x1", host_batch=2, side=32, host_steps=1)
     kinds = ("float32", "bf16", "float32 shard", "bf16 shard")
-    with hosts.Hosts(2) as two:
+    with speedup.Hosts(2) as two:
         rows = two.run(str(tmp_path), flags, kinds)
     assert [row["kind"] for row in rows] == ["start", *kinds]
     for row in rows:
-        print(hosts.row_of({"hosts": 2, "rate": "unlimited", **row}))
+        print(speedup.row_of({"hosts": 2, "rate": "unlimited", **row}))
         for counted, planned in zip(row["bytes"], row["planned"]):
             assert [one for one in planned if one] and len(counted) == 2
             for one, other in zip(counted, planned):

@@ -31,7 +31,7 @@ import numpy as np
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.training import traffic
 
-RATES = ("unlimited", "800mbit", "400mbit", "200mbit")
+UNLIMITED = "unlimited"
 TIMED = ("float32", "bf16", "float32 late", "bf16 late")
 COUNTED = (*TIMED, "float32 shard", "bf16 shard")  # where the rate is unlimited
 CLASSES, PORT = 10, 6170
@@ -49,6 +49,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     ):
         group.add_argument(f"--{name}", type=kind, default=default, help=f"{text} ({default})")
     group.add_argument("--hosts", type=int, nargs="+", help="numbers of hosts, such as 2 4")
+    rates = [800, 400, 200]
+    group.add_argument("--rates", type=int, nargs="+", default=rates, help="limits in Mbit/s")
 
 
 def main(flags: argparse.Namespace) -> None:
@@ -57,9 +59,9 @@ def main(flags: argparse.Namespace) -> None:
     print("hosts  rate       exchange        s/step  sent MB  planned  worst")
     for count in flags.hosts:
         with tempfile.TemporaryDirectory() as folder, Hosts(count) as hosts:
-            for rate in RATES:
+            for rate in (UNLIMITED, *(f"{rate}mbit" for rate in flags.rates)):
                 hosts.limit(rate)
-                for found in hosts.run(folder, flags, COUNTED if rate == RATES[0] else TIMED):
+                for found in hosts.run(folder, flags, COUNTED if rate == UNLIMITED else TIMED):
                     rows.append({"hosts": count, "rate": rate, **found})
                     print(row_of(rows[-1]), flush=True)
     model = fitted(rows)
@@ -112,7 +114,7 @@ class Hosts:
 
     def limit(self, rate: str) -> None:
         """Limit what each host sends."""
-        if rate != "unlimited":
+        if rate != UNLIMITED:
             bucket = ["tbf", "rate", rate, "burst", "128k", "latency", "50ms"]
             for name in self.names:
                 words = ["tc", "-n", name, "qdisc", "replace", "dev", "eth0", "root", *bucket]
@@ -240,7 +242,7 @@ def fitted(rows: list[dict]) -> dict:
 
     The rows without overlap are linear in all but ``hidden``, which the others then choose.
     """
-    rows = [row for row in rows if row["rate"] != "unlimited" and "shard" not in row["kind"]]
+    rows = [row for row in rows if row["rate"] != UNLIMITED and "shard" not in row["kind"]]
     rows = [row for row in rows if row["kind"] != "start"]
     late = [row for row in rows if "late" in row["kind"]]
     counts = sorted({row["hosts"] for row in rows})
@@ -278,7 +280,7 @@ def predicted(row: dict, model: dict) -> float:
 
 
 def described(model: dict, rows: list[dict]) -> str:
-    used = [row for row in rows if row["rate"] != "unlimited" and "shard" not in row["kind"]]
+    used = [row for row in rows if row["rate"] != UNLIMITED and "shard" not in row["kind"]]
     errors = [
         abs(predicted(row, model) / row["seconds"] - 1) for row in used if row["kind"] != "start"
     ]
