@@ -4,7 +4,7 @@ Each host is a namespace with its own address; `tc` limits its rate. Every host 
 network on its share of each batch, by the package's own step. The kernel counts the bytes, and a
 model of the time of a step is fitted:
 
-    exchange = bytes / (share of the rate) + collectives * latency
+    exchange = bytes / (share of the rate) + collectives * hops * latency
     step = compute + exchange                                    without overlap
     step = compute + max(0, exchange - hidden * compute)         beside the backward pass
 
@@ -22,8 +22,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,7 @@ from bit_paddle.models.architecture import Architecture
 from bit_paddle.training import traffic
 
 UNLIMITED = "unlimited"
-TIMED = ("float32", "bf16", "float32 late", "bf16 late")
+TIMED = ("alone", "float32", "bf16", "float32 late", "bf16 late")
 COUNTED = (*TIMED, "float32 shard", "bf16 shard")  # where the rate is unlimited
 CLASSES, PORT = 10, 6170
 
@@ -75,7 +75,7 @@ def main(flags: argparse.Namespace) -> None:
 def row_of(row: dict) -> str:
     """Return a line: the traffic of the busiest host, and the largest distance from the plan."""
     pairs = list(zip(row["bytes"], row["planned"]))
-    worst = max(abs(b / a - 1) for one, two in pairs for b, a in zip(one, two) if a)
+    worst = max([abs(b / a - 1) for one, two in pairs for b, a in zip(one, two) if a] or [0])
     sent, planned = (max(one[0] for one in row[key]) / 1e6 for key in ("bytes", "planned"))
     seconds = f"{row['seconds']:7.3f}" if row["kind"] != "start" else " " * 7
     start = f"{row['hosts']:5}  {row['rate']:9}  {row['kind']:13} {seconds}"
@@ -155,6 +155,8 @@ class Hosts:
         sizes = Architecture.parse(flags.network).learned_tensors(CLASSES, "all")
         if kind == "start":
             planned = traffic.at_start(sum(sizes), self.count, gloo=True)
+        elif kind == "alone":
+            planned = [traffic.Traffic(0, 0)] * self.count
         else:
             dtype, shard = kind.split()[0], "shard" in kind
             planned = traffic.of_step(sizes, self.count, dtype, shard, gloo=True)
@@ -193,9 +195,18 @@ def work(network: str, batch: str, side: str, steps: str, path: str, *kinds: str
     from bit_paddle.training import distributed
     from bit_paddle.training.selftest import numbers
 
+    Sums = distributed.GradientSums
+
+    class Alone(Sums):
+        """Exchanges no gradient, to measure what a host computes."""
+
+        @contextmanager
+        def exchanged(self) -> Iterator[Callable[[], None]]:
+            yield self.give_up
+
     def begin(kind: str) -> Callable[[], object]:
         model = create_model(network, CLASSES, seed=0)
-        sums_of = numbers.LateSums if "late" in kind else distributed.GradientSums
+        sums_of = {"alone": Alone, "late": numbers.LateSums}.get(kind.split()[-1], Sums)
         sums = sums_of(model.parameters(), "shard" in kind, None, kind.split()[0])
         return numbers.stepper(model, sums, images)
 
@@ -228,9 +239,10 @@ def work(network: str, batch: str, side: str, steps: str, path: str, *kinds: str
 
 
 def exchange(row: dict, share: float, latency: float) -> float:
-    """Return the seconds of an exchange by the model."""
+    """Return the seconds of an exchange by the model: gloo's ring has 2 (hosts - 1) hops."""
     busiest = max(max(one) for one in row["planned"])
-    return 8 * busiest / (share * rate_of(row)) + row["collectives"] * latency
+    hops = row["collectives"] * 2 * (row["hosts"] - 1)
+    return 8 * busiest / (share * rate_of(row)) + hops * latency
 
 
 def rate_of(row: dict) -> float:
@@ -240,30 +252,22 @@ def rate_of(row: dict) -> float:
 def fitted(rows: list[dict]) -> dict:
     """Fit the model to the limited rows, with the least squares of relative errors.
 
-    The rows without overlap are linear in all but ``hidden``, which the others then choose.
+    ``compute`` is measured, by the hosts that exchange nothing. The rows without overlap give the
+    share of the rate and the latency; those with overlap then give ``hidden``.
     """
-    rows = [row for row in rows if row["rate"] != UNLIMITED and "shard" not in row["kind"]]
-    rows = [row for row in rows if row["kind"] != "start"]
-    late = [row for row in rows if "late" in row["kind"]]
+    limited = [row for row in rows if row["rate"] != UNLIMITED]
     counts = sorted({row["hosts"] for row in rows})
-    matrix = np.array(
-        [
-            [exchange(row, 1, 0), row["collectives"], *(row["hosts"] == n for n in counts)]
-            for row in late
-        ],
-        float,
-    )
-    seconds = np.array([row["seconds"] for row in late])
-    slope, latency, *compute = np.linalg.lstsq(
-        matrix / seconds[:, None], np.ones(len(late)), rcond=None
-    )[0]
-    model = {
-        "share": 1 / slope,
-        "latency": latency,
-        "compute": dict(zip(counts, compute)),
-        "hidden": 0.0,
+    alone = [row for row in rows if row["kind"] == "alone"]
+    compute = {
+        n: statistics.median(row["seconds"] for row in alone if row["hosts"] == n) for n in counts
     }
-    beside = [row for row in rows if "late" not in row["kind"]]
+    late = [row for row in limited if "late" in row["kind"]]
+    seconds = np.array([row["seconds"] for row in late])
+    extra = seconds - [compute[row["hosts"]] for row in late]
+    matrix = np.array([[exchange(row, 1, 0), exchange(row, np.inf, 1)] for row in late])
+    slope, latency = np.linalg.lstsq(matrix / seconds[:, None], extra / seconds, rcond=None)[0]
+    model = {"share": float(1 / slope), "latency": float(latency), "compute": compute}
+    beside = [row for row in limited if row["kind"] in ("float32", "bf16")]
 
     def error(hidden: float) -> float:
         tried = {**model, "hidden": hidden}
@@ -280,14 +284,16 @@ def predicted(row: dict, model: dict) -> float:
 
 
 def described(model: dict, rows: list[dict]) -> str:
-    used = [row for row in rows if row["rate"] != UNLIMITED and "shard" not in row["kind"]]
+    """Return the fitted numbers, and how well the rows agree with them."""
     errors = [
-        abs(predicted(row, model) / row["seconds"] - 1) for row in used if row["kind"] != "start"
+        abs(predicted(row, model) / row["seconds"] - 1)
+        for row in rows
+        if row["rate"] != UNLIMITED and row["kind"] in TIMED[1:]
     ]
     compute = ", ".join(f"{n} hosts {one:.3f} s" for n, one in model["compute"].items())
     return (
-        f"fitted: {model['share']:.0%} of the rate, {1000 * model['latency']:.2f} ms per "
-        f"collective, compute {compute},\n{model['hidden']:.0%} of it hides an exchange; "
+        f"fitted: {model['share']:.0%} of the rate, {1000 * model['latency']:.2f} ms per hop; "
+        f"compute {compute},\n{model['hidden']:.0%} of it hides an exchange; "
         f"errors of {len(errors)} rows: median {statistics.median(errors):.1%}, "
         f"largest {max(errors):.1%}"
     )

@@ -1,6 +1,7 @@
 """The bytes between processes: the formulas, what `plan` prints of them, and the kernel's count."""
 
 import argparse
+import itertools
 import os
 import shutil
 import sys
@@ -99,6 +100,16 @@ def test_one_process_exchanges_nothing(capsys):
     assert errors.run_command(plan.main, [*WORDS.split(), "--reduce_dtype", "fp8"]) == 2
 
 
+@pytest.fixture
+def speedup(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts/benchmarks"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    import speedup
+
+    yield speedup
+    sys.modules.pop("speedup")
+
+
 # --- The kernel's count -------------------------------------------------------------------------
 
 
@@ -107,13 +118,8 @@ def test_one_process_exchanges_nothing(capsys):
     os.geteuid() != 0 or not all(map(shutil.which, ("ip", "tc"))),
     reason="network namespaces need root and iproute2",
 )
-def test_the_kernel_counts_what_the_plan_states(tmp_path, monkeypatch):
+def test_the_kernel_counts_what_the_plan_states(tmp_path, speedup):
     """Of two hosts, each of which makes a step of every kind, within 5 %."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts/benchmarks"))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    import speedup
-
-    monkeypatch.delitem(sys.modules, "speedup")
     flags = argparse.Namespace(network="R14x1", host_batch=2, side=32, host_steps=1)
     kinds = ("float32", "bf16", "float32 shard", "bf16 shard")
     with speedup.Hosts(2) as two:
@@ -125,3 +131,40 @@ def test_the_kernel_counts_what_the_plan_states(tmp_path, monkeypatch):
             assert [one for one in planned if one] and len(counted) == 2
             for one, other in zip(counted, planned):
                 assert one == pytest.approx(other, rel=0.05, abs=2e5)
+
+
+# --- The model of speed-up ----------------------------------------------------------------------
+
+
+def test_the_fit_finds_the_numbers_of_its_model(speedup):
+    made = {"share": 0.9, "latency": 0.002, "compute": {2: 0.5, 4: 0.8}, "hidden": 0.4}
+    rows = []
+    for count, rate, kind in itertools.product((2, 4), (800, 200, 50), speedup.TIMED):
+        dtype = "bf16" if "bf16" in kind else "float32"
+        planned = traffic.of_step(SIZES, count, dtype, gloo=True)
+        row = {"hosts": count, "rate": f"{rate}mbit", "kind": kind, "planned": planned}
+        rows.append({**row, "collectives": len(SIZES)})
+        alone = kind == "alone"
+        rows[-1]["seconds"] = (
+            0.5 + 0.15 * (count - 2) if alone else speedup.predicted(rows[-1], made)
+        )
+    found = speedup.fitted(rows)
+    assert found["compute"] == pytest.approx(made["compute"])
+    assert found["share"] == pytest.approx(0.9) and found["latency"] == pytest.approx(0.002)
+    assert found["hidden"] == pytest.approx(0.4)
+    assert "largest 0.0%" in speedup.described(found, rows)
+
+
+def test_the_model_has_its_limits(speedup):
+    """No traffic gives n; without a network's limits only the latency is left."""
+    model = {"share": 1.0, "latency": 0.0, "compute": {}, "hidden": 0.5}
+    flags = argparse.Namespace(gpu_network="R50x1", images_per_second=300, latency=0.0)
+    assert speedup.speed_up(model, flags, 1, 10, 512, "float32") == 1
+    assert speedup.speed_up(model, flags, 8, 1e9, 512, "float32") == pytest.approx(8)
+    slow, half, fast = (
+        speedup.speed_up(model, flags, 256, gbit, 512, dtype)
+        for gbit, dtype in ((10, "float32"), (10, "bf16"), (100, "float32"))
+    )
+    assert 1 < slow < half < fast < 256
+    flags.latency = 1e-4
+    assert speedup.speed_up(model, flags, 256, 1e9, 512, "float32") < 100
