@@ -79,12 +79,12 @@ def rows(settings: RunSettings, demand: cost.Demand, gpus: int) -> list[tuple[st
     gloo = gpus == 1
     step = busiest(of_step(demand.learned, count, settings.reduce_dtype, settings.shard, gloo))
     start = busiest(at_start(demand.parts(False, 1)["weights"] // 4, count, gloo))
-    library = "gloo" if gloo else "NCCL, not measured"
+    library = "gloo, as measured" if gloo else "NCCL's ring, not measured"
     what = f"each of {count} {'processes' if gloo else 'GPUs'}"
     lines = [
         f"{what} sends up to {step.sent / 1e6:,.1f} MB per step and receives up to "
-        f"{step.received / 1e6:,.1f} MB ({library})",
-        f"At the start rank 0 sends its weights: {start.sent / 1e6:,.1f} MB",
+        f"{step.received / 1e6:,.1f} MB",
+        f"({library}). At the start rank 0 sends its weights: {start.sent / 1e6:,.1f} MB",
     ]
     if settings.reduce_dtype != "bf16":
         half = busiest(of_step(demand.learned, count, "bf16", settings.shard, gloo))

@@ -23,7 +23,8 @@ def page(results: Sequence[Result], command: Sequence[str]) -> str:
         f"Selftest: {summary(results)}",
         f"<p>bit_paddle {__version__}; {escape(environment.machine())}</p>\n"
         f"<pre>{escape(shlex.join(command))}</pre>\n"
-        '<div class="wide"><table class="words">\n'
+        "<style>td, th { text-align: left; vertical-align: top; }</style>\n"
+        '<div class="wide"><table>\n'
         "<tr><th>check</th><th>shows</th><th>result</th><th>seconds</th><th>measured</th></tr>\n"
         f"{rows}</table></div>\n",
     )
