@@ -32,6 +32,7 @@ from bit_paddle.models.architecture import Architecture
 from bit_paddle.training import traffic
 
 UNLIMITED = "unlimited"
+MOST = 1.05  # of the rate: a fit above it tells of other work on the machine, not of the network
 TIMED = ("alone", "float32", "bf16", "float32 late", "bf16 late")
 COUNTED = (*TIMED, "float32 shard", "bf16 shard")  # where the rate is unlimited
 CLASSES, PORT = 10, 6170
@@ -68,6 +69,10 @@ def main(flags: argparse.Namespace) -> None:
     print(described(model, rows))
     if flags.json:
         flags.json.write_text(json.dumps({"rows": rows, "model": model}, indent=1))
+    if model["share"] > MOST:
+        raise SystemExit(
+            "fitted is more than the whole rate: the hosts were busy; nothing is drawn"
+        )
     if flags.plot:
         draw(model, flags)
 
