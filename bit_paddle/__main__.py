@@ -28,6 +28,7 @@ COMMANDS = {
     "export": "write a model for ONNX, Paddle Inference, timm, Hugging Face",
     "catalog": "list the published models",
     "download": "download the 285 checkpoints of VTAB-1k",
+    "selftest": "check this machine and its GPUs, and write one page",
     "compile": "compile the fast operators ahead of their first use",
 }
 

@@ -28,6 +28,7 @@ NEED_PADDLE = {
     *(f"training.{task}.task" for task in ("classification", "detection")),
     *(f"training.{task}.validation" for task in ("classification", "detection")),
     "training.classification.distillation",
+    "training.selftest.numbers",
     "runs.snapshot",
     "system.device",
 }

@@ -150,6 +150,13 @@ class RunSettings(CommonSettings):
         "the summed gradients of its share of the weights only. Less memory, the same result",
         False,
     )
+    reduce_dtype: str = _run(
+        one_of("float32", "bf16"),
+        "data type in which the processes sum their gradients. bf16: half the traffic between "
+        "them; each gradient and each sum of two is rounded. One process sums nothing",
+        "float32",
+        affects_result=True,
+    )
     profile: int = _run(
         whole(0),
         "number of steps to profile, after the first three. Writes the time per part of a step as "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -64,6 +65,13 @@ class Unit(NamedTuple):
     def parameters(self) -> int:
         """Number of weights in the kernels and in the three GroupNorms."""
         return self.kernels + 2 * (self.channels + 2 * self.middle)
+
+    @property
+    def tensors(self) -> list[int]:
+        """The numbers in each of its parameters: three GroupNorms, then the kernels."""
+        norms = [self.channels] * 2 + [self.middle] * 4
+        kernels = [self.channels * self.middle, 9 * self.middle**2, self.middle * self.out]
+        return norms + kernels + [self.channels * self.out] * self.project
 
     @property
     def part(self) -> str:
@@ -137,6 +145,19 @@ class Architecture:
         """Return the number of parameters that learn, for a word of `LEARN`."""
         frozen = frozen_parts(learn)
         return sum(self.parameters_of(part, classes) for part in PARTS if part not in frozen)
+
+    def learned_tensors(self, classes: int, learn: str) -> list[int]:
+        """Return the numbers in each parameter that learns, for a word of `LEARN`."""
+        parts: dict[str, list[int]] = {part: [] for part in PARTS}
+        parts["root_block"] = [7 * 7 * 3 * self.root_channels]
+        for unit in self.every_unit():
+            parts[unit.part] += unit.tensors
+        parts["norm"] = [self.features] * 2
+        parts["head"] = [
+            math.prod(shape) for _, shape in heads.shapes(self.head, self.features, classes)
+        ]
+        frozen = frozen_parts(learn)
+        return [size for part in PARTS if part not in frozen for size in parts[part]]
 
     def every_unit(self, crop: int = 32) -> Iterator[Unit]:
         """Yield the units from root to head, for images of side ``crop``."""

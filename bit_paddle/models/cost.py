@@ -5,7 +5,7 @@ All is computed from an `Architecture`, without Paddle and without data. Sizes a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from bit_paddle.models import heads
@@ -27,11 +27,12 @@ class Demand(NamedTuple):
     """What the training of a network takes on a GPU, in bytes.
 
     ``parts(half, shared)`` are those of `training_memory`, ``activations(recompute, half)`` of an
-    image are those of `activations`.
+    image are those of `activations`. ``learned`` are the numbers in each parameter that learns.
     """
 
     parts: Callable[[bool, int], dict[str, int]]
     activations: Callable[[str, bool], int]
+    learned: Sequence[int] = ()
 
 
 # --- A network ----------------------------------------------------------------------------------

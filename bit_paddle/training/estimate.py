@@ -14,6 +14,7 @@ from bit_paddle.models import cost, heads
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.recipes import hyperrule
 from bit_paddle.system.text import plural
+from bit_paddle.training import traffic
 from bit_paddle.training.classification.demand import demand_of
 from bit_paddle.training.classification.rows import few_shot, resolution_row
 from bit_paddle.training.classification.teacher import Teacher
@@ -121,6 +122,7 @@ def gpu_rows(
     rows = [
         *_memory_rows(settings, demand, memory, gpus),
         *_split_rows(settings, demand, memory, gpus),
+        *traffic.rows(settings, demand, gpus),
         ("time", _time(settings, steps, gpus, images_per_second)),
     ]
     if settings.runs > 1:

@@ -71,7 +71,9 @@ def begin(plan: Plan, task: Task, amp: str, operators: Any, log: Logbook) -> Beg
     distributed.broadcast(model.parameters())
     model.compute_with(operators)  # standardizes the frozen kernels that have arrived
     clip_norm = distill.CLIP_NORM if settings.optimizer == "adam" else None
-    sums = distributed.GradientSums(list(model.learned().values()), settings.shard, clip_norm)
+    sums = distributed.GradientSums(
+        list(model.learned().values()), settings.shard, clip_norm, settings.reduce_dtype
+    )
     if moving:
         optimizer.load_state(
             {

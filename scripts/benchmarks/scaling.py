@@ -1,6 +1,9 @@
 """Measure whether the time of a training step is linear in batch size and pixels, also in PyTorch.
 ``pip install '.[bench]'``, then ``python scripts/benchmarks/scaling.py --plot scaling.png``.
 
+With ``--hosts 2 4 --plot hosts.png`` it measures training over so many machines instead, and draws
+a model of the speed-up; see `speedup`.
+
 Prints median times, and their relative distance from a straight line that is fitted to each
 contender's times: once over the number of images, once over the number of pixels.
 """
@@ -12,6 +15,7 @@ import json
 import contenders
 import networks
 import numpy as np
+import speedup
 import standings
 
 CONTENDERS = (networks.OURS, f"{networks.OURS} bf16", f"{networks.HUGGING_FACE}, NHWC")
@@ -21,7 +25,11 @@ BATCHES, SIDES, FEW = (4, 8, 16, 32, 64), (64, 128, 224, 320, 480), 4
 def main() -> None:
     parser = contenders.parser(__doc__)
     parser.set_defaults(rounds=3)
+    speedup.add_flags(parser)
     flags = parser.parse_args()
+    if flags.hosts:
+        speedup.main(flags)
+        return
     if flags.worker:
         contenders.work(flags)
         return

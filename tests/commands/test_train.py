@@ -537,6 +537,7 @@ CHANGES = {
     "recompute": None,
     "amp": "bf16",
     "shard": None,
+    "reduce_dtype": None,
     "profile": None,
 }
 

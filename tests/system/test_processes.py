@@ -445,6 +445,59 @@ def test_sharing_out_gradients_and_momentum_changes_no_bit(count, trained):
         assert sum(parts) == total and max(parts) < 1.2 * total / count
 
 
+ROUNDED = """
+    import warnings
+
+    warnings.simplefilter("ignore")
+    import numpy as np, paddle
+    from bit_paddle.training import distributed
+
+    paddle.set_default_dtype("float64")
+    distributed.join()
+    random = np.random.default_rng(rank)
+    gradients = [random.normal(size=size) for size in (70_000, 3, 1000)]
+    for shard in (False, True):
+        parameters = [paddle.create_parameter(one.shape, "float64") for one in gradients]
+        sums = distributed.GradientSums(parameters, shard, reduce_dtype="bf16")
+        with sums.exchanged():
+            aims = zip(parameters, map(paddle.to_tensor, gradients))
+            sum((parameter * aim).sum() for parameter, aim in aims).backward()
+        mine = [(str(k), one.grad) for k, one in enumerate(parameters) if one.grad is not None]
+        found = {key: gradient.numpy() for key, gradient in mine}
+        np.savez(tmp / f"{shard}{rank}.npz", **found)
+    np.savez(tmp / f"own{rank}.npz", *gradients)
+"""
+
+
+def to_bf16(values):
+    """The nearest bfloat16, ties to even, by the bits of float32."""
+    bits = np.float32(values).view(np.uint32).astype(np.uint64)
+    bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16
+    return bits.astype(np.uint32).view(np.float32).astype(np.float64)
+
+
+@pytest.mark.slow
+def test_gradients_are_summed_in_bf16_as_stated(launch, tmp_path):
+    """Each is rounded, and each sum of two, to the bit: one starts the sum, two follow in a ring.
+
+    A rounding errs by 2^-8 at most, and no part is rounded more than three times. So a sum is
+    within 3 * 2^-8 of the size of its parts (and 1 % of that: sums of rounded parts are rounded).
+    """
+    assert launch(ROUNDED, 3) == 0
+    own = [np.load(tmp_path / f"own{rank}.npz") for rank in range(3)]
+    for shard in (False, True):
+        found = [dict(np.load(tmp_path / f"{shard}{rank}.npz")) for rank in range(3)]
+        assert sorted(key for one in found for key in one) == sorted("012" * (1 if shard else 3))
+        for key in "012":
+            a, b, c = (to_bf16(one[f"arr_{key}"]) for one in own)
+            orders = [to_bf16(to_bf16(x + y) + z) for x, y, z in ((a, b, c), (b, c, a), (c, a, b))]
+            sums = [one[key] for one in found if key in one]
+            assert all((one == sums[0]).all() for one in sums)
+            assert np.any([sums[0] == order for order in orders], axis=0).all()
+            exact, size = sum(one[f"arr_{key}"] for one in own), abs(a) + abs(b) + abs(c)
+            assert (abs(sums[0] - exact) < 1.01 * 3 * 2**-8 * size).all()
+
+
 @pytest.mark.slow
 def test_validation_counts_the_same_on_any_number_of_processes(trained):
     (whole,) = trained[1][0]

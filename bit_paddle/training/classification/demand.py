@@ -34,4 +34,4 @@ def demand_of(
         own = cost.activations(architecture, crop, recompute, half, learn)
         return own if teacher is None else max(own, teacher.activations(crop, half))
 
-    return cost.Demand(parts, activations)
+    return cost.Demand(parts, activations, architecture.learned_tensors(classes, learn))

@@ -210,11 +210,15 @@ def demand_of(
     detector: Detector,
     sides: tuple[int, int],
 ) -> cost.Demand:
-    """Return the bytes that training takes, for views of ``sides`` (height, width)."""
+    """Return the bytes that training takes, for views of ``sides`` (height, width).
+
+    The detector's own parameters count as one.
+    """
     heads = detector.parameters(architecture) - architecture.parameters()
     return cost.Demand(
         partial(training_memory, architecture, heads, learn=settings.learn),
         partial(detector.activations, architecture, sides, learn=settings.learn),
+        [*architecture.learned_tensors(0, settings.learn), heads],
     )
 
 
