@@ -289,9 +289,21 @@ def test_the_file_of_the_data_set_chooses_splits(server, tmp_path):
         open_described("val: validaton")
 
 
-@pytest.mark.parametrize("text", ["", "# Pets", "---\n{[\n---\n", "---\n- a\n---\n", "---\n1\n---"])
+HUGE = f"---\na: 0x{'f' * 4000}\n---"  # Python cannot print it
+
+
+@pytest.mark.parametrize(
+    "text", ["", "# Pets", "---\n{[\n---\n", "---\n- a\n---\n", "---\n1\n---", HUGE]
+)
 def test_a_readme_without_use(text):
     assert hub_layout.front_matter(text) == {}
+
+
+def test_a_class_with_a_number_of_5000_digits():
+    names = {"1": "owl", "9" * 5000: "crow", "0": "elk"}
+    feature = {"name": "label", "dtype": {"class_label": {"names": names}}}
+    found = hub_layout.class_names({"dataset_info": {"features": [feature]}}, None)
+    assert found == {"label": ["crow", "elk", "owl"]}
 
 
 def test_validation_is_held_out_by_the_paths(local):
