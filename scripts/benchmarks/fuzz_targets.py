@@ -15,6 +15,7 @@ import pickle
 import shutil
 import sys
 import tarfile
+import time
 import types
 import zipfile
 from collections.abc import Callable, Sequence
@@ -581,6 +582,8 @@ def of_requests(folder: Path) -> Target:
 
     app = create_app(TrainedModel(find_trained("BiT-Mini")), ServerSettings(batch_wait_ms=0))
     app.state.engine.start()
+    while not app.state.engine.ready:
+        time.sleep(0.1)
     loop = asyncio.new_event_loop()
     features = {"features": "AAAAAA==" * 96, "labels": [0, 1], "classes": list(NAMES)}
     images = [(("/predict", "/features", "/explain", "/predict?top=3")[k % 4], *one)
