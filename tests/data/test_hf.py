@@ -534,6 +534,19 @@ def test_files_that_cannot_be_read(local, tmp_path):
         registry.open_dataset("hf", str(tmp_path / "nothing"))
 
 
+def test_a_damaged_schema_does_not_end_the_process(tmp_path):
+    """A column that must not be null, and has facts about nulls: pyarrow may call terminate()."""
+    old = b"%\x02\x18\x05bytes"
+    assert part(4).count(old) == 1
+    (tmp_path / "train.parquet").write_bytes(part(4).replace(old, old.replace(b"\x02", b"\x00")))
+    code = "import sys; from bit_paddle.data.readers import registry as r; "
+    code += "r.open_dataset('hf', sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "DataError" in done.stderr, done.stderr[-2000:]
+
+
 def test_bombs(local, monkeypatch):
     """Zeros that shrink, and one image that a dictionary repeats in every row."""
     monkeypatch.setattr(members, "ALWAYS_ALLOWED", 100_000)

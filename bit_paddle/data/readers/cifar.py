@@ -80,9 +80,10 @@ def open_cifar(spec: DataSpec) -> Parts:
     """Read the official archive, or its unpacked folder, from --datadir or the cache."""
     name, layout = spec.reader, LAYOUTS[spec.reader]
     read = _members(layout, _find(layout, spec.datadir))
-    classes = [
-        word.decode() for word in _value(layout, read(layout.meta), layout.meta, layout.names)
-    ]
+    words = _value(layout, read(layout.meta), layout.meta, layout.names)
+    if not isinstance(words, list) or not all(isinstance(word, bytes) for word in words):
+        raise DataError(f"{layout.archive}: {layout.meta} names no classes")
+    classes = [word.decode(errors="replace") for word in words]
 
     def split(members: Sequence[str], title: str) -> ArrayImages:
         contents = [read(member) for member in members]

@@ -247,7 +247,7 @@ def _check_space(paths: Sequence[Path], folder: Path) -> int:
     for path in paths:
         with _opened(path) as file:
             for group in range(file.metadata.num_row_groups):
-                # pyarrow ends the process at damaged facts about a column, so they are not asked for
+                # damaged facts about a column end the process, so pyarrow is not asked for them
                 need += file.metadata.row_group(group).total_byte_size
     if need > limit:
         raise DataError(_bomb(paths[0], limit))
