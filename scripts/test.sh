@@ -6,18 +6,26 @@
 #   scripts/test.sh tests/data -x          arguments go to pytest
 #   scripts/test.sh -n 0 --pdb             tests in one process, where a debugger works
 #   PADDLE=2.6.2 scripts/test.sh           another version of Paddle
+#   LOWEST=1 PYTHON=python3.9 scripts/test.sh   the lowest versions that pyproject.toml admits
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 python=${PYTHON:-python3}
 venv=.venv-test-${PADDLE:-newest}
+[ -z "${LOWEST:-}" ] || venv=.venv-test-lowest
+extras=audit,cpu,detect,digits,heic,hub,keras,onnx,openvino,parquet,remote,serve,video,dev
 if [ ! -d "$venv" ]; then
     echo "Installing Paddle and the other packages: several minutes"
     "$python" -m venv "$venv"
 fi
-"$venv/bin/pip" install --quiet --disable-pip-version-check --editable \
-    ".[detect,digits,hub,keras,onnx,openvino,parquet,remote,serve,video,dev]" \
-    "paddlepaddle${PADDLE:+==$PADDLE}"
+if [ -n "${LOWEST:-}" ]; then  # pip cannot prefer low versions
+    "$venv/bin/pip" install --quiet --disable-pip-version-check uv
+    "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --resolution lowest-direct \
+        --only-binary :all: --no-binary bit_paddle --editable ".[$extras]"
+else
+    "$venv/bin/pip" install --quiet --disable-pip-version-check --editable ".[$extras]" \
+        "paddlepaddle${PADDLE:+==$PADDLE}"
+fi
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .
 if [ -x "$venv/bin/mypy" ]; then  # they need Python 3.10

@@ -18,6 +18,7 @@ import subprocess
 import sys
 from collections import Counter
 from functools import lru_cache
+from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -458,3 +459,25 @@ def test_the_page_about_exports_installs_what_their_errors_name():
     for extra in extras:
         command = install_hint(extra).split(" in the folder")[0]
         assert f"`{command}`" in PAGES["docs/models-and-weights.md"]
+
+
+def packages() -> list[tuple[str, str, str]]:
+    """Return (name, ">=" or "==" or "", version) of every package in pyproject.toml."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    lists = text[text.index("\ndependencies = [") : text.index("[project.scripts]")]
+    return re.findall(r'"([A-Za-z][\w.-]*)(>=|==|)([\d.]*)[^"]*"', lists)
+
+
+def test_every_package_has_a_lowest_version():
+    assert len(packages()) > 50
+    assert [name for name, bound, version in packages() if not bound or not version] == []
+
+
+@pytest.mark.skipif("LOWEST" not in os.environ, reason="for LOWEST=1 scripts/test.sh")
+def test_the_lowest_versions_are_installed():
+    """Otherwise a bound is lower than what is tested, because another package needs more."""
+    absent = {"paddlepaddle-gpu", "torch", "transformers"}  # too large for a test
+    installed = {one.metadata["Name"].lower(): one.version for one in metadata.distributions()}
+    for name, bound, lowest in packages():
+        if bound == ">=" and name not in absent and not name.startswith("types-"):
+            assert f"{installed[name.lower()]}.".startswith(f"{lowest}."), name

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
+from bit_paddle.data import decoding
 from bit_paddle.data.images import FileImages, Images
 from bit_paddle.errors import BitPaddleError, ConfigError, install_hint
 from bit_paddle.system.progress import progress_bar
@@ -100,9 +101,9 @@ def _mode(images: Images, index: int) -> str:
     if not isinstance(images, FileImages):
         return "RGB"
     try:
-        with Image.open(images.name(index)) as image:
+        with decoding.opened(images.name(index), images.name(index)) as image:
             return image.mode
-    except (OSError, ValueError, SyntaxError):
+    except BitPaddleError:
         return ""  # `Images.image` reports the fault
 
 

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import BinaryIO, Union
 
 import numpy as np
@@ -21,6 +21,12 @@ SUFFIXES = {
 }
 
 HEIF_SUFFIXES = {".heic", ".heif", ".hif"}  # of telephones and cameras; need pillow-heif
+
+# Pillow's names. It knows others too, such as EPS, for which it would start another program.
+_FORMATS = (
+    *("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF", "JPEG2000", "TGA"),
+    "PPM",
+)
 
 GET_HEIF = f"HEIC images need pillow-heif: {install_hint('heic')}"
 
@@ -52,6 +58,11 @@ def heif_is_installed() -> bool:
     return True
 
 
+def _known_formats() -> list[str]:
+    Image.init()
+    return [name for name in _FORMATS if name in Image.ID]
+
+
 def readable_suffixes() -> set[str]:
     """Return the extensions of the image files that can be decoded here, in lower case."""
     return SUFFIXES | HEIF_SUFFIXES if heif_is_installed() else SUFFIXES
@@ -72,16 +83,15 @@ def decode(
     source: Source,
     name: str,
     check: Callable[[Image.Image], object] = lambda image: None,
-    formats: Sequence[str] | None = None,
     pixel_range: PixelRange | None = None,
 ) -> Image.Image:
     """Return an image file as RGB. ``name`` is its name in messages.
 
     ``check`` sees the opened image before its pixels are decoded, and may raise an error.
-    ``formats`` are Pillow's names of the formats to accept (default: all). ``pixel_range`` is that
-    of `to_rgb`. Errors: `MissingFileError`, and `DataError` for what cannot be decoded.
+    ``pixel_range`` is that of `to_rgb`. Errors: `MissingFileError`, and `DataError` for what cannot
+    be decoded.
     """
-    with opened(source, name, formats) as image:
+    with opened(source, name) as image:
         check(image)
         try:
             return to_rgb(image, pixel_range)
@@ -95,12 +105,15 @@ def decode(
     raise DataError(f"{name}: cannot be decoded ({fault}); repair or remove the file")
 
 
-def opened(source: Source, name: str, formats: Sequence[str] | None = None) -> Image.Image:
-    """Return an image file opened by Pillow, before its pixels are decoded; see `decode`."""
+def opened(source: Source, name: str) -> Image.Image:
+    """Return an image file opened by Pillow, before its pixels are decoded; see `decode`.
+
+    Its content tells its format, whatever its name; only the formats of `SUFFIXES` are accepted.
+    """
 
     def attempt() -> Image.Image:
         file = io.BytesIO(source) if isinstance(source, bytes) else source
-        return Image.open(file, formats=formats)
+        return Image.open(file, formats=_known_formats())
 
     try:
         if os.path.splitext(name)[1].lower() in HEIF_SUFFIXES:
@@ -165,7 +178,7 @@ def _mended(source: Source) -> Image.Image:
     lacks detail instead of rows.
     """
     with _stream(source) as stream:
-        image = Image.open(io.BytesIO(stream.read() + JPEG_END))
+        image = Image.open(io.BytesIO(stream.read() + JPEG_END), formats=["JPEG"])
     rows = np.asarray(image).reshape(image.height, -1)
     # libjpeg fills missing rows with middle grey
     decoded = np.flatnonzero(((rows != 127) & (rows != 128)).any(axis=1))

@@ -26,7 +26,7 @@ def sizes_and_dates(paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     for path in paths:
         try:
             status = stat(path)
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a name with a null byte
             add_size(-1)
             add_date(0)
         else:

@@ -201,7 +201,7 @@ def _read_notes(export: Path, crop: int | Preprocessing | None) -> TrainedFile:
             raise ValueError(f"it does not name {file.outputs} classes")
         if file.loss not in LOSSES:
             raise ValueError(f"its loss {file.loss!r} is unknown")
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: was not written by `export` ({error})") from error
     return file
 

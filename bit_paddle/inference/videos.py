@@ -79,9 +79,11 @@ class Video:
 
         seconds, start = 0.0, None
         try:
-            with av.open(self.path, options=_SAFE) as container:
+            with av.open(self.path, options=_SAFE, metadata_errors="replace") as container:
                 if not container.streams.video:
                     raise _Damaged("it has no pictures")
+                if container.streams.video[0].codec_context is None:
+                    raise _Damaged("no decoder knows its format")
                 base = container.streams.video[0].time_base  # that of a frame may be wrong
                 for frame in _frames(container):
                     if frame.is_corrupt:
@@ -125,5 +127,5 @@ def _length(container: Any) -> float | None:
 def _upright(frame: Any) -> Image.Image:
     """Return a frame as an RGB image, turned as its file says."""
     image = frame.to_image()
-    turn = getattr(frame, "rotation", 0)  # degrees against the clock; older PyAV has it not
+    turn = frame.rotation  # degrees against the clock
     return image.rotate(turn, expand=True) if turn else image

@@ -117,7 +117,7 @@ def _plan(folder: Path, said: list[str]) -> tuple[str, int | None]:
             plan = json.loads(path.read_text(encoding="utf-8"))
             text = "\n".join(f"{title:14}{text}" for title, text in plan["rows"])
             return text, int(plan["steps"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ConfigError(f"{path}: is not what a run writes ({error})") from error
     end = next((k for k, line in enumerate(said) if _BEGUN.match(line)), 0)
     steps = next((match[1] for match in map(_SCHEDULE.match, said[:end]) if match), None)

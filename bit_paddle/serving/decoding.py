@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 
 from PIL import Image, UnidentifiedImageError
@@ -10,12 +9,6 @@ from PIL import Image, UnidentifiedImageError
 from bit_paddle.data import decoding
 from bit_paddle.errors import DataError
 from bit_paddle.serving.bodies import TooLarge
-
-# Pillow's names. It knows others too, such as EPS, for which it would start another program.
-_FORMATS = (
-    *("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF", "JPEG2000", "TGA"),
-    "PPM",
-)
 
 _SCAN = b"\xff\xda"  # starts each scan of a JPEG
 
@@ -44,7 +37,7 @@ def decode(content: bytes, name: str, megapixels: int) -> Image.Image:
             locked = _one_large.acquire()
 
     try:
-        return decoding.decode(content, name, check, _known_formats())
+        return decoding.decode(content, name, check)
     except DataError as error:
         if isinstance(error.__cause__, Image.DecompressionBombError):
             raise TooLarge(f"{name}: has more than {megapixels} megapixels") from error
@@ -54,10 +47,3 @@ def decode(content: bytes, name: str, megapixels: int) -> Image.Image:
     finally:
         if locked:
             _one_large.release()
-
-
-@functools.cache
-def _known_formats() -> list[str]:
-    decoding.heif_is_installed()
-    Image.init()
-    return [name for name in _FORMATS if name in Image.ID]

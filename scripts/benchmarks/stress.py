@@ -3,12 +3,12 @@
 
     python scripts/benchmarks/stress.py                # all parts, a quarter of an hour
     python scripts/benchmarks/stress.py --only kill --kills 10
-    python scripts/benchmarks/stress.py --only fuzz,flips --seed 7 --output stress.json
+    python scripts/benchmarks/stress.py --only flips --seed 7 --output stress.json
     python scripts/benchmarks/stress.py --only kill --datadir photos   # not digits
 
 Parts: ``kill`` (SIGKILL at random moments), ``variants`` (signals, processes, MixUp …), ``disk``
-(full, read-only; needs root), ``flips`` (damaged checkpoints), ``fuzz`` (damaged input of every
-kind; needs hypothesis) and ``cost`` (the time that resuming and saving take).
+(full, read-only; needs root), ``flips`` (damaged checkpoints) and ``cost`` (the time that resuming
+and saving take). ``fuzz.py`` reads damaged input of every kind.
 
 Each run is a real process on real images. After a fault, the same command is started again. The
 files of the finished run are compared, bit for bit, with those of an undisturbed run: the model,
@@ -32,7 +32,6 @@ import tempfile
 import threading
 import time
 import traceback
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -45,14 +44,12 @@ import numpy as np
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
-from bit_paddle.config import parsing  # noqa: E402
-from bit_paddle.config.saved import differences, load_yaml, to_dict, to_yaml  # noqa: E402
-from bit_paddle.config.settings import Settings  # noqa: E402
-from bit_paddle.data import check  # noqa: E402
+from fuzz import place_of  # noqa: E402
+
 from bit_paddle.data.readers import registry  # noqa: E402
-from bit_paddle.errors import BitPaddleError, CheckpointError  # noqa: E402
+from bit_paddle.errors import CheckpointError  # noqa: E402
 from bit_paddle.models import npz  # noqa: E402
 from bit_paddle.models.architecture import Architecture  # noqa: E402
 from bit_paddle.models.checkpoint import CheckpointFile  # noqa: E402
@@ -651,195 +648,6 @@ def spoilt(run: Run, kind: str, dice: random.Random) -> None:
         raise Failure(f"does not report that {newest} is damaged: {printed}")
 
 
-# --- Part: fuzz ---------------------------------------------------------------------------------
-
-WORDS = r"""'|O' '<f8' True NaN Infinity -1 1e308 -1e308 99999999999 (99999999999 (True &a [*a] ?
-<<: - ~ " , [] {} null !!python/name:os.system 2026-99-99 \u0000 "\ud800" １² é yes"""
-TOKENS = [word.encode() for word in WORDS.split()]  # values that may break a reader
-TOKENS += [b"!!bool x", b"!!timestamp x", b"!!int ''", b"{" * 2000, b"[" * 2000, b"9" * 5000]
-TOKENS += [
-    b"0x" + b"f" * 4000,
-    b"\xff" * 8,
-    bytes(8),
-    b"\x80",
-    b"\r\n",
-    b"\t",
-    b": ",
-    b"\xe2\x80\xa8",
-]
-TOKENS += [b"\xe2\x80\xa8", b"PK\1\2", b"PK\3\4", b"PK\5\6", b"\x93NUMPY\2\0", b"\x93NUMPY\3\0"]
-
-
-KINDS = ["flip", "overwrite", "insert", "delete", "duplicate", "truncate", *["value"] * 4]
-
-
-def mutated(content: bytes, mutations: Sequence[tuple[str, int, int, bytes]]) -> bytes:
-    """Return ``content`` after ``mutations``: (one of `KINDS`, position, length, new bytes)."""
-    result = bytearray(content)
-    for kind, position, length, other in mutations:
-        at = position % (len(result) + 1)
-        span = slice(at, at + length)
-        if kind == "flip" and result:
-            result[at % len(result)] ^= 1 << (length % 8)
-        elif kind == "overwrite":
-            result[at : at + len(other)] = other
-        elif kind == "insert":
-            result[at:at] = other
-        elif kind == "delete":
-            del result[span]
-        elif kind == "duplicate":
-            result[at:at] = result[span] * (1 + position % 3)
-        elif kind == "truncate":
-            del result[at:]
-        elif kind == "value":  # the text after a ": " or "," is replaced
-            values = list(re.finditer(rb"(?<=: )[^,\n}]+|(?<=,)[^,:\n}]+(?=[,\n])", bytes(result)))
-            if values:
-                value = values[position % len(values)]
-                result[value.start() : value.end()] = other
-    return bytes(result)
-
-
-def loaders(folder: Path) -> dict[str, tuple[bytes, Callable[[bytes, int], object]]]:
-    """Return {name: (content of a valid file, function(content, number) that reads it)}.
-
-    The number selects one of several ways to read the file.
-    """
-    small = Architecture.parse("R14x0.5")
-    keys = [key for key, _ in npz.shapes(small, 2)]
-    arrays = [(key, np.ones((1, 1, 2, 2) if "kernel" in key else 2, np.float32)) for key in keys]
-    arrays = [arrays[0], *arrays[-4:], ("bit_paddle/momentum/" + keys[-1], np.ones(2, np.float32))]
-    settings = Settings(model="R14x0.5", dataset="digits", from_scratch=True)
-    notes = {"progress": asdict(checkpoints.Progress()), "settings": to_dict(settings), "data": {}}
-    path = folder / "checkpoint.npz"
-    npz.write(path, arrays, {**notes, "momentum": False})
-    (folder / "a.ppm").write_bytes(b"P6 2 2 255 " + bytes(12))
-    rows = ["a.ppm,cat", "a.ppm,dog"]
-    (folder / "val.csv").write_text("\n".join(rows))
-    line = {"kind": "train", "step": 1, "loss": 2.3, "lr": 0.0, "time": 1e9}
-    lines = "".join(json.dumps({**line, "step": step}) + "\n" for step in range(1, 4))
-
-    def read_checkpoint(content: bytes, number: int) -> None:
-        path.write_bytes(content)
-        with CheckpointFile(path) as file:
-            with suppress(BitPaddleError):  # read the arrays even if their shapes are wrong
-                file.check(small, 2)
-            for key in file.shapes:
-                file.array(key)
-            with suppress(BitPaddleError):
-                file.architecture()
-        checkpoints.open_checkpoint(path)
-
-    def read_array(content: bytes, number: int) -> None:
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr(f"{npz.NOTES}.npy", content)
-        checkpoints.open_checkpoint(path)
-
-    def read_config(content: bytes, number: int) -> None:
-        (folder / "config.yaml").write_bytes(content)
-        differences(load_yaml(folder / "config.yaml"), settings)
-        parsing.parse(["--config", str(folder / "config.yaml")], "fuzz", registry.find)
-
-    def read_metrics(content: bytes, number: int) -> None:
-        (folder / logbook.METRICS).write_bytes(content)
-        logbook.read_metrics(folder / logbook.METRICS)
-        with logbook.Logbook(folder) as log:
-            log._console = False
-            log.rewind(number % 4, number % 3)
-
-    def read_list(content: bytes, number: int) -> None:
-        name = ("train.csv", "train.tsv", "train.txt")[number % 3]
-        (folder / name).write_bytes(content.replace(b",", (b",", b"\t", b" ")[number % 3]))
-        try:
-            train = registry.open_dataset("list", str(folder)).train
-            check.require_usable([(train, np.arange(len(train)))], 0)
-        finally:
-            (folder / name).unlink()
-
-    def read_description(content: bytes, number: int) -> None:
-        (folder / "data.yaml").write_bytes(content)
-        registry.find(str(folder / "data.yaml"))
-
-    description = "reader: list\ndatadir: .\ntrain: train.csv\nval: val.csv\nclasses: [cat, dog]\n"
-    description += "val_fraction: 0.1\nflip: false\nrandom_crop: true\nresolution: small\n"
-    return {
-        "checkpoint": (path.read_bytes(), read_checkpoint),
-        "array": (zipfile.ZipFile(path).read(f"{npz.NOTES}.npy"), read_array),
-        "config": (to_yaml(settings).encode(), read_config),
-        "metrics": (lines.encode(), read_metrics),
-        "list": ("\n".join(["path,label", *rows, *rows]).encode(), read_list),
-        "description": (description.encode(), read_description),
-    }
-
-
-def place_of(error: Exception) -> str:
-    """Return the type of an error, its innermost line, and its innermost line in this package."""
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames]
-    own = [line for line, frame in zip(lines, frames) if "bit_paddle" in frame.filename]
-    return f"{type(error).__name__} at {lines[-1]}, from {own[-1] if own else '?'}"
-
-
-def fuzz(bench: Bench, count: int = 10_000) -> list[Row]:
-    """Read mutated files with each reader; only the package's own errors may be raised."""
-    try:
-        import hypothesis  # noqa: F401
-    except ImportError:
-        return [Row("fuzz", note="skipped: hypothesis is not installed")]
-    memory = Path("/dev/shm")  # faster: on a disk, each file would be synced
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else bench.folder) as folder:
-        readings = loaders(Path(folder))
-        return [
-            fuzzed(f"fuzz {name}", *reading, -(-count // len(readings)), bench.seed)
-            for name, reading in readings.items()
-        ]
-
-
-def fuzzed(
-    title: str, content: bytes, read: Callable[[bytes, int], object], count: int, seed: int
-) -> Row:
-    import hypothesis
-    from hypothesis import strategies
-
-    """Read ``count`` mutations of ``content``; a failure is an error that is not the package's."""
-    row, refused = Row(title), 0
-    failures: dict[str, str] = {}
-    bar = tqdm(total=count, desc=title, disable=None, leave=False)
-    mutation = strategies.tuples(
-        strategies.sampled_from(KINDS),
-        strategies.integers(0, 1 << 16),
-        strategies.integers(1, 64),
-        strategies.sampled_from(TOKENS) | strategies.binary(max_size=8),
-    )
-
-    def attempt(mutations: list[tuple[str, int, int, bytes]], way: int) -> None:
-        nonlocal refused
-        row.faults += 1
-        bar.update()
-        try:
-            read(mutated(content, mutations), way)
-        except BitPaddleError:
-            refused += 1
-        except Exception as error:
-            example = f"{row.part}: {place_of(error)}: {error!s:.200}"
-            failures.setdefault(place_of(error), f"{example}\n  way {way}: {mutations!s:.300}")
-            return
-        row.survived += 1
-
-    options = hypothesis.settings(
-        max_examples=count,
-        deadline=None,
-        database=None,
-        phases=[hypothesis.Phase.generate],
-        suppress_health_check=list(hypothesis.HealthCheck),
-    )
-    strategy = strategies.lists(mutation, min_size=1, max_size=4), strategies.integers(0, 11)
-    hypothesis.seed(seed)(options(hypothesis.given(*strategy)(attempt)))()
-    bar.close()
-    row.note = f"{refused:,} refused"
-    row.failures = list(failures.values())
-    return row
-
-
 # --- Part: cost ---------------------------------------------------------------------------------
 
 
@@ -898,9 +706,6 @@ def main() -> int:
     parser.add_argument(
         "--kills", type=int, default=50, help="kills of the part kill (default: 50)"
     )
-    parser.add_argument(
-        "--inputs", type=int, default=10_000, help="inputs of the part fuzz (default: 10,000)"
-    )
     parser.add_argument("--seed", type=int, default=0, help="seed of all random choices")
     parser.add_argument("--datadir", help="a folder of images (default: digits)")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
@@ -912,7 +717,6 @@ def main() -> int:
         "variants": variants,
         "disk": disk,
         "flips": flips,
-        "fuzz": partial(fuzz, count=flags.inputs),
         "cost": cost,
     }
     selected = flags.only.split(",") if flags.only else list(parts)

@@ -169,6 +169,16 @@ def test_a_damaged_index_is_refused(name, copy):
         opened(copy)
 
 
+def test_a_damaged_header_is_refused(copy):
+    """Of the names alone, whose content is not compared with a checksum."""
+    path = copy / "train/names.npy"
+    content = path.read_bytes()
+    for old, new in ((b"{'descr'", b"(((('descr"), (b"'shape': (", b"'shape': 1/")):
+        path.write_bytes(content.replace(old, new[: len(old)].ljust(len(old))))
+        with pytest.raises(DataError, match=r"names\.npy: is not the file of this index"):
+            opened(copy)
+
+
 def test_an_index_of_other_shards_is_refused(copy):
     (copy / "train/index.json").write_bytes((copy / "val/index.json").read_bytes())
     with pytest.raises(DataError, match=r"train/images\.npy: is not the file of this index"):

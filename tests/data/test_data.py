@@ -97,6 +97,7 @@ class Evil:
         ({"test_batch": {b"labels": [0]}}, "4 images, but 1 labels"),
         ({"data_batch_2": {b"data": np.zeros((4, 3071), np.uint8)}}, r"expected uint8 \[N, 3072\]"),
         ({"data_batch_2": {b"data": Evil()}}, "refers to .*print"),
+        ({"batches.meta": {b"label_names": [b"a", 5]}}, "batches.meta names no classes"),
         ({"batches.meta": ["a list"]}, "holds a list, expected a dictionary"),
         ({"data_batch_1": {b"data": None}}, "expected uint8"),
     ],

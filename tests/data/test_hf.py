@@ -289,9 +289,21 @@ def test_the_file_of_the_data_set_chooses_splits(server, tmp_path):
         open_described("val: validaton")
 
 
-@pytest.mark.parametrize("text", ["", "# Pets", "---\n{[\n---\n", "---\n- a\n---\n", "---\n1\n---"])
+HUGE = f"---\na: 0x{'f' * 4000}\n---"  # Python cannot print it
+
+
+@pytest.mark.parametrize(
+    "text", ["", "# Pets", "---\n{[\n---\n", "---\n- a\n---\n", "---\n1\n---", HUGE]
+)
 def test_a_readme_without_use(text):
     assert hub_layout.front_matter(text) == {}
+
+
+def test_a_class_with_a_number_of_5000_digits():
+    names = {"1": "owl", "9" * 5000: "crow", "0": "elk"}
+    feature = {"name": "label", "dtype": {"class_label": {"names": names}}}
+    found = hub_layout.class_names({"dataset_info": {"features": [feature]}}, None)
+    assert found == {"label": ["crow", "elk", "owl"]}
 
 
 def test_validation_is_held_out_by_the_paths(local):
@@ -520,6 +532,19 @@ def test_files_that_cannot_be_read(local, tmp_path):
         local({"data-00000-of-00001.arrow": b""})
     with pytest.raises(MissingFileError, match="no such folder"):
         registry.open_dataset("hf", str(tmp_path / "nothing"))
+
+
+def test_a_damaged_schema_does_not_end_the_process(tmp_path):
+    """A column that must not be null, and has facts about nulls: pyarrow may call terminate()."""
+    old = b"%\x02\x18\x05bytes"
+    assert part(4).count(old) == 1
+    (tmp_path / "train.parquet").write_bytes(part(4).replace(old, old.replace(b"\x02", b"\x00")))
+    code = "import sys; from bit_paddle.data.readers import registry as r; "
+    code += "r.open_dataset('hf', sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "DataError" in done.stderr, done.stderr[-2000:]
 
 
 def test_bombs(local, monkeypatch):

@@ -12,7 +12,7 @@ import PIL
 import pytest
 from PIL import Image, ImageFile
 
-from bit_paddle.data import transforms
+from bit_paddle.data import check, transforms
 from bit_paddle.data.images import FileImages
 from bit_paddle.data.preprocessing import Preprocessing
 from bit_paddle.errors import DataError, MissingFileError
@@ -641,3 +641,10 @@ def test_damaged_files_are_read_or_refused(tmp_path, monkeypatch):
             assert error is None or str(path) in str(error)
             outcomes.append(error is None)
     assert 0.1 < np.mean(outcomes) < 0.9  # both happen
+
+
+def test_a_name_that_no_file_can_have():
+    """A damaged list may have a null byte, which the system refuses in another way than a path."""
+    images = FileImages(["a\0.jpg"], [0], ["a"])
+    with pytest.raises(DataError, match="a\0.jpg"):
+        check.require_usable([(images, np.arange(1))], 0)

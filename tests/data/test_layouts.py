@@ -148,6 +148,7 @@ def test_numbers_of_the_label_list_may_start_at_one(tmp_path):
          "label_list.txt has no line for it; it names 2 classes, 0 to 1"),
         (["1.jpg 0", "2.jpg 1"], ["0 cat", "0 dog"], "2 lines have the number 0"),
         (["1.jpg 0", "2.jpg 1"], ["cat", "", "dog"], "label_list.txt:2: is empty"),
+        (["1.jpg 0", "2.jpg 1"], [""], "has no line for it; it names 0 classes"),
     ],
 )  # fmt: skip
 def test_label_list_faults(train, names, words, tmp_path):

@@ -60,11 +60,6 @@ def test_flipped_bits_are_noticed_or_harmless(bench):
     assert_survived(stress.flips(bench, 40, processes=False), 40)
 
 
-def test_fuzzed_inputs(bench):
-    pytest.importorskip("hypothesis")
-    assert_survived(stress.fuzz(bench, 300), 300)
-
-
 def test_differences_are_found(bench):
     """What the comparison is for: a changed bit, a line twice, scalars that are not metrics."""
     run, _, _ = bench.reference(bench.run("").flags)
@@ -89,8 +84,8 @@ def test_differences_are_found(bench):
 
 def test_command():
     command = [sys.executable, ROOT / "scripts/benchmarks/stress.py", "--only"]
-    done = subprocess.run([*command, "fuzz", "--inputs", "12"], capture_output=True, text=True)
-    assert "| fuzz list " in done.stdout and "it/s" not in done.stderr
+    done = subprocess.run([*command, "kill", "--kills", "0"], capture_output=True, text=True)
+    assert "| part " in done.stdout and "it/s" not in done.stderr
     assert done.returncode == 0, done.stdout
     done = subprocess.run([*command, "kil"], capture_output=True, text=True)
     assert done.returncode == 2 and "kill, variants" in done.stderr

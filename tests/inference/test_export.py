@@ -121,6 +121,7 @@ def test_an_exported_folder_computes_in_bfloat16(small, tmp_path):
         ({"classes": "abc"}, "name 3 classes"),
         ({"loss": 3}, "its loss 3 is unknown"),
         ({"colour": 1}, "colour"),
+        ({"preprocessing": {"crop": 32, "filter": 0.5}}, "was not written by"),
     ],
 )
 def test_notes_that_export_would_not_write(change, fault, tmp_path):
@@ -128,9 +129,10 @@ def test_notes_that_export_would_not_write(change, fault, tmp_path):
     notes["trained_here"] = False
     (tmp_path / paddle_inference.NOTES).write_text(json.dumps(notes))
     assert find_trained(str(tmp_path)).outputs == 3
-    (tmp_path / paddle_inference.NOTES).write_text(json.dumps({**notes, **change}))
-    with pytest.raises(errors.CheckpointError, match=fault):
-        find_trained(str(tmp_path))
+    for text in (json.dumps({**notes, **change}), "[" * 100_000):
+        (tmp_path / paddle_inference.NOTES).write_text(text)
+        with pytest.raises(errors.CheckpointError, match=fault if text[0] == "{" else "export"):
+            find_trained(str(tmp_path))
 
 
 def test_an_exported_folder_knows_its_source(network, tmp_path):

@@ -206,6 +206,27 @@ def test_files_that_are_no_videos(content, clip, tmp_path):
     assert not found and fault.startswith(f"{path}: cannot be read after 0:00.000: ")
 
 
+def damaged(content, old, new):
+    """Return ``content`` with ``new`` in the place of the only ``old``, of the same length."""
+    assert content.count(old) == 1 and len(old) == len(new)
+    return content.replace(old, new)
+
+
+def test_a_codec_that_nobody_knows(clip, tmp_path):
+    path = tmp_path / "bad.mp4"
+    path.write_bytes(damaged(clip.read_bytes(), b"mp4v", b"zzzz").replace(b"\x20\x11", b"\xfe\x11"))
+    found, fault = shown(path)
+    assert not found and "cannot be read after 0:00.000" in fault
+
+
+def test_notes_that_are_no_utf8(clip, tmp_path):
+    """They are not shown, so they do no harm."""
+    content = clip.read_bytes()
+    path = tmp_path / "odd.mp4"
+    path.write_bytes(damaged(content, b"Lavf", b"\xf0avf"))
+    assert shown(path) == shown(clip)
+
+
 # --- The command --------------------------------------------------------------------------------
 
 

@@ -603,6 +603,7 @@ def test_history_reads_the_plan_from_its_file_and_else_from_the_log(tmp_path):
     assert history._plan(tmp_path, said) == ("\n".join(said[:2]), 1500)
     (tmp_path / history.PLAN).write_text('{"rows": [["model", "R50x1"]], "steps": 7}')
     assert history._plan(tmp_path, said) == ("model         R50x1", 7)
-    (tmp_path / history.PLAN).write_text('{"rows": 3}')
-    with pytest.raises(ConfigError, match="plan.json"):
-        history._plan(tmp_path, said)
+    for damaged in ('{"rows": 3}', "[" * 100_000):
+        (tmp_path / history.PLAN).write_text(damaged)
+        with pytest.raises(ConfigError, match="plan.json"):
+            history._plan(tmp_path, said)

@@ -365,6 +365,15 @@ def test_redirects_are_checked(outside):
         assert len(public.requests) == 4
 
 
+def test_proxies_are_not_used(outside, monkeypatch):
+    """A proxy would resolve the name again."""
+    with web("127.0.0.2", ok(PHOTO)) as public, web("127.0.0.1", ok(b"secret")) as proxy:
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
+        assert addresses.fetch(f"http://127.0.0.2:{public.port}/", 10**6, 10) == PHOTO
+        assert proxy.requests == [] and len(public.requests) == 1
+
+
 @pytest.mark.parametrize(
     "answer, error, words",
     [

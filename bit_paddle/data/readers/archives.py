@@ -90,7 +90,7 @@ def _unpack(archive: Path, folder: Path, inner: str, fault: str, advice: str) ->
         raise WriteError(f"{archive}: {error}") from error
     except BitPaddleError as error:
         raise DataError(f"{archive}: {error}") from error
-    except _faults() as error:
+    except faults() as error:
         # damage raises without a number
         if isinstance(error, OSError) and error.errno not in (None, *_CLASHES):
             raise WriteError(
@@ -102,7 +102,8 @@ def _unpack(archive: Path, folder: Path, inner: str, fault: str, advice: str) ->
     return folder
 
 
-def _faults() -> tuple[type[Exception], ...]:
+def faults() -> tuple[type[Exception], ...]:
+    """Return the errors that a damaged archive may raise."""
     try:
         from lzma import LZMAError
     except ImportError:  # Python may be built without it

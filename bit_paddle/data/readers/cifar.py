@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import pickle
-import tarfile
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from bit_paddle.data.images import ArrayImages, Parts
+from bit_paddle.data.readers.archives import faults
+from bit_paddle.data.readers.members import Budget, opened
 from bit_paddle.data.spec import DataSpec
 from bit_paddle.errors import DataError, MissingFileError
 from bit_paddle.system import fetch
@@ -73,13 +73,17 @@ class _ArrayUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
+_LARGEST = 200_000_000  # bytes of a batch; that of CIFAR-100 has 155,000,000
+
+
 def open_cifar(spec: DataSpec) -> Parts:
     """Read the official archive, or its unpacked folder, from --datadir or the cache."""
     name, layout = spec.reader, LAYOUTS[spec.reader]
     read = _members(layout, _find(layout, spec.datadir))
-    classes = [
-        word.decode() for word in _value(layout, read(layout.meta), layout.meta, layout.names)
-    ]
+    words = _value(layout, read(layout.meta), layout.meta, layout.names)
+    if not isinstance(words, list) or not all(isinstance(word, bytes) for word in words):
+        raise DataError(f"{layout.archive}: {layout.meta} names no classes")
+    classes = [word.decode(errors="replace") for word in words]
 
     def split(members: Sequence[str], title: str) -> ArrayImages:
         contents = [read(member) for member in members]
@@ -125,13 +129,11 @@ def _members(layout: Layout, path: Path) -> Callable[[str], dict]:
     broken = (
         OSError,
         EOFError,
-        tarfile.TarError,
-        zlib.error,
         pickle.UnpicklingError,
-        KeyError,
+        LookupError,
         ValueError,
         TypeError,
-        IndexError,
+        ArithmeticError,
         AttributeError,
         ImportError,
         MemoryError,
@@ -161,13 +163,14 @@ def _members(layout: Layout, path: Path) -> Callable[[str], dict]:
         f"{layout.folder}/{member}": member for member in (*layout.train, *layout.val, layout.meta)
     }
     try:
-        with tarfile.open(path) as archive:  # one pass, since seeking back in a .tar.gz starts over
-            blobs = {
-                wanted[info.name]: archive.extractfile(info).read()
-                for info in progress_bar(iterable=archive, desc=path.name, unit="file", delay=2)
-                if info.name in wanted and info.isfile()
-            }
-    except broken as error:
+        blobs = {}
+        with opened(path, path.parent, Budget(path, path.parent)) as every:
+            for one in progress_bar(iterable=every, desc=path.name, unit="file", delay=2):
+                if one.name in wanted and not one.is_folder:
+                    if one.size > _LARGEST:
+                        raise ValueError(f"{one.name} has {one.size:,} bytes")
+                    blobs[wanted[one.name]] = one.open().read()
+    except (*broken, *faults()) as error:
         raise DataError(
             f"{path}: cannot be read as a .tar.gz ({error}); remove it to download it again"
         ) from error

@@ -39,6 +39,7 @@ def front_matter(text: str) -> dict[str, Any]:
     match = re.match(r"\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(\r?\n|$)", text, re.DOTALL)
     try:
         content = yaml.safe_load(match[1]) if match else None
+        repr(content)  # fails for a number with thousands of digits, which Python cannot print
     except (yaml.YAMLError, ValueError, LookupError, TypeError, RecursionError, AttributeError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -106,7 +107,7 @@ def class_names(card: Mapping[str, Any], subset: str | None) -> dict[str, list[s
 
 
 def _number(key: Any) -> int:
-    return int(key) if str(key).isdecimal() else -1
+    return int(key) if re.fullmatch(r"[0-9]{1,9}", str(key)) else -1
 
 
 def _list(value: Any) -> list[Any]:

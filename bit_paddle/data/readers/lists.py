@@ -166,9 +166,10 @@ def numbers_of(
     """Return the class numbers of ``rows``. Raises `DataError` for a label without a class."""
     for _, label, line in rows:
         if label not in number_of and isinstance(given, ClassNames):
+            named = f", {min(given.names)} to {max(given.names)}" if given.names else ""
             raise DataError(
                 f"{line}: the class is {label}, but {given.file} has no line for it; it names "
-                f"{len(classes)} classes, {min(given.names)} to {max(given.names)}"
+                f"{len(classes)} classes{named}"
             )
         if label not in number_of:
             raise DataError(

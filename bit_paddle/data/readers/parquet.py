@@ -183,7 +183,7 @@ def unpack(paths: Sequence[Path], columns: Columns, folder: Path, table: Path) -
     A file has the name of its ``path`` in the parquet file, else the number of its row. A missing
     label is an empty text. A few rows are in memory at a time. Errors: `DataError`, `WriteError`.
     """
-    limit = _check_space(paths, columns.image, folder)
+    limit = _check_space(paths, folder)
     names, total, empty, row = _Names(), 0, 0, 0
     try:
         folder.mkdir()
@@ -235,7 +235,7 @@ def _rows(path: Path, columns: Columns) -> Iterator[tuple[bytes | None, str | No
                 bar.update(len(images))
 
 
-def _check_space(paths: Sequence[Path], column: str, folder: Path) -> int:
+def _check_space(paths: Sequence[Path], folder: Path) -> int:
     """Return how many bytes the images may have; check the sizes that the files declare.
 
     Errors: `WriteError` if they do not fit on the disk; `DataError` if they are far larger than the
@@ -247,11 +247,8 @@ def _check_space(paths: Sequence[Path], column: str, folder: Path) -> int:
     for path in paths:
         with _opened(path) as file:
             for group in range(file.metadata.num_row_groups):
-                chunks = file.metadata.row_group(group)
-                for k in range(chunks.num_columns):
-                    chunk = chunks.column(k)
-                    if chunk.path_in_schema.split(".")[0] == column:
-                        need += chunk.total_uncompressed_size
+                # damaged facts about a column end the process, so pyarrow is not asked for them
+                need += file.metadata.row_group(group).total_byte_size
     if need > limit:
         raise DataError(_bomb(paths[0], limit))
     free = shutil.disk_usage(folder.parent).free

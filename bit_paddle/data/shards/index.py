@@ -11,6 +11,7 @@ import hashlib
 import json
 import mmap
 import re
+import tokenize
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -246,7 +247,7 @@ def _mapped(path: Path, key: str, sums: dict[str, Any], title: str) -> np.ndarra
             fault = f"it holds {array.dtype} {list(array.shape)}, expected {_TYPES[key]}"
     except OSError as error:
         fault = f"it cannot be read ({error.strerror})"
-    except ValueError as error:
+    except (ValueError, TypeError, SyntaxError, tokenize.TokenError) as error:  # of its header
         fault = str(error)
     raise DataError(f"{path}: is not the file of this index: {fault}; {_cure(title)}")
 
