@@ -1096,7 +1096,7 @@ def test_a_signal_to_the_run_alone_ends_its_compiler(number, compiler, unbuilt, 
     _, err = process.communicate(timeout=60)
     assert process.returncode == (130 if number == signal.SIGINT else 143)
     assert "Traceback" not in err
-    wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in started), seconds=10)
+    wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in started))
     assert "before the first step" in (tmp_path / "interrupted/train.log").read_text()
     assert not list((tmp_path / "cache").rglob(build.FAULT))
 
