@@ -52,16 +52,19 @@ def started_by_us() -> bool:
     return _PARENT in os.environ
 
 
-def end_with_parent() -> None:
+def end_with_parent(group: bool = False) -> None:
     """Make this process end together with the process that started it, even after SIGKILL.
 
     The kernel does this: a thread of ours might be blocked while Paddle waits for another process.
+    With ``group``, this process ends its process group, which it leads, with all that it started.
     """
     if not started_by_us():
         return
     prctl = getattr(ctypes.CDLL(None), "prctl", None)  # Linux
+    if group:
+        signal.signal(signal.SIGTERM, lambda *_: os.killpg(0, signal.SIGKILL))
     if prctl is not None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM if group else signal.SIGKILL)
     if os.getppid() != int(os.environ[_PARENT]):  # the parent has already ended
         os._exit(1)
 
