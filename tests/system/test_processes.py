@@ -183,23 +183,25 @@ def test_the_others_have_time_to_end_in_good_order(launch, tmp_path):
 
 
 def test_the_first_one_has_the_time_of_a_save(launch, tmp_path, monkeypatch):
-    """Here its saves take longer than the others wait for what has no save to make."""
+    """However long: one that is under way, and the last."""
     code = """
         from bit_paddle.system import processes
         if rank:
             wait_for(tmp / "begun")
             sys.exit(3)
-        processes.note_save({seconds})
-        processes.note_save(0.1)
-        (tmp / "begun").touch()
-        time.sleep({wait})
-        (tmp / "saved").touch()
+        with processes.saving():
+            (tmp / "begun").touch()
+            time.sleep(2)
+        with processes.saving():
+            time.sleep(1)
+            (tmp / "saved").touch()
+        time.sleep(250)
+        (tmp / "more").touch()
     """
-    quick, slow = code.format(seconds=0.2, wait=250), code.format(seconds=60.0, wait=2)
-    assert launch(quick, 2, grace=0.1) == 3 and not (tmp_path / "saved").exists()
-    (tmp_path / "begun").unlink()
-    assert launch(slow, 2, grace=0.1) == 3 and (tmp_path / "saved").exists()
-    processes.note_save(1.0)  # alone, there is nobody to note it for
+    assert launch(code, 2, grace=0.5) == 3
+    assert (tmp_path / "saved").exists() and not (tmp_path / "more").exists()
+    with processes.saving():  # alone, nobody waits
+        pass
 
 
 @pytest.mark.parametrize("first, status", [(0, 1), (errors.PeerError.exit_status, 1)])
