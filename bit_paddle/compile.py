@@ -10,6 +10,7 @@ from pathlib import Path
 from bit_paddle import errors
 from bit_paddle.config import parsing
 from bit_paddle.models.native import build
+from bit_paddle.system import processes
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -17,6 +18,7 @@ def main(arguments: Sequence[str]) -> int:
     flags = parser().parse_args(arguments)
     try:
         if flags.into:
+            processes.end_with_parent(group=True)
             build.build(flags.into)
             return 0
         _, facts = build.rebuild()

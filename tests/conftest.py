@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import gc
 import importlib.util
 import os
-import shutil
 import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
-from filelock import FileLock
 
 # What a shell or nohup has told this process to ignore, those that it starts would ignore too. A
 # handler is not passed on to them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-    signal.signal(signal.SIGHUP, lambda *_: None)
+for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, lambda *_: None)
+# No test leaves this machine. A proxy would be asked even for the servers of the tests, and
+# variables of the user name other servers.
+for name in list(os.environ):
+    if name.lower().endswith("_proxy") or name in (
+        "BIT_PADDLE_API_KEY",
+        "BIT_PADDLE_BASE_URL",
+        "BIT_PADDLE_MIRRORS",
+        "HF_HUB_OFFLINE",
+        "HF_TOKEN",
+    ):
+        del os.environ[name]
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores, of one thread each
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 else:  # Paddle sets 1 where there is none; commands that a test starts would inherit that
@@ -26,7 +38,7 @@ else:  # Paddle sets 1 where there is none; commands that a test starts would in
 from helpers.commands import run_here, run_train, start_train, wait_until
 from helpers.places import GOLDEN, ROOT, SHARED
 
-from bit_paddle.system.fetch import cache_dir  # before Paddle, as users import the package
+import bit_paddle  # before Paddle, as users import the package
 
 _spec = importlib.util.spec_from_file_location("make_checkpoint", GOLDEN / "make_checkpoint.py")
 make_checkpoint = importlib.util.module_from_spec(_spec)
@@ -77,18 +89,10 @@ def golden_sample(flat: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_tests(tmp_path_factory):
-    """No test reads or writes the user's own cache.
-
-    But operators that are compiled there are copied, which saves ten seconds. The workers of a
-    session share them.
-    """
+    """No test reads or writes the user's own cache. Workers share the operators they compile."""
     base = tmp_path_factory.getbasetemp()
     shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "native"
-    with FileLock(f"{shared}.lock"):
-        shared.mkdir(exist_ok=True)
-        for facts in (cache_dir() / "native").glob("*/facts.json"):
-            if not (shared / facts.parent.name).exists():
-                shutil.copytree(facts.parent, shared / facts.parent.name)
+    shared.mkdir(exist_ok=True)
     home = tmp_path_factory.mktemp("cache") / "bit_paddle"
     home.mkdir()
     (home / "native").symlink_to(shared)
@@ -99,6 +103,19 @@ def cache_of_tests(tmp_path_factory):
         patch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody answers there
         patch.setenv("HF_HUB_DISABLE_XET", "1")  # no server of the tests speaks that protocol
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory_is_returned():
+    """Commands make malloc keep what is freed, see `environment.keep_memory`; here are thousands.
+
+    On a machine with little memory the kernel would kill this process.
+    """
+    yield
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only glibc has it
+    if trim is not None:
+        trim(0)
 
 
 @pytest.fixture(params=["float64", "float32"])

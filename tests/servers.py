@@ -8,6 +8,8 @@ import http.server
 import threading
 import time
 
+SILENCE = 120  # seconds; no test waits for its end
+
 
 class Server(http.server.ThreadingHTTPServer):
     """Serves ``published`` {path: bytes}; ``faults`` are taken off one a GET, then it behaves."""
@@ -90,7 +92,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if fault == "silent":
             self.wfile.write(body[:1000])
             self.wfile.flush()
-            time.sleep(3)
+            time.sleep(SILENCE)
             self.close_connection = True
             return
         for place in range(0, len(body), 1 << 16):

@@ -23,6 +23,7 @@ from bit_paddle.data.images import Images
 from bit_paddle.data.labels import Labels, every
 from bit_paddle.data.preprocessing import Look, Preprocessing
 from bit_paddle.data.shards import windows as shard_windows
+from bit_paddle.data.threads import results
 from bit_paddle.data.transforms import (
     Bands,
     crops,
@@ -321,22 +322,21 @@ def _made(
             yield job, pixels
         return
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    under_way: deque[tuple[Job, np.ndarray, list[Future]]] = deque()
+    under_way: deque[tuple[Job, np.ndarray, list[Callable[[], None]], list[Future]]] = deque()
 
     def next_done() -> tuple[Job, np.ndarray]:
-        job, pixels, futures = under_way.popleft()
-        for future in futures:
-            future.result()
+        job, pixels, parts, futures = under_way.popleft()
+        results(pool, parts, futures, [later for *_, some in under_way for later in some])
         return job, pixels
 
     try:
         for job, draw, count, crop in jobs:
             pixels = empty(count, crop)
             cuts = np.linspace(0, count, min(workers, count) + 1).astype(int).tolist()
-            futures = [
-                pool.submit(draw, low, high, pixels[low:high]) for low, high in zip(cuts, cuts[1:])
+            parts = [
+                partial(draw, low, high, pixels[low:high]) for low, high in zip(cuts, cuts[1:])
             ]
-            under_way.append((job, pixels, futures))
+            under_way.append((job, pixels, parts, [pool.submit(part) for part in parts]))
             if len(under_way) > ahead:
                 yield next_done()
         while under_way:

@@ -156,8 +156,8 @@ class Saver:
         self._best = write if best else self._best
         self._saving = self._pool.submit(self._save, step, write)
 
+    @processes.saving()
     def _save(self, step: int, write: Callable[[Path], None]) -> None:
-        started = time.monotonic()
         self._log.sync()  # a checkpoint must not be on the disk before the metrics of its steps
         path = checkpoint_path(self._folder, step)
         files.make_folder(path.parent, "--logdir")
@@ -179,7 +179,6 @@ class Saver:
         for old in others[self._keep - 1 :]:
             with suppress(OSError):
                 old.unlink()
-        processes.note_save(time.monotonic() - started)
 
     def wait(self) -> None:
         """Wait for the running save, if any; log whether it failed."""
@@ -210,6 +209,11 @@ class Saver:
             raise
         if not self._wait():
             return
+        with processes.saving():
+            self._save_elsewhere()
+
+    def _save_elsewhere(self) -> None:
+        """Save into the temporary folder, and say so."""
         name = checkpoint_path(self._folder, self._step).name
         with suppress(BitPaddleError, OSError):
             folder = Path(tempfile.mkdtemp(prefix="bit_paddle-"))

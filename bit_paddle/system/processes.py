@@ -17,22 +17,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from bit_paddle.errors import ConfigError, PeerError
-from bit_paddle.system import environment, files
+from bit_paddle.system import environment
 from bit_paddle.system.signals import Interrupt
 
-GRACE = 20.0  # seconds, and two saves, for the other processes to end after one has failed
+GRACE = 20.0  # seconds for the other processes to end after one has failed, or a save has ended
 
 _NVIDIA = Path("/proc/driver/nvidia/gpus")  # of the driver: a folder per card
 
 _PARENT = "BIT_PADDLE_PARENT"  # id of the process that started this one
 
-_SAVE = "BIT_PADDLE_SAVE"  # path of the file in which rank 0 notes the seconds of its longest save
+_SAVE = "BIT_PADDLE_SAVE"  # path of a file that is there while rank 0 saves
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -52,33 +52,36 @@ def started_by_us() -> bool:
     return _PARENT in os.environ
 
 
-def end_with_parent() -> None:
+def end_with_parent(group: bool = False) -> None:
     """Make this process end together with the process that started it, even after SIGKILL.
 
     The kernel does this: a thread of ours might be blocked while Paddle waits for another process.
+    With ``group``, this process ends its process group, which it leads, with all that it started.
     """
     if not started_by_us():
         return
     prctl = getattr(ctypes.CDLL(None), "prctl", None)  # Linux
+    if group:
+        signal.signal(signal.SIGTERM, lambda *_: os.killpg(0, signal.SIGKILL))
     if prctl is not None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM if group else signal.SIGKILL)
     if os.getppid() != int(os.environ[_PARENT]):  # the parent has already ended
         os._exit(1)
 
 
-def note_save(seconds: float) -> None:
-    """Note that a save has taken so many seconds, for the process that started this one."""
+@contextmanager
+def saving() -> Iterator[None]:
+    """Inside, the process that started this one waits for it, however long that takes."""
     path = os.environ.get(_SAVE)
-    if path is not None and seconds > _longest_save(Path(path)):
-        with suppress(OSError):  # that process has ended, and nobody waits
-            files.write_text(Path(path), f"{seconds}")
-
-
-def _longest_save(path: Path) -> float:
+    with suppress(OSError):  # that process has ended, and nobody waits
+        if path is not None:
+            Path(path).touch()
     try:
-        return float(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # nothing has been saved yet
-        return 0.0
+        yield
+    finally:
+        with suppress(OSError):
+            if path is not None:
+                os.unlink(path)
 
 
 def has_gpu() -> bool:
@@ -131,8 +134,8 @@ def launch(
 
     With ``count`` GPUs in ``gpus``, each process has one, and they communicate by NCCL; else by
     gloo. All processes receive the signals. Rank 0 writes to the terminal. If a process fails, the
-    others have `GRACE` seconds and the time of two saves to end: one may be under way. The message
-    of the first failure is printed. ``stop`` notes the signals that this process receives.
+    others have `GRACE` seconds to end, without the time of what rank 0 saves. The message of the
+    first failure is printed. ``stop`` notes the signals that this process receives.
     """
     ports = _free_ports(count + 1)
     endpoints = [f"127.0.0.1:{port}" for port in ports]
@@ -198,7 +201,7 @@ def _watch(
 ) -> int:
     """Wait until all have ended, or until their time after a failure is over; return a status.
 
-    ``save`` is the file of `note_save`.
+    ``save`` is the file of `saving`.
     """
     told, first, deadline = 0, None, math.inf
     while None in [child.poll() for child in children] and time.monotonic() < deadline:
@@ -208,8 +211,10 @@ def _watch(
                 child.send_signal(stop.signal)
         if not stop.signal:
             first = _failed(children, first)
-        if deadline == math.inf and (first is not None or children[0].returncode is not None):
-            deadline = time.monotonic() + GRACE + 2 * _longest_save(save)
+        ending = first is not None or children[0].returncode is not None
+        saves = children[0].returncode is None and save.exists()
+        if ending and (saves or deadline == math.inf):
+            deadline = time.monotonic() + GRACE
         time.sleep(0.05)
     first = _failed(children, first)
     if first is None:

@@ -6,9 +6,11 @@
     python scripts/benchmarks/stress.py --only flips --seed 7 --output stress.json
     python scripts/benchmarks/stress.py --only kill --datadir photos   # not digits
 
-Parts: ``kill`` (SIGKILL at random moments), ``variants`` (signals, processes, MixUp …), ``disk``
-(full, read-only; needs root), ``flips`` (damaged checkpoints) and ``cost`` (the time that resuming
-and saving take). ``fuzz.py`` reads damaged input of every kind.
+Parts: ``kill`` (SIGKILL at random moments), ``variants`` (signals, processes, MixUp …), ``faults``
+(one kind each: signals before the first step, memory, a replaced image, another machine's lease,
+slow saves of several processes), ``disk`` (full, read-only; needs root), ``flips`` (damaged
+checkpoints) and ``cost`` (the time that resuming and saving take). ``fuzz.py`` reads damaged input
+of every kind.
 
 Each run is a real process on real images. After a fault, the same command is started again. The
 files of the finished run are compared, bit for bit, with those of an undisturbed run: the model,
@@ -23,6 +25,7 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import statistics
@@ -109,6 +112,7 @@ class Run:
         self.command = [*prefix, sys.executable, "-W", "ignore", "-m", "bit_paddle.train", *flags]
         self.command += ["--logdir", str(logdir), "--name", name]
         self.output, self.errors = bench.folder / f"{name}.out", bench.folder / f"{name}.err"
+        self.environment = bench.environment
         self.row = Row(name)
         self.reached = 0  # the last step before the current fault
         self.disturbed = False
@@ -117,7 +121,7 @@ class Run:
         self.began = time.time()
         with open(self.output, "wb") as output, open(self.errors, "wb") as errors:
             self.process = subprocess.Popen(
-                self.command, cwd=ROOT, env=self.bench.environment, stdout=output, stderr=errors
+                self.command, cwd=ROOT, env=self.environment, stdout=output, stderr=errors
             )
         self.bench.processes.append(self.process)
 
@@ -435,6 +439,176 @@ def variants(bench: Bench, names: Sequence[str] = tuple(VARIANTS), count: int = 
     return rows
 
 
+# --- Part: faults -------------------------------------------------------------------------------
+
+
+def changed(run: Run, code: str, **variables: str) -> dict[str, str]:
+    """Return the environment of a run that executes ``code`` first of all."""
+    site = run.bench.folder / f"{run.folder.name}-site"
+    site.mkdir(exist_ok=True)
+    (site / "sitecustomize.py").write_text(code)
+    return {**run.bench.environment, "PYTHONPATH": f"{site}{os.pathsep}{ROOT}", **variables}
+
+
+def under_way(run: Run, step: int = 8) -> None:
+    if not run.until(lambda: run.step() >= step):
+        raise Failure(f"ended too early: {run.printed()}")
+
+
+def at_start(run: Run) -> None:
+    """A signal so many seconds after the start, when the run has nothing to save yet."""
+    for seconds in (0.1, 0.3, 0.6, 1.0):
+        run.start()
+        time.sleep(seconds)
+        run.strike(signal.SIGTERM)
+        run.expect(143, -signal.SIGTERM)
+    run.finish()
+
+
+def at_import(run: Run) -> None:
+    """A signal while Paddle is imported: its library is there, and no operator yet."""
+    run.start()
+    run.until(lambda: "libpaddle" in Path(f"/proc/{run.process.pid}/maps").read_text())
+    run.strike(signal.SIGTERM)
+    run.expect(143, -signal.SIGTERM)
+    run.finish()
+
+
+def at_compiler(run: Run) -> None:
+    """A signal while operators compile, to the command alone: its compiler ends, too."""
+    number, compiler = run.bench.folder / "compiler.pid", run.bench.folder / "compiler"
+    compiler.write_text(f'#!/bin/sh\necho $$ > "{number}"\nsleep 600\n')
+    compiler.chmod(0o755)
+    hide = "from bit_paddle.models.native import prebuilt; prebuilt.FOLDER /= 'nowhere'\n"
+    home = str(run.bench.folder / "empty")
+    run.environment = changed(run, hide, CXX=str(compiler), BIT_PADDLE_HOME=home)
+    run.start()
+    run.until(lambda: number.exists() and number.read_text().endswith("\n"))
+    run.strike(signal.SIGTERM)
+    run.expect(143)
+    end = time.time() + 30
+    while Path("/proc", number.read_text().strip()).exists():
+        if time.time() > end:
+            raise Failure("the compiler is still at work")
+        time.sleep(0.01)
+    run.environment = run.bench.environment
+    run.finish()
+
+
+def out_of_memory(run: Run) -> None:
+    """From step 8 on a run has less memory; the same command, with enough, resumes it."""
+    run.start()
+    under_way(run)
+    status = Path(f"/proc/{run.process.pid}/status").read_text()
+    peak = 1024 * int(re.search(r"VmPeak:\s+(\d+)", status)[1])
+    resource.prlimit(run.process.pid, resource.RLIMIT_AS, (peak - (32 << 20), -1))
+    run.row.faults += 1
+    run.expect(0, 1)
+    if run.process.returncode:
+        run.reached, run.disturbed = run.step(), True
+        run.finish()
+
+
+def replaced_image(run: Run) -> None:
+    """A run whose image is another one now does not resume, until that is back."""
+    run.start()
+    under_way(run)
+    run.strike(signal.SIGTERM)
+    image = next(iter(sorted(Path(run.flags[-1]).glob("train/*/*.png"))))
+    content, date = image.read_bytes(), image.stat()
+    image.write_bytes(b"no image")
+    run.start()
+    run.expect(2)
+    image.write_bytes(content)
+    os.utime(image, ns=(date.st_atime_ns, date.st_mtime_ns))
+    run.finish()
+
+
+def other_machine(run: Run) -> None:
+    """A process of another machine renews its lease; then it is gone."""
+    run.start()
+    under_way(run)
+    run.strike(signal.SIGKILL)
+    lease, over = run.folder / "run.owner", threading.Event()
+    lease.write_text("process 5 on far-away since 2026-01-01 00:00:00\nkernel another\n")
+
+    def renew() -> None:
+        while not over.wait(0.5):
+            os.utime(lease)
+
+    thread = threading.Thread(target=renew)
+    thread.start()
+    try:
+        run.start()
+        run.expect(2)
+    finally:
+        over.set()
+        thread.join()
+    lease.unlink()
+    run.finish()
+
+
+def slow_saves(run: Run) -> None:
+    """One of two processes is killed while a file takes 25 s to be on the disk."""
+    slow = run.bench.folder / "slow"
+    code = "import os, time\nold = os.fsync\n\n\ndef fsync(number):\n"
+    code += f"    time.sleep(25 * os.path.exists({str(slow)!r}))\n    old(number)\n\n\n"
+    run.environment = changed(run, f"{code}os.fsync = fsync\n")
+    run.start()
+    under_way(run)
+    slow.touch()
+    try:
+        run.strike(signal.SIGKILL, CHILD, random.Random(1))
+        run.expect(137)
+    finally:
+        slow.unlink()
+    run.finish()
+
+
+def pictures(bench: Bench) -> list[str]:
+    """Return the flags of a folder of images: some digits."""
+    from PIL import Image
+
+    folder, digits = bench.folder / "pictures", registry.open_dataset("digits")
+    for part, images, count in (("train", digits.train, 400), ("val", digits.val, 100)):
+        for k in range(count):
+            path = folder / part / str(images.labels[k]) / f"{k}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.asarray(images.pixels[k])).save(path)
+    return ["--dataset", "folder", "--datadir", str(folder)]
+
+
+TWO = ["--nproc", "2"]
+
+FAULTS: dict[str, tuple[Callable[[Run], None], list[str]]] = {
+    "signals in the first second": (at_start, []),
+    "signals in the first second, 2 processes": (at_start, TWO),
+    "a signal while Paddle is imported": (at_import, []),
+    "a signal while operators compile": (at_compiler, []),
+    "out of memory in a step": (out_of_memory, ["--batch_split", "1"]),
+    "out of memory in validation": (out_of_memory, ["--batch_split", "1", "--eval_every", "1"]),
+    "an image is replaced": (replaced_image, []),
+    "the lease of another machine": (other_machine, []),
+    "2 processes, one killed, saves of 25 s": (slow_saves, TWO),
+    "2 processes, a damaged checkpoint": (
+        lambda run: spoilt(run, "truncated", random.Random(2)),
+        TWO,
+    ),
+}
+
+
+def one_each(bench: Bench, names: Sequence[str] = tuple(FAULTS)) -> list[Row]:
+    rows = []
+    for number, name in enumerate(names):
+        scenario, flags = FAULTS[name]
+        run = bench.run(f"fault-{number}", pictures(bench) if "image" in name else flags)
+        bench.reference(run.flags)
+        row = bench.surviving(run, scenario)
+        row.part = name
+        rows.append(row)
+    return rows
+
+
 # --- Part: disk ---------------------------------------------------------------------------------
 
 
@@ -715,6 +889,7 @@ def main() -> int:
     parts = {
         "kill": partial(kill, count=flags.kills),
         "variants": variants,
+        "faults": one_each,
         "disk": disk,
         "flips": flips,
         "cost": cost,

@@ -214,10 +214,10 @@ def header(name, size, kind=tarfile.REGTYPE):
 
 def test_bombs_of_one_gigabyte_are_refused(tmp_path, cache):
     words = r"unpacks to 1,074 MB or more from 1\.\d MB, over 100 times .* unpack it yourself"
-    began = time.monotonic()
+    began = time.process_time()
     refused(zip_bomb(tmp_path / "x.zip"), words, cache)
     refused(tar_bomb(tmp_path / "x.tar.gz", header("train/a/0.png", 1 << 30)), words, cache)
-    assert time.monotonic() - began < 5  # by what they say
+    assert time.process_time() - began < 5  # by what they say
 
 
 def test_bombs_that_hide_their_size(tmp_path, cache):

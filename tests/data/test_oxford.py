@@ -64,7 +64,7 @@ def write_tar(path: Path, members: dict, mode: str = "w:gz") -> Path:
                 continue
             info = tarfile.TarInfo(name)
             if content is None:
-                info.type = tarfile.DIRTYPE
+                info.type, info.mode = tarfile.DIRTYPE, 0o755
                 tar.addfile(info)
             else:
                 info.size = len(content)

@@ -48,6 +48,10 @@ def test_variants(bench):
     assert_survived(stress.variants(bench, ["SIGTERM"], 1), 1)
 
 
+def test_a_fault_of_a_kind(bench):
+    assert_survived(stress.one_each(bench, ["the lease of another machine"]), 1)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 def test_a_full_disk(bench):
     rows = stress.disk(bench, ["full"], [True], bench.steps)

@@ -297,7 +297,7 @@ def test_nobody_answers(server, monkeypatch, capsys):
     start = time.monotonic()
     with pytest.raises(fetch.Unreachable, match="cannot be reached .*HF_ENDPOINT names a mirror"):
         hub.download(NET)
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 10  # the hub's own timeout
     monkeypatch.setenv("HF_ENDPOINT", server.address)
     folder = hub.download(NET)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")

@@ -1096,8 +1096,37 @@ def test_a_signal_to_the_run_alone_ends_its_compiler(number, compiler, unbuilt, 
     _, err = process.communicate(timeout=60)
     assert process.returncode == (130 if number == signal.SIGINT else 143)
     assert "Traceback" not in err
-    wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in started), seconds=10)
+    wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in started))
     assert "before the first step" in (tmp_path / "interrupted/train.log").read_text()
+    assert not list((tmp_path / "cache").rglob(build.FAULT))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_to_a_command_without_a_run_ends_its_compiler(
+    number, compiler, unbuilt, image_folder, tmp_path
+):
+    """Each is sent to the command alone."""
+    ids = [tmp_path / "driver", tmp_path / "inner"]
+    script, _ = compiler(
+        f'sh -c "echo \\$\\$ > {ids[1]}; sleep 600; :" &', f"echo $$ > {ids[0]}", "wait"
+    )
+    words = ["bit_paddle.predict", image_folder / "val/blue/0.png", "--model", "BiT-Mini"]
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", *map(str, words)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment_with(CXX=script, **unbuilt),
+    )
+    wait_until(lambda: all(path.exists() and path.read_text() for path in ids), process)
+    started = [int(path.read_text()) for path in ids]
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == (130 if number == signal.SIGINT else -number)
+    assert "Traceback (most recent" not in err
+    wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in started))
     assert not list((tmp_path / "cache").rglob(build.FAULT))
 
 

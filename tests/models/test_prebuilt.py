@@ -136,7 +136,7 @@ def fail(path):
 )
 def test_a_bad_library_ends_only_its_own_process(examine, reason, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(library, "examine", examine)
-    monkeypatch.setattr(prebuilt, "SECONDS", 5 if reason != "no result within" else 0.1)
+    monkeypatch.setattr(prebuilt, "SECONDS", 60 if reason != "no result within" else 0.1)
     children, fork = [], os.fork
 
     def recorded():

@@ -24,9 +24,9 @@ from bit_paddle.system import environment, processes
 def launch(tmp_path, monkeypatch):
     """Run lines of Python in some processes; they find the folder ``tmp`` and their ``rank``."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setattr(processes, "GRACE", 1.0)
 
-    def launch(code, count):
+    def launch(code, count, grace=60.0):
+        monkeypatch.setattr(processes, "GRACE", grace)
         return processes.launch(command_of(code, tmp_path), count)
 
     return launch
@@ -37,14 +37,27 @@ def command_of(code, folder):
         import json, os, signal, sys, time
         from pathlib import Path
         tmp, rank = Path({str(folder)!r}), int(os.environ["PADDLE_TRAINER_ID"])
+
+        def wait_for(path):
+            while not path.exists():
+                time.sleep(0.01)
+
+        def leave_a_number():
+            (tmp / f"{{rank}}.part").write_text(str(os.getpid()))
+            (tmp / f"{{rank}}.part").rename(tmp / f"{{rank}}.pid")
+
+        def wait_for_the_end_of(other):  # which the process that started both has noticed
+            wait_for(tmp / f"{{other}}.pid")
+            while Path("/proc", (tmp / f"{{other}}.pid").read_text()).exists():
+                time.sleep(0.01)
     """
     return [sys.executable, "-c", textwrap.dedent(start) + textwrap.dedent(code)]
 
 
-def launcher(code, folder, count):
+def launcher(code, folder, count, grace=60.0):
     """Start a process that launches: one that may be sent signals."""
     script = (
-        "import sys; from bit_paddle.system import processes; processes.GRACE = 1.0; "
+        f"import sys; from bit_paddle.system import processes; processes.GRACE = {grace}; "
         f"sys.exit(processes.launch({command_of(code, folder)!r}, {count}))"
     )
     return subprocess.Popen(
@@ -60,7 +73,7 @@ def launcher(code, folder, count):
 def pids(folder, count):
     """Return the processes' numbers once all have written them."""
     files = [folder / f"{rank}.pid" for rank in range(count)]
-    wait_until(lambda: all(file.exists() and file.read_text() for file in files))
+    wait_until(lambda: all(file.exists() for file in files))
     return [int(file.read_text()) for file in files]
 
 
@@ -141,16 +154,16 @@ def test_the_first_one_alone_has_the_terminal(launch, capfd):
 
 def test_one_that_fails_ends_all_and_its_message_is_shown_once(launch, tmp_path, capfd):
     code = """
-        (tmp / f"{rank}.pid").write_text(str(os.getpid()))
+        leave_a_number()
         if rank == 2:
-            while not all((tmp / f"{other}.pid").exists() for other in range(3)):
-                time.sleep(0.01)
+            for other in range(3):
+                wait_for(tmp / f"{other}.pid")
             sys.exit(print("the disk is made of cheese", file=sys.stderr) or 3)
-        time.sleep(60)
+        time.sleep(250)
     """
     start = time.monotonic()
-    assert launch(code, 3) == 3
-    assert 1 <= time.monotonic() - start < 20  # the others had their time, and no more
+    assert launch(code, 3, grace=1.0) == 3
+    assert 1 <= time.monotonic() - start < 200  # the others had their time, and no more
     shown = capfd.readouterr().err
     assert shown.count("the disk is made of cheese") == 1
     ranks = pids(tmp_path, 3)
@@ -170,33 +183,35 @@ def test_the_others_have_time_to_end_in_good_order(launch, tmp_path):
 
 
 def test_the_first_one_has_the_time_of_a_save(launch, tmp_path, monkeypatch):
-    """Here its saves take longer than the others wait for what has no save to make."""
+    """However long: one that is under way, and the last."""
     code = """
         from bit_paddle.system import processes
         if rank:
-            while not (tmp / "begun").exists():
-                time.sleep(0.01)
+            wait_for(tmp / "begun")
             sys.exit(3)
-        processes.note_save({seconds})
-        processes.note_save(0.1)
-        (tmp / "begun").touch()
-        time.sleep({wait})
-        (tmp / "saved").touch()
+        with processes.saving():
+            (tmp / "begun").touch()
+            time.sleep(2)
+        with processes.saving():
+            time.sleep(1)
+            (tmp / "saved").touch()
+        time.sleep(250)
+        (tmp / "more").touch()
     """
-    monkeypatch.setattr(processes, "GRACE", 0.1)
-    assert launch(code.format(seconds=0.2, wait=60), 2) == 3 and not (tmp_path / "saved").exists()
-    (tmp_path / "begun").unlink()
-    assert launch(code.format(seconds=30.0, wait=2), 2) == 3 and (tmp_path / "saved").exists()
-    processes.note_save(1.0)  # alone, there is nobody to note it for
+    assert launch(code, 2, grace=0.5) == 3
+    assert (tmp_path / "saved").exists() and not (tmp_path / "more").exists()
+    with processes.saving():  # alone, nobody waits
+        pass
 
 
 @pytest.mark.parametrize("first, status", [(0, 1), (errors.PeerError.exit_status, 1)])
 def test_who_is_to_blame_is_told_from_who_has_lost_another(first, status, launch, capfd):
     """Also where that one is the quicker to end."""
     code = f"""
+        leave_a_number()
         if rank == 0:
             sys.exit({first})
-        time.sleep(0.4)
+        wait_for_the_end_of(0)
         sys.exit(print("it was me", file=sys.stderr) or {status})
     """
     assert launch(code, 2) == status
@@ -205,7 +220,13 @@ def test_who_is_to_blame_is_told_from_who_has_lost_another(first, status, launch
 
 
 def test_a_fault_that_the_first_one_has_told_is_not_told_twice(launch, capfd):
-    assert launch("time.sleep(0.3 * rank); sys.exit(print('oh', file=sys.stderr) or 2)", 2) == 2
+    code = """
+        leave_a_number()
+        if rank == 1:
+            wait_for_the_end_of(0)
+        sys.exit(print('oh', file=sys.stderr) or 2)
+    """
+    assert launch(code, 2) == 2
     assert capfd.readouterr().err == "oh\n"
 
 
@@ -213,7 +234,9 @@ def test_the_message_of_the_first_to_fail_is_shown_though_the_status_is_that_of_
     launch, capfd
 ):
     code = """
-        time.sleep(0 if rank else 0.5)
+        leave_a_number()
+        if rank == 0:
+            wait_for_the_end_of(1)
         sys.exit(print(("I suffer", "it was me")[rank], file=sys.stderr) or 1)
     """
     assert launch(code, 2) == 1
@@ -224,9 +247,9 @@ def test_one_that_is_killed_is_named(launch, capfd):
     code = """
         if rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(60)
+        time.sleep(250)
     """
-    assert launch(code, 2) == 137
+    assert launch(code, 2, grace=1.0) == 137
     shown = capfd.readouterr().err
     assert "(rank 1, pid " in shown and "SIGKILL" in shown
 
@@ -241,7 +264,7 @@ def test_a_command_that_is_not_there(tmp_path):
 NOTE = """
     from bit_paddle.system.signals import Interrupt
     with Interrupt() as stop:
-        (tmp / f"{rank}.pid").write_text(str(os.getpid()))
+        leave_a_number()
         while not stop.signal:
             time.sleep(0.01)
         (tmp / f"{rank}.signal").write_text(stop.signal.name)
@@ -264,15 +287,15 @@ def test_one_that_does_not_heed_a_signal_does_not_keep_the_others_waiting(tmp_pa
     code = f"""
         if rank == 1:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            (tmp / "1.pid").write_text(str(os.getpid()))
-            time.sleep(60)
+            leave_a_number()
+            time.sleep(250)
         {textwrap.indent(textwrap.dedent(NOTE), " " * 8).lstrip()}
     """
-    process = launcher(code, tmp_path, 2)
+    process = launcher(code, tmp_path, 2, grace=1.0)
     ranks = pids(tmp_path, 2)
     process.send_signal(signal.SIGTERM)
     try:
-        process.communicate(timeout=8)
+        process.communicate(timeout=200)
         assert process.returncode == 143 and not any(map(alive, ranks))
     finally:
         process.kill()
@@ -287,8 +310,8 @@ def test_no_process_outlives_the_one_that_started_it(ending, tmp_path):
         from bit_paddle.system import processes
         processes.end_with_parent()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        (tmp / f"{rank}.pid").write_text(str(os.getpid()))
-        time.sleep(60)
+        leave_a_number()
+        time.sleep(250)
     """
     process = launcher(code, tmp_path, 2)
     ranks = pids(tmp_path, 2)
@@ -297,12 +320,12 @@ def test_no_process_outlives_the_one_that_started_it(ending, tmp_path):
         if ending == "killed":
             process.kill()
         else:
-            process.send_signal(signal.SIGINT)
-            time.sleep(0.2)
-            process.send_signal(signal.SIGINT)
-        process.communicate(timeout=10)
+            while process.poll() is None:  # two that come at once count as one
+                process.send_signal(signal.SIGINT)
+                time.sleep(0.2)
+        process.communicate(timeout=60)
         assert process.returncode == (-signal.SIGKILL if ending == "killed" else 130)
-        wait_until(lambda: not any(map(alive, ranks)), seconds=10)
+        wait_until(lambda: not any(map(alive, ranks)))
     finally:
         for pid in filter(alive, ranks):
             os.kill(pid, signal.SIGKILL)
@@ -315,8 +338,9 @@ def test_a_process_that_nobody_launched_does_not_end_with_another(tmp_path):
         from pathlib import Path
         from bit_paddle.system import processes
         processes.end_with_parent()
-        Path({str(tmp_path / "0.pid")!r}).write_text(str(os.getpid()))
-        time.sleep(60)
+        Path({str(tmp_path / "0.part")!r}).write_text(str(os.getpid()))
+        Path({str(tmp_path / "0.part")!r}).rename({str(tmp_path / "0.pid")!r})
+        time.sleep(250)
     """
     start = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {code!r}])"
     subprocess.run([sys.executable, "-c", start], cwd=ROOT, check=True)

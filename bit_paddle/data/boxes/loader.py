@@ -20,6 +20,7 @@ from PIL import Image
 from bit_paddle.data.boxes.annotations import BoxedImages
 from bit_paddle.data.boxes.views import View, jittered
 from bit_paddle.data.loader import VIEW, step_positions
+from bit_paddle.data.threads import results
 
 
 class Views(NamedTuple):
@@ -121,13 +122,14 @@ def training_batches(
             yield Batch(indices, [make() for make in parts])
         return
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    under_way: deque[tuple[np.ndarray, list[Future[Example]]]] = deque()
+    under_way: deque[tuple[np.ndarray, list[Callable[[], Example]], list[Future[Example]]]]
+    under_way = deque()
     try:
         for indices, parts in jobs():
-            under_way.append((indices, [pool.submit(make) for make in parts]))
+            under_way.append((indices, parts, [pool.submit(make) for make in parts]))
             if len(under_way) > 1:
-                indices, futures = under_way.popleft()
-                yield Batch(indices, [future.result() for future in futures])
+                indices, parts, futures = under_way.popleft()
+                yield Batch(indices, results(pool, parts, futures, under_way[0][2]))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

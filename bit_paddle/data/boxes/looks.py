@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
 
 from bit_paddle.data.boxes.views import View, fitting_sides, whole
+from bit_paddle.data.threads import results
 
 
 class Openable(Protocol):
@@ -64,14 +66,20 @@ def evaluation_views(
         yield from map(seen, indices)
         return
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    under_way: deque[Future[Seen]] = deque()
+    under_way: deque[tuple[int, Future[Seen]]] = deque()
+
+    def next_seen() -> Seen:
+        index, future = under_way.popleft()
+        later = [other for _, other in under_way]
+        return results(pool, [partial(seen, index)], [future], later)[0]
+
     try:
         for index in indices:
-            under_way.append(pool.submit(seen, index))
+            under_way.append((index, pool.submit(seen, index)))
             if len(under_way) > 2 * workers:
-                yield under_way.popleft().result()
+                yield next_seen()
         while under_way:
-            yield under_way.popleft().result()
+            yield next_seen()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from filelock import FileLock
 
 from bit_paddle.models.native import compiler, library, prebuilt
 from bit_paddle.models.native.library import Unavailable
-from bit_paddle.system import environment, files
+from bit_paddle.system import environment, files, processes
 
 SWITCH = "BIT_PADDLE_NATIVE"  # 0 turns the compiled operators off
 
@@ -140,18 +141,26 @@ def _compile_once(folder: Path, say: Callable[[str], object], again: bool = Fals
 
 
 def _build(folder: Path) -> None:
-    """Compile and check in a separate process, so that a crash there does not end this one."""
+    """Compile and check in a separate process, so that a crash there does not end this one.
+
+    It leads a process group, which ends if this process ends, or leaves this function.
+    """
     command = [sys.executable, "-W", "ignore", "-m", "bit_paddle.compile", "--into", str(folder)]
-    paths = [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH")]  # first this package
-    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    try:
-        done = subprocess.run(command, **compiler.AS_TEXT, timeout=SECONDS, env=environ)
-    except subprocess.TimeoutExpired:
-        raise Unavailable(f"could not be compiled within {SECONDS} s") from None
-    if done.returncode:
-        output = f"{done.stdout}{done.stderr}".strip() or f"ended with status {done.returncode}"
+    environ = processes.child_environment(1)
+    with subprocess.Popen(
+        command, **compiler.AS_TEXT, env=environ, start_new_session=True
+    ) as process:
+        try:
+            output = "".join(process.communicate(timeout=SECONDS)).strip()
+        except subprocess.TimeoutExpired:
+            raise Unavailable(f"could not be compiled within {SECONDS} s") from None
+        finally:
+            if process.returncode is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    if process.returncode:
+        output = output or f"ended with status {process.returncode}"
         reason = f"could not be compiled: {_first_error(output)}"
-        if done.returncode == 1:  # other statuses mean interrupted or killed: the next use retries
+        if process.returncode == 1:  # others mean interrupted or killed: the next use retries
             files.write_text(folder / FAULT, output)
             reason += f"; the full output is in {folder / FAULT}"
         raise Unavailable(reason)

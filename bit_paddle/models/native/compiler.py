@@ -18,7 +18,11 @@ SOURCES = [
     for name in ("operators.cc", "network.h", "primitives.h", "onednn.h")
 ]
 
-AS_TEXT: dict[str, Any] = {"capture_output": True, "encoding": "utf-8", "errors": "replace"}
+AS_TEXT: dict[str, Any] = {
+    **dict.fromkeys(("stdout", "stderr"), subprocess.PIPE),
+    "encoding": "utf-8",
+    "errors": "replace",
+}
 
 _FLAGS = (
     *("-std=c++17", "-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-w"),
