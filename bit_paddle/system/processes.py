@@ -34,6 +34,8 @@ _PARENT = "BIT_PADDLE_PARENT"  # id of the process that started this one
 
 _SAVE = "BIT_PADDLE_SAVE"  # path of the file in which rank 0 notes the seconds of its longest save
 
+_longest = 0.0  # seconds of this process's longest save
+
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
@@ -45,6 +47,11 @@ def rank() -> int:
 def world_size() -> int:
     """Return the number of processes of the run, on all machines."""
     return int(os.environ.get("PADDLE_TRAINERS_NUM") or 1)
+
+
+def endpoints() -> list[str]:
+    """Return an ``address:port`` for each rank of the run, by Paddle's launcher or `launch`."""
+    return os.environ["PADDLE_TRAINER_ENDPOINTS"].split(",")
 
 
 def started_by_us() -> bool:
@@ -67,7 +74,9 @@ def end_with_parent() -> None:
 
 
 def note_save(seconds: float) -> None:
-    """Note that a save has taken so many seconds, for the process that started this one."""
+    """Note that a save has taken so many seconds, also for the process that started this one."""
+    global _longest
+    _longest = max(_longest, seconds)
     path = os.environ.get(_SAVE)
     if path is not None and seconds > _longest_save(Path(path)):
         with suppress(OSError):  # that process has ended, and nobody waits
@@ -79,6 +88,11 @@ def _longest_save(path: Path) -> float:
         return float(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # nothing has been saved yet
         return 0.0
+
+
+def grace() -> float:
+    """Return the seconds that this process has to end in good order after another has failed."""
+    return GRACE + 2 * _longest
 
 
 def has_gpu() -> bool:
