@@ -116,7 +116,7 @@ class Team:
         self._began = time.monotonic()
         address, port = endpoints[0].rsplit(":", 1)
         if rank == 0:
-            self._listener = socket.create_server((address, int(port)), backlog=len(endpoints))
+            self._listener = socket.create_server(("", int(port)), backlog=len(endpoints))
             self._selector.register(self._listener, selectors.EVENT_READ)
         else:
             self._connect(address, int(port))
@@ -216,7 +216,9 @@ class Team:
             self._links.remove(link)
             link.socket.close()
             if link.rank is not None and link.rank not in self._left:
-                self._end(f"{self._name(link.rank, link.host)} has ended without a message: killed?")
+                self._end(
+                    f"{self._name(link.rank, link.host)} has ended without a message: killed?"
+                )
 
     def _take(self, link: _Link, message: dict[str, Any]) -> None:
         if link.rank is None:

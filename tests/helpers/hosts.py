@@ -41,25 +41,26 @@ def _run(*words: object) -> str:
 class Host:
     """A machine: a network namespace with the address and the name that the others know it by.
 
-    Its processes see ``folder/private`` at ``private``, if that is given: a disk of their own.
+    Its processes see ``mounts`` {folder or file: what is there on this host}, which exist, and the
+    variables of ``environment``.
     """
 
     def __init__(self, network: Network, number: int):
         self.name, self.address = f"host{number}", f"10.77.{network.number}.{number}"
         self.namespace = f"{network.name}h{number}"
-        self._cable = f"{network.name}c{number}"  # its end at the bridge
-        self._network, self.processes = network, []
+        self.mounts: dict[Path, Path] = {}
+        self.environment: dict[str, str] = {}
+        self.processes: list[subprocess.Popen] = []
         self.wire: subprocess.Popen | None = None
-        self.mounts: dict[Path, Path] = {}  # {folder as its processes see it: folder}
+        self._cable = f"{network.name}c{number}"  # its end at the bridge
 
     def command(self, *words: object) -> list[str]:
         """Return the command that runs ``words`` on this host."""
-        mounts = "".join(
-            f"mount --bind {shlex.quote(str(own))} {shlex.quote(str(seen))} && "
-            for seen, own in self.mounts.items()
-        )
-        script = f'hostname {self.name} && {mounts}exec "$@"'
+        lines = [f"hostname {self.name}"]
+        lines += [shlex.join(["mount", "--bind", str(b), str(a)]) for a, b in self.mounts.items()]
+        lines += [f"export {shlex.quote(f'{k}={v}')}" for k, v in self.environment.items()]
         enter = ["ip", "netns", "exec", self.namespace, "unshare", "--uts", "--mount"]
+        script = " && ".join([*lines, 'exec "$@"'])
         return [*enter, "sh", "-c", script, "sh", *map(str, words)]
 
     def start(self, *words: object, **options: object) -> subprocess.Popen:
@@ -106,7 +107,9 @@ class Host:
     def bytes(self) -> tuple[int, int]:
         """Return the bytes that this host has sent and received, as its kernel counts them."""
         folder = "/sys/class/net/eth0/statistics"
-        text = self.run("sh", "-c", f"mount -t sysfs s /sys; cat {folder}/tx_bytes {folder}/rx_bytes")
+        text = self.run(
+            "sh", "-c", f"mount -t sysfs s /sys; cat {folder}/tx_bytes {folder}/rx_bytes"
+        )
         sent, received = map(int, text.split())
         return sent, received
 
@@ -159,6 +162,18 @@ class Network:
             _run(*inside, "address", "add", f"{host.address}/24", "dev", "eth0")
             _run(*inside, "link", "set", "eth0", "up")
             _run(*inside, "link", "set", "lo", "up")
+
+    def ssh(self, folder: Path) -> None:
+        """Write a stand-in for ssh into ``folder``: it enters the host of that name."""
+        cases = "".join(
+            f'{host.name}) exec {shlex.join(host.command("sh", "-c"))} "$*" ;;\n'
+            for host in self.hosts
+        )
+        text = (
+            f'while [ "$1" = -o ]; do shift 2; done\nhost=$1\nshift\ncase $host in\n{cases}esac\n'
+        )
+        (folder / "ssh").write_text(f"#!/bin/sh\n{text}exit 255\n", encoding="utf-8")
+        (folder / "ssh").chmod(0o755)
 
     def close(self) -> None:
         """End all processes of all hosts and remove the hosts."""

@@ -16,6 +16,7 @@ import struct
 import sys
 import time
 from collections import deque
+from contextlib import suppress
 
 _TUNSETIFF, _TAP, _NO_HEADER = 0x400454CA, 0x0002, 0x1000  # linux/if_tun.h
 _NEWNET = 0x40000000  # CLONE_NEWNET
@@ -59,10 +60,8 @@ def main(outer: str, namespace: str) -> None:
                     waiting.append((time.monotonic() + delay, other, frame))
             while waiting and waiting[0][0] <= time.monotonic():
                 _, other, frame = waiting.popleft()
-                try:
+                with suppress(OSError):  # the link is down, or full
                     os.write(other, frame)
-                except OSError:  # the link is down, or full
-                    pass
 
 
 if __name__ == "__main__":
