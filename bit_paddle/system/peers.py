@@ -64,9 +64,11 @@ def meet(facts: Mapping[str, Any] | None = None) -> None:
         _team.meet(facts)
 
 
-def lost() -> PeerError:
-    """Return the error for a collective that has failed; waits for the reason to arrive."""
-    return PeerError("another process of this run has ended") if _team is None else _team.lost()
+def lost(error: BaseException) -> PeerError | ConfigError:
+    """Return what to raise for a collective that failed by ``error``; waits for the reason."""
+    if _team is None:
+        return PeerError("another process of this run has ended")
+    return _team.lost(" ".join(str(error).split())[-200:])
 
 
 class _Link:
@@ -111,6 +113,7 @@ class Team:
         self._leaving = False
         self._deadline: float | None = None
         self._links: list[_Link] = []
+        self._joined: set[int] = set()  # ranks that have ever told who they are
         self._left: set[int] = set()  # ranks that have ended in good order
         self._selector = selectors.DefaultSelector()
         self._began = time.monotonic()
@@ -151,28 +154,34 @@ class Team:
             self._calls += 1
             if self._rank == 0:
                 self._arrive(0, texts)
-            else:
-                self._links[0].send(meet=texts)
+            for link in self._links if self._rank else ():
+                link.send(meet=texts)
             self._changed.wait_for(lambda: self._fault is not None or self._met >= self._calls)
             if self._met < self._calls:
                 raise self._raised()
 
-    def lost(self) -> PeerError:
+    def lost(self, reason: str) -> PeerError | ConfigError:
         """See `lost`."""
         with self._changed:
-            self._changed.wait_for(lambda: self._fault is not None, SILENCE + BEAT)
-            if self._fault is None:
-                return PeerError("the exchange with another process of this run has failed")
-            return self._raised()
+            self._changed.wait_for(lambda: self._fault is not None, BEAT)
+            if self._fault is not None:
+                return self._raised()
+        return PeerError(f"the exchange with the other processes has failed: {reason}")
 
     def leave(self, fault: str | None) -> None:
-        """End the connections; tell the others the ``fault`` of this process, if it has one."""
+        """End the connections; tell the others the ``fault`` of this process, if it has one.
+
+        After a fault rank 0 waits for those that have not joined yet, to tell them, too.
+        """
+        if fault is not None:
+            self._end(f"{self._name(self._rank, self._host)} has failed: {fault}")
+            if self._rank == 0 and not processes.started_by_us():
+                with self._changed:
+                    self._changed.wait_for(lambda: not self._missing(), SILENCE)
         with self._changed:
             self._leaving = True
-            told = self._fault is not None
-        message = {"left": True} if fault is None or told else {"fault": fault}
-        for link in self._links:
-            link.send(**message)
+        for link in list(self._links):
+            link.send(left=True)
         self._thread.join(2 * BEAT)
 
     def _raised(self) -> PeerError | ConfigError:
@@ -223,12 +232,15 @@ class Team:
     def _take(self, link: _Link, message: dict[str, Any]) -> None:
         if link.rank is None:
             rank = int(message["hello"])
-            if not 0 < rank < len(self._endpoints) or rank in [one.rank for one in self._links]:
+            if not 0 < rank < len(self._endpoints) or rank in self._joined:
                 raise ValueError(rank)
             link.rank, link.host = rank, str(message["host"])
+            self._joined.add(rank)
             link.send(host=self._host)
+            with self._changed:
+                self._changed.notify_all()
             if self._fault is not None:
-                link.send(fault=self._fault, told=True)
+                link.send(fault=self._fault)
         elif "meet" in message:
             with self._changed:
                 self._arrive(link.rank, dict(message["meet"]))
@@ -237,11 +249,8 @@ class Team:
                 self._met = int(message["met"])
                 self._changed.notify_all()
         elif "fault" in message:
-            self._left.add(link.rank)
-            name, text = self._name(link.rank, link.host), str(message["fault"])
-            told = bool(message.get("told"))
             error = ConfigError if message.get("differs") else PeerError
-            self._end(text if told else f"{name} has failed: {text}", error)
+            self._end(str(message["fault"]), error)
         elif "left" in message:
             self._left.add(link.rank)
         elif "host" in message:
@@ -292,10 +301,8 @@ class Team:
                 f"nothing was heard from {', '.join(silent)} for {limit:.0f} s: it hangs or is cut "
                 f"off{own}"
             )
-        ranks = {link.rank for link in self._links} | self._left | {self._rank}
-        missing = [rank for rank in range(len(self._endpoints)) if rank not in ranks]
-        if self._rank == 0 and missing and now > self._began + START:
-            names = ", ".join(map(self._name, missing))
+        if self._rank == 0 and now > self._began + START and self._missing():
+            names = ", ".join(map(self._name, self._missing()))
             self._end(f"{names}: no process has joined the run after {START:.0f} s")
 
     def _end(self, fault: str, error: type[PeerError | ConfigError] = PeerError) -> None:
@@ -306,8 +313,12 @@ class Team:
             self._fault, self._error = fault, error
             self._deadline = time.monotonic() + processes.grace()
             self._changed.notify_all()
-        for link in self._links:
-            link.send(fault=fault, told=True, differs=error is ConfigError)
+        for link in list(self._links):
+            link.send(fault=fault, differs=error is ConfigError)
+
+    def _missing(self) -> list[int]:
+        """Return the ranks that have not joined, in rank 0."""
+        return [rank for rank in range(1, len(self._endpoints)) if rank not in self._joined]
 
     def _name(self, rank: int, host: str = "") -> str:
         return f"{host or self._endpoints[rank].rsplit(':', 1)[0]} (rank {rank})"

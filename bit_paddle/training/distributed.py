@@ -101,7 +101,7 @@ def _peers() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, OSError) as error:
-        raise peers.lost() from error
+        raise peers.lost(error) from error
 
 
 class GradientSums:

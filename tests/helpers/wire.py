@@ -30,12 +30,18 @@ def tap(name: str) -> int:
     return descriptor
 
 
+def enter(namespace: int) -> None:
+    """Enter a network namespace."""
+    if ctypes.CDLL(None, use_errno=True).setns(namespace, _NEWNET):
+        raise OSError(ctypes.get_errno(), "setns")
+
+
 def main(outer: str, namespace: str) -> None:
     ends = [tap(outer)]
-    with open(f"/run/netns/{namespace}", "rb") as entry:
-        if ctypes.CDLL(None, use_errno=True).setns(entry.fileno(), _NEWNET):
-            raise OSError(ctypes.get_errno(), "setns")
-    ends.append(tap("eth0"))
+    with open("/proc/self/ns/net", "rb") as own, open(f"/run/netns/{namespace}", "rb") as other:
+        enter(other.fileno())
+        ends.append(tap("eth0"))
+        enter(own.fileno())  # this process is none of the host's
     print("ready", flush=True)
     loss, delay = 0.0, 0.0
     waiting: deque[tuple[float, int, bytes]] = deque()  # (when it is due, where to, frame)
