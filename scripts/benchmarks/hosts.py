@@ -2,7 +2,7 @@
 """Train on several hosts, break one of them, and check how all of them end and resume.
 
     python scripts/benchmarks/hosts.py                     # all parts, about 20 minutes on one core
-    python scripts/benchmarks/hosts.py --only faults --fault "cable cut"
+    python scripts/benchmarks/hosts.py --only faults --fault "SIGSTOP,cable cut"
     python scripts/benchmarks/hosts.py --only equality,counts
 
 The hosts are network namespaces of this machine (Linux, root, iproute2), which Paddle's own
@@ -51,6 +51,7 @@ from bit_paddle.system.processes import GRACE  # noqa: E402
 TRAIN = ["-W", "ignore", "-m", "bit_paddle.train"]
 LOGS = Path("/tmp/bit_paddle-8090")  # of scripts/launch_ssh.sh
 STATED = SILENCE + GRACE + 10  # seconds: silence, the time to end, and Paddle's launcher
+WAYS = ("exchanged in the backward pass", "exchanged after it", "not exchanged")
 PATIENCE = 900  # seconds until a run counts as hanging
 FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
 
@@ -246,8 +247,10 @@ def break_one(bench: Bench, fault: Fault, place: int) -> tuple[str, ...]:
                 waited_for(lambda: newest(run.folder) >= 3 or run.process.poll() is not None)
                 struck = time.monotonic()
                 strike(host)
-            survivors = [other] if fault.silent else network.hosts
-            ended = waited_for(lambda: not any(one.pids() for one in survivors))
+                survivors = [other] if fault.silent else network.hosts
+                ended = waited_for(lambda: not any(one.pids() for one in survivors))
+            else:
+                ended = waited_for(lambda: run.process.poll() is not None)
             seconds = time.monotonic() - struck
             if fault.silent:
                 host.send(signal.SIGCONT)
@@ -274,7 +277,8 @@ def break_one(bench: Bench, fault: Fault, place: int) -> tuple[str, ...]:
 
 def faults(bench: Bench) -> None:
     """Print the table of faults."""
-    chosen = [fault for fault in FAULTS if bench.arguments.fault in (None, fault.name)]
+    names = (bench.arguments.fault or ",".join(fault.name for fault in FAULTS)).split(",")
+    chosen = [fault for fault in FAULTS if fault.name in names]
     if not Path(FAKETIME).exists():
         chosen = [fault for fault in chosen if fault.prepare is not other_clock]
         print("clock a day ahead: left out, as libfaketime is not installed")
@@ -394,42 +398,52 @@ def elastic(bench: Bench) -> None:
 
 
 def traffic(bench: Bench) -> None:
-    """Print the time of a step over 200 Mbit/s, with and without overlap."""
-    for precision in ("float32",):
-        seconds = {}
-        for way in ("overlapped", "after the backward pass", "no exchange"):
-            out = bench.folder / "step.json"
-            words = [Path(__file__).resolve(), "--step", way, "--output", out]
-            sent = on_hosts(bench, 2, words, rate="200mbit")
-            told = json.loads(out.read_text(encoding="utf-8"))
-            seconds[way] = told["seconds"]
-            each = max(sent) / told["steps"] / 1e6
-            gradients = told["parameters"] * 4 / 1e6
-            print(
-                f"{precision}, gradients {way}: {told['seconds']:.2f} s per step; a host sends "
-                f"{each:.1f} MB per step, of {gradients:.1f} MB of gradients",
-                flush=True,
-            )
-        plain = seconds["after the backward pass"]
-        print(f"{precision}: overlapped / after = {seconds['overlapped'] / plain:.2f}")
+    """Print the time of a step of two hosts over 200 Mbit/s, with and without overlap."""
+    seconds = {}
+    for way in WAYS:
+        told = bench.folder / "step.json"
+        words = [Path(__file__).resolve(), "--step", way, "--output", told]
+        sent = on_hosts(bench, 2, words, rate="200mbit")
+        found = json.loads(told.read_text(encoding="utf-8"))
+        seconds[way] = found["seconds"]
+        volume, parameters = max(sent) / found["steps"] / 1e6, found["parameters"] * 4 / 1e6
+        text = f"{way}: {seconds[way]:.2f} s per step, {volume:.0f} MB sent per step and host"
+        print(f"float32, {text} ({parameters:.0f} MB of gradients)", flush=True)
+    ratio = seconds[WAYS[0]] / seconds[WAYS[1]]
+    print(f"float32: {WAYS[0]} takes {ratio:.2f} of {WAYS[1]}", flush=True)
 
 
-def timed_step(way: str, output: str) -> None:
-    """Time steps in this process, one of those that Paddle's launcher has started."""
+def timed_step(way: str, output: Path) -> None:
+    """Write the median seconds of a step in this process, which Paddle's launcher has started."""
     import paddle
 
-    from bit_paddle.models.losses import softmax_cross_entropy
     from bit_paddle.models.weights import create_model
-    from bit_paddle.system import processes
+    from bit_paddle.system import peers, processes
     from bit_paddle.training import distributed
+    from bit_paddle.training.distributed import GradientSums
 
-    distributed.join()
-    paddle.seed(0)
-    model = create_model("R26x1", 10, seed=0)
-    sums = distributed.GradientSums(model.parameters())
-    if way == "after the backward pass":
-        sums._on_gradient = lambda *_: None
-    raise NotImplementedError(softmax_cross_entropy, processes, output)
+    times = []
+    with peers.joined():
+        distributed.join()
+        model = create_model("R26x1", 10, seed=0)
+        if way != WAYS[0]:
+            GradientSums._on_gradient = lambda *_: None  # all are exchanged at the end
+        sums, images = GradientSums(model.parameters()), paddle.randn([4, 3, 96, 96])
+        for _ in range(5):
+            began = time.perf_counter()
+            loss = model(images).square().mean()
+            if way == WAYS[2]:
+                loss.backward()
+            else:
+                distributed.total([1.0])  # as a step does: the hosts begin at one time
+                with sums.exchanged():
+                    loss.backward()
+            times.append(time.perf_counter() - began)
+            model.clear_gradients()
+    if processes.rank() == 0:
+        parameters = sum(parameter.size for parameter in model.parameters())
+        found = {"seconds": float(np.median(times)), "steps": 5, "parameters": parameters}
+        output.write_text(json.dumps(found), encoding="utf-8")
 
 
 def newest(run: Path) -> int:
@@ -454,11 +468,11 @@ PARTS = {one.__name__: one for one in (equality, faults, counts, elastic, traffi
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", default=",".join(PARTS), help=f"parts: {', '.join(PARTS)}")
-    parser.add_argument("--fault", help=f"one of: {', '.join(fault.name for fault in FAULTS)}")
+    parser.add_argument("--fault", help=f"some of: {', '.join(fault.name for fault in FAULTS)}")
     parser.add_argument("--jobs", type=int, default=2, help="faults tried at a time (2)")
     parser.add_argument("--steps", type=int, default=14, help="of each run (14)")
     parser.add_argument("--step", help=argparse.SUPPRESS)
-    parser.add_argument("--output", help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.step:
         timed_step(arguments.step, arguments.output)
