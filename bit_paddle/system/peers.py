@@ -68,7 +68,10 @@ def lost(error: BaseException) -> PeerError | ConfigError:
     """Return what to raise for a collective that failed by ``error``; waits for the reason."""
     if _team is None:
         return PeerError("another process of this run has ended")
-    return _team.lost(" ".join(str(error).split())[-200:])
+    reason = " ".join(str(error).split())[-200:]
+    if "timeout" in reason.lower() or "timed out" in reason.lower():
+        reason = "gloo gave up after 30 s; does the network lose or delay too much?"
+    return _team.lost(reason)
 
 
 class _Link:
