@@ -109,11 +109,6 @@ def _mkl_type_of_amd() -> str:
 
 def machine() -> str:
     """Return the versions and the hardware of this process in words."""
-    version, paddle = platform.python_version(), "no Paddle"
-    for name in ("paddlepaddle-gpu", "paddlepaddle"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            paddle = f"{name} {importlib.metadata.version(name)}"
-            break
     model = processor().get("model name") or platform.machine()
     gpus = []
     with contextlib.suppress(OSError, subprocess.SubprocessError):
@@ -126,7 +121,15 @@ def machine() -> str:
         )
         gpus = [line.split(" (UUID")[0] for line in listed.stdout.splitlines()]
     hardware = "; ".join([f"{machine_cpu_count()} x {model}", *gpus])
-    return f"{paddle}, Python {version}, {platform.system()}; {hardware}"
+    return f"{paddle()}, Python {platform.python_version()}, {platform.system()}; {hardware}"
+
+
+def paddle() -> str:
+    """Return the installed package of Paddle and its version, without loading it."""
+    for name in ("paddlepaddle-gpu", "paddlepaddle"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return f"{name} {importlib.metadata.version(name)}"
+    return "no Paddle"
 
 
 def local_processes() -> int:

@@ -34,6 +34,8 @@ _PARENT = "BIT_PADDLE_PARENT"  # id of the process that started this one
 
 _SAVE = "BIT_PADDLE_SAVE"  # path of a file that is there while rank 0 saves
 
+_saves = 0  # of this process, in progress
+
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
@@ -45,6 +47,11 @@ def rank() -> int:
 def world_size() -> int:
     """Return the number of processes of the run, on all machines."""
     return int(os.environ.get("PADDLE_TRAINERS_NUM") or 1)
+
+
+def endpoints() -> list[str]:
+    """Return an ``address:port`` for each rank of the run, by Paddle's launcher or `launch`."""
+    return os.environ["PADDLE_TRAINER_ENDPOINTS"].split(",")
 
 
 def started_by_us() -> bool:
@@ -71,17 +78,25 @@ def end_with_parent(group: bool = False) -> None:
 
 @contextmanager
 def saving() -> Iterator[None]:
-    """Inside, the process that started this one waits for it, however long that takes."""
+    """Inside, those that wait for this process give it the time that it needs."""
+    global _saves
     path = os.environ.get(_SAVE)
     with suppress(OSError):  # that process has ended, and nobody waits
         if path is not None:
             Path(path).touch()
+    _saves += 1
     try:
         yield
     finally:
+        _saves -= 1
         with suppress(OSError):
             if path is not None:
                 os.unlink(path)
+
+
+def is_saving() -> bool:
+    """Return whether this process is inside of `saving`."""
+    return _saves > 0
 
 
 def has_gpu() -> bool:

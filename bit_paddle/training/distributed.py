@@ -14,8 +14,8 @@ import paddle
 import paddle.distributed
 from paddle import Tensor
 
-from bit_paddle.errors import OutOfMemoryError, PeerError
-from bit_paddle.system import processes
+from bit_paddle.errors import OutOfMemoryError
+from bit_paddle.system import peers, processes
 from bit_paddle.system.signals import Interrupted
 from bit_paddle.training.traffic import owners
 
@@ -27,6 +27,7 @@ _PRECISIONS = ("off", "fp16", "bf16")  # a GPU that computes in one computes in 
 def join() -> None:
     """Initialize `paddle.distributed`; a single process needs no initialization."""
     paddle.disable_signal_handler()  # it prints a stack trace on SIGTERM
+    peers.meet()  # Paddle is loaded in all
     if processes.world_size() > 1:
         with redirect_stderr(io.StringIO()):  # Paddle prints a list of its flags
             paddle.distributed.init_parallel_env()
@@ -89,6 +90,7 @@ def from_first(values: Sequence[float]) -> np.ndarray:
 
 def _for_each(tensors: Iterable[Tensor], collective: Callable[[Tensor], object]) -> None:
     if processes.world_size() > 1:
+        peers.meet()
         with _peers():
             for tensor in tensors:
                 collective(tensor)
@@ -100,7 +102,7 @@ def _peers() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, OSError) as error:
-        raise PeerError("another process of this run has ended") from error
+        raise peers.lost(error) from error
 
 
 class GradientSums:

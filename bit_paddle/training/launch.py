@@ -11,17 +11,20 @@ from pathlib import Path
 from signal import Signals
 from typing import Any, NamedTuple
 
-from bit_paddle import errors
-from bit_paddle.config.run_settings import RunSettings
+from bit_paddle import __version__, errors
+from bit_paddle.config.run_settings import RunSettings, fields_of
 from bit_paddle.config.saved import to_yaml
 from bit_paddle.runs import logbook
 from bit_paddle.runs.folder import CONFIG, Start, check_data, claim, forget
 from bit_paddle.runs.history import PLAN
 from bit_paddle.runs.results import RESULT
 from bit_paddle.runs.results import result as result_of
-from bit_paddle.system import files, processes
+from bit_paddle.system import environment, files, peers, processes
 from bit_paddle.system.signals import Interrupt
 from bit_paddle.training.plan import Plan
+
+# Settings that decide no result, but what the processes of a run exchange.
+_SAME = {"batch_split", "device", "eval_every", "recompute", "save", "shard", "skip_nonfinite"}
 
 # Returns the plan of settings; see `classification.plan.make_plan`.
 MakePlan = Callable[..., Plan]
@@ -63,6 +66,18 @@ def start(
             return _start_processes(settings, arguments, make_plan, force, count, gpus, stop)
         if gpus:
             os.environ.update(FLAGS_selected_gpus=str(gpus[0]))  # the one that Paddle calls "gpu"
+    with peers.joined():
+        return _start(settings, arguments, make_plan, force, stop)
+
+
+def _start(
+    settings: RunSettings,
+    arguments: Sequence[str],
+    make_plan: MakePlan,
+    force: bool,
+    stop: Interrupt,
+) -> Ended:
+    """Carry out the run in this process, rank 0 in its folder."""
     if processes.rank():
         log = logbook.Silent()
         status, result = _run(make_plan(settings, fetch=False), log, stop)
@@ -124,9 +139,21 @@ def _run_in_folder(
 
 
 def _run(plan: Plan, log: logbook.Logbook, stop: Interrupt) -> tuple[int, dict[str, Any] | None]:
+    peers.meet(_facts(plan))
     with log.timed("loading Paddle"), stop.at_once():
         from bit_paddle.training import run  # imports Paddle, which takes seconds
     return run.run(plan, log, stop)
+
+
+def _facts(plan: Plan) -> dict[str, Any]:
+    """Return what must be the same in all processes, wherever they run."""
+    flags = {
+        f"--{name}": getattr(plan.settings, name)
+        for name, item in fields_of(type(plan.settings)).items()
+        if item.metadata["affects_result"] or name in _SAME
+    }
+    versions = {"bit_paddle": __version__, "Paddle": environment.paddle()}
+    return {**versions, **flags, **plan.data_identity, "steps": plan.schedule.steps}
 
 
 def plan_of(

@@ -23,6 +23,7 @@ from bit_paddle.training.classification import task, validation
 from bit_paddle.training.optimizer import Momentum
 
 out, image_folder, splits = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+only = sys.argv[4:]  # titles
 processes.end_with_parent()
 paddle.set_default_dtype("float64")
 distributed.join()
@@ -99,10 +100,12 @@ for title, images, batch, precrop, split, steps, shard, power in [
     *(("balanced", noise(18, 5), 8, 32, split, 4, False, 0.5) for split in splits),
     ("shared balanced", noise(18, 5), 8, 32, splits[-1], 4, True, 0.5),
 ]:
+    title = f"{title} in {split}"
+    if only and title not in only:
+        continue
     model, weights, losses, volumes, shares, here, early = train_on(
         images, batch, split, precrop, steps, shard, power
     )
-    title = f"{title} in {split}"
     told["velocities"][title], told["early"][title] = here, early
     digest = hashlib.sha256(b"".join(array.tobytes() for array in weights.values()))
     told["hashes"][title] = digest.hexdigest()
@@ -110,11 +113,12 @@ for title, images, batch, precrop, split, steps, shard, power in [
     told["parameters"][title] = sum(array.size for array in weights.values())
     arrays[f"{title}/loss"] = np.array(losses)
     arrays.update({f"{title}/{name}": array for name, array in weights.items()})
-tally = validation.evaluate(
-    model,
-    loader.evaluation_batches(noise(1001, 5), Preprocessing(32), 64, 0, rank=rank, world_size=size),
-)
-told["tally"] = [tally.images, tally.right_per_class.tolist(), tally.top5_count, tally.loss]
+if not only:
+    every = noise(1001, 5), Preprocessing(32), 64, 0
+    tally = validation.evaluate(
+        model, loader.evaluation_batches(*every, rank=rank, world_size=size)
+    )
+    told["tally"] = [tally.images, tally.right_per_class.tolist(), tally.top5_count, tally.loss]
 (out / f"{size}.{rank}.json").write_text(json.dumps(told))
 if rank == 0:
     np.savez(out / f"{size}.npz", **arrays)
