@@ -490,6 +490,7 @@ def of_keras(folder: Path) -> Target:
             signal.alarm(timeout)
             os.dup2(writable, 1)
             os.close(readable)
+            sys.stdout = open(1, "w", encoding="utf-8")  # a test may have put another one there
             sys.argv = command[2:]  # as -c sets it
             try:
                 hdf5.main()
