@@ -51,10 +51,10 @@ def relative_difference(found: np.ndarray, expected: np.ndarray, typical: float 
 class Verified(NamedTuple):
     """The largest relative differences from the model in float64: the export's and the model's.
 
-    Both are None if the export computes the same bits as the model.
+    An export that computes the model's bits is not compared with float64: it has 0 and None.
     """
 
-    difference: float | None = None  # between the export and the model in float64
+    difference: float = 0.0  # between the export and the model in float64
     rounding: float | None = None  # between the model in float32 and the model in float64
     random_head: bool = False  # whether the head is zero, so that random numbers took its place
 
@@ -62,7 +62,7 @@ class Verified(NamedTuple):
         text = "the 4 stages, the features and the outputs"
         if self.random_head:
             text = f"{text} (also with random numbers in the head, because the head is zero)"
-        if self.difference is None:
+        if self.rounding is None:
             return f"{text} equal the model's"
         return (
             f"{text} differ from the model in float64 by at most {self.difference:.1e} (relative); "

@@ -20,7 +20,7 @@ from PIL import Image
 from bit_paddle.data import fewshot, loader, transforms
 from bit_paddle.data.images import ArrayImages, FileImages
 from bit_paddle.data.preprocessing import FILTERS, Preprocessing
-from bit_paddle.data.readers import cifar, registry
+from bit_paddle.data.readers import cifar, members, registry
 from bit_paddle.errors import ConfigError, DataError, DownloadError, MissingFileError
 from bit_paddle.recipes.hyperrule import Resolution
 
@@ -107,6 +107,13 @@ def test_cifar_faults(changes, words, tmp_path, capsys):
     with pytest.raises(DataError, match=words):
         registry.open_dataset("cifar10", str(tmp_path))
     assert "code from the archive" not in capsys.readouterr().out
+
+
+def test_cifar_in_its_real_size(tmp_path, monkeypatch):
+    """A batch is larger than what may be read of an archive at once: here 1.2 MB of 1."""
+    monkeypatch.setattr(members, "_LARGEST_READ", 1 << 20)
+    write_cifar(tmp_path, "cifar10", per_batch=400)
+    assert len(registry.open_dataset("cifar10", str(tmp_path)).train) == 2000
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])

@@ -381,7 +381,7 @@ def spoiled(inspect, name, spoil):
 def test_verify_refuses(spoil, name, small):
     model, _ = small
     inspect = activations.of_model(model)
-    assert verify.verify(inspect, model, None).difference is None
+    assert verify.verify(inspect, model, None) == verify.Verified()
     with pytest.raises(DifferenceError, match=f"^{name}: the export differs .* by"):
         verify.verify(spoiled(inspect, name, spoil), model, None)
 
@@ -422,7 +422,7 @@ def test_an_export_is_as_near_to_float64_as_the_model(small, monkeypatch):
     with pytest.raises(DifferenceError, match="1.5 times as much, and at most"):
         verify.verify(farther(model, 1.4), model, None)
     monkeypatch.setattr(verify, "LIMIT", 0)
-    assert verify.verify(activations.of_model(model), model, None).difference is None
+    assert verify.verify(activations.of_model(model), model, None) == verify.Verified()
     for name, value in model.state_dict().items():  # after float64, it is what it was
         assert np.array_equal(value.numpy(), before[name]) and value.dtype == paddle.float32
     assert not model.training

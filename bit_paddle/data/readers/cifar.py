@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -169,7 +170,9 @@ def _members(layout: Layout, path: Path) -> Callable[[str], dict]:
                 if one.name in wanted and not one.is_folder:
                     if one.size > _LARGEST:
                         raise ValueError(f"{one.name} has {one.size:,} bytes")
-                    blobs[wanted[one.name]] = one.open().read()
+                    copy = io.BytesIO()
+                    shutil.copyfileobj(one.open(), copy)  # in pieces: larger reads are refused
+                    blobs[wanted[one.name]] = copy.getvalue()
     except (*broken, *faults()) as error:
         raise DataError(
             f"{path}: cannot be read as a .tar.gz ({error}); remove it to download it again"

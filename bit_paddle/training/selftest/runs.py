@@ -93,7 +93,12 @@ class Runs:
         environment = {**processes.child_environment(1), **limit}
         try:
             done = subprocess.run(
-                [*command, *words], env=environment, capture_output=True, text=True, timeout=TIMEOUT
+                [*command, *words],
+                env=environment,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=TIMEOUT,
             )
         except subprocess.TimeoutExpired:
             raise CheckFailed(f"train {' '.join(words)}: not ended after {TIMEOUT} s") from None
