@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Lint, types and tests, in an environment of their own (.venv-test-<version>).
 #
-#   scripts/test.sh                        everything, on the newest Paddle: about 14 minutes on 2 cores
+#   scripts/test.sh                        on the newest Paddle: about 15 minutes on 2 cores
+#   scripts/test.sh -m weekly              what .ci/weekly runs: many mutations, the stress test
 #   scripts/test.sh -m "not slow"          without whole runs, kills and compilers: under 2 minutes
 #   scripts/test.sh tests/data -x          arguments go to pytest
 #   scripts/test.sh -n 0 --pdb             tests in one process, where a debugger works

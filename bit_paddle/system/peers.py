@@ -28,6 +28,8 @@ START = 300.0  # the same while processes start: a slow disk may take as long to
 
 _LONGEST = 1 << 20  # bytes of a line
 
+_LOOK = 0.05  # seconds until a connection is looked at again; a process that ends waits as long
+
 _team: Team | None = None  # None in a run of one process
 
 
@@ -197,8 +199,7 @@ class Team:
     def _run(self) -> None:
         beat = 0.0
         while not self._leaving:
-            wait = max(0.0, beat - time.monotonic())
-            for key, _ in self._selector.select(min(wait, BEAT)):
+            for key, _ in self._selector.select(_LOOK):
                 if key.data is None:
                     with suppress(OSError):
                         self._add(_Link(self._listener.accept()[0]))

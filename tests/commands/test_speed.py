@@ -82,6 +82,7 @@ def test_warming_up_ends_when_nothing_is_compiled_any_more(modules, monkeypatch)
 
 
 @pytest.mark.slow
+@pytest.mark.weekly
 def test_a_race(modules, tmp_path):
     """One contender cannot be imported: it is skipped, with the reason."""
     pytest.importorskip("onnxruntime")

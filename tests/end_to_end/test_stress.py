@@ -9,7 +9,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.weekly]
 pytest.importorskip("sklearn")
 _spec = importlib.util.spec_from_file_location("stress", ROOT / "scripts/benchmarks/stress.py")
 stress = importlib.util.module_from_spec(_spec)

@@ -57,6 +57,7 @@ def read_all(path):
 
 
 @pytest.mark.slow
+@pytest.mark.weekly
 @pytest.mark.parametrize("name", ["x.npz", "compressed.npz", "x.safetensors"])
 def test_500_mutations(name, files, arrays, tmp_path):
     """A changed file is refused, or what is read has the right names and shapes."""

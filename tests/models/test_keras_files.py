@@ -240,6 +240,7 @@ def test_modules_beside_the_file_are_not_run(monkeypatch, small, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.weekly
 def test_mutations(small):
     worker = ROOT / "tests" / "workers" / "keras_mutations.py"
     command = [sys.executable, worker, small, "500", "0"]

@@ -319,6 +319,7 @@ def test_cut_short_at_every_length(protocol, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.weekly
 @pytest.mark.parametrize("kind", KINDS)
 def test_500_mutations(kind, start, tmp_path):
     content = start.with_name(f"{start.name}_{kind}.pdparams").read_bytes()

@@ -466,6 +466,7 @@ def test_cut_short_at_every_length(write, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.weekly
 @pytest.mark.parametrize("name", ["torch_zip2.pth", "torch_stream2.pth", "torch_training.pth.tar"])
 def test_500_mutations(name, tmp_path):
     outcomes = []
