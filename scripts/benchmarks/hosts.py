@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
 """Train on several hosts, break one of them, and check how all of them end and resume.
 
-    python scripts/benchmarks/hosts.py                     # all parts, about 20 minutes on one core
+    python scripts/benchmarks/hosts.py                     # all parts, half an hour
     python scripts/benchmarks/hosts.py --only faults --fault "SIGSTOP,cable cut"
     python scripts/benchmarks/hosts.py --only equality,counts
 
 The hosts are network namespaces of this machine (Linux, root, iproute2), which Paddle's own
 launcher joins. Parts: ``equality`` (ten steps in float64 on 2 and 4 hosts against one process),
 ``faults`` (each fault on rank 0's host and on another), ``counts`` (one checkpoint resumed on 1, 2
-and 4 hosts), ``elastic`` (4 hosts, then 3, then 4, by Paddle's elastic launcher; needs etcd and
-the package etcd3) and ``traffic`` (a step at 200 Mbit/s).
+and 4 hosts) and ``elastic`` (4 hosts, then 3, then 4, by Paddle's elastic launcher; needs etcd and
+the package etcd3). ``scaling.py --hosts 2 4`` times a step at several rates of the network.
 
 "Same bits" compares the model at the end with that of a run of two processes on one machine that
 nothing disturbed. Exit status 0 means that all were the same, and that every host ended in time.
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
 import re
 import shutil
@@ -51,7 +50,6 @@ from bit_paddle.system.processes import GRACE  # noqa: E402
 TRAIN = ["-W", "ignore", "-m", "bit_paddle.train"]
 LOGS = Path("/tmp/bit_paddle-8090")  # of scripts/launch_ssh.sh
 STATED = SILENCE + GRACE + 10  # seconds: silence, the time to end, and Paddle's launcher
-WAYS = ("exchanged in the backward pass", "exchanged after it", "not exchanged")
 PATIENCE = 900  # seconds until a run counts as hanging
 FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
 
@@ -307,12 +305,9 @@ def start_on(host: Host, words: list[object], environment: dict[str, str], logs:
         )
 
 
-def on_hosts(bench: Bench, count: int, words: list[object], rate: str = "") -> list[int]:
-    """Run a script on ``count`` hosts to its end; return the bytes that each has sent."""
+def on_hosts(bench: Bench, count: int, words: list[object]) -> None:
+    """Run a script on ``count`` hosts to its end."""
     with Network(count) as network:
-        if rate:
-            for host in network.hosts:
-                host.limit(rate)
         master = ["--nnodes", count, "--master", f"{network.hosts[0].address}:8090"]
         processes = [
             start_on(host, [*master, *words], bench.environment, bench.folder)
@@ -320,7 +315,6 @@ def on_hosts(bench: Bench, count: int, words: list[object], rate: str = "") -> l
         ]
         statuses = [process.wait(timeout=PATIENCE) for process in processes]
         bench.check(not any(statuses), f"{words[0]} on {count} hosts: statuses {statuses}")
-        return [host.bytes()[0] for host in network.hosts]
 
 
 def equality(bench: Bench) -> None:
@@ -397,55 +391,6 @@ def elastic(bench: Bench) -> None:
     print(bench.check(bits, text), flush=True)
 
 
-def traffic(bench: Bench) -> None:
-    """Print the time of a step of two hosts over 200 Mbit/s, with and without overlap."""
-    seconds = {}
-    for way in WAYS:
-        told = bench.folder / "step.json"
-        words = [Path(__file__).resolve(), "--step", way, "--output", told]
-        sent = on_hosts(bench, 2, words, rate="200mbit")
-        found = json.loads(told.read_text(encoding="utf-8"))
-        seconds[way] = found["seconds"]
-        volume, parameters = max(sent) / found["steps"] / 1e6, found["parameters"] * 4 / 1e6
-        text = f"{way}: {seconds[way]:.2f} s per step, {volume:.0f} MB sent per step and host"
-        print(f"float32, {text} ({parameters:.0f} MB of gradients)", flush=True)
-    ratio = seconds[WAYS[0]] / seconds[WAYS[1]]
-    print(f"float32: {WAYS[0]} takes {ratio:.2f} of {WAYS[1]}", flush=True)
-
-
-def timed_step(way: str, output: Path) -> None:
-    """Write the median seconds of a step in this process, which Paddle's launcher has started."""
-    import paddle
-
-    from bit_paddle.models.weights import create_model
-    from bit_paddle.system import peers, processes
-    from bit_paddle.training import distributed
-    from bit_paddle.training.distributed import GradientSums
-
-    times = []
-    with peers.joined():
-        distributed.join()
-        model = create_model("R26x1", 10, seed=0)
-        if way != WAYS[0]:
-            GradientSums._on_gradient = lambda *_: None  # all are exchanged at the end
-        sums, images = GradientSums(model.parameters()), paddle.randn([4, 3, 96, 96])
-        for _ in range(5):
-            began = time.perf_counter()
-            loss = model(images).square().mean()
-            if way == WAYS[2]:
-                loss.backward()
-            else:
-                distributed.total([1.0])  # as a step does: the hosts begin at one time
-                with sums.exchanged():
-                    loss.backward()
-            times.append(time.perf_counter() - began)
-            model.clear_gradients()
-    if processes.rank() == 0:
-        parameters = sum(parameter.size for parameter in model.parameters())
-        found = {"seconds": float(np.median(times)), "steps": 5, "parameters": parameters}
-        output.write_text(json.dumps(found), encoding="utf-8")
-
-
 def newest(run: Path) -> int:
     """Return the steps of the newest checkpoint of a run."""
     files = checkpoints.checkpoint_files(run)
@@ -462,7 +407,7 @@ def waited_for(condition: Callable[[], object], seconds: float = PATIENCE) -> bo
     return True
 
 
-PARTS = {one.__name__: one for one in (equality, faults, counts, elastic, traffic)}
+PARTS = {one.__name__: one for one in (equality, faults, counts, elastic)}
 
 
 def main() -> int:
@@ -471,12 +416,7 @@ def main() -> int:
     parser.add_argument("--fault", help=f"some of: {', '.join(fault.name for fault in FAULTS)}")
     parser.add_argument("--jobs", type=int, default=2, help="faults tried at a time (2)")
     parser.add_argument("--steps", type=int, default=14, help="of each run (14)")
-    parser.add_argument("--step", help=argparse.SUPPRESS)
-    parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.step:
-        timed_step(arguments.step, arguments.output)
-        return 0
     missing = hosts.available()
     if missing:
         print(f"error: {missing}", file=sys.stderr)

@@ -18,15 +18,18 @@ import itertools
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
+
+from helpers.hosts import Network
 
 from bit_paddle.models.architecture import Architecture
 from bit_paddle.training import traffic
@@ -59,10 +62,12 @@ def main(flags: argparse.Namespace) -> None:
     rows = []
     print("hosts  rate       exchange        s/step  sent MB  planned  worst")
     for count in flags.hosts:
-        with tempfile.TemporaryDirectory() as folder, Hosts(count) as hosts:
+        with tempfile.TemporaryDirectory() as folder, Network(count) as network:
             for rate in (UNLIMITED, *(f"{rate}mbit" for rate in flags.rates)):
-                hosts.limit(rate)
-                for found in hosts.run(folder, flags, COUNTED if rate == UNLIMITED else TIMED):
+                for host in network.hosts if rate != UNLIMITED else ():
+                    host.limit(rate)
+                kinds = COUNTED if rate == UNLIMITED else TIMED
+                for found in run(network.hosts, folder, flags, kinds):
                     rows.append({"hosts": count, "rate": rate, **found})
                     print(row_of(rows[-1]), flush=True)
     model = fitted(rows)
@@ -90,97 +95,49 @@ def row_of(row: dict) -> str:
 # --- Hosts --------------------------------------------------------------------------------------
 
 
-class Hosts:
-    """``with Hosts(2) as hosts``: network namespaces around a bridge, removed at the end."""
-
-    def __init__(self, count: int):
-        self.count, name = count, f"bp{os.getpid() % 100000}"
-        self.bridge, self.names = f"{name}b", [f"{name}h{rank}" for rank in range(count)]
-
-    def __enter__(self) -> Hosts:
-        ip("link", "add", self.bridge, "type", "bridge")
-        ip("link", "set", self.bridge, "up")
-        for rank, name in enumerate(self.names):
-            ip("netns", "add", name)
-            ip("link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", name)
-            ip("link", "set", name, "master", self.bridge, "up")
-            ip("-n", name, "address", "add", f"{address(rank)}/24", "dev", "eth0")
-            for device in ("eth0", "lo"):
-                ip("-n", name, "link", "set", device, "up")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for words in (
-            *(("netns", "del", name) for name in self.names),
-            ("link", "del", self.bridge),
-        ):
-            with suppress(subprocess.CalledProcessError):
-                ip(*words)
-
-    def limit(self, rate: str) -> None:
-        """Limit what each host sends."""
-        if rate != UNLIMITED:
-            bucket = ["tbf", "rate", rate, "burst", "128k", "latency", "50ms"]
-            for name in self.names:
-                words = ["tc", "-n", name, "qdisc", "replace", "dev", "eth0", "root", *bucket]
-                subprocess.run(words, check=True)
-
-    def run(self, folder: str, flags: argparse.Namespace, kinds: Sequence[str]) -> list[dict]:
-        """Run the worker on all hosts; return what was measured, by the median of the steps."""
-        ends = ",".join(f"{address(rank)}:{PORT}" for rank in range(self.count))
-        workers = []
-        for rank, name in enumerate(self.names):
-            own = {
-                "PADDLE_TRAINERS_NUM": str(self.count),
-                "PADDLE_TRAINER_ID": str(rank),
-                "PADDLE_TRAINER_ENDPOINTS": ends,
-                "PADDLE_CURRENT_ENDPOINT": f"{address(rank)}:{PORT}",
-                "PADDLE_MASTER": f"{address(0)}:{PORT + 1}",
-                "PADDLE_DISTRI_BACKEND": "gloo",
-                "GLOO_SOCKET_IFNAME": "eth0",
-                "GLOG_minloglevel": "2",
-                "OMP_NUM_THREADS": "1",
-            }
-            words = [flags.network, flags.host_batch, flags.side, flags.host_steps]
-            words += [f"{folder}/{rank}", *kinds]
-            command = [sys.executable, "-W", "ignore", __file__, *map(str, words)]
-            enter = ["ip", "netns", "exec", name]
-            workers.append(subprocess.Popen([*enter, *command], env={**os.environ, **own}))
-        try:
-            if max(worker.wait() for worker in workers):
-                raise SystemExit("a host has failed")
-        finally:
-            for worker in workers:
-                worker.kill()
-                worker.wait()
-        told = [json.loads(Path(folder, str(rank)).read_text()) for rank in range(self.count)]
-        return [self._row(kind, [one[kind] for one in told], flags) for kind in told[0]]
-
-    def _row(self, kind: str, told: list[dict], flags: argparse.Namespace) -> dict:
-        sizes = Architecture.parse(flags.network).learned_tensors(CLASSES, "all")
-        if kind == "start":
-            planned = traffic.at_start(sum(sizes), self.count, gloo=True)
-        elif kind == "alone":
-            planned = [traffic.Traffic(0, 0)] * self.count
-        else:
-            dtype, shard = kind.split()[0], "shard" in kind
-            planned = traffic.of_step(sizes, self.count, dtype, shard, gloo=True)
-        slowest = [max(times) for times in zip(*(one["seconds"] for one in told))]
-        return {
-            "kind": kind,
-            "seconds": statistics.median(slowest),
-            "bytes": [np.mean(one["bytes"], axis=0).tolist() for one in told],
-            "planned": planned,
-            "collectives": len(sizes),
+def run(hosts: list, folder: str, flags: argparse.Namespace, kinds: Sequence[str]) -> list[dict]:
+    """Run the worker on all hosts; return what was measured, by the median of the steps."""
+    ends = [f"{host.address}:{PORT}" for host in hosts]
+    words = [flags.network, flags.host_batch, flags.side, flags.host_steps]
+    workers = []
+    for rank, host in enumerate(hosts):
+        own = {
+            "PADDLE_TRAINERS_NUM": str(len(hosts)),
+            "PADDLE_TRAINER_ID": str(rank),
+            "PADDLE_TRAINER_ENDPOINTS": ",".join(ends),
+            "PADDLE_CURRENT_ENDPOINT": ends[rank],
+            "PADDLE_MASTER": f"{hosts[0].address}:{PORT + 1}",
+            "PADDLE_DISTRI_BACKEND": "gloo",
+            "GLOO_SOCKET_IFNAME": "eth0",
+            "GLOG_minloglevel": "2",
+            "OMP_NUM_THREADS": "1",
         }
+        command = [sys.executable, "-W", "ignore", __file__, *words, f"{folder}/{rank}", *kinds]
+        workers.append(host.start(*command, env={**os.environ, **own}))
+    if max(worker.wait() for worker in workers):
+        raise SystemExit("a host has failed")
+    told = [json.loads(Path(folder, str(rank)).read_text()) for rank in range(len(hosts))]
+    return [compared(kind, [one[kind] for one in told], flags) for kind in told[0]]
 
 
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True)
-
-
-def address(rank: int) -> str:
-    return f"10.78.0.{rank + 1}"
+def compared(kind: str, told: list[dict], flags: argparse.Namespace) -> dict:
+    """Return what the hosts told of one kind of step, beside what the plan says of it."""
+    sizes, count = Architecture.parse(flags.network).learned_tensors(CLASSES, "all"), len(told)
+    if kind == "start":
+        planned = traffic.at_start(sum(sizes), count, gloo=True)
+    elif kind == "alone":
+        planned = [traffic.Traffic(0, 0)] * count
+    else:
+        dtype, shard = kind.split()[0], "shard" in kind
+        planned = traffic.of_step(sizes, count, dtype, shard, gloo=True)
+    slowest = [max(times) for times in zip(*(one["seconds"] for one in told))]
+    return {
+        "kind": kind,
+        "seconds": statistics.median(slowest),
+        "bytes": [np.mean(one["bytes"], axis=0).tolist() for one in told],
+        "planned": planned,
+        "collectives": len(sizes),
+    }
 
 
 # --- On each host -------------------------------------------------------------------------------

@@ -2,13 +2,12 @@
 
 import argparse
 import itertools
-import os
-import shutil
 import sys
 
 import numpy as np
 import pytest
 from conftest import ROOT
+from helpers.hosts import Network, available
 
 from bit_paddle import create_model, errors, plan
 from bit_paddle.models.architecture import LEARN, Architecture
@@ -114,16 +113,13 @@ def speedup(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    os.geteuid() != 0 or not all(map(shutil.which, ("ip", "tc"))),
-    reason="network namespaces need root and iproute2",
-)
+@pytest.mark.skipif(bool(available()), reason=available())
 def test_the_kernel_counts_what_the_plan_states(tmp_path, speedup):
     """Of two hosts, each of which makes a step of every kind, within 5 %."""
     flags = argparse.Namespace(network="R14x1", host_batch=2, side=32, host_steps=1)
     kinds = ("float32", "bf16", "float32 shard", "bf16 shard")
-    with speedup.Hosts(2) as two:
-        rows = two.run(str(tmp_path), flags, kinds)
+    with Network(2) as two:
+        rows = speedup.run(two.hosts, str(tmp_path), flags, kinds)
     assert [row["kind"] for row in rows] == ["start", *kinds]
     for row in rows:
         print(speedup.row_of({"hosts": 2, "rate": "unlimited", **row}))
