@@ -1,8 +1,9 @@
 """Measure whether the time of a training step is linear in batch size and pixels, also in PyTorch.
 ``pip install '.[bench]'``, then ``python scripts/benchmarks/scaling.py --plot scaling.png``.
 
-With ``--hosts 2 4 --plot hosts.png`` it measures training over so many machines instead, and draws
-a model of the speed-up; see `speedup`.
+With ``--hosts 2 4 --plot hosts.png`` it measures training over so many machines instead, for
+``--host_steps`` at the ``--rates`` of their network, and draws a model of the speed-up; see
+`speedup`.
 
 Prints median times, and their relative distance from a straight line that is fitted to each
 contender's times: once over the number of images, once over the number of pixels.
