@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import closing
 from functools import lru_cache, partial
 from typing import NamedTuple, TypeVar
@@ -23,7 +23,7 @@ from bit_paddle.data.images import Images
 from bit_paddle.data.labels import Labels, every
 from bit_paddle.data.preprocessing import Look, Preprocessing
 from bit_paddle.data.shards import windows as shard_windows
-from bit_paddle.data.threads import results
+from bit_paddle.data.threads import Threads, results
 from bit_paddle.data.transforms import (
     Bands,
     crops,
@@ -321,7 +321,6 @@ def _made(
             draw(0, count, pixels)
             yield job, pixels
         return
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     under_way: deque[tuple[Job, np.ndarray, list[Callable[[], None]], list[Future]]] = deque()
 
     def next_done() -> tuple[Job, np.ndarray]:
@@ -329,7 +328,7 @@ def _made(
         results(pool, parts, futures, [later for *_, some in under_way for later in some])
         return job, pixels
 
-    try:
+    with Threads(workers) as pool:
         for job, draw, count, crop in jobs:
             pixels = empty(count, crop)
             cuts = np.linspace(0, count, min(workers, count) + 1).astype(int).tolist()
@@ -341,5 +340,3 @@ def _made(
                 yield next_done()
         while under_way:
             yield next_done()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)

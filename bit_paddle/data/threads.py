@@ -3,16 +3,55 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 
 
+class Threads:
+    """``with Threads(4) as pool``: the threads of this process, shared by all that ask for four.
+
+    They are all started at the first time, and stay. A thread that starts when memory has run out
+    may end before it answers, and Python waits for its answer for ever.
+    """
+
+    def __init__(self, workers: int):
+        self._pool = _started(workers)
+        self._futures: set[Future] = set()  # in progress
+
+    def submit(self, call: Callable[..., Result], *arguments: Any) -> Future[Result]:
+        """Compute ``call(*arguments)`` in a thread."""
+        future = self._pool.submit(call, *arguments)
+        self._futures.add(future)
+        future.add_done_callback(self._futures.discard)
+        return future
+
+    def __enter__(self) -> Threads:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Cancel what has not begun, and wait for what has."""
+        begun = [future for future in list(self._futures) if not future.cancel()]
+        wait(begun)
+
+
+@functools.cache
+def _started(workers: int) -> ThreadPoolExecutor:
+    pool, all_of_them = ThreadPoolExecutor(workers, "decode"), threading.Barrier(workers)
+    wait([pool.submit(all_of_them.wait) for _ in range(workers)])
+    return pool
+
+
+os.register_at_fork(after_in_child=_started.cache_clear)  # a fork has none of the threads
+
+
 def results(
-    pool: ThreadPoolExecutor,
+    pool: Threads,
     parts: Sequence[Callable[[], Result]],
     futures: Sequence[Future[Result]],
     later: Sequence[Future],

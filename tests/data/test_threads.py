@@ -1,7 +1,8 @@
 """Memory that does not suffice for all threads that decode images."""
 
+import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
+import time
 
 import pytest
 
@@ -52,5 +53,37 @@ def test_one_image_that_is_too_many_is_an_error():
         raise MemoryError
 
     told = pytest.raises(MemoryError, match="nothing else under way; take a smaller --cache_gb")
-    with ThreadPoolExecutor(2) as pool, told:
+    with threads.Threads(2) as pool, told:
         threads.results(pool, [fail], [pool.submit(fail)], [])
+
+
+def test_threads_start_once_and_a_stream_that_ends_early_leaves_nothing_to_do(image_folder):
+    """No thread starts later, when memory may have run out."""
+    images = registry.open_dataset("folder", str(image_folder)).val
+    stream = classified(images, 3)
+    next(stream)
+    running = {thread.name for thread in threading.enumerate()}
+    others = [*classified(images, 3)]
+    assert {thread.name for thread in threading.enumerate()} == running and len(others) == 2
+    stream.close()
+    calls, pause = [], threading.Event()
+    with threads.Threads(1) as pool:
+        pool.submit(pause.wait)
+        late = pool.submit(calls.append, 1)
+        threading.Timer(0.1, pause.set).start()
+    assert late.cancelled() and not calls
+
+
+def test_a_fork_has_threads_of_its_own():
+    with threads.Threads(2) as pool:
+        assert pool.submit(int).result() == 0
+    child = os.fork()
+    if not child:
+        with threads.Threads(2) as pool:
+            os._exit(7 if pool.submit(int).result() == 0 else 1)
+    deadline = time.monotonic() + 60
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if ended == (0, 0):
+        os.kill(child, 9)
+    assert os.waitstatus_to_exitcode(ended[1]) == 7

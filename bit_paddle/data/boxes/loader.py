@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import partial
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from PIL import Image
 from bit_paddle.data.boxes.annotations import BoxedImages
 from bit_paddle.data.boxes.views import View, jittered
 from bit_paddle.data.loader import VIEW, step_positions
-from bit_paddle.data.threads import results
+from bit_paddle.data.threads import Threads, results
 
 
 class Views(NamedTuple):
@@ -121,17 +121,14 @@ def training_batches(
         for indices, parts in jobs():
             yield Batch(indices, [make() for make in parts])
         return
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     under_way: deque[tuple[np.ndarray, list[Callable[[], Example]], list[Future[Example]]]]
     under_way = deque()
-    try:
+    with Threads(workers) as pool:
         for indices, parts in jobs():
             under_way.append((indices, parts, [pool.submit(make) for make in parts]))
             if len(under_way) > 1:
                 indices, parts, futures = under_way.popleft()
                 yield Batch(indices, results(pool, parts, futures, under_way[0][2]))
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _example(

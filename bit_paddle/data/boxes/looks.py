@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from bit_paddle.data.boxes.views import View, fitting_sides, whole
-from bit_paddle.data.threads import results
+from bit_paddle.data.threads import Threads, results
 
 
 class Openable(Protocol):
@@ -65,7 +65,6 @@ def evaluation_views(
     if workers == 0:
         yield from map(seen, indices)
         return
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     under_way: deque[tuple[int, Future[Seen]]] = deque()
 
     def next_seen() -> Seen:
@@ -73,15 +72,13 @@ def evaluation_views(
         later = [other for _, other in under_way]
         return results(pool, [partial(seen, index)], [future], later)[0]
 
-    try:
+    with Threads(workers) as pool:
         for index in indices:
             under_way.append((index, pool.submit(seen, index)))
             if len(under_way) > 2 * workers:
                 yield next_seen()
         while under_way:
             yield next_seen()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _cut(original: tuple[int, int], longest: int) -> View:
