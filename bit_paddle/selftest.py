@@ -26,7 +26,7 @@ PROG = "python -m bit_paddle.selftest"
 _TF32 = "NVIDIA_TF32_OVERRIDE"  # of NVIDIA's libraries, which read it once: 0 is full float32
 
 _EPILOG = f"""\
-checks, of which memory and pinned need a GPU, and the others also run on a CPU:
+checks (memory and pinned need a GPU; the others also run on a CPU):
 {{checks}}
 
 The exit status is 1 if a check fails. It takes minutes.

@@ -148,8 +148,8 @@ def audit(
     several = isinstance(data.train.labels, LabelSets)
     if several and out_of_fold is not None:
         raise ConfigError(
-            "--predictions: judges labels, of which an image has exactly one; an image of these "
-            "data may have several. Without the flag, copies and unusual images are found"
+            "--predictions: judges images with one label each, but an image of these data may have "
+            "several. Without the flag, copies and unusual images are found"
         )
     named = [(title, getattr(data, title)) for title in ("train", "val", "test")]
     titles, parts = map(list, zip(*((title, part) for title, part in named if part)))

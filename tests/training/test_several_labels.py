@@ -546,7 +546,7 @@ def test_audit_finds_copies_and_judges_no_labels(tags, tmp_path):
     kinds = {row["kind"] for row in rest}
     assert "unreadable" in kinds and "label" not in kinds
     done = run_here("audit", *words, "--predictions", tmp_path / "none.csv")
-    assert done.returncode == 2 and "--predictions: judges labels, of which" in done.stderr
+    assert done.returncode == 2 and "--predictions: judges images with one label" in done.stderr
 
 
 def test_a_softmax_model_is_refused(tags, tmp_path):

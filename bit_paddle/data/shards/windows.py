@@ -13,7 +13,8 @@ from bit_paddle.data.shards.images import ShardImages
 class Windows:
     """Windows of ``size`` shards each; ``shards`` [N] are the numbers of the images' shards.
 
-    ``prefetch`` begins to get shards, of which the second group is needed later.
+    ``prefetch`` takes the numbers of the shards that are needed now and of those that are needed
+    later, and begins to get both.
     """
 
     def __init__(

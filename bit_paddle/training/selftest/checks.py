@@ -152,11 +152,11 @@ def speed(runs: Runs) -> str:
 CHECKS = {
     "goldens": Check("outputs and gradients in float32, with TF32 off", goldens),
     "amp": Check("losses in half precision", amp),
-    "processes": Check("all GPUs compute what one computes (NCCL; on CPUs gloo)", all_processes),
+    "processes": Check("all GPUs give the losses of one (NCCL; on CPUs gloo)", all_processes),
     "overlap": Check("gradients are exchanged beside the backward pass", overlap),
     "recompute": Check("recomputation gives the same bits", recompute),
     "shard": Check("sharding gives the same losses", shard),
-    "memory": Check("a run out of memory goes on in smaller micro-batches", out_of_memory, True),
+    "memory": Check("without enough memory a run takes smaller micro-batches", out_of_memory, True),
     "resume": Check("a resumed run ends with the same bits (--deterministic)", resume),
     "pinned": Check("images are copied from pinned memory", pinned, True),
     "speed": Check("images per second", speed),
