@@ -174,6 +174,13 @@ def run_command(command: Callable[[list[str]], int], arguments: list[str]) -> in
         if isinstance(error, (OSError, MemoryError)):  # a full disk: the message is enough
             print(f"error: {error}", file=sys.stderr)
             return 1
+        if isinstance(error, RuntimeError) and str(error) == "can't start new thread":
+            print(
+                "error: the system starts no more threads: it has no memory left, or the user has "
+                "too many processes (`ulimit -u` shows how many are allowed)",
+                file=sys.stderr,
+            )
+            return 1
         print(
             f"error: unexpected {type(error).__name__}: {error}\n"
             "This looks like a defect of bit_paddle; --traceback shows where.",

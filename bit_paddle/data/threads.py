@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import os
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
+
+from bit_paddle.system.threads import started_pool
 
 Result = TypeVar("Result")
 
@@ -16,8 +17,7 @@ Result = TypeVar("Result")
 class Threads:
     """``with Threads(4) as pool``: the threads of this process, shared by all that ask for four.
 
-    They are all started at the first time, and stay. A thread that starts when memory has run out
-    may end before it answers, and Python waits for its answer for ever.
+    They are all started at the first time, and stay.
     """
 
     def __init__(self, workers: int):
@@ -42,9 +42,7 @@ class Threads:
 
 @functools.cache
 def _started(workers: int) -> ThreadPoolExecutor:
-    pool, all_of_them = ThreadPoolExecutor(workers, "decode"), threading.Barrier(workers)
-    wait([pool.submit(all_of_them.wait) for _ in range(workers)])
-    return pool
+    return started_pool(workers, "decode")
 
 
 os.register_at_fork(after_in_child=_started.cache_clear)  # a fork has none of the threads

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from bit_paddle.errors import BitPaddleError, CheckpointError
 from bit_paddle.models.checkpoint import CheckpointFile
 from bit_paddle.runs.logbook import METRICS, Logbook
 from bit_paddle.system import files, processes
+from bit_paddle.system.threads import started_pool
 
 CHECKPOINTS, BEST = "checkpoints", "best.npz"
 
@@ -130,7 +131,7 @@ class Saver:
     ):
         self._folder, self._keep, self._interval = folder, keep, interval
         self._log = log
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="save")
+        self._pool = started_pool(1, "save")
         self._saving: Future | None = None
         self._step, self._time = step, time.monotonic()  # of the last save
         self._write: Callable[[Path], None] | None = None

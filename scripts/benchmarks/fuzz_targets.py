@@ -540,6 +540,32 @@ def of_onnx(folder: Path) -> Target:
     return [(folder / "x.onnx").read_bytes(), (export / paddle_inference.NOTES).read_bytes()], read
 
 
+def of_onnx_data(folder: Path) -> Target:
+    """ONNX files with their arrays in a second file, as above 2 GB, and that file."""
+    from bit_paddle.inference import onnx_data, onnx_files, trained
+    from bit_paddle.inference.formats import FORMATS
+    from bit_paddle.models.weights import create_model
+
+    npz.write(folder / "x.npz", small().items(), {"classes": list(NAMES), "crop": 32})
+    network, file = create_model(folder / "x.npz"), trained.find_trained(str(folder / "x.npz"))
+    network.eval()
+    onnx_data.MOST_INLINE = 0
+    graph = folder / "x.onnx"
+    FORMATS["onnx"].write(network, file, graph)
+    files = [graph, onnx_data.path_of(graph)]
+    blobs = [path.read_bytes() for path in files]
+
+    def read(content: bytes, way: int) -> None:
+        files[way].write_bytes(content)
+        try:
+            trained.find_trained(str(graph))
+            onnx_data.arrays(onnx_files.read(graph), graph)
+        finally:
+            files[way].write_bytes(blobs[way])
+
+    return blobs, read
+
+
 # --- Videos and requests ------------------------------------------------------------------------
 
 
@@ -646,6 +672,7 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "pickles": of_pickles,
     "keras": of_keras,
     "onnx": of_onnx,
+    "onnx_data": of_onnx_data,
     "videos": of_videos,
     "requests": of_requests,
 }

@@ -89,6 +89,13 @@ class Evil:
         return print, ("code from the archive ran",)
 
 
+class TooFar:
+    """An array that begins at a byte which no address reaches: an ArithmeticError of NumPy."""
+
+    def __reduce__(self):
+        return np.ndarray, ((1,), "u1", b"x", 1 << 70)
+
+
 @pytest.mark.parametrize(
     "changes, words",
     [
@@ -97,6 +104,10 @@ class Evil:
         ({"test_batch": {b"labels": [0]}}, "4 images, but 1 labels"),
         ({"data_batch_2": {b"data": np.zeros((4, 3071), np.uint8)}}, r"expected uint8 \[N, 3072\]"),
         ({"data_batch_2": {b"data": Evil()}}, "refers to .*print"),
+        (
+            {"data_batch_2": {b"data": TooFar()}},
+            "is damaged or not CIFAR's .*convert",
+        ),
         ({"batches.meta": {b"label_names": [b"a", 5]}}, "batches.meta names no classes"),
         ({"batches.meta": ["a list"]}, "holds a list, expected a dictionary"),
         ({"data_batch_1": {b"data": None}}, "expected uint8"),

@@ -56,6 +56,12 @@ def names(folder):
 # --- When and how -------------------------------------------------------------------------------
 
 
+def test_its_thread_has_started_before_memory_can_run_out(saver_of):
+    before = set(threading.enumerate())
+    saver_of()
+    assert [thread.name for thread in set(threading.enumerate()) - before] == ["save_0"]
+
+
 def test_due_after_so_many_steps(saver_of):
     saver = saver_of(step=10)
     assert [saver.due(step) for step in (10, 14, 15, 16)] == [False, False, True, True]
