@@ -207,10 +207,10 @@ def test_a_folder_is_a_grid_with_filters(visit, address, model, tmp_path, width)
     assert 0 < len(known) < 12  # so that each filter has an effect
 
     def names():
-        return [image.get_attribute("alt") for image in tiles.locator("img").all()]
+        return tiles.locator("img").evaluate_all("images => images.map((image) => image.alt)")
 
     def wait_for(count):
-        page.locator("#shown").get_by_text(f"{count} of 13 pictures").wait_for()
+        page.locator("#shown").get_by_text(f"{count} of 13 pictures", exact=True).wait_for()
 
     page.locator("#by-unknown").select_option("unknown")
     wait_for(12 - len(known))
@@ -243,7 +243,7 @@ def test_work_can_be_stopped(visit, address):
     page = visit(address)
     page.route("**/predict*", lambda route: None)  # the network is very slow
     drop(page, "#look", named_pictures())
-    page.locator("#shown").get_by_text("0 of 12").wait_for()
+    page.locator("#shown").get_by_text(re.compile("^0 of 12")).wait_for()
     page.locator("#stop").click()
     page.locator("#shown").get_by_text("12 of 12 pictures").wait_for()
     assert page.locator(".tile.broken").count() == 12
