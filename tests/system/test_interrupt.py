@@ -138,7 +138,8 @@ def test_checked_stops_before_the_next_item():
 def test_a_signal_while_a_command_is_imported_ends_it_in_silence(number, status, said, tmp_path):
     """Here at the import of a module that takes its time."""
     mark = tmp_path / "imported"
-    (tmp_path / "yaml.py").write_text(f"import time; open({str(mark)!r}, 'w'); time.sleep(60)\n")
+    pauses = "for _ in range(600): time.sleep(0.1)"  # Python handles signals between them
+    (tmp_path / "yaml.py").write_text(f"import time; open({str(mark)!r}, 'w')\n{pauses}\n")
     process = subprocess.Popen(
         [sys.executable, "-m", "bit_paddle.train", "--help"],
         env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
