@@ -41,6 +41,7 @@ _CALLABLE = (
 __all__ = ["__version__", *_CALLABLE, *_HOMES]
 
 environment.prepare()  # here because it must come before Paddle is imported, by whomever
+signals.shield()
 
 
 def __getattr__(name: str) -> Any:

@@ -16,6 +16,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from bit_paddle.system.signals import held
+
 RENEWAL, STALE = 10.0, 60.0  # seconds: between two renewals; without one, until a lease is stale
 
 _POLL = 0.2  # seconds between two looks at the lease of another machine
@@ -26,7 +28,8 @@ class Lease:
 
     def __init__(self, path: Path, content: bytes):
         self._path, self._content, self._released = path, content, threading.Event()
-        threading.Thread(target=self._renew, daemon=True, name="lease").start()
+        with held(signal.SIGTERM):  # for good in the thread: the main thread alone gets it
+            threading.Thread(target=self._renew, daemon=True, name="lease").start()
 
     def release(self) -> None:
         """Remove the file, unless another process has taken the folder over."""

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import selectors
+import signal
 import socket
 import sys
 import threading
@@ -22,6 +23,7 @@ from typing import Any
 
 from bit_paddle.errors import BitPaddleError, ConfigError, PeerError
 from bit_paddle.system import processes
+from bit_paddle.system.signals import held
 
 BEAT, SILENCE = 2.0, 20.0  # seconds: between two lines; without one, until a process counts as lost
 START = 300.0  # the same while processes start: a slow disk may take as long to load Paddle
@@ -129,7 +131,8 @@ class Team:
         else:
             self._connect(address, int(port))
         self._thread = threading.Thread(target=self._run, daemon=True, name="peers")
-        self._thread.start()
+        with held(signal.SIGTERM):  # for good in the thread: the main thread alone gets it
+            self._thread.start()
 
     def _connect(self, address: str, port: int) -> None:
         while True:

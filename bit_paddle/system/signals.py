@@ -127,6 +127,19 @@ class Interrupt:
             signal.signal(signal.SIGINT, before)
 
 
+@contextmanager
+def held(number: signal.Signals) -> Iterator[None]:
+    """Inside, let a signal to this thread wait; it takes effect at the end.
+
+    Threads that start inside never get it. Another thread without this would get it at once.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [number])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
@@ -160,10 +173,24 @@ def prepare() -> None:
     The package calls this first of all. Ctrl-C ends as in `errors.run_command`, which takes over
     from here.
     """
-    program = os.path.basename(next(iter(getattr(sys, "argv", ())), ""))
-    if program in ("-m", "bit_paddle") and _in_main_thread():  # `-m` while Python looks for it
+    if _is_command():
         heed_notice()
         sys.excepthook = _end_if_interrupted
+
+
+def shield() -> None:
+    """Import NumPy, if this is a command, so that the threads that it starts never get SIGTERM.
+
+    The package calls this when it has chosen the number of threads.
+    """
+    if _is_command():
+        with held(signal.SIGTERM):
+            import numpy  # noqa: F401
+
+
+def _is_command() -> bool:
+    program = os.path.basename(next(iter(getattr(sys, "argv", ())), ""))
+    return program in ("-m", "bit_paddle") and _in_main_thread()  # `-m` while Python looks for it
 
 
 def _end_if_interrupted(

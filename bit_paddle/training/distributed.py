@@ -26,7 +26,6 @@ _PRECISIONS = ("off", "fp16", "bf16")  # a GPU that computes in one computes in 
 
 def join() -> None:
     """Initialize `paddle.distributed`; a single process needs no initialization."""
-    paddle.disable_signal_handler()  # it prints a stack trace on SIGTERM
     peers.meet()  # Paddle is loaded in all
     if processes.world_size() > 1:
         with redirect_stderr(io.StringIO()):  # Paddle prints a list of its flags

@@ -20,7 +20,7 @@ from bit_paddle.runs.history import PLAN
 from bit_paddle.runs.results import RESULT
 from bit_paddle.runs.results import result as result_of
 from bit_paddle.system import environment, files, peers, processes
-from bit_paddle.system.signals import Interrupt
+from bit_paddle.system.signals import Interrupt, held
 from bit_paddle.training.plan import Plan
 
 # Settings that decide no result, but what the processes of a run exchange.
@@ -140,8 +140,12 @@ def _run_in_folder(
 
 def _run(plan: Plan, log: logbook.Logbook, stop: Interrupt) -> tuple[int, dict[str, Any] | None]:
     peers.meet(_facts(plan))
-    with log.timed("loading Paddle"), stop.at_once():
-        from bit_paddle.training import run  # imports Paddle, which takes seconds
+    with log.timed("loading Paddle"), stop.at_once(), held(Signals.SIGTERM):
+        import paddle  # takes seconds, and then prints a stack of C++ on SIGTERM
+
+        from bit_paddle.training import run
+
+        paddle.disable_signal_handler()
     return run.run(plan, log, stop)
 
 

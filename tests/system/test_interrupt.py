@@ -1,10 +1,12 @@
 """Signals, sent to real processes."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, wait_until
@@ -150,6 +152,29 @@ def test_a_signal_while_a_command_is_imported_ends_it_in_silence(number, status,
     process.send_signal(number)
     assert process.communicate(timeout=30)[1] == said
     assert process.returncode == status
+
+
+def test_a_signal_while_paddle_is_imported_ends_a_run_in_silence(tmp_path):
+    """Here when Paddle has put its own handler for SIGTERM, which prints a stack of C++."""
+    words = "--model R14x0.5 --from_scratch --dataset digits --precrop 36 --crop 32 --steps 2"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bit_paddle.train", *words.split(), "--logdir", str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,  # where Paddle prints that
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+    def caught():
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        mask = re.search(r"^SigCgt:\s*(\w+)$", status, re.MULTILINE)[1]
+        return int(mask, 16) >> (signal.SIGTERM - 1) & 1
+
+    wait_until(caught, process)
+    process.send_signal(signal.SIGTERM)
+    told = process.communicate(timeout=120)[0]
+    assert "Traceback" not in told and "FatalError" not in told
+    assert process.returncode in (-signal.SIGTERM, 128 + signal.SIGTERM)  # at once, or noted
 
 
 def test_a_program_that_imports_the_package_keeps_its_handlers():
