@@ -255,9 +255,7 @@ def test_the_cache_is_bounded_and_the_window_is_stated(packed, server, cache, tm
     assert len(set(seen.tolist())) == 38
     assert np.count_nonzero(np.diff(order)) == len(set(order.tolist())) - 1 >= count - 2
     assert len(list(cache.glob("train-*/shards/*.tar"))) == 2
-    fetched = [path for path, _ in server.requests if path.endswith(".tar")]
-    # A thread that is late may need a shard again after it has left the window.
-    assert len(set(fetched)) == count and len(fetched) < 2 * count
+    assert len([path for path, _ in server.requests if path.endswith(".tar")]) == count
     for old in cache.glob("train-*/shards/*.tar"):
         old.unlink()
     stream = loader.training_batches(

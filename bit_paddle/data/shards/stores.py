@@ -158,13 +158,16 @@ class Cache:
         new = [number for number in later if number not in self._asked]
         if new:
             self._asked.extend(new)
-            arguments = ([*now, *new],)
-            threading.Thread(target=self._transfer, args=arguments, daemon=True).start()
+            threading.Thread(target=self._transfer, args=(now, new), daemon=True).start()
 
-    def _transfer(self, numbers: list[int]) -> None:
+    def _transfer(self, now: list[int], new: list[int]) -> None:
+        for number in now:  # they stay; one that has left, or is not there yet, is its reader's
+            with suppress(OSError):
+                os.utime(self._folder / self._shards[number].name)
         with suppress(DataError, DownloadError, OSError):  # who needs the image reports it
-            for number in numbers:
-                os.utime(self.path(number))
+            for number in new:
+                if number in self._asked:  # else this thread is late: the window has moved on
+                    os.utime(self.path(number))
 
     def _remove_oldest(self) -> None:
         """Leave the ``most`` shards that were used last."""
