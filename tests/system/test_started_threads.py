@@ -1,5 +1,7 @@
 """Threads that start before memory can run out, and the message where none starts."""
 
+import subprocess
+import sys
 import threading
 
 from bit_paddle import errors
@@ -28,3 +30,20 @@ def test_a_thread_for_which_there_is_no_memory_is_no_defect(capsys):
     printed = capsys.readouterr().err
     assert "error: the system starts no more threads: it has no memory left" in printed
     assert "defect" not in printed
+
+
+def test_a_pool_of_which_some_threads_start_does_not_wait_for_the_others():
+    """Two stacks of 1 GB fit into the space of addresses, and the third does not."""
+    script = """
+import resource, threading
+from bit_paddle.system.threads import started_pool
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (5 << 29),) * 2)
+threading.stack_size(1 << 30)
+started_pool(4, "early")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], stderr=subprocess.PIPE, encoding="utf-8", timeout=60
+    )
+    assert done.returncode == 1
+    assert "RuntimeError: can't start new thread" in done.stderr
