@@ -49,8 +49,8 @@ def start(
     """Carry out one run in its folder; return how it ended.
 
     ``settings`` were parsed from ``arguments``, the words of the command line after its ``prog``.
-    ``make_plan`` is that of their task. If ``embedded`` (in
-    a program or notebook), a second Ctrl-C raises KeyboardInterrupt and does not end the process.
+    ``make_plan`` is that of their task. If ``embedded`` (in a program or notebook), a second Ctrl-C
+    raises KeyboardInterrupt and does not end the process.
     """
     stop = Interrupt(embedded)
     processes.end_with_parent()
