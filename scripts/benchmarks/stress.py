@@ -435,6 +435,8 @@ def variants(bench: Bench, names: Sequence[str] = tuple(VARIANTS), count: int = 
                 row.failures.append(f"the plan has no MixUp: {printed}")
         if options.get("number") and max(row.repeated, default=0):
             row.failures.append(f"{name}: {max(row.repeated)} steps were recomputed")
+        if not row.repeated:
+            row.failures.append(f"{name}: no run was stopped before its end")
         rows.append(row)
     return rows
 
@@ -898,6 +900,9 @@ def main() -> int:
     if set(selected) - set(parts):
         parser.error(f"--only: choose from {', '.join(parts)}")
     datadir = str(Path(flags.datadir).resolve()) if flags.datadir else ""
+    for number in (signal.SIGINT, signal.SIGHUP):  # nohup or `&` of a shell has them ignored, also
+        if signal.getsignal(number) is signal.SIG_IGN:  # in the runs; a handler is not passed on
+            signal.signal(number, lambda *_: None)
     rows: list[Row] = []
     folder = Path(tempfile.mkdtemp(prefix="stress-"))
     bench = Bench(folder, flags.seed, datadir, flags.jobs)
