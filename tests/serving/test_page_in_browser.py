@@ -179,7 +179,7 @@ def test_a_photo_of_the_camera(visit, address):
     page.keyboard.press("Escape")
     page.locator(".bars li").first.wait_for()
     assert page.locator("#detail-name").inner_text() == "Photo 1.jpg"
-    assert page.evaluate("document.querySelector('video').srcObject.active") is False
+    page.wait_for_function("!document.querySelector('video').srcObject.active")
 
 
 @pytest.mark.parametrize("width", SIZES.values(), ids=SIZES)
