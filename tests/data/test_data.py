@@ -531,7 +531,8 @@ def test_images_are_kept_if_all_fit(noise, memory, decoded, monkeypatch):
     counts.clear()
     together = steps_of(noise, 8, memory=memory)
     assert sum(counts) == decoded
-    assert all(np.array_equal(a, b) for a, b in zip(flat(steps), flat(together), strict=True))
+    alone, joint = list(flat(steps)), list(flat(together))
+    assert len(alone) == len(joint) and all(map(np.array_equal, alone, joint))
 
 
 def test_images_of_a_small_set_are_decoded_once_though_drawn_often(noise):
@@ -558,8 +559,9 @@ def test_images_in_memory_have_the_pixels_of_pillow(shape, size, filter, monkeyp
     images = ArrayImages(pixels, [0] * len(pixels), ["a"], "noise")
     crop, rows = min(size) - 5, random.permutation(len(pixels)).tolist()
     corners = random.integers(0, [side - crop + 1 for side in size], (len(rows), 2)).tolist()
-    found = transforms.crops(images, rows, lambda k, *_: (size, corners[k]), crop, filter)
-    for row, (left, top), bands in zip(rows, corners, found, strict=True):
+    found = list(transforms.crops(images, rows, lambda k, *_: (size, corners[k]), crop, filter))
+    assert len(found) == len(rows)
+    for row, (left, top), bands in zip(rows, corners, found):
         whole = Image.fromarray(pixels[row]).resize(size, Image.Resampling[filter.upper()])
         expected = np.asarray(whole.crop((left, top, left + crop, top + crop)))
         assert np.array_equal(np.stack(list(bands), axis=2), expected)
@@ -572,10 +574,13 @@ def test_neighbours_of_several_sizes_have_the_pixels_of_pillow():
     pictures = [random.integers(0, 256, (*shape, 3), np.uint8) for shape in shapes]
     images = Decoded(Pictures(pictures))
     view = Preprocessing(24, 30, "bicubic")
-    found = transforms.crops(
-        images, range(8), lambda _, *size: view.geometry(*size), view.crop, view.filter
+    found = list(
+        transforms.crops(
+            images, range(8), lambda _, *size: view.geometry(*size), view.crop, view.filter
+        )
     )
-    for picture, bands in zip(pictures, found, strict=True):
+    assert len(found) == len(pictures)
+    for picture, bands in zip(pictures, found):
         expected = transforms.evaluation_view(Image.fromarray(picture), view)
         assert np.array_equal(np.stack(list(bands)), expected)
 
