@@ -101,8 +101,8 @@ def _renamed(arguments: Sequence[str]) -> list[str]:
 
 _TRAINING = ("plan", "show")  # commands that also take all flags of train
 
-_PREAMBLE = {  # complete names of models, and files
-    "bash": '_bit_paddle_models() {{ compgen -W "{models}" -- "$1"; compgen -f -- "$1"; }}',
+_PREAMBLE = {  # complete names of models, and files; some versions of shtab change IFS
+    "bash": '_bit_paddle_models() {{ IFS=" " compgen -W "{models}" -- "$1"; compgen -f -- "$1"; }}',
     "zsh": "_bit_paddle_models() {{ compadd -- {models}; _files }}",
 }
 

@@ -63,7 +63,7 @@ def test_postscript_starts_no_program(tmp_path, monkeypatch):
     program.write_text(f"#!/bin/sh\ntouch {marker}\nexit 1\n")
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # it is looked for once
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None, raising=False)  # looked for once
     path = tmp_path / "cat.jpg"
     Image.new("RGB", (8, 8)).save(path, "EPS")
     images = FileImages([str(path)], [0], ["cat"])

@@ -1,5 +1,6 @@
 """Shards: the same images and batches as from files; what is cut, damaged or unknown is refused."""
 
+import gc
 import json
 import os
 import sys
@@ -249,6 +250,7 @@ def held(folder):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_an_index_gives_back_its_pages(packed):
+    gc.collect()
     before = held(packed)  # what other tests have left
     found = parts_of(packed).train.index
     content = found.images.tobytes(), found.labels.tobytes(), found.names.tobytes()

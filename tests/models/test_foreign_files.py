@@ -5,6 +5,9 @@ versions. Nothing of it was written by this package but the two ``.pdparams`` fi
 
 float32: sums of up to 2,304 products with rounding error 6e-8, through 14 layers, and an epsilon of
 1e-8 instead of 1e-10, give 3e-6 of the largest output; the bar is 1e-5.
+
+The outputs were written with Pillow 13, which resizes the columns of a tall image before its rows.
+Earlier versions round other pixels, so with these only the wide image is compared.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 from helpers.foreign import make_foreign_models
 from helpers.places import ROOT
@@ -27,6 +31,8 @@ from bit_paddle.models.checkpoint import CheckpointFile
 ARCHIVE = ROOT / "tests/data/foreign-models.tar.xz"
 
 BAR = 1e-5
+
+COMPARED = slice(0 if int(PIL.__version__.split(".")[0]) >= 13 else 1, None)  # tall, wide
 
 CLIP = (make_foreign_models.CLIP["mean"], make_foreign_models.CLIP["std"])
 
@@ -77,12 +83,12 @@ def written(folder: Path) -> dict[str, dict]:
 def assert_outputs(folder: Path, name: str, facts: dict, view: Preprocessing | None) -> None:
     """The outputs of a file are its library's, each with its own preprocessing."""
     model = bit_paddle.load(folder / name, crop=facts.get("crop"))
-    images = sorted((folder / "images").iterdir())
+    images = sorted((folder / "images").iterdir())[COMPARED]
     headless = name.endswith("features")
     found = (model.features if headless else model.logits)(images)
     for precision in ("float32", "float64"):
         if precision in facts:  # Paddle's file has no other witness than its own float32
-            expected = np.array(facts[precision])
+            expected = np.array(facts[precision])[COMPARED]
             assert found.shape == expected.shape and found.dtype == np.float32
             assert np.abs(found - expected).max() <= BAR * np.abs(expected).max(), precision
     assert model.file.preprocessing == (view or Preprocessing(facts["crop"]))

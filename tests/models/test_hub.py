@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -186,13 +187,17 @@ def test_faults_that_pass(faults, cdn_faults, server):
 
 
 def test_only_the_rest_is_asked_for(server):
-    """Of a file that is longer than the 10 MiB that huggingface_hub writes at once."""
+    """Of a file that is longer than the 10 MiB that huggingface_hub asks for at once.
+
+    Newer versions keep whole pieces of 10 MiB, older ones all that came.
+    """
     content = os.urandom(25_000_000)
     server.repositories["timm/net"]["model.safetensors"] = content
     server.cdn_faults = ["drop"]
     assert (hub.download(NET) / "model.safetensors").read_bytes() == content
-    ranges = [wanted for verb, path, wanted in server.requests if verb == "GET" and wanted]
-    assert ranges == [f"bytes={10 << 20}-"]
+    (wanted,) = (wanted for verb, path, wanted in server.requests if verb == "GET" and wanted)
+    start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1])
+    assert 10 << 20 <= start < len(content)
 
 
 def test_wrong_bytes_under_the_right_name(server, tmp_path):
@@ -371,9 +376,11 @@ def exported(tmp_path):
 
 def test_upload(exported, server, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    for content in (b"old", WEIGHTS[:100_000]):  # the second time the repository exists
-        (exported / "model.safetensors").write_bytes(content)
-        assert hub.upload(exported, "me/pets", private=True) == f"{server.address}/me/pets"
+    with monkeypatch.context() as patch:  # read before the test by versions before 1.8
+        patch.setattr("huggingface_hub.constants.ENDPOINT", server.address)
+        for content in (b"old", WEIGHTS[:100_000]):  # the second time the repository exists
+            (exported / "model.safetensors").write_bytes(content)
+            assert hub.upload(exported, "me/pets", private=True) == f"{server.address}/me/pets"
     assert server.access["me/pets"] == "private"
     assert server.repositories["me/pets"] == {
         path.name: path.read_bytes() for path in exported.iterdir()

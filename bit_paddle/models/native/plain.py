@@ -224,7 +224,15 @@ def maximum(x: Tensor) -> Tensor:
 
     Equal maxima share the gradient.
     """
-    return (x.astype("float32") if x.dtype in HALF else x).amax(axis=[2, 3])
+    return maximum_over(x.astype("float32") if x.dtype in HALF else x, [2, 3])
+
+
+def maximum_over(x: Tensor, axes: list[int]) -> Tensor:
+    """Return the maxima of ``x`` over ``axes``; equal maxima share the gradient."""
+    # The gradient of amax over one place is unwritten memory with Paddle 2.6.2.
+    if paddle.in_dynamic_mode() and all(x.shape[axis] == 1 for axis in axes):
+        return x.squeeze(axes)
+    return x.amax(axis=axes)
 
 
 def add_bias(x: Tensor, bias: Tensor) -> Tensor:
