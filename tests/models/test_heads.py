@@ -17,7 +17,7 @@ from bit_paddle.inference import formats, predictor, verify
 from bit_paddle.inference.trained import find_trained
 from bit_paddle.models import cost, heads
 from bit_paddle.models.checkpoint import CheckpointFile
-from bit_paddle.models.native import build
+from bit_paddle.models.native import build, plain
 from bit_paddle.models.weights import load_npz
 from bit_paddle.training.classification import frozen
 from bit_paddle.training.classification.plan import make_plan
@@ -323,6 +323,16 @@ def test_maps_add_up_to_the_logits(head, dtype):
     sums = found.maps.mean(axis=(1, 2)) + found.biases
     whole = predictor.infer(model, images)[np.arange(3), [2, 0, 1]]
     np.testing.assert_allclose(sums, whole, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("side, share", [(1, 1.0), (2, 0.25)])
+def test_the_gradient_of_a_maximum(side, share, dtype):
+    """Equal maxima share it. Over one place, amax of Paddle 2.6.2 leaves it unwritten."""
+    x = paddle.ones([2, 64, side, side], dtype)
+    x.stop_gradient = False
+    plain.maximum(x).sum().backward()
+    assert (x.grad.numpy() == share).all()
 
 
 def test_a_maximum_counts_where_it_is():
