@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import paddle
 import pytest
 from conftest import ROOT, wait_until
 
@@ -493,10 +494,13 @@ ROUNDED = """
 """
 
 
+CUTS = paddle.__version__.startswith("2.")  # bits off, instead of rounding
+
+
 def to_bf16(values):
-    """The nearest bfloat16, ties to even, by the bits of float32."""
+    """The nearest bfloat16, ties to even, by the bits of float32; the next one to 0 if it `CUTS`."""
     bits = np.float32(values).view(np.uint32).astype(np.uint64)
-    bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16
+    bits = (bits + (0 if CUTS else 0x7FFF + ((bits >> 16) & 1))) >> 16 << 16
     return bits.astype(np.uint32).view(np.float32).astype(np.float64)
 
 
@@ -506,9 +510,11 @@ def test_gradients_are_summed_in_bf16_as_stated(launch, tmp_path):
 
     A rounding errs by 2^-8 at most, and no part is rounded more than three times. So a sum is
     within 3 * 2^-8 of the size of its parts (and 1 % of that: sums of rounded parts are rounded).
+    Paddle 2.6.2 cuts the bits off on a CPU, which errs by twice as much.
     """
     assert launch(ROUNDED, 3) == 0
     own = [np.load(tmp_path / f"own{rank}.npz") for rank in range(3)]
+    error = 2**-7 if CUTS else 2**-8
     for shard in (False, True):
         found = [dict(np.load(tmp_path / f"{shard}{rank}.npz")) for rank in range(3)]
         assert sorted(key for one in found for key in one) == sorted("012" * (1 if shard else 3))
@@ -519,7 +525,7 @@ def test_gradients_are_summed_in_bf16_as_stated(launch, tmp_path):
             assert all((one == sums[0]).all() for one in sums)
             assert np.any([sums[0] == order for order in orders], axis=0).all()
             exact, size = sum(one[f"arr_{key}"] for one in own), abs(a) + abs(b) + abs(c)
-            assert (abs(sums[0] - exact) < 1.01 * 3 * 2**-8 * size).all()
+            assert (abs(sums[0] - exact) < 1.01 * 3 * error * size).all()
 
 
 @pytest.mark.slow
