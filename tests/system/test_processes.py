@@ -498,7 +498,7 @@ CUTS = paddle.__version__.startswith("2.")  # bits off, instead of rounding
 
 
 def to_bf16(values):
-    """The nearest bfloat16, ties to even, by the bits of float32; the next one to 0 if it `CUTS`."""
+    """The nearest bfloat16, ties to even, by the bits of float32; if it `CUTS`, the next to 0."""
     bits = np.float32(values).view(np.uint32).astype(np.uint64)
     bits = (bits + (0 if CUTS else 0x7FFF + ((bits >> 16) & 1))) >> 16 << 16
     return bits.astype(np.uint32).view(np.float32).astype(np.float64)
