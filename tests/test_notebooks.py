@@ -121,7 +121,8 @@ class Kernel:
 
         When its text has ``interrupt_at``, it is interrupted, and again after each of ``pauses``.
         """
-        cell = self.client.execute(code)
+        # The kernel drops a cell that comes at once after an error, unless it is told not to.
+        cell = self.client.execute(code, stop_on_error=False)
         text, value, error = "", None, None
         while True:
             message = self.client.get_iopub_msg(timeout=120)
