@@ -283,7 +283,7 @@ def hub(monkeypatch, tmp_path):
     pytest.importorskip("huggingface_hub")
     hub = Hub({})
     monkeypatch.setenv("HF_ENDPOINT", hub.address)
-    # read before the test by versions before 1.8
+    # older versions have read it before the test
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("HF_TOKEN", "hf_of_the_tests")

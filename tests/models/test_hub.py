@@ -376,7 +376,7 @@ def exported(tmp_path):
 
 def test_upload(exported, server, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    with monkeypatch.context() as patch:  # read before the test by versions before 1.8
+    with monkeypatch.context() as patch:  # older versions have read it before the test
         patch.setattr("huggingface_hub.constants.ENDPOINT", server.address)
         for content in (b"old", WEIGHTS[:100_000]):  # the second time the repository exists
             (exported / "model.safetensors").write_bytes(content)
