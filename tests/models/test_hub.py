@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -196,8 +195,7 @@ def test_only_the_rest_is_asked_for(server):
     server.cdn_faults = ["drop"]
     assert (hub.download(NET) / "model.safetensors").read_bytes() == content
     (wanted,) = (wanted for verb, path, wanted in server.requests if verb == "GET" and wanted)
-    start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1])
-    assert 10 << 20 <= start < len(content)
+    assert wanted in (f"bytes={10 << 20}-", f"bytes={len(content) // 2}-")
 
 
 def test_wrong_bytes_under_the_right_name(server, tmp_path):
